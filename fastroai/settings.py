@@ -1,0 +1,103 @@
+"""`FASTROAI_*` settings: the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import SettingsError
+
+PREFIX = "FASTROAI_"
+DOTENV = ".env"
+
+ExecutorName = Literal["prefect", "memory"]
+
+
+class FastroAISettings(BaseSettings):
+    """What a deployment decides, read from `FASTROAI_*` variables and a `.env` file; variables win over the file."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=DOTENV, env_ignore_empty=True, extra="ignore")
+
+    executor: ExecutorName = Field(
+        default="prefect",
+        description="What runs a pipeline that names no executor: `prefect` or `memory` (in process, no server).",
+    )
+    result_storage: str | None = Field(
+        default=None,
+        description="Where step results are kept: `s3://bucket/prefix`, `s3-bucket/block-name` or a local folder. "
+        "Unset: Prefect's local storage folder.",
+    )
+    s3_endpoint_url: str | None = Field(
+        default=None, description="URL of an S3-compatible service, for example MinIO. Unset: AWS."
+    )
+    s3_region: str | None = Field(default=None, description="AWS region of the bucket. Unset: the usual AWS chain.")
+    s3_access_key_id: SecretStr | None = Field(
+        default=None, description="Access key id for the bucket. Unset: the usual AWS chain."
+    )
+    s3_secret_access_key: SecretStr | None = Field(
+        default=None, description="Secret access key for the bucket. Unset: the usual AWS chain."
+    )
+    s3_connect_timeout: float = Field(default=2.0, gt=0, description="Seconds to wait for a connection to S3.")
+    s3_read_timeout: float = Field(default=10.0, gt=0, description="Seconds to wait for an answer from S3.")
+    artifact_timeout: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds a run waits at its end for outstanding cost artifacts; after that it goes on without them.",
+    )
+    model: str | None = Field(
+        default=None,
+        description="Model of the jobs in flows/, as `provider:model`. Unset: `openai:gpt-5-mini` with an "
+        "OPENAI_API_KEY, else the offline model, which simulates.",
+    )
+    openai_api_key: SecretStr | None = Field(
+        default=None, validation_alias="OPENAI_API_KEY", description="OpenAI's key, under the name its SDK uses."
+    )
+
+
+def load_settings() -> FastroAISettings:
+    """The settings as the environment and `.env` have them now; parsed again only when those changed.
+
+    Raises:
+        SettingsError: A variable has a value it may not have.
+    """
+    global _cached
+    key = _environment_key()
+    if _cached is None or _cached[0] != key:
+        _cached = (key, _parse())
+    return _cached[1]
+
+
+_cached: tuple[object, FastroAISettings] | None = None
+
+
+def _environment_key() -> object:
+    variables = tuple((k, v) for k, v in os.environ.items() if k.startswith(PREFIX) or k == "OPENAI_API_KEY")
+    dotenv = Path(DOTENV)
+    try:
+        stat = dotenv.stat()
+    except OSError:
+        return variables, None
+    return variables, (str(dotenv.absolute()), stat.st_mtime_ns, stat.st_size)
+
+
+def _parse() -> FastroAISettings:
+    try:
+        return FastroAISettings()
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per bad variable: its name, its value unless secret, what is allowed."""
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else "?"
+        variable = name if name.isupper() else PREFIX + name.upper()
+        secret = "key" in name.lower() or "secret" in name.lower()
+        value = "***" if secret else repr(problem["input"])
+        lines.append(f"{variable}={value}: {problem['msg']}. Set it to an allowed value, or unset it.")
+    return "\n".join(lines)

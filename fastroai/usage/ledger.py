@@ -1,0 +1,147 @@
+"""The ledger: one entry for each model request that was really sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from uuid import uuid4
+
+
+class EntryState(StrEnum):
+    """What is known of a request.
+
+    `CHARGED`: answered and priced. `UNPRICED`: answered, its price is unknown. `UNSETTLED`: sent, its outcome unknown
+    (crash, timeout, cancellation, aborted stream). `REFUSED`: the provider said no and bills nothing. `REPLAYED`: taken
+    from a record instead of being sent; not spend.
+    """
+
+    CHARGED = "charged"
+    UNPRICED = "unpriced"
+    UNSETTLED = "unsettled"
+    REFUSED = "refused"
+    REPLAYED = "replayed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """Whom a request is booked to."""
+
+    run_id: str | None = None
+    pipeline: str | None = None
+    step_id: str | None = None
+    attempt: int = 1
+    """Attempt of the step, from 1."""
+    dispatch: int = 0
+    """Number of the agent call within the attempt, from 1; 0 outside a step."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCounts:
+    """Tokens of one request. `input_tokens` includes cached and audio ones, `output_tokens` includes audio ones."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    input_audio_tokens: int = 0
+    output_audio_tokens: int = 0
+    cache_audio_read_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One model request. It is written as `UNSETTLED` before the send and replaced by its outcome afterwards."""
+
+    id: str = field(default_factory=lambda: str(uuid4()))
+    state: EntryState = EntryState.UNSETTLED
+    attribution: Attribution = Attribution()
+    agent: str | None = None
+    model_asked: str | None = None
+    """`provider:model` as it was asked for."""
+    model_answered: str | None = None
+    """The model name in the response, often a dated version."""
+    provider_host: str | None = None
+    sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    settled_at: datetime | None = None
+    tokens: TokenCounts = TokenCounts()
+    cost_usd: Decimal | None = None
+    """USD, exact. None: not known."""
+    price_source: str | None = None
+    """Data set, version and matched model of the price, or which override."""
+    response_id: str | None = None
+    replay_of: str | None = None
+    """The entry that paid, for a `REPLAYED` one."""
+    simulated: bool = False
+    """Answered by an offline model: priced like the real one, but nothing was sent or paid."""
+    error: str | None = None
+    """Why the request was refused or its outcome is unknown."""
+
+    def settled(self, state: EntryState, **changes: object) -> LedgerEntry:
+        """This entry with its outcome, settled now."""
+        return replace(self, state=state, settled_at=datetime.now(UTC), **changes)  # type: ignore[arg-type]  # kwargs of replace
+
+    def replayed(self, attribution: Attribution) -> LedgerEntry:
+        """A new entry that says this one's answer was used again, for nothing, under another attribution."""
+        now = datetime.now(UTC)
+        return replace(
+            self,
+            id=str(uuid4()),
+            state=EntryState.REPLAYED,
+            attribution=attribution,
+            sent_at=now,
+            settled_at=now,
+            replay_of=self.replay_of or self.id,
+        )
+
+    @property
+    def is_spend(self) -> bool:
+        """Whether the request's cost counts: it was sent, and it was not refused."""
+        return self.state in _SPEND
+
+
+_SPEND = frozenset({EntryState.CHARGED, EntryState.UNPRICED, EntryState.UNSETTLED})
+
+
+def total_usd(entries: Iterable[LedgerEntry]) -> Decimal:
+    """Known spend of the entries in USD, exact. Replayed and refused ones are no spend; unknown costs add nothing."""
+    return sum((e.cost_usd for e in entries if e.is_spend and e.cost_usd is not None), Decimal(0))
+
+
+class RunLedger:
+    """The entries of one run, in the order in which they were sent. Recording an id again replaces its entry.
+
+    Recording is synchronous, so that a request can be settled while its coroutine is being cancelled or closed.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, LedgerEntry] = {}
+        self._by_step: dict[str | None, dict[str, None]] = {}
+        self._step_usd: dict[str | None, Decimal] = {}
+        self._usd = Decimal(0)
+
+    def record(self, entry: LedgerEntry) -> None:
+        """Add an entry, or replace the one with the same id by what is now known of it."""
+        step_id = entry.attribution.step_id
+        before = self._entries.get(entry.id)
+        delta = total_usd((entry,)) - (total_usd((before,)) if before else 0)
+        self._entries[entry.id] = entry
+        self._by_step.setdefault(step_id, {})[entry.id] = None
+        self._step_usd[step_id] = self._step_usd.get(step_id, Decimal(0)) + delta
+        self._usd += delta
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """All entries so far."""
+        return tuple(self._entries.values())
+
+    def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
+        """The entries booked to one step."""
+        return tuple(self._entries[id_] for id_ in self._by_step.get(step_id, ()))
+
+    def spent_usd(self, step_id: str | None = None) -> Decimal:
+        """Known spend in USD, exact: of one step, or of the whole run when no step is named."""
+        return self._usd if step_id is None else self._step_usd.get(step_id, Decimal(0))
