@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .executors.protocol import ExecutionResult
     from .pipelines.schemas import PipelineResult
 
 
@@ -74,7 +75,7 @@ class CostBudgetExceededError(FastroAIError):
 
 
 class DispatchSkippedError(FastroAIError):
-    """Raise it, or a subclass with a constructor of its own, from a before-hook: no request is sent, none is retried."""
+    """Raise it, or a subclass with its own constructor, from a before-hook: nothing is sent, nothing is retried."""
 
 
 class StepExecutionError(FastroAIError):
@@ -84,13 +85,14 @@ class StepExecutionError(FastroAIError):
         step_id: The step that failed.
         original_error: What it raised, the same object; also the `__cause__`.
         partial_result: What the run had when it ended: finished outputs, usage and ledger entries, spend of the failed
-            attempts included. None when the error was not raised by a run of a pipeline. Not pickled.
+            attempts included. An `ExecutionResult` from an executor called directly; None when the error was not raised
+            by a run. Not pickled.
     """
 
     def __init__(self, step_id: str, original_error: BaseException) -> None:
         self.step_id = step_id
         self.original_error = original_error
-        self.partial_result: PipelineResult[Any] | None = None
+        self.partial_result: PipelineResult[Any] | ExecutionResult | None = None
         super().__init__(f"Step '{step_id}' failed: {original_error}")
         self.__cause__ = original_error
 

@@ -46,7 +46,7 @@ class FastroAISettings(BaseSettings):
     artifact_timeout: float = Field(
         default=5.0,
         gt=0,
-        description="Seconds a run waits at its end for outstanding cost artifacts; after that it goes on without them.",
+        description="Seconds a run waits at its end for outstanding cost artifacts before it ends without them.",
     )
     model: str | None = Field(
         default=None,

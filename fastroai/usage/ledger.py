@@ -75,6 +75,8 @@ class LedgerEntry:
     response_id: str | None = None
     replay_of: str | None = None
     """The entry that paid, for a `REPLAYED` one."""
+    request_count: int = 1
+    """Requests it stands for: more than one only when an agent that can not be metered reports a sum."""
     simulated: bool = False
     """Answered by an offline model: priced like the real one, but nothing was sent or paid."""
     error: str | None = None
@@ -120,6 +122,7 @@ class RunLedger:
     def __init__(self) -> None:
         self._entries: dict[str, LedgerEntry] = {}
         self._by_step: dict[str | None, dict[str, None]] = {}
+        self._by_dispatch: dict[tuple[str | None, int, int], list[str]] = {}
         self._step_usd: dict[str | None, Decimal] = {}
         self._usd = Decimal(0)
 
@@ -129,7 +132,9 @@ class RunLedger:
         before = self._entries.get(entry.id)
         delta = total_usd((entry,)) - (total_usd((before,)) if before else 0)
         self._entries[entry.id] = entry
-        self._by_step.setdefault(step_id, {})[entry.id] = None
+        if before is None:
+            self._by_step.setdefault(step_id, {})[entry.id] = None
+            self._by_dispatch.setdefault(_dispatch_key(entry.attribution), []).append(entry.id)
         self._step_usd[step_id] = self._step_usd.get(step_id, Decimal(0)) + delta
         self._usd += delta
 
@@ -142,6 +147,14 @@ class RunLedger:
         """The entries booked to one step."""
         return tuple(self._entries[id_] for id_ in self._by_step.get(step_id, ()))
 
+    def of_dispatch(self, attribution: Attribution) -> tuple[LedgerEntry, ...]:
+        """The entries booked to one agent call, those of agents that its tools called included."""
+        return tuple(self._entries[id_] for id_ in self._by_dispatch.get(_dispatch_key(attribution), ()))
+
     def spent_usd(self, step_id: str | None = None) -> Decimal:
         """Known spend in USD, exact: of one step, or of the whole run when no step is named."""
         return self._usd if step_id is None else self._step_usd.get(step_id, Decimal(0))
+
+
+def _dispatch_key(attribution: Attribution) -> tuple[str | None, int, int]:
+    return attribution.step_id, attribution.attempt, attribution.dispatch

@@ -1,0 +1,339 @@
+"""FastroAgent: a pydantic-ai agent whose requests are counted and priced one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from contextvars import ContextVar
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Generic, cast
+
+from pydantic_ai import Agent
+from pydantic_ai.exceptions import ModelTimeoutError
+from pydantic_ai.messages import ModelMessage, UserContent
+from pydantic_ai.models import Model, infer_model
+from pydantic_ai.output import OutputSpec
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.toolsets import AbstractToolset
+
+from ..tracing.tracer import NoOpTracer, Tracer
+from ..usage.calculator import CostCalculator
+from .metering import RequestMeter, current_scope
+from .responses import read_response, tool_calls_in, tool_calls_of_run
+from .schemas import DEFAULT_MODEL, AgentConfig, ChatResponse, OutputT, StreamChunk, complain_of_unknown
+from .streaming import HandOver, in_own_task, stream_content
+
+if TYPE_CHECKING:
+    from ..pipelines.agent_step import AgentStepWrapper
+    from ..pipelines.context import StepContext
+
+BeforeDispatch = Callable[[], Awaitable[None]]
+"""Awaited before each attempt of a step's call; what it raises ends the call, and nothing is sent."""
+AfterDispatch = Callable[[BaseException | None], Awaitable[None]]
+"""Awaited after each attempt of a step's call with its error, or None."""
+Settings = ModelSettings | Mapping[str, Any] | Callable[[Any], Any]
+Message = str | Sequence[UserContent]
+
+
+class FastroAgent(Generic[OutputT]):
+    """An agent whose every model request is an entry in the books, priced exactly.
+
+    Args:
+        config: How to build the agent. Or give its fields as keyword arguments; not both.
+        agent: A ready pydantic-ai agent to use instead of building one. It keeps its own model, prompt and settings:
+            only fields that were explicitly configured are sent with a run, a system prompt as further instructions.
+            A `model` only names what answered, where the agent's responses don't.
+        output_type: What the agent answers with: a type or any of pydantic-ai's output markers. Default: text.
+        toolsets: Tools the model may call.
+        cost_calculator: Prices requests. Default: a `CostCalculator` without overrides.
+        on_before_dispatch: Hook of `StepContext.run`; `run` and `run_stream` called directly fire none.
+        on_after_dispatch: As above.
+        name: Names the agent in ledger entries and in pydantic-ai's spans.
+        **options: Fields of `AgentConfig`.
+
+    Raises:
+        TypeError: An unknown option, or options beside a config.
+        ValidationError: An option has a value it may not have.
+        UserError: The model's name has no provider.
+
+    A provider's key is looked for on the first run, which raises pydantic-ai's `UserError` where there is none.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig | None = None,
+        agent: Agent[Any, OutputT] | None = None,
+        output_type: OutputSpec[OutputT] | None = None,
+        toolsets: list[AbstractToolset[Any]] | None = None,
+        cost_calculator: CostCalculator | None = None,
+        on_before_dispatch: BeforeDispatch | None = None,
+        on_after_dispatch: AfterDispatch | None = None,
+        *,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.config = _configured(config, options)
+        self.toolsets: list[AbstractToolset[Any]] = toolsets if toolsets is not None else []
+        self.cost_calculator = cost_calculator if cost_calculator is not None else CostCalculator()
+        self._on_before_dispatch = on_before_dispatch
+        self._on_after_dispatch = on_after_dispatch
+        self._name = name
+        self._is_built = agent is None
+        self._run_options: dict[str, Any] = {}
+        self._fallback_model: str | None = self.config.model_label
+        if agent is None:
+            self._agent = self._build(output_type)
+        else:
+            self._agent = agent
+            self._run_options = self._options_for_a_ready_agent(output_type)
+            if "model" not in options and (config is None or config.model == DEFAULT_MODEL):
+                self._fallback_model = None
+
+    @property
+    def agent(self) -> Agent[Any, OutputT]:
+        """The pydantic-ai agent, for what this class does not offer. Runs made through it are not booked."""
+        return self._agent
+
+    async def run(
+        self,
+        message: Message,
+        deps: Any = None,
+        message_history: Sequence[ModelMessage] | None = None,
+        model_settings: Settings | None = None,
+        tracer: Tracer | None = None,
+        **kwargs: Any,
+    ) -> ChatResponse[OutputT]:
+        """Send a message and wait for the answer.
+
+        Args:
+            message: The user's message, as text or as pydantic-ai content (images, documents, …).
+            deps: Handed to tools.
+            message_history: The conversation so far, for example `response.messages`.
+            model_settings: Settings for this run; they win over the configured ones, key by key.
+            tracer: Gets a span, three metrics, and the error of a failed run.
+            **kwargs: Further arguments of pydantic-ai's `Agent.run`.
+
+        Raises:
+            Exception: Whatever pydantic-ai, a tool or the provider raised, unchanged. What was spent until then is in
+                the ledger of the `dispatch_scope` around the call.
+        """
+        tracer = tracer if tracer is not None else NoOpTracer()
+        history = {"has_history": message_history is not None, "history_length": len(message_history or ())}
+        async with tracer.span("fastroai.agent.run", **self._span_attributes(), **history) as trace_id:
+            try:
+                meter = self._meter()
+                call = self._call(message, deps, message_history, model_settings, kwargs)
+                self._attach(meter, call)
+                started = time.perf_counter()
+                result = await self._agent.run(**call)
+                elapsed = int((time.perf_counter() - started) * 1000)
+                response = self._respond(result, result.output, meter, trace_id, elapsed)
+            except Exception as error:
+                self._explain(error)
+                tracer.log_error(trace_id, error)
+                raise
+            _log_metrics(tracer, trace_id, response)
+            return response
+
+    def run_stream(
+        self,
+        message: Message,
+        deps: Any = None,
+        message_history: Sequence[ModelMessage] | None = None,
+        model_settings: Settings | None = None,
+        tracer: Tracer | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[StreamChunk[OutputT]]:
+        """Send a message and hand over the answer as it comes; the arguments are those of `run`.
+
+        Each chunk carries what is new: text, or for a structured output a piece of its JSON. The last one has no
+        content, `is_final`, and the whole response. Leaving early stops the request; what it cost until then is in the
+        books as unsettled. Close the generator when you leave it (`contextlib.aclosing`), or Python does so later.
+        """
+        call = (message, deps, message_history, model_settings, kwargs)
+        return in_own_task(lambda hand_over: self._stream(hand_over, tracer, call))
+
+    async def _stream(
+        self, hand_over: HandOver[StreamChunk[OutputT]], tracer: Tracer | None, call_args: tuple[Any, ...]
+    ) -> None:
+        tracer = tracer if tracer is not None else NoOpTracer()
+        async with tracer.span("fastroai.agent.run_stream", **self._span_attributes()) as trace_id:
+            try:
+                meter = self._meter()
+                call = self._call(*call_args)
+                self._attach(meter, call)
+                started = time.perf_counter()
+                async with self._agent.run_stream(**call) as stream:
+                    async with aclosing(stream_content(stream, meter.output_tools)) as pieces:
+                        async for content in pieces:
+                            if not await hand_over(StreamChunk(content=content)):
+                                return
+                    output = stream.get_output()
+                    output = await output if isawaitable(output) else output
+                elapsed = int((time.perf_counter() - started) * 1000)
+                # Only now is the last request settled.
+                response = self._respond(stream, output, meter, trace_id, elapsed)
+            except Exception as error:
+                self._explain(error)
+                tracer.log_error(trace_id, error)
+                raise
+            _log_metrics(tracer, trace_id, response)
+            await hand_over(StreamChunk(is_final=True, usage_data=response))
+
+    def as_step(self, prompt: str | Callable[[StepContext[Any]], Any]) -> AgentStepWrapper[OutputT]:
+        """This agent as a pipeline step.
+
+        Args:
+            prompt: The message, or a plain or coroutine function that makes it from the step's context.
+        """
+        from ..pipelines.agent_step import AgentStepWrapper
+
+        return AgentStepWrapper(self, prompt)
+
+    def _build(self, output_type: OutputSpec[OutputT] | None) -> Agent[Any, OutputT]:
+        model = self.config.model
+        if isinstance(model, str) and ":" not in model:
+            model = infer_model(model)  # `test`, or an error that suggests the full name; neither needs a key
+        return cast(
+            "Agent[Any, OutputT]",
+            Agent(
+                model=model,
+                name=self._name,
+                system_prompt=self.config.get_effective_system_prompt(),
+                toolsets=self.toolsets or None,
+                output_type=cast("OutputSpec[OutputT]", str if output_type is None else output_type),
+                defer_model_check=True,
+            ),
+        )
+
+    def _options_for_a_ready_agent(self, output_type: OutputSpec[OutputT] | None) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if output_type is not None:
+            options["output_type"] = output_type
+        if self.toolsets:
+            options["toolsets"] = self.toolsets
+        if self.config.system_prompt:
+            options["instructions"] = self.config.system_prompt
+        return options
+
+    def _build_default_model_settings(self) -> dict[str, Any]:
+        """What the configuration says about requests; for a ready agent only what was explicitly set."""
+        settings = {"max_tokens": self.config.max_tokens, "temperature": self.config.temperature}
+        if not self._is_built:
+            settings = {key: value for key, value in settings.items() if key in self.config.model_fields_set}
+        if self.config.timeout is not None:
+            settings["timeout"] = self.config.timeout
+        return settings
+
+    def _call(
+        self,
+        message: Message,
+        deps: Any,
+        message_history: Sequence[ModelMessage] | None,
+        model_settings: Settings | None,
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The arguments of pydantic-ai's `run` and `run_stream`."""
+        self._prepare_model()
+        return {
+            **self._run_options,
+            "user_prompt": message,
+            "deps": deps,
+            "message_history": message_history,
+            "model_settings": _merged(self._build_default_model_settings(), model_settings) or None,
+            **kwargs,
+        }
+
+    def _prepare_model(self) -> None:
+        """Make the model of a built agent once, so that its connections are kept and its SDK retries nothing."""
+        model = self._agent.model if self._is_built else None
+        if not isinstance(model, str):
+            return
+        try:
+            made = infer_model(model)
+        except Exception:
+            return  # the run raises the same, unless another model was put in this one's place
+        client: Any = getattr(made, "client", None)
+        if isinstance(getattr(client, "max_retries", None), int):
+            client.max_retries = 0
+        self._agent.model = made
+
+    def _meter(self) -> RequestMeter:
+        configured = self._is_built or "max_retries" in self.config.model_fields_set
+        return RequestMeter(
+            self.cost_calculator,
+            scope=current_scope(),
+            agent=self._name or (self._agent.name if not self._is_built else None),
+            max_retries=self.config.max_retries if configured else None,
+        )
+
+    def _attach(self, meter: RequestMeter, call: dict[str, Any]) -> None:
+        """Have the requests of a run counted."""
+        model = self._agent.model if self._is_built else None
+        if isinstance(model, Model) and not call.keys() & {"model", "capabilities"} and not _is_overridden(self._agent):
+            # A capability would cost a run more than all the rest of metering: here the model can stand for it.
+            call["model"] = meter.metered(model)
+        else:
+            call["capabilities"] = [*(call.get("capabilities") or ()), meter]
+
+    def _respond(
+        self, result: Any, output: Any, meter: RequestMeter, trace_id: str, processing_time_ms: int
+    ) -> ChatResponse[OutputT]:
+        return read_response(
+            result,
+            output,
+            entries=meter.entries,
+            calculator=self.cost_calculator,
+            fallback_model=self._fallback_model,
+            output_tools=meter.output_tools,
+            trace_id=trace_id,
+            processing_time_ms=processing_time_ms,
+        )
+
+    def _span_attributes(self) -> dict[str, Any]:
+        attributes: dict[str, Any] = {"model": self.config.model_label}
+        if self.config.timeout_name is not None:
+            attributes["timeout_name"] = self.config.timeout_name
+        return attributes
+
+    def _explain(self, error: Exception) -> None:
+        """Name the configured timeout on the error it caused."""
+        name, timeout = self.config.timeout_name, self.config.timeout
+        if name is not None and timeout is not None and isinstance(error, TimeoutError | ModelTimeoutError):
+            error.add_note(f"Timeout {name!r}: {timeout:g} s for one request.")
+
+    def _extract_tool_calls(self, result: Any) -> list[dict[str, Any]]:
+        return tool_calls_of_run(result)
+
+    def _extract_tool_calls_from_messages(self, messages: Iterable[Any]) -> list[dict[str, Any]]:
+        return tool_calls_in(messages)
+
+
+def _configured(config: AgentConfig | None, options: dict[str, Any]) -> AgentConfig:
+    if config is None:
+        if complaint := complain_of_unknown(options):
+            raise TypeError(f"FastroAgent got an {complaint}.")
+        return AgentConfig(**options)
+    if options:
+        named = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise TypeError(f"FastroAgent got config= and {named} beside it. Put them into the AgentConfig.")
+    return config
+
+
+def _is_overridden(agent: Agent[Any, Any]) -> bool:
+    """Whether another model was put in place of the agent's (`agent.override`); taken as so where it can't be told."""
+    override = getattr(agent, "_override_model", None)
+    return not isinstance(override, ContextVar) or override.get(None) is not None
+
+
+def _merged(defaults: dict[str, Any], given: Settings | None) -> Any:
+    """Defaults with the given settings over them, key by key; a function of the run's context stays one."""
+    if callable(given):
+        return lambda context: {**defaults, **(given(context) or {})}
+    return {**defaults, **(given or {})}
+
+
+def _log_metrics(tracer: Tracer, trace_id: str, response: ChatResponse[Any]) -> None:
+    for name in ("input_tokens", "output_tokens", "cost_microcents"):
+        tracer.log_metric(trace_id, name, getattr(response, name))

@@ -1,0 +1,313 @@
+"""Counts each model request that is really sent: intent before the send, outcome after it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic_ai import RunContext
+from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models import Model, ModelRequestContext, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.settings import ModelSettings
+
+from ..usage.ledger import Attribution, LedgerEntry, RunLedger
+from .settlement import Pricer, settle_answer, settle_failure, settle_stream
+from .transience import retry_delay
+
+_NOWHERE = Attribution()
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchScope:
+    """Where the requests of agent calls are booked."""
+
+    ledger: RunLedger
+    attribution: Attribution
+
+
+_scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope", default=None)
+
+
+@contextmanager
+def dispatch_scope(ledger: RunLedger, attribution: Attribution = _NOWHERE) -> Iterator[DispatchScope]:
+    """Book every request of the agent calls made inside the block, nested and failed ones too, to a ledger."""
+    scope = DispatchScope(ledger, attribution)
+    token = _scope.set(scope)
+    try:
+        yield scope
+    finally:
+        _scope.reset(token)
+
+
+def current_scope() -> DispatchScope | None:
+    """The innermost scope of the running task, or None outside of any."""
+    return _scope.get()
+
+
+class RequestMeter(AbstractCapability[Any]):
+    """Counts the model requests of one agent run.
+
+    Args:
+        calculator: Prices requests; anything with `price` or, failing that, `calculate_cost`.
+        scope: Where to book; None keeps the entries here only.
+        agent: Name of the agent, for the entries.
+        max_retries: Further sends of a request after a passing failure. None: as often as the provider's client would.
+    """
+
+    def __init__(
+        self,
+        calculator: Any,
+        *,
+        scope: DispatchScope | None = None,
+        agent: str | None = None,
+        max_retries: int | None = None,
+    ) -> None:
+        self._pricer = Pricer(calculator)
+        self._ledger = scope.ledger if scope else None
+        self._attribution = scope.attribution if scope else _NOWHERE
+        self._agent = agent
+        self._max_retries = max_retries
+        self._entries: dict[str, LedgerEntry] = {}
+        self._wrappers: dict[int, tuple[Model, Model]] = {}
+        self.output_tools: set[str] = set()
+        """Names of the tools whose calls only carry the run's output."""
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """What this run has sent so far, in order."""
+        return tuple(self._entries.values())
+
+    def get_wrapper_model(self, model: Model) -> Model | None:
+        """The model as one that counts its requests."""
+        return self.metered(model)
+
+    def metered(self, model: Model) -> Model:
+        """The model as one that counts its requests; members of a `FallbackModel` are counted one by one."""
+        known = self._wrappers.get(id(model))
+        if known is None:
+            # The model is kept beside its wrapper, so that its id can't be given to another one meanwhile.
+            known = self._wrappers[id(model)] = (model, _metered(model, self))
+        return known[1]
+
+    def get_ordering(self) -> CapabilityOrdering:
+        """Next to the provider: what an outer wrapper answers by itself was not sent."""
+        return _INNERMOST
+
+    def intend(self, model: _MeteredModel) -> LedgerEntry:
+        """Book a request that is about to be sent."""
+        entry = LedgerEntry(
+            attribution=self._attribution,
+            agent=self._agent,
+            model_asked=model.asked,
+            provider_host=model.host,
+            simulated=model.simulated,
+        )
+        self.book(entry)
+        return entry
+
+    def book(self, entry: LedgerEntry) -> None:
+        """Record what is now known of a request. Synchronous: it also works while a task is being cancelled."""
+        self._entries[entry.id] = entry
+        if self._ledger is not None:
+            self._ledger.record(entry)
+
+    def answered(self, entry: LedgerEntry, response: ModelResponse, model: Model) -> None:
+        """Settle a request whose answer is complete."""
+        self.book(settle_answer(entry, response, model, self._pricer))
+
+    def failed(self, entry: LedgerEntry, error: BaseException) -> None:
+        """Settle a request that raised."""
+        self.book(settle_failure(entry, error))
+
+    def streamed(self, entry: LedgerEntry, stream: StreamedResponse, model: Model, error: BaseException | None) -> None:
+        """Settle a streamed request that came to its end, or was left."""
+        self.book(settle_stream(entry, stream, model, self._pricer, error))
+
+    def retries_of(self, model: _MeteredModel, settings: ModelSettings | None) -> int:
+        """How many times a request may be sent again: its own setting, the agent's, else the client's."""
+        for layer in (settings, model.settings):
+            if layer and (own := layer.get("max_retries")) is not None:
+                return own
+        return model.client_retries if self._max_retries is None else self._max_retries
+
+
+_INNERMOST = CapabilityOrdering(position="innermost")
+
+
+class _MeteredModel(WrapperModel):
+    """Sends requests through another model, books each send, and sends again what failed in passing."""
+
+    def __init__(self, wrapped: Model, meter: RequestMeter) -> None:
+        super().__init__(wrapped)
+        self._meter = meter
+        self.asked = wrapped.model_id
+        self.host = _host(wrapped.base_url)
+        self.simulated = getattr(wrapped, "simulated", False) is True
+        innermost = _innermost(wrapped)
+        client_retries = getattr(getattr(innermost, "client", None), "max_retries", None)
+        self.client_retries = client_retries if isinstance(client_retries, int) else 0
+        # An SDK's own retries are sends nobody sees: it is told to make none.
+        self._tell_sdk = (
+            client_retries != 0
+            and innermost.provider is not None
+            and "max_retries" not in innermost.unsupported_settings
+        )
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        meter = self._meter
+        meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
+        retries, settings = meter.retries_of(self, model_settings), self._settings_to_send(model_settings)
+        sends = 0
+        while True:
+            entry = meter.intend(self)
+            sends += 1
+            try:
+                response = await self.wrapped.request(messages, settings, model_request_parameters)
+            except BaseException as error:
+                meter.failed(entry, error)
+                delay = retry_delay(error, sends) if sends <= retries else None
+                if delay is None:
+                    raise
+            else:
+                meter.answered(entry, response, self.wrapped)
+                return response
+            await _pause(delay)
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        meter = self._meter
+        meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
+        retries, settings = meter.retries_of(self, model_settings), self._settings_to_send(model_settings)
+        sends = 0
+        async with AsyncExitStack() as stack:
+            while True:
+                entry = meter.intend(self)
+                sends += 1
+                try:
+                    stream = await stack.enter_async_context(
+                        self.wrapped.request_stream(messages, settings, model_request_parameters, run_context)
+                    )
+                    break
+                except BaseException as error:
+                    meter.failed(entry, error)
+                    delay = retry_delay(error, sends) if sends <= retries else None
+                    if delay is None:
+                        raise
+                await _pause(delay)
+            try:
+                yield stream
+            except BaseException as error:
+                meter.streamed(entry, stream, self.wrapped, error)
+                raise
+            meter.streamed(entry, stream, self.wrapped, None)
+
+    async def compact_messages(
+        self, request_context: ModelRequestContext, *, instructions: str | None = None
+    ) -> ModelResponse:
+        entry = self._meter.intend(self)
+        try:
+            response = await self.wrapped.compact_messages(request_context, instructions=instructions)
+        except BaseException as error:
+            self._meter.failed(entry, error)
+            raise
+        self._meter.answered(entry, response, self.wrapped)
+        return response
+
+    def _settings_to_send(self, model_settings: ModelSettings | None) -> ModelSettings | None:
+        if not self._tell_sdk:
+            return model_settings
+        told = ModelSettings(**(model_settings or {}))
+        told["max_retries"] = 0
+        return told
+
+
+class _MeteredParts(WrapperModel):
+    """A model made of models: requests go to a copy whose members are metered, all else to the original.
+
+    The original stays the wrapped one, so that entering this wrapper leaves its members' clients to their owner.
+    """
+
+    def __init__(self, wrapped: Model, metered_copy: Model) -> None:
+        super().__init__(wrapped)
+        self._metered_copy = metered_copy
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        return await self._metered_copy.request(messages, model_settings, model_request_parameters)
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        async with self._metered_copy.request_stream(
+            messages, model_settings, model_request_parameters, run_context
+        ) as stream:
+            yield stream
+
+
+def _metered(model: Model, meter: RequestMeter) -> Model:
+    if _has_fallback(model):
+        return _MeteredParts(model, _copy_with_metered_members(model, meter))
+    return _MeteredModel(model, meter)
+
+
+def _has_fallback(model: Model) -> bool:
+    return isinstance(_innermost(model), FallbackModel)
+
+
+def _innermost(model: Model) -> Model:
+    while isinstance(model, WrapperModel):
+        model = model.wrapped
+    return model
+
+
+def _copy_with_metered_members(model: Model, meter: RequestMeter) -> Model:
+    copied = copy.copy(model)
+    if isinstance(copied, FallbackModel):
+        copied.models = [_metered(member, meter) for member in copied.models]
+    elif isinstance(copied, WrapperModel):
+        copied.wrapped = _copy_with_metered_members(copied.wrapped, meter)
+    return copied
+
+
+def _host(url: str | None) -> str | None:
+    """Host of a provider's URL, with its port where one is written; never credentials."""
+    try:
+        parts = urlsplit(url or "")
+        return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+    except ValueError:
+        return None
+
+
+async def _pause(delay: float) -> None:
+    # Many steps refused at once should not come back at once; none comes back sooner than it was asked to.
+    await asyncio.sleep(delay * random.uniform(1, 1.25))

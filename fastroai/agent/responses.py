@@ -1,0 +1,177 @@
+"""Reads what a pydantic-ai run says of itself into a ChatResponse."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from decimal import Decimal, localcontext
+from typing import Any, Final
+
+from pydantic_ai.messages import ModelRequest, ModelResponse
+from pydantic_ai.usage import RunUsage
+
+from ..usage.ledger import EntryState, LedgerEntry, total_usd
+from ..usage.units import EXACT, usd_to_microcents
+from .schemas import ChatResponse
+
+logger = logging.getLogger("fastroai.agent")
+
+TOKEN_COUNTERS: Final = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "input_audio_tokens",
+    "output_audio_tokens",
+    "cache_audio_read_tokens",
+)
+
+
+def read_response(
+    result: Any,
+    output: Any,
+    *,
+    entries: tuple[LedgerEntry, ...],
+    calculator: Any,
+    fallback_model: str | None,
+    output_tools: Collection[str],
+    trace_id: str | None,
+    processing_time_ms: int,
+) -> ChatResponse[Any]:
+    """Make the response of a finished run.
+
+    Tokens and cost come from the metered entries. Where there are none (an agent that was replaced by a fake, or that
+    answered from a record), they come from what the result reports, priced as one request.
+    """
+    usage = read_usage(result)
+    model = answering_model(result) or fallback_model
+    if entries:
+        tokens = {name: sum(getattr(e.tokens, name) for e in entries if e.is_spend) for name in TOKEN_COUNTERS}
+        total_tokens = tokens["input_tokens"] + tokens["output_tokens"]
+        cost_usd = _known_cost(entries)
+        cost = usd_to_microcents(cost_usd) if cost_usd is not None else 0
+        request_count = sum(e.request_count for e in entries if e.state is not EntryState.REPLAYED)
+    else:
+        tokens = {name: _count(usage, name) for name in TOKEN_COUNTERS}
+        total_tokens = _count(usage, "total_tokens") or tokens["input_tokens"] + tokens["output_tokens"]
+        cost_usd = None
+        cost = _estimate(calculator, model, tokens)
+        request_count = _count(usage, "requests") or 1
+    return ChatResponse(
+        output=output,
+        content=output if isinstance(output, str) else str(output),
+        model=model,
+        **tokens,
+        total_tokens=total_tokens,
+        cost_microcents=cost,
+        cost_usd=cost_usd,
+        processing_time_ms=processing_time_ms,
+        tool_calls=tool_calls_of_run(result, output_tools),
+        tool_call_count=_count(usage, "tool_calls"),
+        request_count=request_count,
+        trace_id=trace_id,
+        usage_details=_details(usage),
+        entries=entries,
+        messages=_conversation(result),
+    )
+
+
+def read_usage(result: Any) -> Any:
+    """The usage of a run: a property that holds it in pydantic-ai 2, a method that returns it in 1."""
+    usage = getattr(result, "usage", None)
+    # RunUsage may itself be callable (deprecated), so its type is asked, not `callable`.
+    return usage if isinstance(usage, RunUsage) or not callable(usage) else usage()
+
+
+def answering_model(result: Any) -> str | None:
+    """The name of the model that answered last, or None where no message tells."""
+    try:
+        for message in reversed(result.all_messages()):
+            name = getattr(message, "model_name", None)
+            if name and isinstance(name, str):
+                return name
+    except Exception as error:
+        logger.debug("The messages of a run could not be read for their model: %r", error)
+    return None
+
+
+def tool_calls_of_run(result: Any, output_tools: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The tools a run called, without the calls that only carried its output; [] where they can't be read."""
+    try:
+        messages = result.new_messages()
+    except Exception as error:
+        logger.debug("The messages of a run could not be read for their tool calls: %r", error)
+        return []
+    return tool_calls_in(messages, output_tools)
+
+
+def tool_calls_in(messages: Iterable[Any], output_tools: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The tool calls in messages, recognised by their `tool_name` and `args`. Never raises."""
+    calls: list[dict[str, Any]] = []
+    try:
+        for message in messages:
+            for part in getattr(message, "parts", ()):
+                if hasattr(part, "tool_name") and hasattr(part, "args") and part.tool_name not in output_tools:
+                    calls.append(
+                        {
+                            "tool_name": part.tool_name,
+                            "args": _arguments(part.args),
+                            "tool_call_id": getattr(part, "tool_call_id", None),
+                        }
+                    )
+    except Exception as error:
+        logger.debug("Tool calls could not be read from messages: %r", error)
+        return []
+    return calls
+
+
+def _arguments(args: Any) -> dict[str, Any]:
+    """Arguments as a dict; what is no object in JSON, or not valid JSON, is empty."""
+    if isinstance(args, str):
+        try:
+            args = json.loads(args)
+        except ValueError:
+            return {}
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
+def _count(usage: Any, name: str) -> int:
+    value = getattr(usage, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _details(usage: Any) -> dict[str, int]:
+    details = getattr(usage, "details", None)
+    if not isinstance(details, Mapping):
+        return {}
+    return {str(k): v for k, v in details.items() if isinstance(v, int) and not isinstance(v, bool)}
+
+
+def _known_cost(entries: Iterable[LedgerEntry]) -> Decimal | None:
+    """The exact sum of the costs that are known; None when something was sent and no cost at all is known."""
+    spent = [e for e in entries if e.is_spend]
+    if spent and all(e.cost_usd is None for e in spent):
+        return None
+    with localcontext(EXACT):
+        return total_usd(spent)
+
+
+def _estimate(calculator: Any, model: str | None, tokens: Mapping[str, int]) -> int:
+    if model is None:
+        logger.warning(
+            "No model is named by the response, so its cost is recorded as 0. Name one: FastroAgent(agent=…, model=…)."
+        )
+        return 0
+    cost: int = calculator.calculate_cost(model, **tokens)
+    return cost
+
+
+def _conversation(result: Any) -> list[ModelRequest | ModelResponse]:
+    try:
+        messages = result.all_messages()
+    except Exception:
+        return []
+    if not isinstance(messages, list | tuple):
+        return []
+    return [message for message in messages if isinstance(message, ModelRequest | ModelResponse)]

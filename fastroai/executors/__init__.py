@@ -1,0 +1,70 @@
+"""Executors: what runs a pipeline. Each is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExecutorUnavailableError
+from .protocol import ExecutionResult, Executor, PlanExecutor, StepRecord
+
+if TYPE_CHECKING:
+    from .in_memory import InMemoryExecutor
+    from .prefect import PrefectExecutor
+
+__all__ = [
+    "ExecutionResult",
+    "Executor",
+    "InMemoryExecutor",
+    "PlanExecutor",
+    "PrefectExecutor",
+    "StepRecord",
+    "get_executor",
+]
+
+_HOMES = {
+    "memory": (".in_memory", "InMemoryExecutor"),
+    "prefect": (".prefect", "PrefectExecutor"),
+}
+
+
+def get_executor(choice: Executor | str | None = None) -> Executor:
+    """The executor for a choice: an executor as it is, `"memory"`, `"prefect"`, or None for `FASTROAI_EXECUTOR`.
+
+    Raises:
+        SettingsError: `FASTROAI_EXECUTOR` has a value it may not have.
+        ExecutorUnavailableError: An unknown name or an object without `execute`; or Prefect can't be imported.
+    """
+    if choice is None:
+        from ..settings import load_settings
+
+        choice = load_settings().executor
+    if not isinstance(choice, str):
+        if not callable(getattr(choice, "execute", None)):
+            raise ExecutorUnavailableError(f"executor={choice!r} has no execute method. {_ALLOWED}")
+        return choice
+    if choice not in _HOMES:
+        raise ExecutorUnavailableError(f"executor={choice!r} is unknown. {_ALLOWED}")
+    executor: Executor = _load(choice)()
+    return executor
+
+
+_ALLOWED = "Give 'memory', 'prefect' or an object with the Executor protocol."
+
+
+def _load(name: str) -> Any:
+    module, attribute = _HOMES[name]
+    try:
+        return getattr(import_module(module, __name__), attribute)
+    except ImportError as error:
+        raise ExecutorUnavailableError(
+            f"The {name!r} executor can't be imported ({error}). "
+            "Install fastroai with its dependencies (`pip install fastroai`), or set FASTROAI_EXECUTOR=memory."
+        ) from error
+
+
+def __getattr__(name: str) -> Any:
+    for key, (_, attribute) in _HOMES.items():
+        if name == attribute:
+            return _load(key)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,155 @@
+"""Cost artifacts: who spent what, as tables in Prefect's UI; written beside the run, never in its way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate
+
+from ...usage.ledger import EntryState, LedgerEntry, total_usd
+
+logger = logging.getLogger("fastroai.executors")
+
+Row = dict[str, Any]
+CONCURRENT_WRITES = 8
+
+
+def artifact_key(pipeline: str, step_id: str | None = None) -> str:
+    """`costs-<pipeline>[-<step>]` in the letters Prefect allows: the same for each run, so the UI shows a history."""
+    slug = re.sub(r"[^a-z0-9]+", "-", "-".join(filter(None, ("costs", pipeline, step_id))).lower())
+    return slug.strip("-")
+
+
+def step_rows(entries: Iterable[LedgerEntry]) -> list[Row]:
+    """One row per agent, model and state of a step's requests; a step without requests has one row of zeros."""
+    groups: dict[tuple[str, str, str], list[LedgerEntry]] = {}
+    for entry in entries:
+        model = entry.model_answered or entry.model_asked or "unknown"
+        groups.setdefault((entry.agent or "-", model, entry.state.value), []).append(entry)
+    if not groups:
+        return [_row({"agent": "-", "model": "-", "state": "no requests"}, [])]
+    return [
+        _row({"agent": agent, "model": model, "state": state}, group) for (agent, model, state), group in groups.items()
+    ]
+
+
+def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) -> list[Row]:
+    """One row per step: `(state, attempts, entries)` by step id. The costs add up to the run's."""
+    total = sum((total_usd(entries) for _, _, entries in records.values()), Decimal(0))
+    rows = []
+    for step_id, (state, attempts, entries) in records.items():
+        spent = total_usd(entries)
+        share = int(spent / total * 20 + Decimal("0.5")) if total else 0
+        models = sorted({e.model_answered or e.model_asked or "unknown" for e in entries})
+        head = {"step": step_id, "state": state, "attempts": attempts, "models": ", ".join(models) or "-"}
+        rows.append(_row(head, entries) | {"share": "█" * share + "░" * (20 - share)})
+    return rows
+
+
+def _row(head: Row, entries: Iterable[LedgerEntry]) -> Row:
+    entries = list(entries)
+    sent = [e for e in entries if e.state is not EntryState.REPLAYED]
+    spend = [e for e in entries if e.is_spend]
+    unknown = sum(e.cost_usd is None for e in spend)
+    return head | {
+        "requests": sum(e.request_count for e in sent),
+        "replayed": len(entries) - len(sent),
+        "input_tokens": sum(e.tokens.input_tokens for e in spend),
+        "output_tokens": sum(e.tokens.output_tokens for e in spend),
+        "cost_usd": plain_usd(total_usd(spend)),
+        "requests_without_price": unknown,
+        "saved_usd": plain_usd(sum((e.cost_usd or Decimal(0) for e in entries if e not in sent), Decimal(0))),
+    }
+
+
+def plain_usd(amount: Decimal) -> str:
+    """USD, exact, without an exponent or trailing zeros."""
+    text = format(amount, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | None = None) -> str:
+    """The line above a table, in Markdown."""
+    entries = tuple(entries)
+    sent = sum(e.request_count for e in entries if e.state is not EntryState.REPLAYED)
+    replayed = [e for e in entries if e.state is EntryState.REPLAYED]
+    parts = [f"**{title}**: **${plain_usd(total_usd(entries))}** for {sent} request{'' if sent == 1 else 's'}"]
+    if attempts is not None:
+        parts.append(f"{attempts} attempt{'' if attempts == 1 else 's'}")
+    if replayed:
+        saved = sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0))
+        parts.append(f"{len(replayed)} replayed, which saved ${plain_usd(saved)}")
+    unknown = sum(e.is_spend and e.cost_usd is None for e in entries)
+    if unknown:
+        parts.append(f"the cost of {unknown} is not known and not included")
+    if any(e.simulated for e in entries):
+        parts.append("simulated by an offline model at the listed model's prices, nothing was paid")
+    return " · ".join(parts)
+
+
+class ArtifactWriter:
+    """Writes artifacts in the background; what can't be written within a limit is given up with a warning."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._queue: asyncio.Queue[ArtifactCreate | None] = asyncio.Queue()
+        self._failure: Exception | None = None
+        self._workers: list[asyncio.Task[None]] = []
+        self._client: PrefectClient | None = None
+        self._accepted = 0
+
+    async def __aenter__(self) -> ArtifactWriter:
+        self._client = await get_client().__aenter__()
+        return self
+
+    def add(
+        self, key: str, rows: list[Row], description: str, *, flow_run_id: UUID | None, task_run_id: UUID | None = None
+    ) -> None:
+        """Queue a table."""
+        artifact = ArtifactCreate(
+            key=key,
+            type="table",
+            description=description,
+            data=json.dumps(rows, ensure_ascii=False),
+            flow_run_id=flow_run_id,
+            task_run_id=task_run_id,
+        )
+        self._accepted += 1
+        self._queue.put_nowait(artifact)
+        if len(self._workers) < CONCURRENT_WRITES:
+            self._workers.append(asyncio.create_task(self._work(), name="fastroai-artifacts"))
+
+    async def _work(self) -> None:
+        assert self._client is not None
+        while (artifact := await self._queue.get()) is not None:
+            try:
+                if self._failure is None:
+                    await self._client.create_artifact(artifact)
+                    self._accepted -= 1
+            except Exception as error:  # artifacts never fail a run; the first failure stops the others
+                self._failure = error
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for _ in self._workers:
+            self._queue.put_nowait(None)
+        if self._workers:
+            _, late = await asyncio.wait(self._workers, timeout=self._timeout)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        if self._accepted:
+            reason = self._failure or f"no answer within {self._timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
+            logger.warning("%d cost artifact(s) could not be written to Prefect: %s", self._accepted, reason)
+        assert self._client is not None
+        with suppress(Exception):  # the client of a server that is gone
+            await self._client.__aexit__(None, None, None)

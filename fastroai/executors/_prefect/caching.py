@@ -1,0 +1,89 @@
+"""Cache keys: when a stored step result may be used instead of running the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import uuid4
+
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.context import TaskRunContext
+
+from ...errors import PipelineValidationError
+from ...pipelines.fingerprint import digest
+
+Scope = Literal["run", "inputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepIdentity:
+    """What tells one execution of a step from another; every part of it is in the cache key.
+
+    It is also the only parameter of a step's task, so that Prefect's own policies (`INPUTS`, …) key on the same.
+
+    Attributes:
+        pipeline: Two pipelines may have steps of the same name.
+        step_id: Tasks of one factory share their source, so Prefect can't tell them apart.
+        fingerprint: Another prompt, model or code gives another answer.
+        inputs: Digest of the run's input; every step may read all of it.
+        dependencies: Digests of the outputs the step can read, by step id.
+    """
+
+    pipeline: str
+    step_id: str
+    fingerprint: str
+    inputs: str
+    dependencies: dict[str, str]
+
+    def as_parameter(self) -> dict[str, Any]:
+        """Plain JSON, which hashes the same everywhere."""
+        return {
+            "pipeline": self.pipeline,
+            "step_id": self.step_id,
+            "fingerprint": self.fingerprint,
+            "inputs": self.inputs,
+            "dependencies": self.dependencies,
+        }
+
+
+def digest_or_unique(value: Any) -> str:
+    """The digest of plain JSON, or for anything else one that is never seen again, so that it never hits."""
+    try:
+        return digest(value)
+    except (TypeError, ValueError):
+        return f"unidentified-{uuid4()}"
+
+
+@dataclass
+class StepCachePolicy(CachePolicy):
+    """Reuses a step's result for the same identity: everywhere, or within the flow run and its retries."""
+
+    scope: Scope = "run"
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str | None:
+        """SHA-256 over the identity and, within a run, the flow run's id."""
+        key = {"format": 1, "identity": inputs["identity"]}
+        if self.scope == "run":
+            key["flow_run_id"] = str(task_ctx.task_run.flow_run_id)
+        return digest(key)
+
+
+def resolve_cache_policy(choice: Any) -> CachePolicy:
+    """The policy for `StepConfig.cache_policy`.
+
+    Raises:
+        PipelineValidationError: It is neither one of the three names nor a Prefect `CachePolicy`.
+    """
+    if choice is None or choice == "run":
+        return StepCachePolicy(scope="run")
+    if isinstance(choice, CachePolicy):
+        return choice
+    if choice == "inputs":
+        return StepCachePolicy(scope="inputs")
+    if choice == "off":
+        return NO_CACHE
+    raise PipelineValidationError(
+        f"cache_policy={choice!r} is unknown: give 'run', 'inputs', 'off' or a Prefect CachePolicy."
+    )

@@ -1,0 +1,161 @@
+"""A pipeline as a Prefect flow."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from prefect import Flow
+from prefect.context import FlowRunContext
+
+from ...errors import StepExecutionError
+from ...pipelines.fingerprint import digest, fingerprint
+from ...pipelines.pipeline import Pipeline
+from ...pipelines.plan import ExecutionPlan
+from ...settings import load_settings
+from ..protocol import ExecutionResult
+from ..run import Run
+from ..scheduler import run_plan
+from .artifacts import ArtifactWriter
+from .options import PrefectOptions
+from .steps import StepTasks, compile_tasks
+from .storage import describe_storage, probe_storage, resolve_storage
+
+DepsFactory = Callable[[], Any]
+
+
+async def run_in_flow(
+    plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Any, name: str, options: PrefectOptions
+) -> ExecutionResult:
+    """Run a plan's steps as tasks of the flow run that is active here.
+
+    Raises:
+        ResultStorageError: Results could not be kept; nothing was run.
+        StepExecutionError: A step failed and the run does not go on without it.
+    """
+    context = FlowRunContext.get()
+    assert context is not None, "called within a flow run"
+    assert context.flow_run is not None
+    settings = load_settings()
+    storages = await _storages(plan, options)
+    tasks = compile_tasks(plan, options.default_task_config, storages)
+    run = Run(plan, inputs, deps, tracer, name, run_id=str(context.flow_run.id))
+    async with ArtifactWriter(settings.artifact_timeout) as artifacts:
+        steps = StepTasks(run, tasks, artifacts, context.flow_run.id)
+        steps.activate()
+        try:
+            async with run.span(f"pipeline.{name}"):
+                return run.conclude(await run_plan(plan, steps.run_one))
+        finally:
+            steps.write_run_artifact()
+
+
+async def _storages(plan: ExecutionPlan, options: PrefectOptions) -> dict[str, Any]:
+    """Each step's storage, every different one probed once."""
+    settings = load_settings()
+    default = options.result_storage if options.result_storage is not None else settings.result_storage
+    resolved: dict[Any, Any] = {}
+    storages: dict[str, Any] = {}
+    for step_id, node in plan.steps.items():
+        choice = node.config.result_storage if node.config.result_storage is not None else default
+        key = choice if isinstance(choice, str) else id(choice)
+        if key not in resolved:
+            storage = await resolve_storage(choice, settings)
+            if storage is not None:
+                await probe_storage(storage, describe_storage(choice))
+            resolved[key] = storage
+        storages[step_id] = resolved[key]
+    return storages
+
+
+def build_flow(
+    pipeline: Pipeline[Any, Any, Any],
+    options: PrefectOptions,
+    *,
+    name: str | None,
+    deps: Any,
+    deps_factory: DepsFactory | None,
+    tracer: Any,
+    version: str | None,
+    module: str,
+    flow_options: dict[str, Any],
+) -> Flow[Any, Any]:
+    """The flow for `Pipeline.to_flow`; see there.
+
+    Raises:
+        ValueError: Both `deps` and `deps_factory` are given.
+    """
+    if deps is not None and deps_factory is not None:
+        raise ValueError("Give deps (for a flow called here) or deps_factory (for one deployed), not both.")
+
+    async def run_pipeline(inputs: Any = None) -> Any:
+        validated = pipeline.validate_input({} if inputs is None else inputs)
+        async with _live_deps(deps, deps_factory) as live:
+            try:
+                return pipeline.result_of(
+                    await run_in_flow(pipeline.plan, validated, live, tracer, pipeline.name, options)
+                )
+            except StepExecutionError as error:
+                error.partial_result = pipeline.result_of(error.partial_result)
+                raise
+
+    _dress(run_pipeline, pipeline, module)
+    flow_options.setdefault("persist_result", False)
+    flow_options.setdefault("description", f"Pipeline {pipeline.name!r}: {', '.join(pipeline.plan.steps)}")
+    return Flow(
+        run_pipeline, name=name or pipeline.name, version=version or pipeline_version(pipeline.plan), **flow_options
+    )
+
+
+def build_call(
+    name: str, plan: ExecutionPlan, body: Callable[[], Awaitable[None]], flow_options: dict[str, Any]
+) -> Flow[[], Any]:
+    """A flow without parameters around one call: input and deps reach it by closure and are not stored."""
+
+    async def run_pipeline() -> None:
+        await body()
+
+    return Flow(run_pipeline, name=name, version=pipeline_version(plan), persist_result=False, **flow_options)
+
+
+def pipeline_version(plan: ExecutionPlan) -> str:
+    """A version that changes with the code, the prompts and the shape of a pipeline."""
+    parts = {step_id: [fingerprint(node.step), *node.dependencies] for step_id, node in plan.steps.items()}
+    return digest(parts)[:16]
+
+
+def _dress(function: Any, pipeline: Pipeline[Any, Any, Any], module: str) -> None:
+    """Give the flow's function the name, module and typed signature that Prefect records and shows as a form."""
+    identifier = re.sub(r"\W+", "_", pipeline.name.lower()).strip("_") or "pipeline"
+    function.__module__ = module
+    function.__name__ = function.__qualname__ = identifier
+    function.__doc__ = None
+    annotation: Any = pipeline.input_type if pipeline.input_type is not None else dict[str, Any] | None
+    default: Any = inspect.Parameter.empty if pipeline.input_type is not None else None
+    function.__annotations__ = {"inputs": annotation}
+    parameter = inspect.Parameter(
+        "inputs", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation
+    )
+    function.__signature__ = inspect.Signature([parameter])
+
+
+@asynccontextmanager
+async def _live_deps(deps: Any, factory: DepsFactory | None) -> AsyncIterator[Any]:
+    """The deps as given, or as the factory makes them where the flow runs, closed again where they can be."""
+    if factory is None:
+        yield deps
+        return
+    made = factory()
+    if inspect.isawaitable(made):
+        made = await made
+    if hasattr(made, "__aenter__") and hasattr(made, "__aexit__"):
+        async with made as live:
+            yield live
+    elif hasattr(made, "__enter__") and hasattr(made, "__exit__"):
+        with made as live:
+            yield live
+    else:
+        yield made

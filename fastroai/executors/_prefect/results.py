@@ -1,0 +1,196 @@
+"""Step results as typed JSON: written and read through the type the code declares, never by a name in the data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from prefect.serializers import Serializer
+from pydantic import TypeAdapter, ValidationError
+
+from ...errors import ResultStorageError
+from ...pipelines.agent_step import AgentStepWrapper
+from ...pipelines.base import BaseStep
+from ...pipelines.decorators import FunctionStep
+from ...pipelines.fingerprint import canonical_json
+from ...pipelines.schemas import ConversationState, StepUsage
+from ...usage.ledger import LedgerEntry
+from ..protocol import StepRecord
+
+FORMAT = 1
+
+_entries = TypeAdapter(tuple[LedgerEntry, ...])
+_usage = TypeAdapter(StepUsage | None)
+
+
+class StepResultSerializer(Serializer):  # no Serializer[Any]: Prefect would register that, under no name
+    """Plain JSON under a name of our own: Prefect's `json` imports the classes that the data names."""
+
+    type: Literal["fastroai-json"] = "fastroai-json"
+
+    def dumps(self, obj: Any) -> bytes:
+        """A stored step as bytes. Of the error of a failed task, which Prefect hands over too, the text is kept."""
+        if isinstance(obj, BaseException):
+            obj = {"error": f"{type(obj).__name__}: {obj}"}
+        return json.dumps(obj, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+    def loads(self, blob: bytes) -> Any:
+        """The stored JSON, as it is."""
+        return json.loads(blob)
+
+
+@dataclass(frozen=True)
+class StepCodec:
+    """Encodes and decodes one step's outputs.
+
+    An output is stored as the step's declared type when it comes back equal through it; as it is when it is plain
+    JSON; as a `ConversationState` when it is one. Nothing else is stored.
+    """
+
+    step_id: str
+    declared: Any
+
+    @classmethod
+    def of(cls, step_id: str, step: BaseStep[Any, Any]) -> StepCodec:
+        """The codec for a step, from what its code declares."""
+        return cls(step_id, declared_output(step))
+
+    def encode(self, output: Any) -> dict[str, Any]:
+        """An output as plain JSON.
+
+        Raises:
+            ResultStorageError: It would not come back equal. The message names the step, the type and the remedy.
+        """
+        for codec, type_ in self._codecs(output):
+            if codec == "json":
+                if _is_plain(output):
+                    return {"codec": codec, "value": output}
+                continue
+            try:
+                value = json.loads(TypeAdapter(type_).dump_json(output, warnings="error"))
+                if _same(_validate(type_, value), output):
+                    return {"codec": codec, "value": value}
+            except Exception:  # whatever a type's own serializer raises, the next codec may do
+                continue
+        declared = "declares no return type" if self.declared is Any else f"declares {self.declared!r}"
+        raise ResultStorageError(
+            f"Step '{self.step_id}' returned {type(output).__qualname__}, which can't be stored and read back equal; "
+            f"the step {declared}. Declare its return type as a pydantic model, a dataclass or another "
+            "type pydantic can read back, or set persist_result=False in its StepConfig; a retried run then executes it "
+            "again."
+        )
+
+    def decode(self, stored: Any) -> Any:
+        """An output from plain JSON.
+
+        Raises:
+            ResultStorageError: The stored value does not fit what the code declares now.
+        """
+        try:
+            codec, value = stored["codec"], stored["value"]
+            if codec == "json":
+                return value
+            return _validate(self.declared if codec == "declared" else ConversationState[Any], value)
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ResultStorageError(
+                f"The stored result of step '{self.step_id}' does not fit {self.declared!r}: {error}"
+            ) from error
+
+    def _codecs(self, output: Any) -> list[tuple[str, Any]]:
+        codecs: list[tuple[str, Any]] = [("json", None)]
+        if self.declared is not Any:
+            codecs.append(("declared", self.declared))
+        if isinstance(output, ConversationState):
+            codecs.append(("conversation", ConversationState[Any]))
+        return codecs
+
+
+def encode_record(record: StepRecord, codec: StepCodec) -> dict[str, Any]:
+    """A step's record as the plain JSON that is stored."""
+    return {
+        "format": FORMAT,
+        "step_id": record.step_id,
+        "output": codec.encode(record.output),
+        "entries": _entries.dump_python(record.entries, mode="json"),
+        "usage": _usage.dump_python(record.usage, mode="json"),
+        "attempts": record.attempts,
+        "duration_ms": record.duration_ms,
+    }
+
+
+def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
+    """A step's record as it was stored, marked as replayed.
+
+    Raises:
+        ResultStorageError: It is not such a record.
+    """
+    try:
+        return StepRecord(
+            step_id=stored["step_id"],
+            output=codec.decode(stored["output"]),
+            entries=_entries.validate_python(stored["entries"], strict=False),
+            usage=_usage.validate_python(stored["usage"]),
+            attempts=stored["attempts"],
+            duration_ms=stored["duration_ms"],
+            replayed=True,
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ResultStorageError(f"The stored result of step '{codec.step_id}' can't be read: {error}") from error
+
+
+def declared_output(step: BaseStep[Any, Any]) -> Any:
+    """The type a step's code declares for its output; `Any` where it declares none."""
+    if isinstance(step, AgentStepWrapper):
+        return _plain_type(getattr(step.agent.agent, "output_type", Any))
+    if isinstance(step, FunctionStep):
+        return _return_hint(step.function)
+    hint = _return_hint(type(step).execute)
+    return hint if hint is not Any else _base_argument(type(step))
+
+
+def _return_hint(function: Any) -> Any:
+    try:
+        hint = get_type_hints(function, include_extras=True).get("return", Any)
+    except Exception:  # a forward reference that can't be resolved here declares nothing we could use
+        return Any
+    return _plain_type(hint)
+
+
+def _base_argument(cls: type) -> Any:
+    """`Out` of `BaseStep[Deps, Out]` among a class's bases."""
+    for klass in cls.__mro__:
+        for base in getattr(klass, "__orig_bases__", ()):
+            if get_origin(base) is BaseStep:
+                return _plain_type(get_args(base)[1])
+    return Any
+
+
+def _plain_type(hint: Any) -> Any:
+    """A hint that pydantic can build an adapter for, or `Any`."""
+    try:
+        TypeAdapter(hint)
+    except Exception:  # a TypeVar, an output function, a custom class: nothing that could be read back
+        return Any
+    return Any if hint is object else hint
+
+
+def _validate(type_: Any, value: Any) -> Any:
+    return TypeAdapter(type_).validate_json(canonical_json(value))
+
+
+def _same(decoded: Any, output: Any) -> bool:
+    return type(decoded) is type(output) and bool(decoded == output)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is JSON already, so that it comes back equal and of the same types."""
+    if value is None or type(value) in (str, bool, int):
+        return True
+    if type(value) is float:
+        return value == value and value not in (float("inf"), float("-inf"))
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
+    return False

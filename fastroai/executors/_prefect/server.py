@@ -1,0 +1,50 @@
+"""Which Prefect server a run talks to, and what to say when there is none."""
+
+from __future__ import annotations
+
+import sys
+
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+
+from ...errors import ExecutorUnavailableError
+
+NOTICE = (
+    "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip the wait, set "
+    "PREFECT_API_URL to a running server (`prefect server start`), or run in process with FASTROAI_EXECUTOR=memory.\n"
+)
+
+_noticed = False
+
+
+async def check_server() -> None:
+    """Find out whether a server answers, before anything is run or spent.
+
+    Raises:
+        ExecutorUnavailableError: None does. Names the URL, the cause and the ways out.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        _announce_temporary_server()
+        return
+    async with get_client() as client:
+        error = await client.api_healthcheck()
+    if error is not None:
+        raise ExecutorUnavailableError(
+            f"No Prefect server answers at PREFECT_API_URL={url!r} ({type(error).__name__}: {error}). Nothing was "
+            "run or spent. Start one with `prefect server start`, correct the URL, or run in process with "
+            "FASTROAI_EXECUTOR=memory."
+        ) from error
+
+
+def _announce_temporary_server() -> None:
+    global _noticed
+    if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
+        raise ExecutorUnavailableError(
+            "No Prefect server is set and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is off. Set PREFECT_API_URL to a running "
+            "server (`prefect server start`), or run in process with FASTROAI_EXECUTOR=memory."
+        )
+    if not _noticed:
+        _noticed = True
+        sys.stderr.write(NOTICE)
+        sys.stderr.flush()

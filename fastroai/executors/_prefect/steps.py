@@ -1,0 +1,245 @@
+"""A plan's steps as Prefect tasks, awaited in the flow's own event loop, with the plan's edges."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from prefect import Task
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.filesystems import WritableFileSystem
+
+from ...errors import ResultStorageError
+from ...pipelines.config import retry_delay
+from ...pipelines.fingerprint import fingerprint
+from ...pipelines.plan import ExecutionPlan, PlannedStep
+from ...usage.ledger import LedgerEntry
+from ..protocol import StepRecord
+from ..run import Run
+from ..step_runner import may_retry, run_step, timeout_message
+from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
+from .caching import StepIdentity, digest_or_unique, resolve_cache_policy
+from .results import StepCodec, StepResultSerializer, decode_record, encode_record
+
+# Prefect accepts no more delays than this; the last one is repeated.
+MAX_RETRY_DELAYS = 50
+
+_active: ContextVar[StepTasks] = ContextVar("fastroai_step_tasks")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTask:
+    """What running a step as a task needs, made once per plan."""
+
+    task: Task[[dict[str, Any]], Any]
+    codec: StepCodec
+    fingerprint: str
+
+
+def compile_tasks(
+    plan: ExecutionPlan, defaults: Mapping[str, Any], storages: Mapping[str, WritableFileSystem | None]
+) -> dict[str, StepTask]:
+    """One task per step. `defaults` are Prefect task options for all; a step's own configuration wins."""
+    return {
+        step_id: StepTask(
+            _make_task(node, defaults, storages[step_id]),
+            StepCodec.of(step_id, node.step),
+            fingerprint(node.step),
+        )
+        for step_id, node in plan.steps.items()
+    }
+
+
+def _make_task(
+    node: PlannedStep, defaults: Mapping[str, Any], storage: WritableFileSystem | None
+) -> Task[[dict[str, Any]], Any]:
+    async def run_step_task(identity: dict[str, Any]) -> Any:
+        return await _active.get().execute(node)
+
+    # A plain function: Prefect turns retries off for any other callable.
+    def step_may_be_tried_again(task: Any, task_run: Any, state: Any) -> bool:
+        return _active.get().may_retry(node)
+
+    config = node.config
+    options: dict[str, Any] = {
+        "retries": config.retries,
+        "retry_delay_seconds": [retry_delay(config, n + 1) for n in range(min(config.retries, MAX_RETRY_DELAYS))],
+        "timeout_seconds": config.timeout or None,
+        "cache_policy": resolve_cache_policy(config.cache_policy),
+        "persist_result": config.persist_result is not False,
+        "result_serializer": StepResultSerializer(),
+        "retry_condition_fn": step_may_be_tried_again,
+        "task_run_name": node.step_id.replace("{", "{{").replace("}", "}}"),
+    }
+    task: Task[[dict[str, Any]], Any] = Task(run_step_task, name=node.step_id, **(options | _defaults(node, defaults)))
+    if storage is not None and task.persist_result:
+        # Assigned, because Task() refuses a block that was not saved to the server.
+        task.result_storage = storage
+    return task
+
+
+_FIELD_OF_OPTION = {
+    "retries": "retries",
+    "retry_delay_seconds": "retry_delay",
+    "timeout_seconds": "timeout",
+    "cache_policy": "cache_policy",
+    "persist_result": "persist_result",
+}
+
+
+def _defaults(node: PlannedStep, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The executor's task options that the step's configuration does not give itself."""
+    given: set[str] = node.config.__dict__.get("_given", set())
+    return {option: value for option, value in defaults.items() if _FIELD_OF_OPTION.get(option) not in given}
+
+
+class StepTasks:
+    """The steps of one run as tasks of one flow run."""
+
+    def __init__(self, run: Run, tasks: Mapping[str, StepTask], artifacts: ArtifactWriter, flow_run_id: UUID) -> None:
+        self._run = run
+        self._tasks = tasks
+        self._artifacts = artifacts
+        self._flow_run_id = flow_run_id
+        self._inputs_digest = digest_or_unique(dict(run.inputs))
+        self._states: dict[str, State[Any]] = {}
+        self._output_digests: dict[str, str] = {}
+        self._task_run_ids: dict[str, UUID] = {}
+        self._attempts: dict[str, int] = {}
+        self._live: dict[str, StepRecord] = {}
+        self._errors: dict[str, BaseException] = {}
+        self._ended: dict[str, tuple[str, int, tuple[LedgerEntry, ...]]] = {}
+
+    def activate(self) -> None:
+        """Make these the tasks that are executed in this context and those that come out of it."""
+        _active.set(self)
+
+    async def run_one(self, node: PlannedStep) -> StepRecord:
+        """Run one step as a task; called by the scheduler.
+
+        Raises:
+            BaseException: What the step raised, the same object; a `TimeoutError` where its deadline passed.
+        """
+        state = "cancelled"
+        try:
+            record = await self._run_task(node, self._tasks[node.step_id].task)
+            state = "replayed" if record.replayed else "completed"
+            return record
+        except Exception:
+            state = "failed"
+            raise
+        finally:
+            self._write_artifact(node, state)
+
+    async def _run_task(self, node: PlannedStep, task: Task[[dict[str, Any]], Any]) -> StepRecord:
+        step_id = node.step_id
+        identity = self._identity(node)
+        wait_for = [self._states[dependency] for dependency in node.dependencies]
+        run_task: Any = task  # Prefect types the call of an async task as if it were not awaited
+        state: State[Any] = await run_task(identity.as_parameter(), wait_for=wait_for, return_state=True)
+        self._states[step_id] = state
+        if state.state_details.task_run_id is not None:
+            self._task_run_ids[step_id] = state.state_details.task_run_id
+        if not state.is_completed():
+            raise await self._error_of(node, state)
+        if step_id in self._live:
+            return self._live[step_id]
+        try:
+            stored = await state.aresult()
+            return self._replay(node, stored)
+        except ResultStorageError:
+            # The record is damaged, or of another shape than the code declares now: that is a miss.
+            return await self._run_task(node, task.with_options(refresh_cache=True))
+
+    async def execute(self, node: PlannedStep) -> Any:
+        """The body of a step's task: run the step, and give what is to be stored."""
+        step_id = node.step_id
+        context = TaskRunContext.get()
+        if context is not None:
+            self._task_run_ids[step_id] = context.task_run.id
+        self._attempts[step_id] = self._attempts.get(step_id, 0) + 1
+        step_task = self._tasks[step_id]
+        try:
+            record = await run_step(self._run, node, self._attempts[step_id])
+            stored = encode_record(record, step_task.codec) if step_task.task.persist_result else None
+        except BaseException as error:
+            self._errors[step_id] = error
+            raise
+        self._live[step_id] = record
+        self._output_digests[step_id] = digest_or_unique(stored["output"] if stored else object())
+        return stored
+
+    def may_retry(self, node: PlannedStep) -> bool:
+        """Whether the step's last failure may be followed by another attempt."""
+        error = self._errors.get(node.step_id)
+        if error is None or isinstance(error, asyncio.CancelledError):  # the deadline passed
+            return True
+        return may_retry(self._run, node, error)
+
+    def _identity(self, node: PlannedStep) -> StepIdentity:
+        return StepIdentity(
+            pipeline=self._run.name,
+            step_id=node.step_id,
+            fingerprint=self._tasks[node.step_id].fingerprint,
+            inputs=self._inputs_digest,
+            dependencies={step_id: self._output_digests[step_id] for step_id in node.dependencies},
+        )
+
+    def _replay(self, node: PlannedStep, stored: Any) -> StepRecord:
+        """Take a stored record instead of running the step; its requests are booked as replayed."""
+        record = decode_record(stored, self._tasks[node.step_id].codec)
+        step_run = self._run.step_run(node.step_id)
+        if record.entries:
+            attribution = step_run.next_attribution()
+            for entry in record.entries:
+                if entry.is_spend:
+                    self._run.books.ledger.record(entry.replayed(attribution))
+        self._run.outputs[node.step_id] = record.output
+        self._output_digests[node.step_id] = digest_or_unique(stored["output"])
+        return StepRecord(
+            step_id=node.step_id,
+            output=record.output,
+            entries=step_run.entries,
+            usage=step_run.usage if step_run.entries else None,
+            attempts=record.attempts,
+            replayed=True,
+        )
+
+    async def _error_of(self, node: PlannedStep, state: State[Any]) -> BaseException:
+        error = self._errors.get(node.step_id)
+        if state.name == "TimedOut" and isinstance(error, asyncio.CancelledError):
+            timed_out = TimeoutError(timeout_message(node, self._attempts[node.step_id]))
+            timed_out.__cause__ = error
+            return timed_out
+        if error is not None:
+            return error
+        result = await state.aresult(raise_on_failure=False)
+        return result if isinstance(result, BaseException) else RuntimeError(f"Prefect ended the task as {state!r}")
+
+    def _write_artifact(self, node: PlannedStep, state: str) -> None:
+        step_id = node.step_id
+        entries = self._run.step_run(step_id).entries
+        attempts = self._attempts.get(step_id, 1 if state == "replayed" else 0)
+        self._ended[step_id] = (state, attempts, entries)
+        self._artifacts.add(
+            artifact_key(self._run.name, step_id),
+            step_rows(entries),
+            describe_costs(f"{step_id} ({state})", entries, attempts),
+            flow_run_id=self._flow_run_id,
+            task_run_id=self._task_run_ids.get(step_id),
+        )
+
+    def write_run_artifact(self) -> None:
+        """The table of the whole run: a row per step, also for those that were not run."""
+        rows = {step_id: self._ended.get(step_id, ("not run", 0, ())) for step_id in self._run.plan.steps}
+        self._artifacts.add(
+            artifact_key(self._run.name),
+            run_rows(rows),
+            describe_costs(self._run.name, self._run.books.ledger.entries),
+            flow_run_id=self._flow_run_id,
+        )

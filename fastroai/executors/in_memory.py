@@ -1,0 +1,75 @@
+"""InMemoryExecutor: runs a plan in the caller's process and event loop, with no server and no storage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..pipelines.base import BaseStep
+from ..pipelines.config import PipelineConfig, StepConfig, retry_delay
+from ..pipelines.plan import ExecutionPlan, PlannedStep
+from .protocol import ExecutionResult, StepRecord
+from .run import Run
+from .scheduler import run_plan
+from .step_runner import may_retry, run_step, timeout_message
+
+if TYPE_CHECKING:
+    from ..tracing.tracer import Tracer
+
+
+class InMemoryExecutor:
+    """For development and tests, and for programs that need neither durability nor a UI.
+
+    Steps are asyncio tasks of the caller's loop. Agent calls that succeeded in a failed attempt of a step are replayed
+    in the next one; nothing outlives the process.
+    """
+
+    async def execute(
+        self,
+        steps: Mapping[str, BaseStep[Any, Any]],
+        dependencies: Mapping[str, Sequence[str]],
+        inputs: dict[str, Any],
+        deps: Any,
+        tracer: Tracer | None = None,
+        pipeline_config: PipelineConfig | None = None,
+        step_configs: Mapping[str, StepConfig] | None = None,
+        *,
+        name: str = "pipeline",
+    ) -> ExecutionResult:
+        """See `Executor.execute`."""
+        plan = ExecutionPlan.build(steps, dependencies, pipeline_config, step_configs)
+        return await self.execute_plan(plan, inputs, deps, tracer, name=name)
+
+    async def execute_plan(
+        self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Tracer | None, *, name: str = "pipeline"
+    ) -> ExecutionResult:
+        """See `PlanExecutor.execute_plan`."""
+        run = Run(plan, inputs, deps, tracer, name)
+        async with run.span(f"pipeline.{name}"):
+            outcome = await run_plan(plan, lambda node: _run_attempts(run, node))
+            return run.conclude(outcome)
+
+
+async def _run_attempts(run: Run, node: PlannedStep) -> StepRecord:
+    attempts = node.config.retries + 1
+    for attempt in range(1, attempts):
+        try:
+            return await _run_attempt(run, node, attempt)
+        except Exception as error:
+            if not may_retry(run, node, error):
+                raise
+        await asyncio.sleep(retry_delay(node.config, attempt))
+    return await _run_attempt(run, node, attempts)
+
+
+async def _run_attempt(run: Run, node: PlannedStep, attempt: int) -> StepRecord:
+    if not node.config.timeout:
+        return await run_step(run, node, attempt)
+    try:
+        async with asyncio.timeout(node.config.timeout) as deadline:
+            return await run_step(run, node, attempt)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise TimeoutError(timeout_message(node, attempt)) from error

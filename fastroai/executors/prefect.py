@@ -1,0 +1,124 @@
+"""PrefectExecutor: runs a pipeline as a Prefect flow, each step as a task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prefect import Flow
+from prefect.context import FlowRunContext
+
+from ..pipelines.base import BaseStep
+from ..pipelines.config import PipelineConfig, StepConfig
+from ..pipelines.plan import ExecutionPlan
+from ._prefect.flow import build_call, build_flow, run_in_flow
+from ._prefect.options import PrefectOptions
+from ._prefect.server import check_server
+from .protocol import ExecutionResult
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline import Pipeline
+    from ..tracing.tracer import Tracer
+
+logger = logging.getLogger("fastroai.executors")
+
+
+class PrefectExecutor:
+    """Each run is a flow run and each step a task run of it, in the caller's process and event loop.
+
+    Within someone's own flow the run is a subflow. Input and deps reach the steps by closure: nothing of them is
+    stored on the server.
+
+    Args:
+        result_storage: Where results are kept: as `FASTROAI_RESULT_STORAGE`, or a Prefect storage block. None: as that
+            variable says.
+        default_task_config: Options of `prefect.task` for every step; a step's own configuration wins.
+        flow_config: Options of `prefect.flow`, for example `log_prints`.
+    """
+
+    def __init__(
+        self,
+        result_storage: Any = None,
+        default_task_config: Mapping[str, Any] | None = None,
+        flow_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._options = PrefectOptions(result_storage, dict(default_task_config or {}), dict(flow_config or {}))
+
+    async def execute(
+        self,
+        steps: Mapping[str, BaseStep[Any, Any]],
+        dependencies: Mapping[str, Sequence[str]],
+        inputs: dict[str, Any],
+        deps: Any,
+        tracer: Tracer | None = None,
+        pipeline_config: PipelineConfig | None = None,
+        step_configs: Mapping[str, StepConfig] | None = None,
+        *,
+        name: str = "pipeline",
+    ) -> ExecutionResult:
+        """See `Executor.execute`."""
+        plan = ExecutionPlan.build(steps, dependencies, pipeline_config, step_configs)
+        return await self.execute_plan(plan, inputs, deps, tracer, name=name)
+
+    async def execute_plan(
+        self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Tracer | None, *, name: str = "pipeline"
+    ) -> ExecutionResult:
+        """See `PlanExecutor.execute_plan`.
+
+        Raises:
+            ExecutorUnavailableError: No Prefect server answers; nothing was run.
+            ResultStorageError: Results could not be kept; nothing was run.
+        """
+        ended: list[ExecutionResult | BaseException] = []
+
+        async def body() -> None:
+            try:
+                ended.append(await run_in_flow(plan, inputs, deps, tracer, name, self._options))
+            except BaseException as error:
+                ended.append(error)
+                raise
+
+        if FlowRunContext.get() is None:
+            await check_server()
+        flow: Any = build_call(name, plan, body, dict(self._options.flow_config))
+        try:
+            await flow()
+        except Exception as error:
+            if not ended:
+                raise
+            if error is not ended[-1]:
+                # The steps are done and paid for; that Prefect could not note the end must not lose them.
+                logger.warning("Prefect could not record the end of the run of %r: %s", name, error)
+        return _result(ended[-1])
+
+    def build_flow(
+        self,
+        pipeline: Pipeline[Any, Any, Any],
+        *,
+        name: str | None = None,
+        deps: Any = None,
+        deps_factory: Any = None,
+        tracer: Tracer | None = None,
+        version: str | None = None,
+        module: str | None = None,
+        **flow_options: Any,
+    ) -> Flow[Any, Any]:
+        """The pipeline as a flow to call, serve or deploy; see `Pipeline.to_flow`."""
+        return build_flow(
+            pipeline,
+            self._options,
+            name=name,
+            deps=deps,
+            deps_factory=deps_factory,
+            tracer=tracer,
+            version=version,
+            module=module or __name__,
+            flow_options=dict(self._options.flow_config) | flow_options,
+        )
+
+
+def _result(ended: ExecutionResult | BaseException) -> ExecutionResult:
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended

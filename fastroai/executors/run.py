@@ -1,0 +1,106 @@
+"""One execution of a plan: what its steps share, and what it amounts to in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any
+from uuid import uuid4
+
+from ..errors import StepExecutionError
+from ..pipelines.plan import ExecutionPlan, PlannedStep
+from ..pipelines.schemas import ConversationState
+from ..pipelines.step_run import RunBooks, StepRun
+from ..tracing.tracer import NoOpTracer, Tracer
+from .protocol import ExecutionResult, StepRecord
+from .scheduler import Outcome
+
+_NO_TRACER = NoOpTracer()
+
+
+class Run:
+    """The state of one execution; an executor makes one for each and keeps none of it.
+
+    Attributes:
+        outputs: Outputs of the steps that have finished.
+        books: Identity and ledger of the run.
+    """
+
+    def __init__(
+        self,
+        plan: ExecutionPlan,
+        inputs: Mapping[str, Any],
+        deps: Any,
+        tracer: Tracer | None,
+        name: str,
+        *,
+        run_id: str | None = None,
+    ) -> None:
+        self.plan = plan
+        self.inputs = inputs
+        self.deps = deps
+        self.tracer = tracer if tracer is not None and plan.config.trace else _NO_TRACER
+        self.name = name
+        self.books = RunBooks(run_id or str(uuid4()), name, cost_budget=plan.config.cost_budget)
+        self.outputs: dict[str, Any] = {}
+        self._traced = not isinstance(self.tracer, NoOpTracer)
+        self._step_runs: dict[str, StepRun] = {}
+        self._started: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def span(self, name: str) -> AbstractAsyncContextManager[Any]:
+        """A span of the run's tracer, or nothing where there is none to open."""
+        return self.tracer.span(name) if self._traced else nullcontext()
+
+    def step_run(self, step_id: str) -> StepRun:
+        """The books of one step, opened when it is first asked for."""
+        step_run = self._step_runs.get(step_id)
+        if step_run is None:
+            step_run = self._step_runs[step_id] = StepRun(step_id, self.books)
+            self._started[step_id] = time.perf_counter()
+        return step_run
+
+    def record(self, node: PlannedStep, output: Any) -> StepRecord:
+        """What a step amounts to now; for a failed one, with None as its output."""
+        step_run = self.step_run(node.step_id)
+        entries = step_run.entries
+        return StepRecord(
+            step_id=node.step_id,
+            output=output,
+            entries=entries,
+            usage=step_run.usage if entries else None,
+            attempts=step_run.attempt,
+            duration_ms=round((time.perf_counter() - self._started[node.step_id]) * 1000),
+        )
+
+    def conclude(self, outcome: Outcome) -> ExecutionResult:
+        """The run's result.
+
+        Raises:
+            StepExecutionError: The first failure, when the run does not go on after one. Its `partial_result` is what
+                would have been returned.
+        """
+        errors = {step_id: _as_step_error(step_id, error) for step_id, error in outcome.failures.items()}
+        usages = {id_: run.usage for id_, run in self._step_runs.items() if run.entries}
+        states = [r.output for r in outcome.records.values() if isinstance(r.output, ConversationState)]
+        result = ExecutionResult(
+            outputs={step_id: record.output for step_id, record in outcome.records.items()},
+            usages=usages,
+            conversation_state=states[-1] if states else None,
+            stopped_early=outcome.stopped_early,
+            entries=self.books.ledger.entries,
+            errors=errors,
+            skipped=outcome.skipped,
+            run_id=self.books.run_id,
+            wall_time_ms=round((time.perf_counter() - self._began) * 1000),
+        )
+        if errors and self.plan.config.on_error == "fail":
+            error = next(iter(errors.values()))
+            error.partial_result = result
+            raise error
+        return result
+
+
+def _as_step_error(step_id: str, error: BaseException) -> StepExecutionError:
+    return error if isinstance(error, StepExecutionError) else StepExecutionError(step_id, error)

@@ -1,0 +1,127 @@
+"""The ready queue: a step starts the moment its own dependencies are done. One scheduler for all executors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from ..pipelines.plan import ExecutionPlan, PlannedStep
+from ..pipelines.schemas import ConversationState, ConversationStatus
+from .protocol import StepRecord
+
+RunOne = Callable[[PlannedStep], Awaitable[StepRecord]]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of each step, each dict in the order in which its steps ended."""
+
+    records: dict[str, StepRecord] = field(default_factory=dict)
+    failures: dict[str, BaseException] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    stopped_early: bool = False
+
+
+async def run_plan(plan: ExecutionPlan, run_one: RunOne) -> Outcome:
+    """Run every step of a plan that can run.
+
+    `run_one` says how one step is run; it raises when the step has failed for good. On a failure with
+    `on_error="fail"`, and when the caller is cancelled, running steps are cancelled and awaited. After an incomplete
+    conversation state nothing further starts, and what runs is awaited.
+
+    Raises:
+        BaseException: One that is no `Exception` (a `KeyboardInterrupt`, a test's own) and came out of a step.
+        asyncio.CancelledError: The caller was cancelled.
+    """
+    return await _Schedule(plan, run_one).run()
+
+
+class _Schedule:
+    def __init__(self, plan: ExecutionPlan, run_one: RunOne) -> None:
+        self._plan = plan
+        self._run_one = run_one
+        self._limit = plan.config.max_concurrency
+        self._go_on = plan.config.on_error == "continue"
+        self._missing = {step_id: len(node.dependencies) for step_id, node in plan.steps.items()}
+        self._ready = deque(node for node in plan.steps.values() if not node.dependencies)
+        self._running: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._cancelled = False
+        self._fatal: BaseException | None = None
+        self._outcome = Outcome()
+
+    async def run(self) -> Outcome:
+        self._idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._start_ready()
+        try:
+            await self._idle
+        except asyncio.CancelledError:
+            self._cancel_running()
+            if self._running:
+                await asyncio.wait(self._running)
+            raise
+        if self._fatal is not None:
+            raise self._fatal
+        if self._outcome.failures:
+            self._outcome.skipped = self._unreachable()
+        return self._outcome
+
+    def _start_ready(self) -> None:
+        while self._ready and not self._stopping and (self._limit is None or len(self._running) < self._limit):
+            node = self._ready.popleft()
+            self._running.add(asyncio.create_task(self._run(node), name=node.step_id))
+        if not self._running and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def _run(self, node: PlannedStep) -> None:
+        try:
+            record = await self._run_one(node)
+        except BaseException as error:
+            self._failed(node, error)
+        else:
+            self._finished(node, record)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.discard(task)
+        self._start_ready()
+
+    def _finished(self, node: PlannedStep, record: StepRecord) -> None:
+        self._outcome.records[node.step_id] = record
+        output = record.output
+        if isinstance(output, ConversationState) and output.status is ConversationStatus.INCOMPLETE:
+            self._stopping = self._outcome.stopped_early = True
+        missing = self._missing
+        for dependent in self._plan.dependents[node.step_id]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                self._ready.append(self._plan.steps[dependent])
+
+    def _failed(self, node: PlannedStep, error: BaseException) -> None:
+        if self._cancelled and isinstance(error, asyncio.CancelledError):
+            return
+        if isinstance(error, Exception | asyncio.CancelledError):
+            self._outcome.failures[node.step_id] = error
+            if self._go_on:
+                return
+        elif self._fatal is None:
+            self._fatal = error
+        self._cancel_running()
+
+    def _cancel_running(self) -> None:
+        self._stopping = self._cancelled = True
+        current = asyncio.current_task()
+        for task in self._running:
+            if task is not current:
+                task.cancel()
+
+    def _unreachable(self) -> tuple[str, ...]:
+        """Steps that depend, however far, on one that failed."""
+        lost = set(self._outcome.failures)
+        for step_id, node in self._plan.steps.items():
+            if not lost.isdisjoint(node.dependencies):
+                lost.add(step_id)
+        return tuple(
+            step_id for step_id in self._plan.steps if step_id in lost and step_id not in self._outcome.failures
+        )

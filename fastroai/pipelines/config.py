@@ -1,0 +1,129 @@
+"""Configuration of steps and pipelines, and how its layers merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+OnError = Literal["fail", "continue"]
+
+
+class _RemembersGiven(type):
+    """Notes which fields a config was constructed with, so that an explicit default differs from an unset one."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        config = super().__call__(*args, **kwargs)
+        positional = (f.name for f in fields(cls))  # type: ignore[arg-type]  # its classes are dataclasses
+        config.__dict__["_given"] = {*(name for name, _ in zip(positional, args, strict=False)), *kwargs}
+        return config
+
+
+@dataclass
+class StepConfig(metaclass=_RemembersGiven):
+    """How one step is run.
+
+    A field that is not given inherits from the next layer: `step_configs` of the pipeline, then the step's own
+    `config`, then the pipeline's `config`, then the defaults below. A given field wins, also when it is given as its
+    default (`retries=0`, `timeout=None`). `dataclasses.replace` gives every field.
+
+    Attributes:
+        timeout: Seconds that one attempt of the step may take. None or 0: no limit.
+        retries: Attempts after the first. Agent calls that succeeded in a failed attempt are replayed, not sent again.
+        retry_delay: Seconds before a further attempt: a number is doubled for each further one; a list is used as it
+            is, its last value repeated.
+        cost_budget: Spend of this step, in 1e-6 USD, from which on it may not dispatch; on a `PipelineConfig`, of the
+            run.
+        persist_result: Whether Prefect keeps the step's result. None: yes.
+        result_storage: Where Prefect keeps it: as `FASTROAI_RESULT_STORAGE`, or a Prefect block. None: as the executor
+            does.
+        cache_policy: When Prefect may reuse it: `"run"` (within the same flow run, also when it is retried),
+            `"inputs"` (whenever pipeline, step, code, inputs and dependency outputs are the same), `"off"`, or a
+            Prefect `CachePolicy`. None: as the executor.
+
+    The last three have no effect in memory.
+
+    Raises:
+        ValueError: A number is negative, or `retry_delay` is an empty list.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    retry_delay: float | list[float] = 1.0
+    cost_budget: int | None = None
+    persist_result: bool | None = None
+    result_storage: Any = None
+    cache_policy: Any = None
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        given = self.__dict__.get("_given")
+        if given is not None:
+            given.add(name)
+
+
+@dataclass
+class PipelineConfig(StepConfig):
+    """How a pipeline is run; its `StepConfig` fields are what its steps inherit.
+
+    Attributes:
+        trace: Whether the run opens spans and hands its tracer to the steps.
+        on_error: `"fail"`: the first failure cancels what runs and ends the run. `"continue"`: dependents of a failed
+            step are skipped, the rest runs, and the result carries the errors.
+        max_concurrency: How many steps may run at once. None: no limit.
+        cost_budget: Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched.
+
+    Raises:
+        ValueError: As for `StepConfig`; `on_error` is unknown, or `max_concurrency` is below 1.
+    """
+
+    trace: bool = True
+    on_error: OnError = "fail"
+    max_concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on_error not in ("fail", "continue"):
+            raise ValueError(f"on_error={self.on_error!r}: choose 'fail' or 'continue'.")
+        if self.max_concurrency is not None and self.max_concurrency < 1:
+            raise ValueError(f"max_concurrency={self.max_concurrency!r}: give 1 or more, or None for no limit.")
+
+
+_LAYERED = tuple(f.name for f in fields(StepConfig))
+
+
+def check_config(config: StepConfig) -> None:
+    """Refuse values that no engine could honour.
+
+    Raises:
+        ValueError: Names the field, the value and what is allowed.
+    """
+    delays = config.retry_delay if isinstance(config.retry_delay, list) else [config.retry_delay]
+    if not delays or any(delay < 0 for delay in delays):
+        raise ValueError(f"retry_delay={config.retry_delay!r}: give seconds >= 0, or a list with at least one.")
+    for name, value in (
+        ("timeout", config.timeout),
+        ("retries", config.retries),
+        ("cost_budget", config.cost_budget),
+    ):
+        if value is not None and value < 0:
+            raise ValueError(f"{name}={value!r}: give a number >= 0.")
+
+
+def resolve_config(*layers: StepConfig | None) -> StepConfig:
+    """Merge layers, the farthest first; each field comes from the nearest layer in which it was given."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        if layer is not None:
+            given: set[str] = layer.__dict__.get("_given", set())
+            values.update((name, getattr(layer, name)) for name in _LAYERED if name in given)
+    return StepConfig(**values)
+
+
+def retry_delay(config: StepConfig, failed_attempt: int) -> float:
+    """Seconds to wait after a failed attempt, counted from 1."""
+    if isinstance(config.retry_delay, list):
+        return config.retry_delay[min(failed_attempt, len(config.retry_delay)) - 1]
+    return config.retry_delay * 2.0 ** (failed_attempt - 1)

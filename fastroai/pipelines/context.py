@@ -1,0 +1,199 @@
+"""What a step is handed: inputs, dependency outputs, deps, and the way to call agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from ..agent.failures import is_permanent
+from ..agent.metering import dispatch_scope
+from ..errors import DispatchSkippedError
+from .config import StepConfig, retry_delay
+from .step_run import RunBooks, StepRun
+
+if TYPE_CHECKING:
+    from ..agent.agent import FastroAgent
+    from ..agent.schemas import ChatResponse
+    from ..tracing.tracer import Tracer
+    from .schemas import StepUsage
+
+DepsT = TypeVar("DepsT")
+OutputT = TypeVar("OutputT")
+
+
+class _NotGiven:
+    def __repr__(self) -> str:
+        return "<as configured>"
+
+
+AS_CONFIGURED: Final[Any] = _NotGiven()
+
+
+class StepContext(Generic[DepsT]):
+    """What one execution of a step sees.
+
+    Within a run, the engine owns the step's `timeout` and `retries`, and agent calls are booked to the run. A context
+    constructed by hand stands alone: `run` then applies `config.timeout` and `config.retries` to each call itself.
+
+    Args:
+        step_id: The step's id.
+        inputs: The run's input, by key.
+        deps: The caller's live objects.
+        step_outputs: Outputs of the step's dependencies by step id.
+        tracer: Handed to agents as it is.
+        config: The step's resolved configuration.
+        step_run: The step's books within a run; engines pass it.
+    """
+
+    def __init__(
+        self,
+        step_id: str,
+        inputs: Mapping[str, Any],
+        deps: DepsT,
+        step_outputs: Mapping[str, Any],
+        tracer: Tracer | None = None,
+        config: StepConfig | None = None,
+        *,
+        step_run: StepRun | None = None,
+    ) -> None:
+        self._step_id = step_id
+        self._inputs = inputs
+        self._deps = deps
+        self._outputs = step_outputs
+        self._tracer = tracer
+        self._config = config if config is not None else StepConfig()
+        self._stands_alone = step_run is None
+        self._step_run = step_run if step_run is not None else StepRun(step_id, RunBooks())
+
+    @property
+    def step_id(self) -> str:
+        """The step's id."""
+        return self._step_id
+
+    @property
+    def deps(self) -> DepsT:
+        """The caller's live objects, the same ones."""
+        return self._deps
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """The run's tracer; never None within a pipeline."""
+        return self._tracer
+
+    @property
+    def usage(self) -> StepUsage:
+        """What this step has used so far, its failed attempts included."""
+        return self._step_run.usage
+
+    @property
+    def config(self) -> StepConfig:
+        """The step's resolved configuration."""
+        return self._config
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the step this is, from 1."""
+        return self._step_run.attempt
+
+    def get_input(self, key: str, default: Any = None) -> Any:
+        """One value of the run's input, or the default where it has none of that name."""
+        return self._inputs.get(key, default)
+
+    def get_dependency(self, step_id: str, output_type: type[OutputT] | None = None) -> OutputT | Any:
+        """The output of a step this one depends on; `output_type` only tells a type checker what it is.
+
+        Raises:
+            ValueError: The step was not declared as a dependency, or was not executed.
+        """
+        try:
+            return self._outputs[step_id]
+        except KeyError:
+            available = ", ".join(map(repr, self._outputs)) or "none"
+            raise ValueError(
+                f"{step_id!r} is not a dependency of step {self._step_id!r} (available: {available}). "
+                "Declare it in the pipeline's dependencies."
+            ) from None
+
+    def get_dependency_or_none(self, step_id: str, output_type: type[OutputT] | None = None) -> OutputT | Any | None:
+        """The output of a step this one depends on, or None where there is none."""
+        return self._outputs.get(step_id)
+
+    async def run(
+        self,
+        agent: FastroAgent[OutputT],
+        message: Any,
+        *,
+        timeout: float | None = AS_CONFIGURED,
+        retries: int = AS_CONFIGURED,
+    ) -> ChatResponse[OutputT]:
+        """Call an agent: check budgets, fire its hooks, book what it spends.
+
+        Args:
+            agent: The agent; its `run` is called by keyword with `message`, `deps` and `tracer`.
+            message: The user's message.
+            timeout: Seconds for each attempt of this call; None or 0: no limit. Not given: the step's deadline holds.
+            retries: Further attempts of this call. Not given: none, the step is tried again.
+
+        Raises:
+            CostBudgetExceededError: The step or its run has spent its budget. Nothing was sent, no hook fired.
+            TimeoutError: The last attempt took longer than `timeout`.
+            Exception: What the last attempt, or a hook, raised.
+        """
+        if timeout is AS_CONFIGURED:
+            timeout = self._config.timeout if self._stands_alone else None
+        if retries is AS_CONFIGURED or retries is None:
+            retries = self._config.retries if self._stands_alone else 0
+        attempts = max(1, retries + 1)
+        for attempt in range(1, attempts + 1):
+            self._step_run.check_budget(self._config.cost_budget)
+            replayed: ChatResponse[OutputT] | None = self._step_run.replay(agent, message)
+            if replayed is not None:
+                return replayed
+            try:
+                return await self._dispatch(agent, message, timeout, f"attempt {attempt}/{attempts}")
+            except Exception as error:
+                if attempt == attempts or self._step_run.is_final(error) or is_permanent(error):
+                    raise
+            await asyncio.sleep(retry_delay(self._config, attempt))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _dispatch(self, agent: Any, message: Any, timeout: float | None, which: str) -> ChatResponse[Any]:
+        """One attempt of one call: before-hook, the call, its books, after-hook."""
+        await self._fire(getattr(agent, "_on_before_dispatch", None))
+        after = getattr(agent, "_on_after_dispatch", None)
+        try:
+            response = await self._call(agent, message, timeout, which)
+        except DispatchSkippedError as error:
+            self._step_run.final(error)
+            await self._fire(after, error)
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            await self._fire(after, error)
+            raise
+        await self._fire(after, None)
+        return response
+
+    async def _call(self, agent: Any, message: Any, timeout: float | None, which: str) -> ChatResponse[Any]:
+        run = self._step_run
+        attribution = run.next_attribution()
+        with dispatch_scope(run.books.ledger, attribution):
+            try:
+                async with asyncio.timeout(timeout or None) as deadline:
+                    response: ChatResponse[Any] = await agent.run(message=message, deps=self._deps, tracer=self._tracer)
+            except TimeoutError as error:
+                if not deadline.expired():
+                    raise
+                raise TimeoutError(f"Agent call timed out after {timeout}s ({which})") from error
+        run.book(agent, message, response, run.books.ledger.of_dispatch(attribution), attribution)
+        return response
+
+    async def _fire(self, hook: Any, *args: Any) -> None:
+        """Await a hook; what it raises ends the step, with no further attempt."""
+        if hook is None:
+            return
+        try:
+            await hook(*args)
+        except Exception as error:
+            self._step_run.final(error)
+            raise

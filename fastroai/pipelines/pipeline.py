@@ -1,0 +1,222 @@
+"""Pipeline: named steps and their dependencies, written once and run by any executor."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import InputValidationError, PipelineValidationError, StepExecutionError
+from .base import BaseStep
+from .config import PipelineConfig, StepConfig
+from .plan import ExecutionPlan
+from .schemas import PipelineResult, PipelineUsage
+
+if TYPE_CHECKING:
+    from prefect import Flow
+
+    from ..executors.protocol import ExecutionResult, Executor
+    from ..tracing.tracer import Tracer
+
+__all__ = ["Pipeline", "PipelineResult"]
+
+DepsT = TypeVar("DepsT")
+InputT = TypeVar("InputT")
+OutputT = TypeVar("OutputT")
+
+
+class Pipeline(Generic[DepsT, InputT, OutputT]):
+    """A DAG of steps.
+
+    Args:
+        name: Names the pipeline in spans, in the ledger and in Prefect.
+        steps: Steps by id.
+        dependencies: For each step id, the ids of the steps whose outputs it reads. A step not listed has none.
+        output_step: The step whose output is the run's. May be left out where only one step has no dependents.
+        config: Configuration of the run, and what its steps inherit.
+        step_configs: Configuration by step id, nearer than a step's own.
+        input_type: A pydantic model. Inputs are validated against it, steps read its fields with `context.get_input`,
+            and a deployed flow shows it as a form.
+        executor: Runs the pipeline: `"memory"`, `"prefect"` or an `Executor`. None: `FASTROAI_EXECUTOR`, else Prefect.
+
+    Raises:
+        PipelineValidationError: The pipeline can't run as it is defined; nothing is sent before this is known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        steps: dict[str, BaseStep[DepsT, Any]],
+        dependencies: dict[str, list[str]] | None = None,
+        output_step: str | None = None,
+        config: PipelineConfig | None = None,
+        step_configs: dict[str, StepConfig] | None = None,
+        *,
+        input_type: type[BaseModel] | None = None,
+        executor: Executor | str | None = None,
+    ) -> None:
+        self.name = name
+        self.steps = steps
+        self.dependencies = dependencies if dependencies is not None else {}
+        self.config = config
+        self.step_configs = step_configs if step_configs is not None else {}
+        self.input_type = input_type
+        self.executor = executor
+        _check_definition(name, steps, output_step, input_type)
+        self._plan = ExecutionPlan.build(steps, self.dependencies, config, self.step_configs)
+        self.output_step = output_step if output_step is not None else _only_terminal_step(self._plan)
+
+    async def execute(
+        self, input_data: InputT | Mapping[str, Any], deps: DepsT, tracer: Tracer | None = None
+    ) -> PipelineResult[OutputT]:
+        """Run the pipeline.
+
+        Args:
+            input_data: With an `input_type`, an instance of it or a mapping that fits it; otherwise a dict, or anything
+                else, which steps then read as `get_input("data")`.
+            deps: Live objects for the steps, handed on as they are and never stored.
+            tracer: Receives a span for the run and one for each step.
+
+        Raises:
+            InputValidationError: The input does not fit `input_type`; no step has run.
+            StepExecutionError: A step failed; `partial_result` says what was finished and spent.
+        """
+        from ..executors import get_executor
+
+        inputs = self.validate_input(input_data)
+        executor = get_executor(self.executor)
+        try:
+            execution = await self._run_on(executor, inputs, deps, tracer)
+        except StepExecutionError as error:
+            if error.partial_result is not None and not isinstance(error.partial_result, PipelineResult):
+                error.partial_result = self.result_of(error.partial_result)
+            raise
+        return self.result_of(execution)
+
+    async def _run_on(
+        self, executor: Executor, inputs: dict[str, Any], deps: DepsT, tracer: Tracer | None
+    ) -> ExecutionResult:
+        from ..executors.protocol import PlanExecutor
+
+        if isinstance(executor, PlanExecutor):
+            return await executor.execute_plan(self._plan, inputs, deps, tracer, name=self.name)
+        return await executor.execute(
+            self.steps, self.dependencies, inputs, deps, tracer, self.config, self.step_configs, name=self.name
+        )
+
+    def to_flow(
+        self,
+        *,
+        name: str | None = None,
+        deps: DepsT | None = None,
+        deps_factory: Any = None,
+        tracer: Tracer | None = None,
+        version: str | None = None,
+        **flow_options: Any,
+    ) -> Flow[Any, Any]:
+        """This pipeline as a Prefect flow, to call, serve or deploy.
+
+        The flow takes one parameter, `inputs`, typed as `input_type`. It returns the run's `PipelineResult`.
+
+        Args:
+            name: The flow's name. None: the pipeline's.
+            deps: Live objects for the steps, when the flow is called in this process.
+            deps_factory: Makes them where the flow runs, which is what a deployment needs: a function without arguments
+                that returns them, a coroutine of them, or a (plain or async) context manager of them.
+            tracer: Receives the spans.
+            version: The flow's version. None: a fingerprint of the pipeline.
+            **flow_options: Passed on to `prefect.flow`.
+
+        Raises:
+            ExecutorUnavailableError: Prefect can't be imported.
+            ValueError: Both `deps` and `deps_factory` are given.
+        """
+        from ..executors import get_executor
+
+        # Whatever runs the pipeline elsewhere, a flow is Prefect's: only its own PrefectExecutor keeps its options.
+        executor: Any = self.executor if hasattr(self.executor, "build_flow") else get_executor("prefect")
+        flow: Flow[Any, Any] = executor.build_flow(
+            self,
+            name=name,
+            deps=deps,
+            deps_factory=deps_factory,
+            tracer=tracer,
+            version=version,
+            # Prefect records where a flow is found; that is the caller's module, not this one.
+            module=sys._getframe(1).f_globals.get("__name__"),
+            **flow_options,
+        )
+        return flow
+
+    @property
+    def plan(self) -> ExecutionPlan:
+        """The validated plan."""
+        return self._plan
+
+    def with_executor(self, executor: Executor | str | None) -> Pipeline[DepsT, InputT, OutputT]:
+        """The same pipeline on another executor."""
+        other = copy.copy(self)
+        other.executor = executor
+        return other
+
+    def validate_input(self, input_data: Any) -> dict[str, Any]:
+        """What the steps will read with `get_input`.
+
+        Raises:
+            InputValidationError: The input does not fit `input_type`; the message names each field.
+        """
+        if self.input_type is None:
+            return input_data if isinstance(input_data, dict) else {"data": input_data}
+        try:
+            model = self.input_type.model_validate(input_data)
+        except ValidationError as error:
+            raise InputValidationError(
+                f"The input of pipeline '{self.name}' does not fit {self.input_type.__name__}:\n{_problems(error)}"
+            ) from error
+        return {field: getattr(model, field) for field in type(model).model_fields} | (model.model_extra or {})
+
+    def result_of(self, execution: ExecutionResult | Any) -> PipelineResult[OutputT]:
+        """What an executor gave back, as the caller's result."""
+        usage = None
+        if execution.usages:
+            usage = PipelineUsage.from_step_usages(execution.usages, wall_time_ms=execution.wall_time_ms)
+        return PipelineResult(
+            output=execution.outputs.get(self.output_step),
+            step_outputs=dict(execution.outputs),
+            conversation_state=execution.conversation_state,
+            usage=usage,
+            stopped_early=execution.stopped_early,
+            run_id=execution.run_id,
+            entries=execution.entries,
+            errors=dict(execution.errors),
+            skipped=execution.skipped,
+        )
+
+
+def _check_definition(name: Any, steps: Any, output_step: Any, input_type: Any) -> None:
+    if not isinstance(name, str) or not name.strip():
+        raise PipelineValidationError(f"A pipeline's name must be a non-empty string, not {name!r}.")
+    if input_type is not None and not (isinstance(input_type, type) and issubclass(input_type, BaseModel)):
+        raise PipelineValidationError(f"input_type must be a pydantic model class, not {input_type!r}.")
+    if output_step is not None and isinstance(steps, Mapping) and steps and output_step not in steps:
+        raise PipelineValidationError(f"output_step '{output_step}' not in steps: {sorted(map(str, steps))}.")
+
+
+def _only_terminal_step(plan: ExecutionPlan) -> str:
+    terminal: Sequence[str] = plan.terminal_steps
+    if len(terminal) > 1:
+        raise PipelineValidationError(
+            f"Multiple terminal steps ({', '.join(map(repr, terminal))}): name the one whose output is the result with "
+            "output_step."
+        )
+    return terminal[0]
+
+
+def _problems(error: ValidationError) -> str:
+    return "\n".join(
+        f"  {'.'.join(map(str, problem['loc'])) or 'input'}: {problem['msg']} (got {problem['input']!r:.200})"
+        for problem in error.errors(include_url=False)
+    )

@@ -1,0 +1,175 @@
+"""ExecutionPlan: a pipeline checked, ordered, with every step's configuration resolved. Pure, O(steps + edges)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PipelineValidationError
+from .base import BaseStep
+from .config import PipelineConfig, StepConfig, check_config, resolve_config
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One node of a plan."""
+
+    step_id: str
+    step: BaseStep[Any, Any]
+    dependencies: tuple[str, ...]
+    config: StepConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionPlan:
+    """A validated, immutable plan.
+
+    Attributes:
+        steps: Nodes by step id, every step behind those it depends on.
+        dependents: For each step id, the ids of the steps that depend on it.
+        config: The pipeline's configuration.
+    """
+
+    steps: Mapping[str, PlannedStep]
+    dependents: Mapping[str, tuple[str, ...]]
+    config: PipelineConfig
+
+    @property
+    def terminal_steps(self) -> tuple[str, ...]:
+        """The steps nothing depends on."""
+        return tuple(step_id for step_id in self.steps if not self.dependents[step_id])
+
+    @classmethod
+    def build(
+        cls,
+        steps: Mapping[str, BaseStep[Any, Any]],
+        dependencies: Mapping[str, Sequence[str]] | None = None,
+        config: PipelineConfig | None = None,
+        step_configs: Mapping[str, StepConfig] | None = None,
+    ) -> ExecutionPlan:
+        """Check and order a pipeline.
+
+        Raises:
+            PipelineValidationError: No steps, something of the wrong type, an unknown step id, or a dependency cycle,
+                which the message names.
+        """
+        _check_steps(steps)
+        edges = _checked_dependencies(steps, dependencies if dependencies is not None else {})
+        step_configs = step_configs if step_configs is not None else {}
+        _check_configs(steps, config, step_configs)
+        order, dependents = _ordered(edges)
+        base = config if config is not None else PipelineConfig()
+        planned = {
+            step_id: PlannedStep(
+                step_id, steps[step_id], edges[step_id], _config_of(step_id, steps, config, step_configs)
+            )
+            for step_id in order
+        }
+        return cls(planned, dependents, base)
+
+
+def _check_steps(steps: Any) -> None:
+    if not isinstance(steps, Mapping):
+        raise PipelineValidationError(f"steps must be a dict of step id to step, not {type(steps).__name__}.")
+    if not steps:
+        raise PipelineValidationError("A pipeline needs at least one step; steps is empty.")
+    for step_id, step in steps.items():
+        if not isinstance(step_id, str) or not step_id:
+            raise PipelineValidationError(f"Step id {step_id!r} must be a non-empty string.")
+        if isinstance(step, type) or not callable(getattr(step, "execute", None)):
+            raise PipelineValidationError(
+                f"Step '{step_id}' is {step!r}, which has no execute(context). "
+                "Use an instance of a BaseStep, a function decorated with @step, or agent.as_step(prompt)."
+            )
+
+
+def _checked_dependencies(steps: Mapping[str, Any], dependencies: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(dependencies, Mapping):
+        raise PipelineValidationError(
+            f"dependencies must be a dict of step id to a list of step ids, not {type(dependencies).__name__}."
+        )
+    edges: dict[str, tuple[str, ...]] = dict.fromkeys(steps, ())
+    for step_id in dependencies:
+        if step_id not in steps:
+            raise PipelineValidationError(f"Dependency for unknown step '{step_id}'. Known steps: {_names(steps)}.")
+    for step_id, needed in dependencies.items():
+        if isinstance(needed, str) or not isinstance(needed, Sequence | frozenset | set):
+            raise PipelineValidationError(
+                f"Dependencies of step '{step_id}' must be a list of step ids, not {needed!r}."
+            )
+        for dependency in needed:
+            if dependency not in steps:
+                raise PipelineValidationError(
+                    f"Step '{step_id}' depends on unknown step '{dependency}'. Known steps: {_names(steps)}."
+                )
+        edges[step_id] = tuple(dict.fromkeys(needed))
+    return edges
+
+
+def _check_configs(steps: Mapping[str, Any], config: Any, step_configs: Any) -> None:
+    if config is not None and not isinstance(config, PipelineConfig):
+        raise PipelineValidationError(f"config must be a PipelineConfig, not {config!r}.")
+    if not isinstance(step_configs, Mapping):
+        raise PipelineValidationError(f"step_configs must be a dict of step id to StepConfig, not {step_configs!r}.")
+    for step_id, step_config in step_configs.items():
+        if step_id not in steps:
+            raise PipelineValidationError(f"step_configs names unknown step '{step_id}'. Known steps: {_names(steps)}.")
+        if not isinstance(step_config, StepConfig):
+            raise PipelineValidationError(f"step_configs['{step_id}'] must be a StepConfig, not {step_config!r}.")
+
+
+def _config_of(
+    step_id: str,
+    steps: Mapping[str, Any],
+    config: PipelineConfig | None,
+    step_configs: Mapping[str, StepConfig],
+) -> StepConfig:
+    own = getattr(steps[step_id], "config", None)
+    try:
+        resolved = resolve_config(config, own if isinstance(own, StepConfig) else None, step_configs.get(step_id))
+        check_config(resolved)
+    except ValueError as error:
+        raise PipelineValidationError(f"Configuration of step '{step_id}': {error}") from error
+    return resolved
+
+
+def _ordered(edges: Mapping[str, tuple[str, ...]]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Kahn's algorithm, in the order in which the steps were given."""
+    dependents: dict[str, list[str]] = {step_id: [] for step_id in edges}
+    for step_id, needed in edges.items():
+        for dependency in needed:
+            dependents[dependency].append(step_id)
+    missing = {step_id: len(needed) for step_id, needed in edges.items()}
+    ready = deque(step_id for step_id, count in missing.items() if not count)
+    order: list[str] = []
+    while ready:
+        step_id = ready.popleft()
+        order.append(step_id)
+        for dependent in dependents[step_id]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                ready.append(dependent)
+    if len(order) < len(edges):
+        cycle = " -> ".join(_find_cycle(edges, {step_id for step_id, count in missing.items() if count}))
+        raise PipelineValidationError(
+            f"Dependencies form a cycle (each depends on the next): {cycle}. Remove one of them."
+        )
+    return order, {step_id: tuple(ids) for step_id, ids in dependents.items()}
+
+
+def _find_cycle(edges: Mapping[str, tuple[str, ...]], unordered: set[str]) -> list[str]:
+    """Follow unordered dependencies until a step comes up again; every unordered step has one."""
+    path: dict[str, None] = {}
+    step_id = next(id_ for id_ in edges if id_ in unordered)
+    while step_id not in path:
+        path[step_id] = None
+        step_id = next(dependency for dependency in edges[step_id] if dependency in unordered)
+    steps = list(path)
+    return [*steps[steps.index(step_id) :], step_id]
+
+
+def _names(steps: Mapping[str, Any]) -> str:
+    shown = list(steps)[:20]
+    return ", ".join(map(repr, shown)) + (", …" if len(steps) > len(shown) else "")

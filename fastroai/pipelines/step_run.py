@@ -1,0 +1,165 @@
+"""What the attempts of one step share within a run: its books, its journal, its limits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from ..agent.schemas import ChatResponse
+from ..errors import CostBudgetExceededError
+from ..usage.ledger import Attribution, EntryState, LedgerEntry, RunLedger, TokenCounts
+from ..usage.units import microcents_to_usd, usd_to_microcents
+from .schemas import StepUsage
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
+
+
+@dataclass(frozen=True, slots=True)
+class RunBooks:
+    """What all steps of a run share: its identity and its ledger."""
+
+    run_id: str | None = None
+    pipeline: str | None = None
+    ledger: RunLedger = field(default_factory=RunLedger)
+    cost_budget: int | None = None
+    """Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    agent: Any  # held, so that its id stays its own
+    response: ChatResponse[Any]
+    entries: tuple[LedgerEntry, ...]
+
+
+class StepRun:
+    """One step within a run: the attempt it is at, what it spent, and the agent calls that succeeded in it.
+
+    A call that succeeded in a failed attempt is answered from the journal when the next attempt makes it again: same
+    agent, same message, in the same order among identical ones.
+    """
+
+    __slots__ = ("_answered", "_cursor", "_final", "attempt", "books", "dispatches", "processing_time_ms", "step_id",
+                 "tool_calls")  # fmt: skip
+
+    def __init__(self, step_id: str, books: RunBooks, attempt: int = 1) -> None:
+        self.step_id = step_id
+        self.books = books
+        self.attempt = attempt
+        self.dispatches = 0
+        self.tool_calls = 0
+        self.processing_time_ms = 0
+        self._answered: defaultdict[Hashable, list[_Answered]] | None = None
+        self._cursor: defaultdict[Hashable, int] | None = None
+        self._final: list[BaseException] = []
+
+    def begin_attempt(self, attempt: int) -> None:
+        """Start an attempt, counted from 1: the journal is read from its beginning."""
+        self.attempt = attempt
+        self.dispatches = 0
+        self._cursor = None
+
+    def next_attribution(self) -> Attribution:
+        """Whom the next dispatch is booked to."""
+        self.dispatches += 1
+        return Attribution(
+            run_id=self.books.run_id,
+            pipeline=self.books.pipeline,
+            step_id=self.step_id,
+            attempt=self.attempt,
+            dispatch=self.dispatches,
+            tags=self.books.tags,
+        )
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """The step's entries in the run's ledger."""
+        return self.books.ledger.of_step(self.step_id)
+
+    @property
+    def usage(self) -> StepUsage:
+        """What the step has used so far, failed attempts included."""
+        return StepUsage.from_entries(
+            self.entries, tool_call_count=self.tool_calls, processing_time_ms=self.processing_time_ms
+        )
+
+    def check_budget(self, step_budget: int | None) -> None:
+        """Refuse the next dispatch when the step's or the run's recorded spend has reached its budget.
+
+        Raises:
+            CostBudgetExceededError: Carries the budget, the spend and the step.
+        """
+        ledger = self.books.ledger
+        for budget, spent in (
+            (step_budget, ledger.spent_usd(self.step_id)),
+            (self.books.cost_budget, ledger.spent_usd()),
+        ):
+            if budget is not None and spent >= microcents_to_usd(budget):
+                raise self.final(CostBudgetExceededError(budget, usd_to_microcents(spent), self.step_id))
+
+    def final(self, error: ErrorT) -> ErrorT:
+        """Note that an error must not lead to another attempt of the step."""
+        self._final.append(error)
+        return error
+
+    def is_final(self, error: BaseException) -> bool:
+        """Whether this very error must not lead to another attempt."""
+        return any(error is noted for noted in self._final)
+
+    def replay(self, agent: Any, message: Any) -> ChatResponse[Any] | None:
+        """The recorded answer to a call that succeeded in an earlier attempt, booked as replayed; None without one."""
+        if self._answered is None or self.attempt == 1:
+            return None
+        if self._cursor is None:
+            self._cursor = defaultdict(int)
+        key = _key(agent, message)
+        recorded = self._answered[key]
+        position = self._cursor[key]
+        self._cursor[key] += 1
+        if position >= len(recorded):
+            return None
+        attribution = self.next_attribution()
+        for entry in recorded[position].entries:
+            self.books.ledger.record(entry.replayed(attribution))
+        return recorded[position].response
+
+    def book(
+        self, agent: Any, message: Any, response: ChatResponse[Any], entries: tuple[LedgerEntry, ...], at: Attribution
+    ) -> None:
+        """Book a call that succeeded: its counters, its answer in the journal, and itself where no meter saw it."""
+        usage = StepUsage.from_chat_response(response)
+        self.tool_calls += usage.tool_call_count
+        self.processing_time_ms += usage.processing_time_ms
+        if not entries:
+            entries = (_reported(usage, at),)
+            self.books.ledger.record(entries[0])
+        if self._answered is None:
+            self._answered = defaultdict(list)
+        answered = self._answered[_key(agent, message)]
+        answered.append(_Answered(agent, response, tuple(e for e in entries if e.is_spend)))
+        if self._cursor is not None:
+            self._cursor[_key(agent, message)] = len(answered)
+
+
+def _key(agent: Any, message: Any) -> Hashable:
+    return id(agent), message if isinstance(message, str) else repr(message)
+
+
+def _reported(usage: StepUsage, attribution: Attribution) -> LedgerEntry:
+    """An entry for a call that no meter saw, from what the agent says of it."""
+    unknown = usage.model is None and not usage.cost_usd
+    entry = LedgerEntry(
+        attribution=attribution,
+        model_answered=usage.model,
+        tokens=TokenCounts(**{name: getattr(usage, name) for name in TokenCounts.__dataclass_fields__}),
+        request_count=usage.request_count,
+    )
+    return entry.settled(
+        EntryState.UNPRICED if unknown else EntryState.CHARGED,
+        cost_usd=None if unknown else usage.cost_usd or Decimal(0),
+        price_source=None if unknown else "reported by the agent",
+    )

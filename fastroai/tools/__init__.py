@@ -1,0 +1,6 @@
+"""Tools that answer the model with a text instead of failing its run."""
+
+from .decorators import DEFAULT_TOOL_MAX_RETRIES, DEFAULT_TOOL_TIMEOUT, safe_tool
+from .toolsets import FunctionToolsetBase, SafeToolset
+
+__all__ = ["DEFAULT_TOOL_MAX_RETRIES", "DEFAULT_TOOL_TIMEOUT", "FunctionToolsetBase", "SafeToolset", "safe_tool"]

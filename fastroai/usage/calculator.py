@@ -1,0 +1,326 @@
+"""What model requests cost: your own rates first, then the price list."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal, localcontext
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import UnknownModelPriceError
+from .ledger import TokenCounts
+from .pricing import PROVIDERS, UNMETERED, ModelRef, Price, list_price, read_model_name, spellings
+from .units import EXACT, MICROCENTS_PER_USD, usd_to_microcents
+
+if TYPE_CHECKING:
+    from pydantic_ai.usage import RequestUsage
+
+logger = logging.getLogger("fastroai.usage")
+
+Rate = float | Decimal
+"""USD per million tokens."""
+
+_CACHE_READ_SHARE = Decimal("0.10")
+_CACHE_WRITE_SHARE = Decimal("1.25")
+_REQUIRED = ("input_per_mtok", "output_per_mtok")
+_OPTIONAL = ("cache_read_per_mtok", "cache_write_per_mtok")
+
+
+class _Tokens(Protocol):
+    """What overrides price; both `RequestUsage` and `TokenCounts` have it."""
+
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def cache_read_tokens(self) -> int: ...
+    @property
+    def cache_write_tokens(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Override:
+    """Someone's own rates for a model, in USD per million tokens, under the name they gave it."""
+
+    name: str
+    input: Decimal
+    output: Decimal
+    cache_read: Decimal
+    cache_write: Decimal
+
+    @classmethod
+    def parse(cls, name: str, rates: Mapping[str, Rate | None]) -> _Override:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"A pricing override must name a model, got {name!r}.")
+        if not isinstance(rates, Mapping):
+            raise ValueError(f"Pricing override for {name!r} must map rates to USD per million tokens, got {rates!r}.")
+        if unknown := sorted(set(rates) - {*_REQUIRED, *_OPTIONAL}):
+            allowed = ", ".join((*_REQUIRED, *_OPTIONAL))
+            raise ValueError(f"Pricing override for {name!r} has unknown keys {unknown}. Allowed: {allowed}.")
+        given = {key: _rate(name, key, value) for key, value in rates.items() if value is not None}
+        if missing := [key for key in _REQUIRED if key not in given]:
+            raise ValueError(f"Pricing override for {name!r} lacks {', '.join(missing)} (USD per million tokens).")
+        with localcontext(EXACT):
+            return cls(
+                name=name,
+                input=given["input_per_mtok"],
+                output=given["output_per_mtok"],
+                cache_read=given.get("cache_read_per_mtok", given["input_per_mtok"] * _CACHE_READ_SHARE),
+                cache_write=given.get("cache_write_per_mtok", given["input_per_mtok"] * _CACHE_WRITE_SHARE),
+            )
+
+    def price(self, tokens: _Tokens) -> Price:
+        full = tokens.input_tokens - tokens.cache_read_tokens - tokens.cache_write_tokens
+        with localcontext(EXACT):
+            total = (
+                full * self.input
+                + tokens.cache_read_tokens * self.cache_read
+                + tokens.cache_write_tokens * self.cache_write
+                + tokens.output_tokens * self.output
+            ) / 1_000_000
+        return Price(total=total, source=f"override {self.name!r}")
+
+
+def _rate(name: str, key: str, value: Rate) -> Decimal:
+    problem = f"Pricing override for {name!r}: {key} must be a finite number of USD, 0 or more, got {value!r}."
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError(problem)
+    rate = Decimal(str(value))
+    if not rate.is_finite() or rate < 0:
+        raise ValueError(problem)
+    return rate
+
+
+class _Overrides:
+    """Overrides by model, then by provider; what counts for requests of an unknown provider is last in its group."""
+
+    def __init__(self, overrides: Iterable[_Override]) -> None:
+        self._by_model: dict[str, dict[str | None, _Override]] = {}
+        placed = [(read_model_name(override.name)[-1], override) for override in overrides]
+        for ref, override in sorted(placed, key=lambda item: item[0].provider is None):
+            self._by_model.setdefault(ref.model, {})[ref.provider] = override
+
+    def replace(self, override: _Override) -> None:
+        """A name without a provider replaces all there is for the model; with one, what there is for that provider."""
+        ref = read_model_name(override.name)[-1]
+        group = self._by_model.setdefault(ref.model, {})
+        if ref.provider is None:
+            group.clear()
+        group.pop(ref.provider, None)
+        group[ref.provider] = override
+
+    def find(self, model: str, provider: str | None = None) -> _Override | None:
+        refs = read_model_name(model, provider)
+        own = read_model_name(model)[-1]
+        if own.provider is not None and own.provider not in PROVIDERS:
+            refs = (*refs, own)  # `phi:latest` is one name, whoever serves it
+        for ref, spelling in _most_exact_first(refs):
+            if not (group := self._by_model.get(spelling)):
+                continue
+            if ref.provider is None:
+                return next(reversed(group.values()))
+            if found := group.get(ref.provider) or group.get(None):
+                return found
+        return None
+
+
+def _most_exact_first(refs: tuple[ModelRef, ...]) -> Iterator[tuple[ModelRef, str]]:
+    for ref in refs:
+        for spelling in spellings(ref.model):
+            yield ref, spelling
+
+
+class CostCalculator:
+    """Prices model requests exactly, and rounds once where an integer is asked for.
+
+    Rates of your own beat the price list. Their names are matched without regard to case, version or vendor path:
+    `gpt-4o` also prices `openai:gpt-4o-2024-08-06` and `openai/gpt-4o`; the closest name wins. A name with a provider,
+    `azure:gpt-4o`, prices that provider's requests, and those of which the provider is not known.
+
+    Args:
+        pricing_overrides: Rates by model name, in USD per million tokens: `input_per_mtok`, `output_per_mtok`, and
+            optionally `cache_read_per_mtok` (otherwise 10 % of the input rate) and `cache_write_per_mtok` (125 %).
+            0 is a price. Copied; change them with `add_pricing_override`.
+
+    Raises:
+        ValueError: A rate is missing, negative, not a finite number, or of an unknown kind.
+    """
+
+    def __init__(self, pricing_overrides: Mapping[str, Mapping[str, Rate]] | None = None) -> None:
+        self._overrides = _Overrides(_Override.parse(name, rates) for name, rates in (pricing_overrides or {}).items())
+
+    def price(
+        self,
+        usage: RequestUsage,
+        model: str,
+        *,
+        provider: str | None = None,
+        provider_url: str | None = None,
+        at: datetime | None = None,
+        context: Mapping[str, object] | None = None,
+    ) -> Price:
+        """Price one model request. Add up what several cost, but never price their summed tokens: tiers are cliffs.
+
+        Args:
+            usage: Token counts of one request. `input_tokens` includes cached ones; each token is priced once.
+            model: The model that answered: `gpt-5-mini-2025-08-07`, or `provider:model`.
+            provider: Who answered, under pydantic-ai's or genai-prices' name; beats a prefix of `model`.
+            provider_url: Base URL of the API that answered, which says most precisely who sends the bill. A local or
+                private one is on no price list; only an override prices it.
+            at: When the request was sent, timezone-aware: off-peak and dated prices depend on it. None: now.
+            context: What the response says of its own price, such as a service tier (`ModelResponse.provider_details`).
+
+        Returns:
+            `total` in USD, an exact `Decimal`, not rounded; `source` names data set, version and matched model, or the
+            override.
+
+        Raises:
+            UnknownModelPriceError: No price is listed. The caller decides; it is never 0.
+            ValueError: `at` is naive, a count is negative, or cached counts exceed their total.
+
+        Source: genai-prices.
+        """
+        if at is not None and at.utcoffset() is None:
+            raise ValueError(f"The time of a request must be timezone-aware, got {at!r}. Use datetime.now(UTC).")
+        _refuse_impossible(usage)
+        if override := self._overrides.find(model, provider):
+            return override.price(usage)
+        return list_price(usage, read_model_name(model, provider), url=provider_url, at=at, context=context)
+
+    def calculate_cost(
+        self,
+        model: str | None,
+        input_tokens: int,
+        output_tokens: int,
+        *,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        input_audio_tokens: int = 0,
+        output_audio_tokens: int = 0,
+        cache_audio_read_tokens: int = 0,
+    ) -> int:
+        """Estimate what tokens cost, in microcents (1e-6 USD), rounded once, half to even.
+
+        For books that balance use `price`, request by request: this returns 0 for an unknown model, and prices a model
+        that its provider does not list as the same name at another provider.
+
+        Args:
+            model: `provider:model` or a bare name. None, empty or unknown: 0, with a debug log.
+            input_tokens: All input tokens, cached and audio ones included.
+            output_tokens: All output tokens, audio ones included.
+            cache_read_tokens: Input tokens read from the cache.
+            cache_write_tokens: Input tokens written to the cache.
+            input_audio_tokens: Audio among the input tokens; overrides ignore it.
+            output_audio_tokens: Audio among the output tokens; overrides ignore it.
+            cache_audio_read_tokens: Audio among the cached tokens; overrides ignore it.
+        """
+        if not model or not model.strip():
+            logger.debug("No model is named: its cost is counted as 0")
+            return 0
+        tokens = _possible(
+            TokenCounts(
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                cache_read_tokens=cache_read_tokens,
+                cache_write_tokens=cache_write_tokens,
+                input_audio_tokens=input_audio_tokens,
+                output_audio_tokens=output_audio_tokens,
+                cache_audio_read_tokens=cache_audio_read_tokens,
+            )
+        )
+        try:
+            override = self._overrides.find(model)
+            price = override.price(tokens) if override else _estimate(tokens, read_model_name(model))
+            return usd_to_microcents(price.total)
+        except UnknownModelPriceError as error:
+            logger.debug("%s Its cost is counted as 0.", error)
+            return 0
+
+    def add_pricing_override(
+        self,
+        model: str,
+        input_per_mtok: Rate,
+        output_per_mtok: Rate,
+        *,
+        cache_read_per_mtok: Rate | None = None,
+        cache_write_per_mtok: Rate | None = None,
+    ) -> None:
+        """Set a model's rates, in USD per million tokens; replaces those it has.
+
+        Raises:
+            ValueError: A rate is negative or not a finite number.
+        """
+        rates = {
+            "input_per_mtok": input_per_mtok,
+            "output_per_mtok": output_per_mtok,
+            "cache_read_per_mtok": cache_read_per_mtok,
+            "cache_write_per_mtok": cache_write_per_mtok,
+        }
+        self._overrides.replace(_Override.parse(model, rates))
+
+    def microcents_to_dollars(self, microcents: int) -> float:
+        """USD as a float, for display."""
+        return microcents / MICROCENTS_PER_USD
+
+    def dollars_to_microcents(self, dollars: float) -> int:
+        """The nearest whole microcent of an amount in USD."""
+        return round(dollars * MICROCENTS_PER_USD)
+
+    def format_cost(self, microcents: int) -> dict[str, int | float]:
+        """The amount in three units: whole `microcents`, whole `cents` (rounded down), `dollars` as a float."""
+        return {
+            "microcents": microcents,
+            "cents": microcents // 10_000,
+            "dollars": self.microcents_to_dollars(microcents),
+        }
+
+
+def _refuse_impossible(usage: _Tokens) -> None:
+    counts = {
+        name: getattr(usage, name)
+        for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+    }
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"Usage can't be priced: {name} must be a whole number, 0 or more, got {count!r}.")
+    cached = counts["cache_read_tokens"] + counts["cache_write_tokens"]
+    if cached > counts["input_tokens"]:
+        raise ValueError(
+            f"Usage can't be priced: {cached} cached tokens exceed input_tokens={counts['input_tokens']}, "
+            "which must include them."
+        )
+
+
+def _possible(tokens: TokenCounts) -> TokenCounts:
+    """The nearest counts that can be priced: none negative, no part larger than its whole.
+
+    Cached tokens beyond the total raise the total: what is left to pay at the full rate is then 0, never negative.
+    """
+    read = max(0, tokens.cache_read_tokens)
+    write = max(0, tokens.cache_write_tokens)
+    total_in = max(0, tokens.input_tokens, read + write)
+    total_out = max(0, tokens.output_tokens)
+    audio_in = min(max(0, tokens.input_audio_tokens), total_in)
+    return TokenCounts(
+        input_tokens=total_in,
+        output_tokens=total_out,
+        cache_read_tokens=read,
+        cache_write_tokens=write,
+        input_audio_tokens=audio_in,
+        output_audio_tokens=min(max(0, tokens.output_audio_tokens), total_out),
+        cache_audio_read_tokens=min(max(0, tokens.cache_audio_read_tokens), read, audio_in),
+    )
+
+
+def _estimate(tokens: TokenCounts, refs: tuple[ModelRef, ...]) -> Price:
+    """The list price, at any provider if the named one does not list the model."""
+    elsewhere = tuple(ModelRef(None, ref.model) for ref in refs if ref.provider and ref.provider not in UNMETERED)
+    try:
+        return list_price(tokens, (*refs, *elsewhere))
+    except ValueError:
+        # Cached and audio tokens may overlap in a way the counts don't tell; as text they can always be priced.
+        text = replace(tokens, input_audio_tokens=0, output_audio_tokens=0, cache_audio_read_tokens=0)
+        return list_price(text, (*refs, *elsewhere))

@@ -1,0 +1,86 @@
+"""What every test gets: a scrubbed environment, a folder of its own, loopback only; servers when it asks for them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.prefect_server import SHARED_DIR, own_shared_dir, prefect_api, prefect_server, release_shared_dir
+from tests.support.s3 import s3, s3_server
+
+__all__ = ["prefect_api", "prefect_server", "s3", "s3_server"]
+
+_SCRUBBED_PREFIXES = ("FASTROAI_", "PREFECT_", "AWS_", "OPENAI_", "LOGFIRE_")
+_KEPT = {SHARED_DIR}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not _is_worker(config):
+        config.stash[_shared_dir] = own_shared_dir()
+    os.environ.update(_quiet_environment())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _shared_dir in config.stash:
+        release_shared_dir(config.stash[_shared_dir])
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable, `.env` or profile of the machine reaches a test; the executor is `memory` unless it has a server."""
+    for name in os.environ:
+        if name.startswith(_SCRUBBED_PREFIXES) and name not in _KEPT:
+            monkeypatch.delenv(name)
+    for name, value in _quiet_environment().items():
+        monkeypatch.setenv(name, value)
+    if "prefect_api" not in request.fixturenames:
+        monkeypatch.setenv("FASTROAI_EXECUTOR", "memory")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def only_loopback() -> Iterator[None]:
+    """Connections that leave this machine are refused, with the address."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            raise ConnectionRefusedError(f"Tests reach loopback only, not {address!r}")
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        yield
+
+
+_shared_dir = pytest.StashKey[Path]()
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _quiet_environment() -> dict[str, str]:
+    home = Path(os.environ[SHARED_DIR])
+    return {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_HOME": str(home / "prefect-home"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "LOGFIRE_SEND_TO_LOGFIRE": "false",
+    }
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

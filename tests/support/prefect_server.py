@@ -1,0 +1,200 @@
+"""One real Prefect server on loopback, started by the first test that needs it and shared by all pytest workers."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+SHARED_DIR = "FASTROAI_TESTS_SHARED_DIR"
+"""Folder of one pytest run, inherited by its xdist workers: who owns the run, and where its server listens."""
+
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 10.0
+
+_REPOSITORY = Path(__file__).parents[2]
+_OWNER, _LOCK, _ADDRESS, _LOG = "owner", "lock", "address.json", "server.log"
+
+_SERVER_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    # Two cores and SQLite: a slow answer is better than a failed one.
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+}
+
+
+def own_shared_dir() -> Path:
+    """Make the folder of this pytest run; for the controller, before its workers start."""
+    folder = Path(tempfile.mkdtemp(prefix="fastroai-tests-"))
+    (folder / _OWNER).write_text(str(os.getpid()))
+    os.environ[SHARED_DIR] = str(folder)
+    return folder
+
+
+def release_shared_dir(folder: Path) -> None:
+    """Stop the server if one was started, and remove the folder; for the controller, after its workers ended."""
+    address = _read_address(folder)
+    if address is not None:
+        _stop(int(address["pid"]))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def server_url(folder: Path) -> str:
+    """The API URL of the run's server, which is started when nobody did so yet."""
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        address = _read_address(folder)
+        if address is None:
+            _start(folder)
+            address = _read_address(folder)
+    assert address is not None
+    return str(address["url"])
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> str:
+    """API URL of a real Prefect server with a SQLite database of its own."""
+    return server_url(Path(os.environ[SHARED_DIR]))
+
+
+@pytest.fixture
+def prefect_api(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real Prefect server's API URL, set for this process and for those it starts; results go to the test's folder.
+
+    A test that uses it runs pipelines under Prefect unless it says otherwise.
+    """
+    with prefect_settings(prefect_server, tmp_path / "prefect-results", monkeypatch):
+        yield prefect_server
+
+
+@contextmanager
+def prefect_settings(url: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Point Prefect at a server: in the environment, and in the settings it has already read."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(results))
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_LOCAL_STORAGE_PATH: results}):
+        yield
+
+
+def _start(folder: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    environment |= _SERVER_ENVIRONMENT | {"PREFECT_HOME": str(folder / "server-home")}
+    with (folder / _LOG).open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.prefect_server", str(folder)],
+            cwd=_REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT
+    while not _healthy(folder):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            process.wait()
+            (folder / _ADDRESS).unlink(missing_ok=True)
+            pytest.fail(f"The Prefect server did not start:\n{(folder / _LOG).read_text()[-4000:]}", pytrace=False)
+        time.sleep(0.1)
+
+
+def _healthy(folder: Path) -> bool:
+    import httpx
+
+    address = _read_address(folder)
+    if address is None:
+        return False
+    try:
+        return httpx.get(f"{address['url']}/health", timeout=5, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _read_address(folder: Path) -> dict[str, object] | None:
+    try:
+        return json.loads((folder / _ADDRESS).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _stop(pid: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + STOP_TIMEOUT
+        try:
+            os.killpg(pid, number)
+        except ProcessLookupError:
+            return
+        while time.monotonic() < deadline:
+            if not _alive(pid):
+                return
+            time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        # Reaps it when it is a child of this process, which is so without xdist.
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return False
+    except ChildProcessError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _serve(folder: Path) -> None:
+    """The server process: bind a free port, say where, and end no later than the pytest run that wanted it."""
+    import uvicorn
+
+    owner = int((folder / _OWNER).read_text())
+    threading.Thread(target=_die_with, args=(owner, folder), daemon=True).start()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+    partial = folder / f"{_ADDRESS}.partial"
+    partial.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    partial.rename(folder / _ADDRESS)
+    config = uvicorn.Config(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        lifespan="on",
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _die_with(owner: int, folder: Path) -> None:
+    while True:
+        try:
+            os.kill(owner, 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+            os._exit(0)
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))

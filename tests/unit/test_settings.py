@@ -1,0 +1,107 @@
+"""Settings: variables, the `.env` file, and what a bad value says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastroai.errors import FastroAIError, SettingsError
+from fastroai.settings import FastroAISettings, load_settings
+
+
+def test_prefect_is_the_default_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTROAI_EXECUTOR")
+    assert load_settings().executor == "prefect"
+
+
+def test_the_variable_chooses_the_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "memory")
+    assert load_settings().executor == "memory"
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "prefect")
+    assert load_settings().executor == "prefect"
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "")
+    monkeypatch.setenv("FASTROAI_S3_CONNECT_TIMEOUT", "")
+    assert load_settings() == FastroAISettings(executor="prefect")
+
+
+def test_a_dotenv_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTROAI_EXECUTOR")
+    Path(".env").write_text("FASTROAI_EXECUTOR=memory\nSOMETHING_ELSE=1\nFASTROAI_RESULT_STORAGE=s3://bucket/prefix\n")
+    settings = load_settings()
+    assert (settings.executor, settings.result_storage) == ("memory", "s3://bucket/prefix")
+
+
+def test_a_variable_beats_the_dotenv_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("FASTROAI_EXECUTOR=memory\n")
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "prefect")
+    assert load_settings().executor == "prefect"
+
+
+def test_a_changed_dotenv_file_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTROAI_EXECUTOR")
+    Path(".env").write_text("FASTROAI_EXECUTOR=memory\n")
+    assert load_settings().executor == "memory"
+    Path(".env").write_text("FASTROAI_EXECUTOR=prefect\n")
+    assert load_settings().executor == "prefect"
+    Path(".env").unlink()
+    assert load_settings().executor == "prefect"
+
+
+def test_unchanged_settings_are_not_parsed_again() -> None:
+    assert load_settings() is load_settings()
+
+
+def test_a_bad_value_names_the_variable_the_value_and_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "ray")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    for part in ("FASTROAI_EXECUTOR", "'ray'", "prefect", "memory"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, FastroAIError)
+
+
+def test_each_bad_value_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTROAI_S3_CONNECT_TIMEOUT", "soon")
+    monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "0")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert any("FASTROAI_S3_CONNECT_TIMEOUT='soon'" in line for line in lines)
+    assert any("FASTROAI_ARTIFACT_TIMEOUT='0'" in line for line in lines)
+
+
+def test_a_bad_value_can_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "ray")
+    with pytest.raises(SettingsError):
+        load_settings()
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "memory")
+    assert load_settings().executor == "memory"
+
+
+def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
+    monkeypatch.setenv("FASTROAI_S3_ACCESS_KEY_ID", "AKIA-hidden")
+    monkeypatch.setenv("FASTROAI_S3_SECRET_ACCESS_KEY", "secret-hidden")
+    settings = load_settings()
+    assert "hidden" not in repr(settings)
+    assert "hidden" not in settings.model_dump_json()
+    assert settings.openai_api_key is not None
+    assert settings.openai_api_key.get_secret_value() == "sk-hidden"
+
+
+def test_openais_key_has_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTROAI_OPENAI_API_KEY", "sk-other")
+    assert load_settings().openai_api_key is None
+
+
+@pytest.mark.parametrize("name", FastroAISettings.model_fields)
+def test_every_setting_is_described(name: str) -> None:
+    description = FastroAISettings.model_fields[name].description
+    assert description
+    assert description.endswith(".")
