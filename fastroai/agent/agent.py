@@ -10,7 +10,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from pydantic_ai import Agent
-from pydantic_ai.exceptions import ModelTimeoutError
+from pydantic_ai.exceptions import ModelTimeoutError, UserError
 from pydantic_ai.messages import ModelMessage, UserContent
 from pydantic_ai.models import Model, infer_model
 from pydantic_ai.output import OutputSpec
@@ -236,12 +236,15 @@ class FastroAgent(Generic[OutputT]):
     ) -> dict[str, Any]:
         """The arguments of pydantic-ai's `run` and `run_stream`."""
         self._prepare_model()
+        defaults = self._build_default_model_settings()
+        if "temperature" not in self.config.model_fields_set and _reasons(self._agent.model):
+            defaults.pop("temperature", None)  # nobody asked for it, and the model would only warn that it takes none
         return {
             **self._run_options,
             "user_prompt": message,
             "deps": deps,
             "message_history": message_history,
-            "model_settings": _merged(self._build_default_model_settings(), model_settings) or None,
+            "model_settings": _merged(defaults, model_settings) or None,
             **kwargs,
         }
 
@@ -325,6 +328,14 @@ def _is_overridden(agent: Agent[Any, Any]) -> bool:
     """Whether another model was put in place of the agent's (`agent.override`); taken as so where it can't be told."""
     override = getattr(agent, "_override_model", None)
     return not isinstance(override, ContextVar) or override.get(None) is not None
+
+
+def _reasons(model: object) -> bool:
+    """Whether a model reasons unless told otherwise; not known of a model made of models."""
+    try:
+        return isinstance(model, Model) and bool(model.profile.get("thinking_enabled_by_default"))
+    except (NotImplementedError, UserError):
+        return False
 
 
 def _merged(defaults: dict[str, Any], given: Settings | None) -> Any:

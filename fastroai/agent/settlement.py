@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any, Final
 
@@ -26,35 +26,37 @@ _warned: set[str] = set()
 
 def settle_answer(entry: LedgerEntry, response: ModelResponse, model: Model, pricer: Pricer) -> LedgerEntry:
     """The entry of a request with a complete answer: charged, or unpriced when its tokens or its price are unknown."""
-    usage = response.usage
-    entry = _with_answer(entry, response)
+    usage, answer = response.usage, _answer(response)
     if not usage.has_values() or usage.unmeasured_requests:
-        return entry.settled(EntryState.UNPRICED, error="The provider reported no token usage.")
+        return entry.settled(EntryState.UNPRICED, error="The provider reported no token usage.", **answer)
     cost, source = pricer.price(usage, response, model, entry)
     if cost is None:
-        return entry.settled(EntryState.UNPRICED, error=source)
+        return entry.settled(EntryState.UNPRICED, error=source, **answer)
     # pydantic-ai looks up a price only where there is none yet: its cost limits then hold at the same prices.
     usage.cost = cost
-    return entry.settled(EntryState.CHARGED, cost_usd=cost, price_source=source)
+    return entry.settled(EntryState.CHARGED, cost_usd=cost, price_source=source, **answer)
 
 
 def settle_stream(
     entry: LedgerEntry, stream: StreamedResponse, model: Model, pricer: Pricer, error: BaseException | None
 ) -> LedgerEntry:
     """The entry of a stream: as an answer when it came to its end, else unsettled with what is known of it."""
-    response = stream.get()
+    reason = "Left before its end" if error is None or isinstance(error, GeneratorExit) else _reason(error)
+    try:
+        response = stream.get()
+    except Exception as unreadable:
+        return entry.settled(EntryState.UNSETTLED, error=f"{reason}; what came of it can't be read: {unreadable!r}")
     if response.state == "complete":
         return settle_answer(entry, response, model, pricer)
-    reason = "Left before its end" if error is None or isinstance(error, GeneratorExit) else _reason(error)
-    entry = _with_answer(entry, response)
     if not response.usage.has_values():
-        return entry.settled(EntryState.UNSETTLED, error=f"{reason}; its tokens are unknown.")
+        return entry.settled(EntryState.UNSETTLED, error=f"{reason}; its tokens are unknown.", **_answer(response))
     cost, source = pricer.price(response.usage, response, model, entry)
     return entry.settled(
         EntryState.UNSETTLED,
         cost_usd=cost,
         price_source=source if cost is not None else None,
         error=f"{reason}; tokens and cost are those reported until then.",
+        **_answer(response),
     )
 
 
@@ -125,13 +127,13 @@ class Pricer:
             logger.warning("Requests to model %r are recorded without a price. %s", name, error)
 
 
-def _with_answer(entry: LedgerEntry, response: ModelResponse) -> LedgerEntry:
-    return replace(
-        entry,
-        tokens=token_counts(response.usage),
-        model_answered=response.model_name,
-        response_id=response.provider_response_id,
-    )
+def _answer(response: ModelResponse) -> dict[str, Any]:
+    """What an entry keeps of an answer."""
+    return {
+        "tokens": token_counts(response.usage),
+        "model_answered": response.model_name,
+        "response_id": response.provider_response_id,
+    }
 
 
 def _reason(error: BaseException) -> str:

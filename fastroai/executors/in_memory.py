@@ -12,7 +12,7 @@ from ..pipelines.plan import ExecutionPlan, PlannedStep
 from .protocol import ExecutionResult, StepRecord
 from .run import Run
 from .scheduler import run_plan
-from .step_runner import may_retry, run_step, timeout_message
+from .step_runner import may_retry, run_step
 
 if TYPE_CHECKING:
     from ..tracing.tracer import Tracer
@@ -55,21 +55,9 @@ async def _run_attempts(run: Run, node: PlannedStep) -> StepRecord:
     attempts = node.config.retries + 1
     for attempt in range(1, attempts):
         try:
-            return await _run_attempt(run, node, attempt)
+            return await run_step(run, node, attempt)
         except Exception as error:
             if not may_retry(run, node, error):
                 raise
         await asyncio.sleep(retry_delay(node.config, attempt))
-    return await _run_attempt(run, node, attempts)
-
-
-async def _run_attempt(run: Run, node: PlannedStep, attempt: int) -> StepRecord:
-    if not node.config.timeout:
-        return await run_step(run, node, attempt)
-    try:
-        async with asyncio.timeout(node.config.timeout) as deadline:
-            return await run_step(run, node, attempt)
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        raise TimeoutError(timeout_message(node, attempt)) from error
+    return await run_step(run, node, attempts)

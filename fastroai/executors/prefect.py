@@ -84,6 +84,8 @@ class PrefectExecutor:
         flow: Any = build_call(name, plan, body, dict(self._options.flow_config))
         try:
             await flow()
+            if not ended:
+                raise RuntimeError(f"Prefect ended the run of {name!r} without executing it")
         except Exception as error:
             if not ended:
                 raise

@@ -44,7 +44,7 @@ class Run:
         self.name = name
         self.books = RunBooks(run_id or str(uuid4()), name, cost_budget=plan.config.cost_budget)
         self.outputs: dict[str, Any] = {}
-        self._traced = not isinstance(self.tracer, NoOpTracer)
+        self._traced = type(self.tracer) is not NoOpTracer
         self._step_runs: dict[str, StepRun] = {}
         self._started: dict[str, float] = {}
         self._began = time.perf_counter()
@@ -82,7 +82,7 @@ class Run:
                 would have been returned.
         """
         errors = {step_id: _as_step_error(step_id, error) for step_id, error in outcome.failures.items()}
-        usages = {id_: run.usage for id_, run in self._step_runs.items() if run.entries}
+        usages = {step_id: self.step_run(step_id).usage for step_id in self.books.ledger.step_ids}
         states = [r.output for r in outcome.records.values() if isinstance(r.output, ConversationState)]
         result = ExecutionResult(
             outputs={step_id: record.output for step_id, record in outcome.records.items()},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from ..agent.failures import is_permanent
 from ..pipelines.context import StepContext
 from ..pipelines.plan import PlannedStep
@@ -13,8 +16,10 @@ async def run_step(run: Run, node: PlannedStep, attempt: int = 1) -> StepRecord:
     """Execute one attempt of a step.
 
     Only the outputs of declared dependencies are handed to it. What it spends is in the run's ledger whatever happens.
+    Its deadline is held here and not by Prefect, whose cancellation would not let it clean up with an await.
 
     Raises:
+        TimeoutError: The attempt took longer than the step's `timeout`.
         BaseException: What the step raised, unchanged.
     """
     step_run = run.step_run(node.step_id)
@@ -22,7 +27,8 @@ async def run_step(run: Run, node: PlannedStep, attempt: int = 1) -> StepRecord:
     outputs = {step_id: run.outputs[step_id] for step_id in node.dependencies}
     context = StepContext(node.step_id, run.inputs, run.deps, outputs, run.tracer, node.config, step_run=step_run)
     async with run.span(f"step.{node.step_id}"):
-        output = await node.step.execute(context)
+        with step_run.own_scope():
+            output = await _execute(node, context, attempt)
     run.outputs[node.step_id] = output
     return run.record(node, output)
 
@@ -32,9 +38,17 @@ def may_retry(run: Run, node: PlannedStep, error: BaseException) -> bool:
     return not (is_permanent(error) or run.step_run(node.step_id).is_final(error))
 
 
-def timeout_message(node: PlannedStep, attempt: int) -> str:
-    """What a step's deadline says when it has passed."""
-    return (
-        f"Step '{node.step_id}' timed out after {node.config.timeout}s (attempt {attempt}/{node.config.retries + 1}). "
-        "Its `timeout` bounds one attempt."
-    )
+async def _execute(node: PlannedStep, context: StepContext[Any], attempt: int) -> Any:
+    seconds = node.config.timeout
+    if not seconds:
+        return await node.step.execute(context)
+    try:
+        async with asyncio.timeout(seconds) as deadline:
+            return await node.step.execute(context)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise TimeoutError(
+            f"Step '{node.step_id}' timed out after {seconds}s (attempt {attempt}/{node.config.retries + 1}). "
+            "Its `timeout` bounds one attempt."
+        ) from error

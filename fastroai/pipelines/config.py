@@ -27,7 +27,8 @@ class StepConfig(metaclass=_RemembersGiven):
     default (`retries=0`, `timeout=None`). `dataclasses.replace` gives every field.
 
     Attributes:
-        timeout: Seconds that one attempt of the step may take. None or 0: no limit.
+        timeout: Seconds that one attempt of the step may take; its Prefect task then ends `TimedOut`. None or 0:
+            no limit.
         retries: Attempts after the first. Agent calls that succeeded in a failed attempt are replayed, not sent again.
         retry_delay: Seconds before a further attempt: a number is doubled for each further one; a list is used as it
             is, its last value repeated.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
-import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType
@@ -16,24 +14,10 @@ from pydantic import TypeAdapter
 from ..agent.agent import FastroAgent
 from .agent_step import AgentStepWrapper
 from .base import BaseStep
+from .canonical import digest
 from .decorators import FunctionStep
 
 _CONSTANTS = (str, bytes, int, float, bool, type(None))
-
-
-def canonical_json(value: Any) -> str:
-    """JSON of a plain value that is the same wherever it is made.
-
-    Raises:
-        TypeError: The value is not made of dicts with string keys, lists, strings, numbers, bools and None.
-        ValueError: It holds a NaN or an infinity.
-    """
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def fingerprint(step: BaseStep[Any, Any]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..errors import PipelineValidationError
 from .base import BaseStep
 from .config import PipelineConfig, StepConfig, check_config, resolve_config
+from .fingerprint import fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class PlannedStep:
     config: StepConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExecutionPlan:
     """A validated, immutable plan.
 
@@ -40,6 +42,11 @@ class ExecutionPlan:
     def terminal_steps(self) -> tuple[str, ...]:
         """The steps nothing depends on."""
         return tuple(step_id for step_id in self.steps if not self.dependents[step_id])
+
+    @cached_property
+    def fingerprints(self) -> Mapping[str, str]:
+        """The identity of each step's code, taken once: what a step keeps on itself later is no part of it."""
+        return {step_id: fingerprint(node.step) for step_id, node in self.steps.items()}
 
     @classmethod
     def build(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeVar
 
+from ..agent.metering import DispatchScope, dispatch_scope
 from ..agent.schemas import ChatResponse
 from ..errors import CostBudgetExceededError
 from ..usage.ledger import Attribution, EntryState, LedgerEntry, RunLedger, TokenCounts
@@ -66,12 +68,19 @@ class StepRun:
     def next_attribution(self) -> Attribution:
         """Whom the next dispatch is booked to."""
         self.dispatches += 1
+        return self._attribution(self.dispatches)
+
+    def own_scope(self) -> AbstractContextManager[DispatchScope]:
+        """Books what the step's code sends without `StepContext.run` to the step, as dispatch 0."""
+        return dispatch_scope(self.books.ledger, self._attribution(0))
+
+    def _attribution(self, dispatch: int) -> Attribution:
         return Attribution(
             run_id=self.books.run_id,
             pipeline=self.books.pipeline,
             step_id=self.step_id,
             attempt=self.attempt,
-            dispatch=self.dispatches,
+            dispatch=dispatch,
             tags=self.books.tags,
         )
 

@@ -143,6 +143,11 @@ class RunLedger:
         """All entries so far."""
         return tuple(self._entries.values())
 
+    @property
+    def step_ids(self) -> tuple[str, ...]:
+        """The steps that have entries, in the order of their first ones."""
+        return tuple(step_id for step_id in self._by_step if step_id is not None)
+
     def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
         """The entries booked to one step."""
         return tuple(self._entries[id_] for id_ in self._by_step.get(step_id, ()))

@@ -45,7 +45,7 @@ def example(kind: type[FastroAIError]) -> FastroAIError:
 
 
 def all_errors() -> Iterator[type[FastroAIError]]:
-    """Every error class of the package, wherever it is defined."""
+    """Every error class of the library, wherever it is defined; the command line has its own for its exit code."""
     for module in pkgutil.walk_packages(fastroai.__path__, "fastroai."):
         if "prefect" not in module.name and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -53,7 +53,7 @@ def all_errors() -> Iterator[type[FastroAIError]]:
     while pending:
         kind = pending.pop()
         pending += kind.__subclasses__()
-        if kind.__module__.startswith("fastroai"):
+        if kind.__module__.startswith("fastroai") and kind.__module__ != "fastroai.cli":
             yield kind
 
 

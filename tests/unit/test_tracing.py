@@ -19,9 +19,12 @@ from fastroai.tracing import tracer as tracer_module
 def records() -> Iterator[list[logging.LogRecord]]:
     """All that reaches the tracers' logger."""
     kept: list[logging.LogRecord] = []
-    logger = logging.getLogger("fastroai.tracing")
-    handler = logging.Handler()
-    handler.emit = kept.append  # type: ignore[method-assign]
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kept.append(record)
+
+    logger, handler = logging.getLogger("fastroai.tracing"), Keep()
     level = logger.level
     logger.setLevel(logging.DEBUG)
     logger.addHandler(handler)

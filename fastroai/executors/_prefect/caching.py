@@ -7,10 +7,10 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from prefect.cache_policies import NO_CACHE, CachePolicy
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 
 from ...errors import PipelineValidationError
-from ...pipelines.fingerprint import digest
+from ...pipelines.canonical import digest
 
 Scope = Literal["run", "inputs"]
 
@@ -47,7 +47,7 @@ class StepIdentity:
 
 
 def digest_or_unique(value: Any) -> str:
-    """The digest of plain JSON, or for anything else one that is never seen again, so that it never hits."""
+    """A value's digest, or for one that has none a text that is never seen again, so that it never hits."""
     try:
         return digest(value)
     except (TypeError, ValueError):
@@ -56,18 +56,30 @@ def digest_or_unique(value: Any) -> str:
 
 @dataclass
 class StepCachePolicy(CachePolicy):
-    """Reuses a step's result for the same identity: everywhere, or within the flow run and its retries."""
+    """Reuses a step's result for the same identity: everywhere, or within the run and its retries."""
 
     scope: Scope = "run"
 
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
-        """SHA-256 over the identity and, within a run, the flow run's id."""
+        """SHA-256 over the identity and, within a run, what stays the same when the run is tried again."""
         key = {"format": 1, "identity": inputs["identity"]}
         if self.scope == "run":
-            key["flow_run_id"] = str(task_ctx.task_run.flow_run_id)
+            key["run"] = run_scope()
         return digest(key)
+
+
+def run_scope() -> str:
+    """What the attempts of one run have in common.
+
+    A retried flow run keeps its id. A subflow gets a new one when its parent is tried again, but the task run that
+    stands for it in the parent stays the same.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return str(uuid4())
+    return str(context.flow_run.parent_task_run_id or context.flow_run.id)
 
 
 def resolve_cache_policy(choice: Any) -> CachePolicy:

@@ -12,7 +12,7 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 
 from ...errors import StepExecutionError
-from ...pipelines.fingerprint import digest, fingerprint
+from ...pipelines.canonical import digest
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
 from ...settings import load_settings
@@ -22,7 +22,7 @@ from ..scheduler import run_plan
 from .artifacts import ArtifactWriter
 from .options import PrefectOptions
 from .steps import StepTasks, compile_tasks
-from .storage import describe_storage, probe_storage, resolve_storage
+from .storage import StepStorage, describe_storage, probe_storage, resolve_storage
 
 DepsFactory = Callable[[], Any]
 
@@ -45,12 +45,12 @@ async def run_in_flow(
     run = Run(plan, inputs, deps, tracer, name, run_id=str(context.flow_run.id))
     async with ArtifactWriter(settings.artifact_timeout) as artifacts:
         steps = StepTasks(run, tasks, artifacts, context.flow_run.id)
-        steps.activate()
-        try:
-            async with run.span(f"pipeline.{name}"):
-                return run.conclude(await run_plan(plan, steps.run_one))
-        finally:
-            steps.write_run_artifact()
+        with steps.active():
+            try:
+                async with run.span(f"pipeline.{name}"):
+                    return run.conclude(await run_plan(plan, steps.run_one))
+            finally:
+                steps.write_run_artifact()
 
 
 async def _storages(plan: ExecutionPlan, options: PrefectOptions) -> dict[str, Any]:
@@ -64,9 +64,9 @@ async def _storages(plan: ExecutionPlan, options: PrefectOptions) -> dict[str, A
         key = choice if isinstance(choice, str) else id(choice)
         if key not in resolved:
             storage = await resolve_storage(choice, settings)
-            if storage is not None:
+            if choice is not None:
                 await probe_storage(storage, describe_storage(choice))
-            resolved[key] = storage
+            resolved[key] = StepStorage(inner=storage)
         storages[step_id] = resolved[key]
     return storages
 
@@ -123,7 +123,7 @@ def build_call(
 
 def pipeline_version(plan: ExecutionPlan) -> str:
     """A version that changes with the code, the prompts and the shape of a pipeline."""
-    parts = {step_id: [fingerprint(node.step), *node.dependencies] for step_id, node in plan.steps.items()}
+    parts = {step_id: [plan.fingerprints[step_id], *node.dependencies] for step_id, node in plan.steps.items()}
     return digest(parts)[:16]
 
 

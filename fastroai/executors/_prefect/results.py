@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,31 +14,49 @@ from ...errors import ResultStorageError
 from ...pipelines.agent_step import AgentStepWrapper
 from ...pipelines.base import BaseStep
 from ...pipelines.decorators import FunctionStep
-from ...pipelines.fingerprint import canonical_json
 from ...pipelines.schemas import ConversationState, StepUsage
 from ...usage.ledger import LedgerEntry
 from ..protocol import StepRecord
 
 FORMAT = 1
+SERIALIZER: Literal["fastroai-json"] = "fastroai-json"
 
 _entries = TypeAdapter(tuple[LedgerEntry, ...])
-_usage = TypeAdapter(StepUsage | None)
+_usage: TypeAdapter[StepUsage | None] = TypeAdapter(StepUsage | None)
+
+
+class StoredStep:
+    """What a step's task returns: plain JSON that Prefect does not look into.
+
+    Prefect notes the result of a task, and one level of what it holds, by `id()`, and takes any later task with such an
+    object among its parameters for a dependent. The keys of a dict are shared strings, so a dict would draw edges
+    between steps that have none.
+    """
+
+    __slots__ = ("__weakref__", "content")
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
 
 
 class StepResultSerializer(Serializer):  # no Serializer[Any]: Prefect would register that, under no name
     """Plain JSON under a name of our own: Prefect's `json` imports the classes that the data names."""
 
-    type: Literal["fastroai-json"] = "fastroai-json"
+    type: Literal["fastroai-json"] = SERIALIZER
 
     def dumps(self, obj: Any) -> bytes:
         """A stored step as bytes. Of the error of a failed task, which Prefect hands over too, the text is kept."""
-        if isinstance(obj, BaseException):
-            obj = {"error": f"{type(obj).__name__}: {obj}"}
-        return json.dumps(obj, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if isinstance(obj, StoredStep):
+            content = obj.content
+        elif isinstance(obj, BaseException):
+            content = {"error": f"{type(obj).__name__}: {obj}"}
+        else:
+            raise TypeError(f"Only results of steps are stored here, not a {type(obj).__qualname__}.")
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
     def loads(self, blob: bytes) -> Any:
         """The stored JSON, as it is."""
-        return json.loads(blob)
+        return StoredStep(json.loads(blob))
 
 
 @dataclass(frozen=True)
@@ -50,11 +69,13 @@ class StepCodec:
 
     step_id: str
     declared: Any
+    adapter: TypeAdapter[Any] | None
 
     @classmethod
     def of(cls, step_id: str, step: BaseStep[Any, Any]) -> StepCodec:
         """The codec for a step, from what its code declares."""
-        return cls(step_id, declared_output(step))
+        declared = declared_output(step)
+        return cls(step_id, declared, None if declared is Any else TypeAdapter(declared))
 
     def encode(self, output: Any) -> dict[str, Any]:
         """An output as plain JSON.
@@ -62,22 +83,21 @@ class StepCodec:
         Raises:
             ResultStorageError: It would not come back equal. The message names the step, the type and the remedy.
         """
-        for codec, type_ in self._codecs(output):
-            if codec == "json":
-                if _is_plain(output):
-                    return {"codec": codec, "value": output}
-                continue
-            try:
-                value = json.loads(TypeAdapter(type_).dump_json(output, warnings="error"))
-                if _same(_validate(type_, value), output):
-                    return {"codec": codec, "value": value}
-            except Exception:  # whatever a type's own serializer raises, the next codec may do
-                continue
+        if _is_plain(output):
+            return {"codec": "json", "value": output}
+        if self.adapter is not None:
+            # Whatever a type's own serializer or comparison raises, it means: not through this type.
+            with suppress(Exception):
+                value = json.loads(self.adapter.dump_json(output, warnings="error"))
+                if _same(_validate(self.adapter, value), output):
+                    return {"codec": "declared", "value": value}
+        if isinstance(output, ConversationState) and _is_plain(output.data) and _is_plain(output.context):
+            return {"codec": "conversation", "value": output.model_dump(mode="json")}
         declared = "declares no return type" if self.declared is Any else f"declares {self.declared!r}"
         raise ResultStorageError(
             f"Step '{self.step_id}' returned {type(output).__qualname__}, which can't be stored and read back equal; "
             f"the step {declared}. Declare its return type as a pydantic model, a dataclass or another "
-            "type pydantic can read back, or set persist_result=False in its StepConfig; a retried run then executes it "
+            "type pydantic can read back, or set persist_result=False in its StepConfig; a retried run then runs it "
             "again."
         )
 
@@ -91,19 +111,15 @@ class StepCodec:
             codec, value = stored["codec"], stored["value"]
             if codec == "json":
                 return value
-            return _validate(self.declared if codec == "declared" else ConversationState[Any], value)
+            if codec == "conversation":
+                return ConversationState(**value)
+            if self.adapter is None:
+                raise TypeError("the step declares no return type any more")
+            return _validate(self.adapter, value)
         except (KeyError, TypeError, ValidationError) as error:
             raise ResultStorageError(
                 f"The stored result of step '{self.step_id}' does not fit {self.declared!r}: {error}"
             ) from error
-
-    def _codecs(self, output: Any) -> list[tuple[str, Any]]:
-        codecs: list[tuple[str, Any]] = [("json", None)]
-        if self.declared is not Any:
-            codecs.append(("declared", self.declared))
-        if isinstance(output, ConversationState):
-            codecs.append(("conversation", ConversationState[Any]))
-        return codecs
 
 
 def encode_record(record: StepRecord, codec: StepCodec) -> dict[str, Any]:
@@ -119,23 +135,24 @@ def encode_record(record: StepRecord, codec: StepCodec) -> dict[str, Any]:
     }
 
 
-def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
+def decode_record(stored: StoredStep, codec: StepCodec) -> StepRecord:
     """A step's record as it was stored, marked as replayed.
 
     Raises:
         ResultStorageError: It is not such a record.
     """
     try:
+        content = stored.content
         return StepRecord(
-            step_id=stored["step_id"],
-            output=codec.decode(stored["output"]),
-            entries=_entries.validate_python(stored["entries"], strict=False),
-            usage=_usage.validate_python(stored["usage"]),
-            attempts=stored["attempts"],
-            duration_ms=stored["duration_ms"],
+            step_id=content["step_id"],
+            output=codec.decode(content["output"]),
+            entries=_entries.validate_python(content["entries"], strict=False),
+            usage=_usage.validate_python(content["usage"]),
+            attempts=content["attempts"],
+            duration_ms=content["duration_ms"],
             replayed=True,
         )
-    except (KeyError, TypeError, ValidationError) as error:
+    except (AttributeError, KeyError, TypeError, ValidationError) as error:
         raise ResultStorageError(f"The stored result of step '{codec.step_id}' can't be read: {error}") from error
 
 
@@ -175,12 +192,18 @@ def _plain_type(hint: Any) -> Any:
     return Any if hint is object else hint
 
 
-def _validate(type_: Any, value: Any) -> Any:
-    return TypeAdapter(type_).validate_json(canonical_json(value))
+def _validate(adapter: TypeAdapter[Any], value: Any) -> Any:
+    return adapter.validate_json(json.dumps(value))
 
 
 def _same(decoded: Any, output: Any) -> bool:
-    return type(decoded) is type(output) and bool(decoded == output)
+    return _kind(decoded) is _kind(output) and bool(decoded == output)
+
+
+def _kind(value: Any) -> Any:
+    """A value's type; of a generic model the bare one, since people write `State(data=…)` for a `State[Data]`."""
+    generic: Any = getattr(type(value), "__pydantic_generic_metadata__", {})
+    return generic.get("origin") or type(value)
 
 
 def _is_plain(value: Any) -> bool:

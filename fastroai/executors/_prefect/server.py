@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 
+import anyio.to_thread
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+)
 
 from ...errors import ExecutorUnavailableError
 
@@ -14,7 +19,7 @@ NOTICE = (
     "PREFECT_API_URL to a running server (`prefect server start`), or run in process with FASTROAI_EXECUTOR=memory.\n"
 )
 
-_noticed = False
+STARTUP_SECONDS = 120
 
 
 async def check_server() -> None:
@@ -25,7 +30,7 @@ async def check_server() -> None:
     """
     url = PREFECT_API_URL.value()
     if not url:
-        _announce_temporary_server()
+        await _start_temporary_server()
         return
     async with get_client() as client:
         error = await client.api_healthcheck()
@@ -37,14 +42,26 @@ async def check_server() -> None:
         ) from error
 
 
-def _announce_temporary_server() -> None:
-    global _noticed
+async def _start_temporary_server() -> None:
+    """Start it here, with patience: on a fresh or busy machine Prefect's own 20 s are not always enough."""
     if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         raise ExecutorUnavailableError(
             "No Prefect server is set and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is off. Set PREFECT_API_URL to a running "
             "server (`prefect server start`), or run in process with FASTROAI_EXECUTOR=memory."
         )
-    if not _noticed:
-        _noticed = True
-        sys.stderr.write(NOTICE)
-        sys.stderr.flush()
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()  # one per process; Prefect's clients find it running
+    if server.running:
+        return
+    sys.stderr.write(NOTICE)
+    sys.stderr.flush()
+    patience = max(STARTUP_SECONDS, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+    try:
+        await anyio.to_thread.run_sync(server.start, patience)
+    except Exception as error:
+        raise ExecutorUnavailableError(
+            f"The temporary Prefect server could not be started within {patience} s: {error} Nothing was run or spent. "
+            "Set PREFECT_API_URL to a running server (`prefect server start`), or run in process with "
+            "FASTROAI_EXECUTOR=memory."
+        ) from error

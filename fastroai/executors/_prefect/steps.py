@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +13,19 @@ from uuid import UUID
 
 from prefect import Task
 from prefect.client.schemas.objects import State
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
 
 from ...errors import ResultStorageError
 from ...pipelines.config import retry_delay
-from ...pipelines.fingerprint import fingerprint
 from ...pipelines.plan import ExecutionPlan, PlannedStep
 from ...usage.ledger import LedgerEntry
 from ..protocol import StepRecord
 from ..run import Run
-from ..step_runner import may_retry, run_step, timeout_message
+from ..step_runner import may_retry, run_step
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
 from .caching import StepIdentity, digest_or_unique, resolve_cache_policy
-from .results import StepCodec, StepResultSerializer, decode_record, encode_record
+from .results import StepCodec, StepResultSerializer, StoredStep, decode_record, encode_record
 
 # Prefect accepts no more delays than this; the last one is repeated.
 MAX_RETRY_DELAYS = 50
@@ -42,21 +43,21 @@ class StepTask:
 
 
 def compile_tasks(
-    plan: ExecutionPlan, defaults: Mapping[str, Any], storages: Mapping[str, WritableFileSystem | None]
+    plan: ExecutionPlan, defaults: Mapping[str, Any], storages: Mapping[str, WritableFileSystem]
 ) -> dict[str, StepTask]:
     """One task per step. `defaults` are Prefect task options for all; a step's own configuration wins."""
     return {
         step_id: StepTask(
             _make_task(node, defaults, storages[step_id]),
             StepCodec.of(step_id, node.step),
-            fingerprint(node.step),
+            plan.fingerprints[step_id],
         )
         for step_id, node in plan.steps.items()
     }
 
 
 def _make_task(
-    node: PlannedStep, defaults: Mapping[str, Any], storage: WritableFileSystem | None
+    node: PlannedStep, defaults: Mapping[str, Any], storage: WritableFileSystem
 ) -> Task[[dict[str, Any]], Any]:
     async def run_step_task(identity: dict[str, Any]) -> Any:
         return await _active.get().execute(node)
@@ -69,7 +70,6 @@ def _make_task(
     options: dict[str, Any] = {
         "retries": config.retries,
         "retry_delay_seconds": [retry_delay(config, n + 1) for n in range(min(config.retries, MAX_RETRY_DELAYS))],
-        "timeout_seconds": config.timeout or None,
         "cache_policy": resolve_cache_policy(config.cache_policy),
         "persist_result": config.persist_result is not False,
         "result_serializer": StepResultSerializer(),
@@ -77,7 +77,7 @@ def _make_task(
         "task_run_name": node.step_id.replace("{", "{{").replace("}", "}}"),
     }
     task: Task[[dict[str, Any]], Any] = Task(run_step_task, name=node.step_id, **(options | _defaults(node, defaults)))
-    if storage is not None and task.persist_result:
+    if task.persist_result:
         # Assigned, because Task() refuses a block that was not saved to the server.
         task.result_storage = storage
     return task
@@ -86,7 +86,6 @@ def _make_task(
 _FIELD_OF_OPTION = {
     "retries": "retries",
     "retry_delay_seconds": "retry_delay",
-    "timeout_seconds": "timeout",
     "cache_policy": "cache_policy",
     "persist_result": "persist_result",
 }
@@ -115,9 +114,14 @@ class StepTasks:
         self._errors: dict[str, BaseException] = {}
         self._ended: dict[str, tuple[str, int, tuple[LedgerEntry, ...]]] = {}
 
-    def activate(self) -> None:
+    @contextmanager
+    def active(self) -> Iterator[None]:
         """Make these the tasks that are executed in this context and those that come out of it."""
-        _active.set(self)
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
 
     async def run_one(self, node: PlannedStep) -> StepRecord:
         """Run one step as a task; called by the scheduler.
@@ -154,7 +158,10 @@ class StepTasks:
             return self._replay(node, stored)
         except ResultStorageError:
             # The record is damaged, or of another shape than the code declares now: that is a miss.
-            return await self._run_task(node, task.with_options(refresh_cache=True))
+            # Copied, because with_options() refuses a storage that was not saved to the server.
+            refreshed = copy.copy(task)
+            refreshed.refresh_cache = True
+            return await self._run_task(node, refreshed)
 
     async def execute(self, node: PlannedStep) -> Any:
         """The body of a step's task: run the step, and give what is to be stored."""
@@ -165,19 +172,20 @@ class StepTasks:
         self._attempts[step_id] = self._attempts.get(step_id, 0) + 1
         step_task = self._tasks[step_id]
         try:
-            record = await run_step(self._run, node, self._attempts[step_id])
+            with _results_of_the_flow(context):
+                record = await run_step(self._run, node, self._attempts[step_id])
             stored = encode_record(record, step_task.codec) if step_task.task.persist_result else None
         except BaseException as error:
             self._errors[step_id] = error
             raise
         self._live[step_id] = record
         self._output_digests[step_id] = digest_or_unique(stored["output"] if stored else object())
-        return stored
+        return StoredStep(stored) if stored else None
 
     def may_retry(self, node: PlannedStep) -> bool:
         """Whether the step's last failure may be followed by another attempt."""
         error = self._errors.get(node.step_id)
-        if error is None or isinstance(error, asyncio.CancelledError):  # the deadline passed
+        if error is None or isinstance(error, asyncio.CancelledError):  # Prefect's own timeout
             return True
         return may_retry(self._run, node, error)
 
@@ -190,7 +198,7 @@ class StepTasks:
             dependencies={step_id: self._output_digests[step_id] for step_id in node.dependencies},
         )
 
-    def _replay(self, node: PlannedStep, stored: Any) -> StepRecord:
+    def _replay(self, node: PlannedStep, stored: StoredStep) -> StepRecord:
         """Take a stored record instead of running the step; its requests are booked as replayed."""
         record = decode_record(stored, self._tasks[node.step_id].codec)
         step_run = self._run.step_run(node.step_id)
@@ -200,7 +208,7 @@ class StepTasks:
                 if entry.is_spend:
                     self._run.books.ledger.record(entry.replayed(attribution))
         self._run.outputs[node.step_id] = record.output
-        self._output_digests[node.step_id] = digest_or_unique(stored["output"])
+        self._output_digests[node.step_id] = digest_or_unique(stored.content["output"])
         return StepRecord(
             step_id=node.step_id,
             output=record.output,
@@ -213,9 +221,7 @@ class StepTasks:
     async def _error_of(self, node: PlannedStep, state: State[Any]) -> BaseException:
         error = self._errors.get(node.step_id)
         if state.name == "TimedOut" and isinstance(error, asyncio.CancelledError):
-            timed_out = TimeoutError(timeout_message(node, self._attempts[node.step_id]))
-            timed_out.__cause__ = error
-            return timed_out
+            return TimeoutError(f"Step '{node.step_id}': {state.message}")  # of default_task_config's timeout_seconds
         if error is not None:
             return error
         result = await state.aresult(raise_on_failure=False)
@@ -243,3 +249,14 @@ class StepTasks:
             describe_costs(self._run.name, self._run.books.ledger.entries),
             flow_run_id=self._flow_run_id,
         )
+
+
+def _results_of_the_flow(context: TaskRunContext | None) -> AbstractContextManager[Any]:
+    """Keep the results of a user's own tasks within a step where the flow keeps them, not as results of steps."""
+    flow_context = FlowRunContext.get()
+    if context is None or flow_context is None:
+        return nullcontext()
+    own: AbstractContextManager[Any] = context.model_copy(
+        update={"result_store": flow_context.result_store, "persist_result": flow_context.persist_result}
+    )
+    return own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -9,11 +11,14 @@ from uuid import uuid4
 
 import anyio
 import anyio.to_thread
+from prefect._internal.compatibility.blocks import call_explicitly_async_block_method
 from prefect.blocks.core import Block
 from prefect.filesystems import LocalFileSystem, WritableFileSystem
+from prefect.results import aget_default_result_storage
 
 from ...errors import ResultStorageError
 from ...settings import FastroAISettings
+from .results import SERIALIZER
 
 if TYPE_CHECKING:
     from prefect_aws.s3 import S3Bucket
@@ -21,14 +26,45 @@ if TYPE_CHECKING:
 PROBE = b"fastroai: this storage can be written and read"
 
 
-async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFileSystem | None:
+class StepStorage(WritableFileSystem):
+    """Step results in another storage; what is read there is believed only if it is a record of ours.
+
+    Prefect decodes a record by the serializer that the record names, so that one that somebody planted could run code.
+    Here any other is as good as missing.
+    """
+
+    _block_type_name = "fastroai step results"
+
+    inner: Any
+
+    def _resolve_path(self, path: str) -> Any:
+        resolve = getattr(self.inner, "_resolve_path", None)
+        return None if resolve is None else resolve(path)
+
+    async def read_path(self, path: str) -> bytes:
+        """The record at a path.
+
+        Raises:
+            ValueError: What is there is no record of ours.
+        """
+        content: bytes = await call_explicitly_async_block_method(self.inner, "read_path", (path,), {})
+        if json.loads(content)["metadata"]["serializer"] != {"type": SERIALIZER}:
+            raise ValueError(f"{path!r} was not written as a step's result")
+        return content
+
+    async def write_path(self, path: str, content: bytes) -> None:
+        """Write a record."""
+        await call_explicitly_async_block_method(self.inner, "write_path", (path,), {"content": content})
+
+
+async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFileSystem:
     """The storage for `s3://bucket/prefix`, `s3-bucket/block-name`, a folder, or a block; None: Prefect's default.
 
     Raises:
         ResultStorageError: The choice has none of these forms, or the block can't be loaded.
     """
     if choice is None:
-        return None
+        return await aget_default_result_storage()
     if isinstance(choice, WritableFileSystem):
         return choice
     if isinstance(choice, Path):
@@ -37,9 +73,10 @@ async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFi
         raise ResultStorageError(f"result_storage={choice!r}: {_FORMS}")
     if choice.startswith("s3://"):
         return _s3_bucket(choice, settings)
-    if choice.startswith("s3-bucket/"):
+    if choice.startswith("s3-bucket/") and choice != "s3-bucket/":
         return await _saved_block(choice)
-    if "://" in choice:
+    # A near miss must not become a folder of that name; one can still be given as ./name.
+    if re.match(r"s3[:-]|[a-z][a-z0-9+.-]*:/", choice, re.IGNORECASE):
         raise ResultStorageError(f"result_storage={choice!r}: {_FORMS}")
     return _folder(Path(choice))
 
@@ -122,15 +159,10 @@ def _probe_bucket(bucket: Any, name: str) -> None:
 
 
 async def _probe_files(storage: Any, name: str) -> None:
-    written = await _maybe_async(storage, "write_path", name, PROBE)
-    _check_probe(await _maybe_async(storage, "read_path", name))
+    written = await call_explicitly_async_block_method(storage, "write_path", (name,), {"content": PROBE})
+    _check_probe(await call_explicitly_async_block_method(storage, "read_path", (name,), {}))
     if isinstance(storage, LocalFileSystem):
         await anyio.Path(written).unlink()
-
-
-async def _maybe_async(storage: Any, method: str, *args: Any) -> Any:
-    own = getattr(storage, f"a{method}", None)
-    return await (own if own is not None else getattr(storage, method))(*args)
 
 
 def _check_probe(content: bytes) -> None:

@@ -1,0 +1,71 @@
+"""`python -m benchmarks`: measure everything side by side and write RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import imports, makespan, memory, peer, prefect_path
+from .report import Section, document
+from .workers import HERE, progress
+
+PARTS = ("memory", "makespan", "import", "prefect")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure the parts asked for; only a full run replaces RESULTS.md unless a file is named."""
+    arguments = _parser().parse_args(argv)
+    chosen = [part for part in PARTS if part in arguments.only]
+    needs_peer = {"memory", "makespan"} & set(chosen)
+    peer_python = peer.peer_python() if needs_peer and not arguments.no_peer else None
+    measures: dict[str, Callable[[], Section]] = {
+        "memory": lambda: memory.measure(arguments.quick, peer_python),
+        "makespan": lambda: makespan.measure(arguments.quick, peer_python),
+        "import": lambda: imports.measure(arguments.quick),
+        "prefect": lambda: prefect_path.measure(arguments.quick),
+    }
+    sections = []
+    for part in chosen:
+        sections.append(measures[part]())
+        for verdict in sections[-1].verdicts:
+            progress("  ".join(verdict.cells()))
+    text = document(sections, command=_command(arguments, chosen), peer_version=peer.VERSION if peer_python else None)
+    sys.stdout.write(text)
+    complete = len(chosen) == len(PARTS) and not arguments.quick and not arguments.no_peer
+    output = arguments.output or (HERE / "RESULTS.md" if complete else None)
+    if output is not None:
+        output.write_text(text)
+        progress(f"written to {output}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only", type=_parts, default=list(PARTS), help=f"a comma-separated choice of {', '.join(PARTS)}"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller flows: a look, not a result")
+    parser.add_argument(
+        "--no-peer", action="store_true", help=f"leave fastroai {peer.VERSION} out (nothing is installed)"
+    )
+    parser.add_argument("--output", type=Path, help="write here; default RESULTS.md for a full run, else nowhere")
+    return parser
+
+
+def _parts(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(PARTS)}")
+    return parts
+
+
+def _command(arguments: argparse.Namespace, chosen: list[str]) -> str:
+    options = [] if len(chosen) == len(PARTS) else ["--only " + ",".join(chosen)]
+    options += [f"--{name}" for name in ("quick", "no-peer") if getattr(arguments, name.replace("-", "_"))]
+    return " ".join(["python -m benchmarks", *options])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""`fastroai run MODULE:PIPELINE key=value …`: run a pipeline from the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from . import __version__
+from .console import ProgressTracer, cost_table, render
+from .errors import FastroAIError, StepExecutionError
+from .pipelines.pipeline import Pipeline
+from .pipelines.schemas import PipelineResult
+
+AnyPipeline = Pipeline[Any, Any, Any]
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+class UsageError(FastroAIError):
+    """The command line names something that does not exist. Nothing was run."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `fastroai` command.
+
+    Args:
+        argv: Arguments after the command's name. None: those of the process.
+
+    Returns:
+        0 done; 1 a run failed, which stderr explains; 2 wrong usage; 130 interrupted.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if any(argument.startswith("-") for argument in rest):
+        parser.error(f"unknown option: {' '.join(rest)}")
+    # argparse leaves aside the inputs that follow an option.
+    arguments.inputs += rest
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("fastroai: interrupted.\n")
+        return INTERRUPTED
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        _complain(error)
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastroai", description="LLM pipelines that run as Prefect flows.")
+    parser.add_argument("--version", action="version", version=f"fastroai {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run a pipeline and show its result and its costs",
+        description="Run a pipeline and show its result and its costs. Progress goes to stderr, the rest to stdout.",
+    )
+    run.add_argument("target", metavar="MODULE:PIPELINE", help="for example flows.document_digest:pipeline")
+    run.add_argument(
+        "inputs", metavar="key=value", nargs="*", help="fields of the input; a value is JSON, else it is text"
+    )
+    run.add_argument("--executor", choices=("memory", "prefect"), help="default: the pipeline's, or FASTROAI_EXECUTOR")
+    run.add_argument("--debug", action="store_true", help="show tracebacks and Prefect's own log of the run")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    pipeline = _load_pipeline(arguments.target)
+    inputs = _parse_inputs(pipeline, arguments.inputs)
+    # Also validated by the run; here, so that nothing is started for an input that can't be run.
+    pipeline.validate_input(inputs)
+
+    from .executors import get_executor
+
+    executor = get_executor(arguments.executor or pipeline.executor)
+    if not arguments.debug:
+        _quieten_run_logs()
+    sys.stderr.write(f"Running {pipeline.name!r} ({type(executor).__name__})\n")
+    sys.stderr.flush()
+    try:
+        result = asyncio.run(pipeline.with_executor(executor).execute(inputs, None, ProgressTracer(sys.stderr)))
+    except StepExecutionError as error:
+        if isinstance(error.partial_result, PipelineResult):
+            _show_spent_until_failure(pipeline, error.partial_result)
+        raise
+    _show(pipeline, result)
+    if result.errors:
+        for failure in result.errors.values():
+            _complain(failure)
+        return FAILED
+    return 0
+
+
+def _load_pipeline(target: str) -> AnyPipeline:
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"{target!r} names no pipeline: give MODULE:PIPELINE, for example my_flows:pipeline.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise
+        where = f"in {str(Path.cwd())!r} or among the installed ones"
+        raise UsageError(f"There is no module {module_name!r} {where}.") from error
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Pipeline):
+        here = [name for name, value in vars(module).items() if isinstance(value, Pipeline)]
+        what = "has no" if found is None else f"has {found!r:.80}, not a Pipeline, as"
+        raise UsageError(f"Module {module_name!r} {what} {attribute!r}. Its pipelines: {', '.join(here) or 'none'}.")
+    return found
+
+
+def _parse_inputs(pipeline: AnyPipeline, pairs: Sequence[str]) -> dict[str, Any]:
+    """The input as a dict; values stay unvalidated."""
+    model = pipeline.input_type
+    known = model.model_fields if model is not None else {}
+    takes_any = model is None or model.model_config.get("extra") == "allow"
+    inputs: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise UsageError(f"{pair!r} is no input: give key=value.")
+        if key not in known and not takes_any:
+            hint = get_close_matches(key, known, n=1)
+            meant = f" Did you mean {hint[0]!r}?" if hint else ""
+            raise UsageError(f"Pipeline {pipeline.name!r} has no input {key!r}.{meant} Its inputs: {', '.join(known)}.")
+        inputs[key] = _parse_value(text, known.get(key))
+    return inputs
+
+
+def _parse_value(text: str, field: FieldInfo | None) -> Any:
+    """JSON where it parses and the field takes it; otherwise the text itself, so that a name may be `2024`."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return text
+    if field is None or isinstance(parsed, str):
+        return parsed
+    accepts: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # made here
+    for candidate in (parsed, text):
+        try:
+            accepts.validate_python(candidate)
+        except ValidationError:
+            continue
+        return candidate
+    return parsed
+
+
+def _show(pipeline: AnyPipeline, result: PipelineResult[Any]) -> None:
+    out = [f"\nResult of {pipeline.name!r}\n", render(result.output)]
+    if result.stopped_early:
+        out.append("\nThe run stopped early: a step asks for more input (its conversation state is incomplete).")
+    if result.skipped:
+        out.append(f"\nNot run, because a step they depend on failed: {', '.join(result.skipped)}.")
+    out += ["\nCosts\n", cost_table(result.entries, pipeline.plan.steps), *_where_to_look(pipeline.name, result.run_id)]
+    sys.stdout.write("\n".join(out) + "\n")
+    sys.stdout.flush()
+
+
+def _show_spent_until_failure(pipeline: AnyPipeline, partial: PipelineResult[Any]) -> None:
+    table = cost_table(partial.entries, pipeline.plan.steps) if partial.entries else "Nothing: no request was sent."
+    out = ["\nSpent until the failure\n", table, *_where_to_look(pipeline.name, partial.run_id)]
+    sys.stderr.write("\n".join(out) + "\n\n")
+
+
+def _where_to_look(pipeline_name: str, run_id: str | None) -> list[str]:
+    """Where Prefect's UI shows a run; nothing where the run did not load Prefect."""
+    urls, settings = sys.modules.get("prefect.utilities.urls"), sys.modules.get("prefect.settings")
+    if urls is None or settings is None or run_id is None:
+        return []
+    from .executors._prefect.artifacts import artifact_key
+
+    costs = f"/artifacts/key/{artifact_key(pipeline_name)}"
+    url = urls.url_for("flow-run", obj_id=run_id)
+    if url is not None:
+        return ["\nIn Prefect's UI", f"  this run   {url}", f"  its costs  {url.partition('/runs/')[0]}{costs}"]
+    kept = settings.PREFECT_HOME.value()
+    return [
+        f"\nThe temporary Prefect server ends with this command; the run and its costs are kept in {kept}.",
+        "To look at them, start a server that stays: `prefect server start`. Then open",
+        f"  this run   http://127.0.0.1:4200/runs/flow-run/{run_id}",
+        f"  its costs  http://127.0.0.1:4200{costs}",
+    ]
+
+
+class _WarningsOfRuns(logging.Filter):
+    """Of what Prefect logs about runs and tasks, only warnings: the rest is told by the progress lines."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        of_run = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
+        return not of_run or record.levelno == logging.WARNING
+
+
+def _quieten_run_logs() -> None:
+    """On the terminal only: the handlers that send logs to the server are others."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_WarningsOfRuns())
+
+
+def _complain(error: BaseException) -> None:
+    kind = "" if isinstance(error, FastroAIError) else f"{type(error).__name__}: "
+    sys.stderr.write(f"fastroai: {kind}{error}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

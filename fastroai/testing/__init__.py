@@ -1,0 +1,7 @@
+"""Fakes for tests and for runs without a key: models that answer in process, and prices that stay."""
+
+from .offline import OfflineModel
+from .prices import fixed_prices
+from .scripted import Reply, ScriptedModel, ToolCall
+
+__all__ = ["OfflineModel", "Reply", "ScriptedModel", "ToolCall", "fixed_prices"]
