@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ class PrefectExecutor:
         except Exception as error:
             if not ended:
                 raise
+            if isinstance(ended[-1], asyncio.CancelledError):
+                raise  # Prefect cancelled the flow, for example at its deadline; nobody cancelled the caller
             if error is not ended[-1]:
                 # The steps are done and paid for; that Prefect could not note the end must not lose them.
                 logger.warning("Prefect could not record the end of the run of %r: %s", name, error)

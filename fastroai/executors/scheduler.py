@@ -84,6 +84,9 @@ class _Schedule:
             self._finished(node, record)
         task = asyncio.current_task()
         assert task is not None
+        self._sign_off(task)
+
+    def _sign_off(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._start_ready()
 
@@ -114,6 +117,8 @@ class _Schedule:
         current = asyncio.current_task()
         for task in self._running:
             if task is not current:
+                # A task that is cancelled before it began runs none of its code, so it can't sign off itself.
+                task.add_done_callback(self._sign_off)
                 task.cancel()
 
     def _unreachable(self) -> tuple[str, ...]:

@@ -91,9 +91,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         try:
             execution = await self._run_on(executor, inputs, deps, tracer)
         except StepExecutionError as error:
-            if error.partial_result is not None and not isinstance(error.partial_result, PipelineResult):
-                error.partial_result = self.result_of(error.partial_result)
-            raise
+            raise self.with_partial_result(error) from error.original_error
         return self.result_of(execution)
 
     async def _run_on(
@@ -177,6 +175,12 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
                 f"The input of pipeline '{self.name}' does not fit {self.input_type.__name__}:\n{_problems(error)}"
             ) from error
         return {field: getattr(model, field) for field in type(model).model_fields} | (model.model_extra or {})
+
+    def with_partial_result(self, error: StepExecutionError) -> StepExecutionError:
+        """The error of a failed run, with what an executor noted of the run as a `PipelineResult`."""
+        if error.partial_result is not None and not isinstance(error.partial_result, PipelineResult):
+            error.partial_result = self.result_of(error.partial_result)
+        return error
 
     def result_of(self, execution: ExecutionResult | Any) -> PipelineResult[OutputT]:
         """What an executor gave back, as the caller's result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import re
@@ -24,9 +25,17 @@ CONCURRENT_WRITES = 8
 
 
 def artifact_key(pipeline: str, step_id: str | None = None) -> str:
-    """`costs-<pipeline>[-<step>]` in the letters Prefect allows: the same for each run, so the UI shows a history."""
-    slug = re.sub(r"[^a-z0-9]+", "-", "-".join(filter(None, ("costs", pipeline, step_id))).lower())
-    return slug.strip("-")
+    """`costs-<pipeline>[--<step>]` in the letters Prefect allows: the same for each run, so the UI shows a history."""
+    key = f"costs-{_slug(pipeline, separator='-')}"
+    return key if step_id is None else f"{key}--{_slug(step_id, separator='_')}"
+
+
+def _slug(name: str, separator: str) -> str:
+    """A name in lowercase letters, digits and single dashes; with a hash where another name could give the same."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if re.fullmatch(rf"[a-z0-9]+({separator}[a-z0-9]+)*", name):
+        return slug
+    return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}".strip("-")
 
 
 def step_rows(entries: Iterable[LedgerEntry]) -> list[Row]:

@@ -56,7 +56,7 @@ async def run_in_flow(
 async def _storages(plan: ExecutionPlan, options: PrefectOptions) -> dict[str, Any]:
     """Each step's storage, every different one probed once."""
     settings = load_settings()
-    default = options.result_storage if options.result_storage is not None else settings.result_storage
+    default = options.default_storage(settings)
     resolved: dict[Any, Any] = {}
     storages: dict[str, Any] = {}
     for step_id, node in plan.steps.items():
@@ -99,15 +99,15 @@ def build_flow(
                     await run_in_flow(pipeline.plan, validated, live, tracer, pipeline.name, options)
                 )
             except StepExecutionError as error:
-                error.partial_result = pipeline.result_of(error.partial_result)
-                raise
+                raise pipeline.with_partial_result(error) from error.original_error
 
     _dress(run_pipeline, pipeline, module)
-    flow_options.setdefault("persist_result", False)
-    flow_options.setdefault("description", f"Pipeline {pipeline.name!r}: {', '.join(pipeline.plan.steps)}")
-    return Flow(
-        run_pipeline, name=name or pipeline.name, version=version or pipeline_version(pipeline.plan), **flow_options
-    )
+    given = {"description": f"Pipeline {pipeline.name!r}: {', '.join(pipeline.plan.steps)}"} | flow_options
+    if name is not None:
+        given["name"] = name
+    if version is not None:
+        given["version"] = version
+    return Flow(run_pipeline, **_flow_options(pipeline.name, pipeline.plan, given))
 
 
 def build_call(
@@ -118,7 +118,14 @@ def build_call(
     async def run_pipeline() -> None:
         await body()
 
-    return Flow(run_pipeline, name=name, version=pipeline_version(plan), persist_result=False, **flow_options)
+    return Flow(run_pipeline, **_flow_options(name, plan, flow_options))
+
+
+def _flow_options(name: str, plan: ExecutionPlan, given: dict[str, Any]) -> dict[str, Any]:
+    """What is given for a flow, and what we set where nothing is."""
+    # Prefect refuses some characters in names; the ledger keeps the pipeline's own name.
+    flow_name = re.sub(r"[/%&<>]", "-", name)
+    return {"name": flow_name, "version": pipeline_version(plan), "persist_result": False} | given
 
 
 def pipeline_version(plan: ExecutionPlan) -> str:

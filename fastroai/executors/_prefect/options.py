@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...settings import FastroAISettings
+
 
 @dataclass(frozen=True, slots=True)
 class PrefectOptions:
@@ -14,3 +16,8 @@ class PrefectOptions:
     result_storage: Any = None
     default_task_config: Mapping[str, Any] = field(default_factory=dict)
     flow_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def default_storage(self, settings: FastroAISettings) -> Any:
+        """Where results of steps go whose own configuration does not say; None: Prefect's default."""
+        choices = (self.default_task_config.get("result_storage"), self.result_storage, settings.result_storage)
+        return next((choice for choice in choices if choice is not None), None)

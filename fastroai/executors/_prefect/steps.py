@@ -94,7 +94,11 @@ _FIELD_OF_OPTION = {
 def _defaults(node: PlannedStep, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The executor's task options that the step's configuration does not give itself."""
     given: set[str] = node.config.__dict__.get("_given", set())
-    return {option: value for option, value in defaults.items() if _FIELD_OF_OPTION.get(option) not in given}
+    options = {option: value for option, value in defaults.items() if _FIELD_OF_OPTION.get(option) not in given}
+    options.pop("result_storage", None)  # resolved and probed before the run, like every other storage
+    if "cache_policy" in options:
+        options["cache_policy"] = resolve_cache_policy(options["cache_policy"])
+    return options
 
 
 class StepTasks:
@@ -174,13 +178,22 @@ class StepTasks:
         try:
             with _results_of_the_flow(context):
                 record = await run_step(self._run, node, self._attempts[step_id])
-            stored = encode_record(record, step_task.codec) if step_task.task.persist_result else None
+            stored = self._stored_form(record, step_task)
         except BaseException as error:
             self._errors[step_id] = error
             raise
         self._live[step_id] = record
         self._output_digests[step_id] = digest_or_unique(stored["output"] if stored else object())
-        return StoredStep(stored) if stored else None
+        return StoredStep(stored) if step_task.task.persist_result else None
+
+    def _stored_form(self, record: StepRecord, step_task: StepTask) -> dict[str, Any] | None:
+        """What is stored; also made of what is not, where it can be, since the keys of dependents need it."""
+        try:
+            return encode_record(record, step_task.codec)
+        except ResultStorageError:
+            if step_task.task.persist_result:
+                raise
+            return None
 
     def may_retry(self, node: PlannedStep) -> bool:
         """Whether the step's last failure may be followed by another attempt."""
