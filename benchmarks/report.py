@@ -29,7 +29,7 @@ class Verdict:
         return "holds" if self.figure <= self.limit else "**does not hold**"
 
     def cells(self) -> list[str]:
-        figure = "–" if self.figure is None else f"{self.figure:.2f}"
+        figure = "–" if self.figure is None else f"{self.figure:.3f}"
         return [self.question, figure, f"≤ {self.limit:.2f}", self.outcome]
 
 

@@ -44,9 +44,9 @@ class FastroAISettings(BaseSettings):
     s3_connect_timeout: float = Field(default=2.0, gt=0, description="Seconds to wait for a connection to S3.")
     s3_read_timeout: float = Field(default=10.0, gt=0, description="Seconds to wait for an answer from S3.")
     artifact_timeout: float = Field(
-        default=5.0,
+        default=3.0,
         gt=0,
-        description="Seconds a run waits at its end for outstanding cost artifacts before it ends without them.",
+        description="Seconds that Prefect's server may take for a cost artifact before a run ends without the rest.",
     )
     model: str | None = Field(
         default=None,

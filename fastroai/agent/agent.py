@@ -313,6 +313,14 @@ class FastroAgent(Generic[OutputT]):
         return tool_calls_in(messages)
 
 
+def __getattr__(name: str) -> Any:
+    if name == "AgentStepWrapper":  # published here too; it lives with the pipelines
+        from ..pipelines.agent_step import AgentStepWrapper
+
+        return AgentStepWrapper
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _configured(config: AgentConfig | None, options: dict[str, Any]) -> AgentConfig:
     if config is None:
         if complaint := complain_of_unknown(options):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -38,15 +38,21 @@ class DispatchScope:
 _scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope", default=None)
 
 
-@contextmanager
-def dispatch_scope(ledger: RunLedger, attribution: Attribution = _NOWHERE) -> Iterator[DispatchScope]:
+class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scope(ledger):`
     """Book every request of the agent calls made inside the block, nested and failed ones too, to a ledger."""
-    scope = DispatchScope(ledger, attribution)
-    token = _scope.set(scope)
-    try:
-        yield scope
-    finally:
-        _scope.reset(token)
+
+    # Not a generator: every step of a pipeline opens one.
+    __slots__ = ("_scope", "_token")
+
+    def __init__(self, ledger: RunLedger, attribution: Attribution = _NOWHERE) -> None:
+        self._scope = DispatchScope(ledger, attribution)
+
+    def __enter__(self) -> DispatchScope:
+        self._token = _scope.set(self._scope)
+        return self._scope
+
+    def __exit__(self, *exc_info: object) -> None:
+        _scope.reset(self._token)
 
 
 def current_scope() -> DispatchScope | None:

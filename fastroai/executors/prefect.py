@@ -15,7 +15,7 @@ from ..pipelines.config import PipelineConfig, StepConfig
 from ..pipelines.plan import ExecutionPlan
 from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.options import PrefectOptions
-from ._prefect.server import check_server
+from ._prefect.server import check_server, stop_retrying_if_silent
 from .protocol import ExecutionResult
 
 if TYPE_CHECKING:
@@ -76,15 +76,21 @@ class PrefectExecutor:
         async def body() -> None:
             try:
                 ended.append(await run_in_flow(plan, inputs, deps, tracer, name, self._options))
+            except Exception as error:
+                ended.append(error)
+                await stop_retrying_if_silent()
+                raise
             except BaseException as error:
                 ended.append(error)
                 raise
+            await stop_retrying_if_silent()
 
         if FlowRunContext.get() is None:
             await check_server()
         flow: Any = build_call(name, plan, body, dict(self._options.flow_config))
         try:
-            await flow()
+            # A task of its own: what is set in its context, so that Prefect gives up, ends with it.
+            await asyncio.create_task(flow(), name=name)
             if not ended:
                 raise RuntimeError(f"Prefect ended the run of {name!r} without executing it")
         except Exception as error:

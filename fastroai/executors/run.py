@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import StepExecutionError
-from ..pipelines.plan import ExecutionPlan, PlannedStep
+from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState
 from ..pipelines.step_run import RunBooks, StepRun
 from ..tracing.tracer import NoOpTracer, Tracer
@@ -46,7 +46,6 @@ class Run:
         self.outputs: dict[str, Any] = {}
         self._traced = type(self.tracer) is not NoOpTracer
         self._step_runs: dict[str, StepRun] = {}
-        self._started: dict[str, float] = {}
         self._began = time.perf_counter()
 
     def span(self, name: str) -> AbstractAsyncContextManager[Any]:
@@ -58,20 +57,18 @@ class Run:
         step_run = self._step_runs.get(step_id)
         if step_run is None:
             step_run = self._step_runs[step_id] = StepRun(step_id, self.books)
-            self._started[step_id] = time.perf_counter()
         return step_run
 
-    def record(self, node: PlannedStep, output: Any) -> StepRecord:
-        """What a step amounts to now; for a failed one, with None as its output."""
-        step_run = self.step_run(node.step_id)
+    def record(self, step_run: StepRun, output: Any) -> StepRecord:
+        """What a finished step amounts to."""
         entries = step_run.entries
         return StepRecord(
-            step_id=node.step_id,
+            step_id=step_run.step_id,
             output=output,
             entries=entries,
             usage=step_run.usage if entries else None,
             attempts=step_run.attempt,
-            duration_ms=round((time.perf_counter() - self._started[node.step_id]) * 1000),
+            duration_ms=round((time.perf_counter() - step_run.started) * 1000),
         )
 
     def conclude(self, outcome: Outcome) -> ExecutionResult:

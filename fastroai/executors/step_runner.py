@@ -30,7 +30,7 @@ async def run_step(run: Run, node: PlannedStep, attempt: int = 1) -> StepRecord:
         with step_run.own_scope():
             output = await _execute(node, context, attempt)
     run.outputs[node.step_id] = output
-    return run.record(node, output)
+    return run.record(step_run, output)
 
 
 def may_retry(run: Run, node: PlannedStep, error: BaseException) -> bool:

@@ -34,7 +34,8 @@ class StepConfig(metaclass=_RemembersGiven):
             is, its last value repeated.
         cost_budget: Spend of this step, in 1e-6 USD, from which on it may not dispatch; on a `PipelineConfig`, of the
             run.
-        persist_result: Whether Prefect keeps the step's result. None: yes.
+        persist_result: Whether Prefect keeps the step's result. True: an output that can't be stored fails the step.
+            None: keep it where it can be stored, and warn where not.
         result_storage: Where Prefect keeps it: as `FASTROAI_RESULT_STORAGE`, or a Prefect block. None: as the executor
             does.
         cache_policy: When Prefect may reuse it: `"run"` (within the same flow run, also when it is retried),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager
@@ -45,14 +46,25 @@ class StepRun:
     agent, same message, in the same order among identical ones.
     """
 
-    __slots__ = ("_answered", "_cursor", "_final", "attempt", "books", "dispatches", "processing_time_ms", "step_id",
-                 "tool_calls")  # fmt: skip
+    __slots__ = (
+        "_answered",
+        "_cursor",
+        "_final",
+        "attempt",
+        "books",
+        "dispatches",
+        "processing_time_ms",
+        "started",
+        "step_id",
+        "tool_calls",
+    )
 
     def __init__(self, step_id: str, books: RunBooks, attempt: int = 1) -> None:
         self.step_id = step_id
         self.books = books
         self.attempt = attempt
         self.dispatches = 0
+        self.started = time.perf_counter()
         self.tool_calls = 0
         self.processing_time_ms = 0
         self._answered: defaultdict[Hashable, list[_Answered]] | None = None

@@ -106,7 +106,7 @@ def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | N
 
 
 class ArtifactWriter:
-    """Writes artifacts in the background; what can't be written within a limit is given up with a warning."""
+    """Writes artifacts in the background; a server that takes none for a while is given up, with a warning."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -114,7 +114,8 @@ class ArtifactWriter:
         self._failure: Exception | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._client: PrefectClient | None = None
-        self._accepted = 0
+        self._given = 0
+        self._written = 0
 
     async def __aenter__(self) -> ArtifactWriter:
         self._client = await get_client().__aenter__()
@@ -132,7 +133,7 @@ class ArtifactWriter:
             flow_run_id=flow_run_id,
             task_run_id=task_run_id,
         )
-        self._accepted += 1
+        self._given += 1
         self._queue.put_nowait(artifact)
         if len(self._workers) < CONCURRENT_WRITES:
             self._workers.append(asyncio.create_task(self._work(), name="fastroai-artifacts"))
@@ -143,22 +144,29 @@ class ArtifactWriter:
             try:
                 if self._failure is None:
                     await self._client.create_artifact(artifact)
-                    self._accepted -= 1
+                    self._written += 1
             except Exception as error:  # artifacts never fail a run; the first failure stops the others
                 self._failure = error
+
+    async def _finish(self) -> None:
+        """Wait for the workers as long as they get on."""
+        late, gets_on = set(self._workers), True
+        while late and gets_on:
+            written = self._written
+            _, late = await asyncio.wait(late, timeout=self._timeout)
+            gets_on = self._written > written
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     async def __aexit__(self, *exc_info: object) -> None:
         for _ in self._workers:
             self._queue.put_nowait(None)
-        if self._workers:
-            _, late = await asyncio.wait(self._workers, timeout=self._timeout)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
-        if self._accepted:
+        await self._finish()
+        if lost := self._given - self._written:
             reason = self._failure or f"no answer within {self._timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
-            logger.warning("%d cost artifact(s) could not be written to Prefect: %s", self._accepted, reason)
+            logger.warning("%d cost artifact(s) may be missing in Prefect: %s", lost, reason)
         assert self._client is not None
         with suppress(Exception):  # the client of a server that is gone
             await self._client.__aexit__(None, None, None)

@@ -97,8 +97,7 @@ class StepCodec:
         raise ResultStorageError(
             f"Step '{self.step_id}' returned {type(output).__qualname__}, which can't be stored and read back equal; "
             f"the step {declared}. Declare its return type as a pydantic model, a dataclass or another "
-            "type pydantic can read back, or set persist_result=False in its StepConfig; a retried run then runs it "
-            "again."
+            "type pydantic can read back, or set persist_result=False in its StepConfig."
         )
 
     def decode(self, stored: Any) -> Any:
@@ -133,6 +132,11 @@ def encode_record(record: StepRecord, codec: StepCodec) -> dict[str, Any]:
         "attempts": record.attempts,
         "duration_ms": record.duration_ms,
     }
+
+
+def unstorable_record(record: StepRecord) -> dict[str, Any]:
+    """What is stored in the place of a record that can't be: whoever reads it takes it for a miss."""
+    return {"format": FORMAT, "step_id": record.step_id, "unstorable": type(record.output).__qualname__}
 
 
 def decode_record(stored: StoredStep, codec: StepCodec) -> StepRecord:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import anyio.to_thread
 from prefect.client.orchestration import get_client
+from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
 )
@@ -20,6 +23,7 @@ NOTICE = (
 )
 
 STARTUP_SECONDS = 120
+ANSWER_SECONDS = 2
 
 
 async def check_server() -> None:
@@ -40,6 +44,23 @@ async def check_server() -> None:
             "run or spent. Start one with `prefect server start`, correct the URL, or run in process with "
             "FASTROAI_EXECUTOR=memory."
         ) from error
+
+
+async def stop_retrying_if_silent() -> None:
+    """Make the rest of this asyncio task give up at once on a server that no longer answers.
+
+    Prefect tries each call for more than a minute; the steps are done, and their results should not wait for that.
+    Only for a task that ends with the flow: the setting stays in its context.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS), get_client() as client:
+            error = await client.api_healthcheck()
+    except Exception as failure:  # whatever it is, the server did not answer
+        error = failure
+    if error is not None:
+        context = get_settings_context()
+        settings = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+        SettingsContext(profile=context.profile, settings=settings).__enter__()
 
 
 async def _start_temporary_server() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -25,7 +26,16 @@ from ..run import Run
 from ..step_runner import may_retry, run_step
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
 from .caching import StepIdentity, digest_or_unique, resolve_cache_policy
-from .results import StepCodec, StepResultSerializer, StoredStep, decode_record, encode_record
+from .results import (
+    StepCodec,
+    StepResultSerializer,
+    StoredStep,
+    decode_record,
+    encode_record,
+    unstorable_record,
+)
+
+logger = logging.getLogger("fastroai.executors")
 
 # Prefect accepts no more delays than this; the last one is repeated.
 MAX_RETRY_DELAYS = 50
@@ -174,26 +184,33 @@ class StepTasks:
         if context is not None:
             self._task_run_ids[step_id] = context.task_run.id
         self._attempts[step_id] = self._attempts.get(step_id, 0) + 1
-        step_task = self._tasks[step_id]
         try:
             with _results_of_the_flow(context):
                 record = await run_step(self._run, node, self._attempts[step_id])
-            stored = self._stored_form(record, step_task)
+            stored, identified = self._stored_form(node, record)
         except BaseException as error:
             self._errors[step_id] = error
             raise
         self._live[step_id] = record
-        self._output_digests[step_id] = digest_or_unique(stored["output"] if stored else object())
-        return StoredStep(stored) if step_task.task.persist_result else None
+        self._output_digests[step_id] = identified
+        return StoredStep(stored) if self._tasks[step_id].task.persist_result else None
 
-    def _stored_form(self, record: StepRecord, step_task: StepTask) -> dict[str, Any] | None:
-        """What is stored; also made of what is not, where it can be, since the keys of dependents need it."""
+    def _stored_form(self, node: PlannedStep, record: StepRecord) -> tuple[dict[str, Any], str]:
+        """What is stored of a finished step, and what identifies its output in the keys of its dependents.
+
+        Raises:
+            ResultStorageError: The output can't be stored, and the step's configuration asks for it.
+        """
+        step_task = self._tasks[node.step_id]
         try:
-            return encode_record(record, step_task.codec)
-        except ResultStorageError:
-            if step_task.task.persist_result:
+            stored = encode_record(record, step_task.codec)
+        except ResultStorageError as error:
+            if _asks_for_storage(node):
                 raise
-            return None
+            if step_task.task.persist_result:
+                logger.warning("%s The run goes on; were it tried again, this step would run again.", error)
+            return unstorable_record(record), digest_or_unique(object())
+        return stored, digest_or_unique(stored["output"])
 
     def may_retry(self, node: PlannedStep) -> bool:
         """Whether the step's last failure may be followed by another attempt."""
@@ -262,6 +279,12 @@ class StepTasks:
             describe_costs(self._run.name, self._run.books.ledger.entries),
             flow_run_id=self._flow_run_id,
         )
+
+
+def _asks_for_storage(node: PlannedStep) -> bool:
+    """Whether a step's configuration says that its result is to be kept, so that going on without would be wrong."""
+    config = node.config
+    return bool(config.persist_result) or config.result_storage is not None or config.cache_policy not in (None, "off")
 
 
 def _results_of_the_flow(context: TaskRunContext | None) -> AbstractContextManager[Any]:
