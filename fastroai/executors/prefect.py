@@ -88,20 +88,8 @@ class PrefectExecutor:
         if FlowRunContext.get() is None:
             await check_server()
         flow: Any = build_call(name, plan, body, dict(self._options.flow_config))
-        try:
-            # A task of its own: what is set in its context, so that Prefect gives up, ends with it.
-            await asyncio.create_task(flow(), name=name)
-            if not ended:
-                raise RuntimeError(f"Prefect ended the run of {name!r} without executing it")
-        except Exception as error:
-            if not ended:
-                raise
-            if isinstance(ended[-1], asyncio.CancelledError):
-                raise  # Prefect cancelled the flow, for example at its deadline; nobody cancelled the caller
-            if error is not ended[-1]:
-                # The steps are done and paid for; that Prefect could not note the end must not lose them.
-                logger.warning("Prefect could not record the end of the run of %r: %s", name, error)
-        return _result(ended[-1])
+        failure = await _run_to_its_end(flow, name)
+        return _result(name, ended[-1] if ended else None, failure)
 
     def build_flow(
         self,
@@ -129,7 +117,30 @@ class PrefectExecutor:
         )
 
 
-def _result(ended: ExecutionResult | BaseException) -> ExecutionResult:
+async def _run_to_its_end(flow: Any, name: str) -> Exception | None:
+    """Run a flow in a task of its own, in whose context Prefect may be told to give up; returns what it raised."""
+    caller = asyncio.current_task()
+    assert caller is not None
+    cancelled = caller.cancelling()
+    failure: Exception | None = None
+    try:
+        await asyncio.create_task(flow(), name=name)
+    except Exception as error:
+        failure = error
+    if caller.cancelling() > cancelled:
+        raise asyncio.CancelledError from failure  # Prefect may have ended with an error of its own instead
+    return failure
+
+
+def _result(name: str, ended: ExecutionResult | BaseException | None, failure: Exception | None) -> ExecutionResult:
+    """What the steps came to, whatever Prefect could note of it."""
+    if ended is None:
+        raise failure or RuntimeError(f"Prefect ended the run of {name!r} without executing it")
+    if isinstance(ended, asyncio.CancelledError) and failure is not None:
+        raise failure  # Prefect cancelled the flow, for example at its deadline; nobody cancelled the caller
+    if failure is not None and failure is not ended:
+        # The steps are done and paid for; that Prefect could not note the end must not lose them.
+        logger.warning("Prefect could not record the end of the run of %r: %s", name, failure)
     if isinstance(ended, BaseException):
         raise ended
     return ended

@@ -23,6 +23,7 @@ NOTICE = (
 )
 
 STARTUP_SECONDS = 120
+CHECK_SECONDS = 10
 ANSWER_SECONDS = 2
 
 
@@ -36,9 +37,10 @@ async def check_server() -> None:
     if not url:
         await _start_temporary_server()
         return
-    async with get_client() as client:
-        error = await client.api_healthcheck()
-    if error is not None:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS), get_client() as client:
+            await client.api_version()
+    except Exception as error:
         raise ExecutorUnavailableError(
             f"No Prefect server answers at PREFECT_API_URL={url!r} ({type(error).__name__}: {error}). Nothing was "
             "run or spent. Start one with `prefect server start`, correct the URL, or run in process with "
@@ -54,10 +56,10 @@ async def stop_retrying_if_silent() -> None:
     """
     try:
         async with asyncio.timeout(ANSWER_SECONDS), get_client() as client:
-            error = await client.api_healthcheck()
-    except Exception as failure:  # whatever it is, the server did not answer
-        error = failure
-    if error is not None:
+            await client.api_version()
+    except Exception:  # whatever it is, the server did not answer
+        # The flow's own client reads its limits when it is made: it is told, too.
+        get_client()._client.timeout = ANSWER_SECONDS
         context = get_settings_context()
         settings = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
         SettingsContext(profile=context.profile, settings=settings).__enter__()
