@@ -25,7 +25,7 @@ OutputT = TypeVar("OutputT", default=Any)
 class AgentConfig(BaseModel):
     """How an agent is built and what its requests carry. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     model: str | InstanceOf[Model] = Field(
         default=DEFAULT_MODEL, description="`provider:model`, `test`, or a pydantic-ai `Model` instance."
@@ -80,7 +80,7 @@ class ChatResponse(BaseModel, Generic[OutputT]):
     Tokens and cost are those of every request the call really sent, its retries and failed tool rounds included.
     """
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), defer_build=True)
 
     output: OutputT
     content: str
@@ -122,6 +122,8 @@ class ChatResponse(BaseModel, Generic[OutputT]):
 
 class StreamChunk(BaseModel, Generic[OutputT]):
     """A piece of a streamed answer. Concatenated, the `content` of all chunks is the answer."""
+
+    model_config = ConfigDict(defer_build=True)
 
     content: str = ""
     """New text: the answer's, or for a structured output a piece of its JSON."""

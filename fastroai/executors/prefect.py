@@ -76,14 +76,11 @@ class PrefectExecutor:
         async def body() -> None:
             try:
                 ended.append(await run_in_flow(plan, inputs, deps, tracer, name, self._options))
-            except Exception as error:
-                ended.append(error)
-                await stop_retrying_if_silent()
-                raise
             except BaseException as error:
                 ended.append(error)
                 raise
-            await stop_retrying_if_silent()
+            finally:
+                await stop_retrying_if_silent()
 
         if FlowRunContext.get() is None:
             await check_server()

@@ -38,6 +38,8 @@ class ConversationState(BaseModel, Generic[T]):
         context: Anything the next turn needs.
     """
 
+    model_config = ConfigDict(defer_build=True)
+
     status: ConversationStatus
     data: T | None = None
     context: dict[str, Any] = Field(default_factory=dict)
@@ -55,6 +57,8 @@ class StepUsage(BaseModel):
         unsettled_count: Requests that were sent and whose outcome, so also their price, is unknown.
         unpriced_count: Requests that were answered by a model without a known price.
     """
+
+    model_config = ConfigDict(defer_build=True)
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -123,6 +127,8 @@ class PipelineUsage(BaseModel):
         steps: Usage per step id, of the steps that made requests.
     """
 
+    model_config = ConfigDict(defer_build=True)
+
     total_input_tokens: int = 0
     total_output_tokens: int = 0
     total_cache_read_tokens: int = 0
@@ -179,7 +185,7 @@ class PipelineResult(BaseModel, Generic[OutputT]):
         skipped: With `on_error="continue"`, the steps that did not run because one they depend on failed.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
 
     output: OutputT | None = None
     step_outputs: dict[str, Any] = Field(default_factory=dict)

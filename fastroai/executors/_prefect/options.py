@@ -18,6 +18,6 @@ class PrefectOptions:
     flow_config: Mapping[str, Any] = field(default_factory=dict)
 
     def default_storage(self, settings: FastroAISettings) -> Any:
-        """Where results of steps go whose own configuration does not say; None: Prefect's default."""
+        """Where results of steps go whose own configuration does not say; None: where the flow's go."""
         choices = (self.default_task_config.get("result_storage"), self.result_storage, settings.result_storage)
         return next((choice for choice in choices if choice is not None), None)

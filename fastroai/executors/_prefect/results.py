@@ -112,8 +112,8 @@ class StepCodec:
                 return value
             if codec == "conversation":
                 return ConversationState(**value)
-            if self.adapter is None:
-                raise TypeError("the step declares no return type any more")
+            if codec != "declared" or self.adapter is None:
+                raise TypeError(f"codec {codec!r}, while the step declares {self.declared!r}")
             return _validate(self.adapter, value)
         except (KeyError, TypeError, ValidationError) as error:
             raise ResultStorageError(
@@ -147,6 +147,8 @@ def decode_record(stored: StoredStep, codec: StepCodec) -> StepRecord:
     """
     try:
         content = stored.content
+        if (content["format"], content["step_id"]) != (FORMAT, codec.step_id):
+            raise TypeError(f"it is of format {content['format']!r} and of step {content['step_id']!r}")
         return StepRecord(
             step_id=content["step_id"],
             output=codec.decode(content["output"]),

@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 from prefect._internal.compatibility.blocks import call_explicitly_async_block_method
 from prefect.blocks.core import Block
+from prefect.context import FlowRunContext
 from prefect.filesystems import LocalFileSystem, WritableFileSystem
 from prefect.results import aget_default_result_storage
 
@@ -58,13 +59,13 @@ class StepStorage(WritableFileSystem):
 
 
 async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFileSystem:
-    """The storage for `s3://bucket/prefix`, `s3-bucket/block-name`, a folder, or a block; None: Prefect's default.
+    """The storage for `s3://bucket/prefix`, `s3-bucket/block-name`, a folder, or a block; None: the flow's.
 
     Raises:
         ResultStorageError: The choice has none of these forms, or the block can't be loaded.
     """
     if choice is None:
-        return await aget_default_result_storage()
+        return await _storage_of_the_flow()
     if isinstance(choice, WritableFileSystem):
         return choice
     if isinstance(choice, Path):
@@ -82,6 +83,12 @@ async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFi
 
 
 _FORMS = "give s3://bucket/prefix, s3-bucket/block-name, a local folder, or a Prefect storage block."
+
+
+async def _storage_of_the_flow() -> WritableFileSystem:
+    context = FlowRunContext.get()
+    own = context.result_store.result_storage if context is not None else None
+    return own if own is not None else await aget_default_result_storage()
 
 
 def _folder(path: Path) -> LocalFileSystem:
