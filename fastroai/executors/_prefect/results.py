@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prefect.serializers import Serializer
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictInt, TypeAdapter, ValidationError
 
 from ...errors import ResultStorageError
 from ...pipelines.agent_step import AgentStepWrapper
@@ -18,11 +18,8 @@ from ...pipelines.schemas import ConversationState, StepUsage
 from ...usage.ledger import LedgerEntry
 from ..protocol import StepRecord
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 SERIALIZER: Literal["fastroai-json"] = "fastroai-json"
-
-_entries = TypeAdapter(tuple[LedgerEntry, ...])
-_usage: TypeAdapter[StepUsage | None] = TypeAdapter(StepUsage | None)
 
 
 class StoredStep:
@@ -121,17 +118,32 @@ class StepCodec:
             ) from error
 
 
+class _StoredRecord(BaseModel):
+    """The shape of what is stored; anything else that is found is a miss."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = FORMAT
+    step_id: str
+    output: Any
+    entries: tuple[LedgerEntry, ...]
+    usage: StepUsage | None
+    attempts: StrictInt
+    duration_ms: StrictInt
+
+
 def encode_record(record: StepRecord, codec: StepCodec) -> dict[str, Any]:
     """A step's record as the plain JSON that is stored."""
-    return {
-        "format": FORMAT,
-        "step_id": record.step_id,
-        "output": codec.encode(record.output),
-        "entries": _entries.dump_python(record.entries, mode="json"),
-        "usage": _usage.dump_python(record.usage, mode="json"),
-        "attempts": record.attempts,
-        "duration_ms": record.duration_ms,
-    }
+    stored = _StoredRecord(
+        step_id=record.step_id,
+        output=codec.encode(record.output),
+        entries=record.entries,
+        usage=record.usage,
+        attempts=record.attempts,
+        duration_ms=record.duration_ms,
+    )
+    # The output is JSON already, and may hold text that pydantic does not encode.
+    return stored.model_dump(mode="json", exclude={"output"}) | {"output": stored.output}
 
 
 def unstorable_record(record: StepRecord) -> dict[str, Any]:
@@ -139,27 +151,27 @@ def unstorable_record(record: StepRecord) -> dict[str, Any]:
     return {"format": FORMAT, "step_id": record.step_id, "unstorable": type(record.output).__qualname__}
 
 
-def decode_record(stored: StoredStep, codec: StepCodec) -> StepRecord:
+def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
     """A step's record as it was stored, marked as replayed.
 
     Raises:
-        ResultStorageError: It is not such a record.
+        ResultStorageError: It is not a record of this step.
     """
     try:
-        content = stored.content
-        if (content["format"], content["step_id"]) != (FORMAT, codec.step_id):
-            raise TypeError(f"it is of format {content['format']!r} and of step {content['step_id']!r}")
-        return StepRecord(
-            step_id=content["step_id"],
-            output=codec.decode(content["output"]),
-            entries=_entries.validate_python(content["entries"], strict=False),
-            usage=_usage.validate_python(content["usage"]),
-            attempts=content["attempts"],
-            duration_ms=content["duration_ms"],
-            replayed=True,
-        )
-    except (AttributeError, KeyError, TypeError, ValidationError) as error:
+        content = _StoredRecord.model_validate(getattr(stored, "content", None))
+    except ValidationError as error:
         raise ResultStorageError(f"The stored result of step '{codec.step_id}' can't be read: {error}") from error
+    if content.step_id != codec.step_id:
+        raise ResultStorageError(f"What is stored for step '{codec.step_id}' is of step '{content.step_id}'.")
+    return StepRecord(
+        step_id=content.step_id,
+        output=codec.decode(content.output),
+        entries=content.entries,
+        usage=content.usage,
+        attempts=content.attempts,
+        duration_ms=content.duration_ms,
+        replayed=True,
+    )
 
 
 def declared_output(step: BaseStep[Any, Any]) -> Any:
