@@ -86,6 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from .executors import get_executor
 
     executor = get_executor(arguments.executor or pipeline.executor)
+    under_prefect = hasattr(executor, "build_flow")
     if not arguments.debug:
         _quieten_run_logs()
     sys.stderr.write(f"Running {pipeline.name!r} ({type(executor).__name__})\n")
@@ -94,9 +95,9 @@ def _run(arguments: argparse.Namespace) -> int:
         result = asyncio.run(pipeline.with_executor(executor).execute(inputs, None, ProgressTracer(sys.stderr)))
     except StepExecutionError as error:
         if isinstance(error.partial_result, PipelineResult):
-            _show_spent_until_failure(pipeline, error.partial_result)
+            _show_spent_until_failure(pipeline, error.partial_result, under_prefect)
         raise
-    _show(pipeline, result)
+    _show(pipeline, result, under_prefect)
     if result.errors:
         for failure in result.errors.values():
             _complain(failure)
@@ -160,25 +161,29 @@ def _parse_value(text: str, field: FieldInfo | None) -> Any:
     return parsed
 
 
-def _show(pipeline: AnyPipeline, result: PipelineResult[Any]) -> None:
+def _show(pipeline: AnyPipeline, result: PipelineResult[Any], under_prefect: bool) -> None:
     out = [f"\nResult of {pipeline.name!r}\n", render(result.output)]
     if result.stopped_early:
         out.append("\nThe run stopped early: a step asks for more input (its conversation state is incomplete).")
     if result.skipped:
         out.append(f"\nNot run, because a step they depend on failed: {', '.join(result.skipped)}.")
-    out += ["\nCosts\n", cost_table(result.entries, pipeline.plan.steps), *_where_to_look(pipeline.name, result.run_id)]
+    out += ["\nCosts\n", cost_table(result.entries, pipeline.plan.steps)]
+    if under_prefect:
+        out += _where_to_look(pipeline.name, result.run_id)
     sys.stdout.write("\n".join(out) + "\n")
     sys.stdout.flush()
 
 
-def _show_spent_until_failure(pipeline: AnyPipeline, partial: PipelineResult[Any]) -> None:
+def _show_spent_until_failure(pipeline: AnyPipeline, partial: PipelineResult[Any], under_prefect: bool) -> None:
     table = cost_table(partial.entries, pipeline.plan.steps) if partial.entries else "Nothing: no request was sent."
-    out = ["\nSpent until the failure\n", table, *_where_to_look(pipeline.name, partial.run_id)]
+    out = ["\nSpent until the failure\n", table]
+    if under_prefect:
+        out += _where_to_look(pipeline.name, partial.run_id)
     sys.stderr.write("\n".join(out) + "\n\n")
 
 
 def _where_to_look(pipeline_name: str, run_id: str | None) -> list[str]:
-    """Where Prefect's UI shows a run; nothing where the run did not load Prefect."""
+    """Where Prefect's UI shows a run that has just been; the run has loaded Prefect, which knows its server."""
     urls, settings = sys.modules.get("prefect.utilities.urls"), sys.modules.get("prefect.settings")
     if urls is None or settings is None or run_id is None:
         return []

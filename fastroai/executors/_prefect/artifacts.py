@@ -43,9 +43,9 @@ def step_rows(entries: Iterable[LedgerEntry]) -> list[Row]:
     groups: dict[tuple[str, str, str], list[LedgerEntry]] = {}
     for entry in entries:
         model = entry.model_answered or entry.model_asked or "unknown"
-        groups.setdefault((entry.agent or "-", model, entry.state.value), []).append(entry)
+        groups.setdefault((entry.agent or "unnamed", model, entry.state.value), []).append(entry)
     if not groups:
-        return [_row({"agent": "-", "model": "-", "state": "no requests"}, [])]
+        return [_row({"agent": "none", "model": "none", "state": "no requests"}, [])]
     return [
         _row({"agent": agent, "model": model, "state": state}, group) for (agent, model, state), group in groups.items()
     ]
@@ -59,7 +59,7 @@ def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) ->
         spent = total_usd(entries)
         share = int(spent / total * 20 + Decimal("0.5")) if total else 0
         models = sorted({e.model_answered or e.model_asked or "unknown" for e in entries})
-        head = {"step": step_id, "state": state, "attempts": attempts, "models": ", ".join(models) or "-"}
+        head = {"step": step_id, "state": state, "attempts": attempts, "models": ", ".join(models) or "none"}
         rows.append(_row(head, entries) | {"share": "█" * share + "░" * (20 - share)})
     return rows
 

@@ -21,6 +21,7 @@ from ..run import Run
 from ..scheduler import run_plan
 from .artifacts import ArtifactWriter
 from .options import PrefectOptions
+from .server import wait_for_task_runs
 from .steps import StepTasks, compile_tasks
 from .storage import StepStorage, describe_storage, probe_storage, resolve_storage
 
@@ -51,6 +52,7 @@ async def run_in_flow(
                     return run.conclude(await run_plan(plan, steps.run_one))
             finally:
                 steps.write_run_artifact()
+                await wait_for_task_runs(steps.task_run_ids)
 
 
 async def _storages(plan: ExecutionPlan, options: PrefectOptions) -> dict[str, Any]:

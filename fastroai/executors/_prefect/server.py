@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from uuid import UUID
 
 import anyio.to_thread
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import (
     PREFECT_API_URL,
@@ -25,6 +29,8 @@ NOTICE = (
 STARTUP_SECONDS = 120
 CHECK_SECONDS = 10
 ANSWER_SECONDS = 2
+RECORDING_SECONDS = 10
+PAGE = 100
 
 
 async def check_server() -> None:
@@ -63,6 +69,26 @@ async def stop_retrying_if_silent() -> None:
         context = get_settings_context()
         settings = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
         SettingsContext(profile=context.profile, settings=settings).__enter__()
+
+
+async def wait_for_task_runs(task_run_ids: Sequence[UUID]) -> None:
+    """Give a temporary server, which ends with this process, the time to note how the tasks of a run ended.
+
+    Task states travel as events and are noted in batches; without this the last ones of a short program are lost.
+    """
+    if PREFECT_API_URL.value():
+        return
+    # A server that does not get there within the limit only lacks a few states in its UI.
+    with suppress(Exception):
+        async with asyncio.timeout(RECORDING_SECONDS), get_client() as client:
+            last = list(task_run_ids)[-PAGE:]
+            while await _final_task_runs(client, last) < len(last):  # noqa: ASYNC110  # only the server knows
+                await asyncio.sleep(0.2)
+
+
+async def _final_task_runs(client: PrefectClient, task_run_ids: list[UUID]) -> int:
+    task_runs = await client.read_task_runs(task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=task_run_ids)))
+    return sum(task_run.state is not None and task_run.state.is_final() for task_run in task_runs)
 
 
 async def _start_temporary_server() -> None:

@@ -137,6 +137,11 @@ class StepTasks:
         finally:
             _active.reset(token)
 
+    @property
+    def task_run_ids(self) -> tuple[UUID, ...]:
+        """The task runs of the steps so far, in the order in which they began."""
+        return tuple(self._task_run_ids.values())
+
     async def run_one(self, node: PlannedStep) -> StepRecord:
         """Run one step as a task; called by the scheduler.
 

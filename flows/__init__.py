@@ -1,0 +1,1 @@
+"""Jobs ready to run: each module has one `pipeline`."""

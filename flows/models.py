@@ -1,0 +1,60 @@
+"""Which model the jobs use, and how they ask it about many things at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic_ai.models import Model
+
+from fastroai import FastroAgent, StepContext
+from fastroai.errors import SettingsError
+from fastroai.settings import load_settings
+
+DEFAULT_MODEL = "openai:gpt-5-mini"
+OFFLINE = "offline"
+CONCURRENT_CALLS = 8
+
+OutputT = TypeVar("OutputT")
+
+
+def choose_model() -> str | Model:
+    """`FASTROAI_MODEL`; unset, `openai:gpt-5-mini` where there is an OPENAI_API_KEY, else the offline model.
+
+    `FASTROAI_MODEL=offline` simulates also where there is a key.
+
+    Raises:
+        SettingsError: `FASTROAI_MODEL` names no provider.
+    """
+    settings = load_settings()
+    if settings.model is None and settings.openai_api_key is not None:
+        return DEFAULT_MODEL
+    if settings.model is None or settings.model == OFFLINE:
+        from fastroai.testing import OfflineModel
+
+        return OfflineModel()
+    if ":" not in settings.model and settings.model != "test":
+        raise SettingsError(
+            f"FASTROAI_MODEL={settings.model!r} names no provider. Give provider:model, for example {DEFAULT_MODEL}, "
+            f"or {OFFLINE!r} to simulate."
+        )
+    return settings.model
+
+
+async def ask_all(context: StepContext[Any], agent: FastroAgent[OutputT], messages: Sequence[str]) -> list[OutputT]:
+    """Send messages to an agent, a few at a time; its outputs in their order. The first failure cancels the others."""
+    gate = asyncio.Semaphore(CONCURRENT_CALLS)
+
+    async def ask(message: str) -> OutputT:
+        async with gate:
+            return (await context.run(agent, message)).output
+
+    tasks = [asyncio.ensure_future(ask(message)) for message in messages]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,142 @@
+"""`make deploy` and a worker: both jobs are deployed, run to their end, and leave no secret on the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+
+from tests.acceptance.conftest import REPOSITORY, Command
+from tests.integration.read_back import everything_stored, read_run, usd
+
+SENTINEL = "sentinel-of-a-secret-9f4c"
+SECRETS = {
+    "OPENAI_API_KEY": SENTINEL,
+    "FASTROAI_S3_SECRET_ACCESS_KEY": SENTINEL,
+    "FASTROAI_S3_ACCESS_KEY_ID": SENTINEL,
+    # With a key set, the jobs would ask OpenAI.
+    "FASTROAI_MODEL": "offline",
+}
+DEPLOYMENTS = {"document-digest/daily": 5, "licence-review/weekly": 5}
+"""Name and number of steps."""
+
+
+async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
+    command: Command, documents: Path, prefect_api: str
+):
+    pool = command("prefect", "--no-prompt", "work-pool", "create", "--type", "process", "fastroai", **SECRETS)
+    assert pool.returncode == 0, pool.stderr
+    deployed = command("prefect", "--no-prompt", "deploy", "--all", **SECRETS)
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+
+    inputs = {"document-digest/daily": {"documents": str(documents), "focus": "wheel", "max_documents": 5}}
+    runs = {}
+    async with get_client() as client:
+        for name in DEPLOYMENTS:
+            deployment = await client.read_deployment_by_name(name)
+            _check_deployment(deployment)
+            parameters = {"inputs": inputs[name]} if name in inputs else None
+            run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+            runs[name] = run.id
+
+    worked = command("prefect", "worker", "start", "--pool", "fastroai", "--run-once", **SECRETS)
+    assert worked.returncode == 0, worked.stdout + worked.stderr
+
+    for name, steps in DEPLOYMENTS.items():
+        stored = await read_run(runs[name], tasks=steps, artifacts=steps + 1)
+        assert stored.flow_run.state_name == "Completed", f"{name}: {stored.flow_run.state}\n{worked.stderr}"
+        assert set(stored.flow_run.parameters) == {"inputs"}
+        of_steps = [stored.rows(step_id) for step_id in stored.task_runs]
+        assert sum(map(usd, of_steps), Decimal(0)) == usd(stored.rows()) > 0
+        everything = await everything_stored(runs[name])
+        assert SENTINEL not in everything
+        # What was read stays out of the server too: it is in the results' storage.
+        assert "miller" not in everything
+    digest = await read_run(runs["document-digest/daily"], tasks=5)
+    assert digest.flow_run.parameters == {"inputs": inputs["document-digest/daily"]}
+    assert SENTINEL not in worked.stdout + worked.stderr
+
+
+def _check_deployment(deployment: Any) -> None:
+    assert deployment.description
+    assert "fastroai" in deployment.tags
+    assert deployment.work_pool_name == "fastroai"
+    assert [schedule.active for schedule in deployment.schedules] == [True]
+    assert set(deployment.parameters) == {"inputs"}
+    form = deployment.parameter_openapi_schema
+    [model] = form["definitions"].values()
+    assert set(deployment.parameters["inputs"]) == set(model["properties"]), "every field of the form is prefilled"
+    assert all(field.get("description") for field in model["properties"].values())
+    assert SENTINEL not in json.dumps(deployment.model_dump(mode="json"))
+
+
+def test_the_entrypoints_are_flows_named_after_their_pipelines():
+    from prefect import Flow
+
+    from deployments import entrypoints
+
+    for deployment in _prefect_yaml()["deployments"]:
+        flow = getattr(entrypoints, deployment["entrypoint"].partition(":")[2])
+        assert isinstance(flow, Flow)
+        assert flow.name == deployment["entrypoint"].partition(":")[2].replace("_", "-")
+        assert flow.fn.__module__ == "deployments.entrypoints"
+        assert flow.description
+
+
+def test_what_is_deployed_is_every_job_there_is():
+    entrypoints = {d["entrypoint"].partition(":")[2] for d in _prefect_yaml()["deployments"]}
+    jobs = {
+        path.stem
+        for path in (REPOSITORY / "flows").glob("*.py")
+        if re.search(r"^pipeline\b.*= Pipeline\(", path.read_text(), re.MULTILINE)
+    }
+    assert entrypoints == jobs
+
+
+def test_prefilled_parameters_fit_the_input_models():
+    from importlib import import_module
+
+    for deployment in _prefect_yaml()["deployments"]:
+        pipeline = import_module(f"flows.{deployment['entrypoint'].partition(':')[2]}").pipeline
+        assert pipeline.validate_input(deployment["parameters"]["inputs"])
+
+
+def test_the_file_names_no_path_of_a_machine():
+    text = (REPOSITORY / "prefect.yaml").read_text()
+    assert "{{ $PWD }}" in text
+    assert str(REPOSITORY) not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], r"fastroai run flows\.document_digest:pipeline *$"),
+        (["run", "DOCS=/a b"], r'flows\.document_digest:pipeline "documents=\$DOCS"'),
+        (["run", "FLOW=licence_review"], r"fastroai run flows\.licence_review:pipeline *$"),
+        (["deploy"], r"work-pool create --type process fastroai[\s\S]*prefect --no-prompt deploy --all"),
+    ],
+)
+def test_make_runs_what_the_readme_says(arguments: list[str], said: str, tmp_path: Path):
+    # `-o` treats the installation as done.
+    environment = os.environ | {"VENV": str(tmp_path)}
+    done = subprocess.run(
+        ["make", "-n", "-o", f"{tmp_path}/.installed", *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(said, done.stdout, re.MULTILINE), done.stdout
+
+
+def _prefect_yaml() -> dict[str, Any]:
+    return dict(yaml.safe_load((REPOSITORY / "prefect.yaml").read_text()))

@@ -1,0 +1,135 @@
+"""`fastroai run` on real documents, in memory and under Prefect: what `make run` does."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import Command
+from tests.integration.read_back import read_run, usd
+from tests.support.cost_table import read_cost_table
+from tests.support.provider import KEY, LoopbackProvider
+
+DIGEST = ("fastroai.cli", "run", "flows.document_digest:pipeline")
+STEPS = ("read", "summaries", "topics", "open_points", "digest")
+
+
+@pytest.fixture
+def provider() -> Iterator[LoopbackProvider]:
+    with LoopbackProvider() as running:
+        yield running
+
+
+def test_a_digest_in_memory_shows_progress_a_result_of_its_input_and_costs_that_add_up(
+    command: Command, documents: Path
+):
+    done = command(*DIGEST, f"documents={documents}", FASTROAI_EXECUTOR="memory")
+    assert done.returncode == 0, done.stderr
+    for step_id in STEPS:
+        assert re.search(rf"start +{step_id}\n", done.stderr)
+        assert re.search(rf"done +{step_id} \(", done.stderr)
+    assert "name: harbour.txt" in done.stdout
+    assert "miller must repair" in done.stdout
+    table = read_cost_table(done.stdout)
+    assert [line.split()[0] for line in table.lines] == list(STEPS)
+    assert table.adds_up()
+    assert table.usd > 0
+    assert "SIMULATED by an offline model, priced as openai:gpt-5-mini; nothing was paid." in done.stdout
+
+
+async def test_a_digest_under_prefect_says_where_to_look_and_its_artifacts_have_the_same_costs(
+    command: Command, documents: Path, prefect_api: str
+):
+    done = command(*DIGEST, f"documents={documents}")
+    assert done.returncode == 0, done.stderr
+    table = read_cost_table(done.stdout)
+    assert table.adds_up()
+    base = prefect_api.removesuffix("/api")
+    url = re.search(rf"{re.escape(base)}/runs/flow-run/([0-9a-f-]+)", done.stdout)
+    assert url is not None
+    assert f"{base}/artifacts/key/costs-document-digest" in done.stdout
+    stored = await read_run(url[1], tasks=len(STEPS), artifacts=len(STEPS) + 1)
+    assert stored.flow_run.state_name == "Completed"
+    assert usd(stored.rows()) == table.usd
+    assert sum((usd(stored.rows(step_id)) for step_id in STEPS), Decimal(0)) == table.usd
+
+
+def test_without_a_server_a_temporary_one_runs_the_job_and_the_output_says_how_to_keep_one(
+    command: Command, documents: Path, tmp_path: Path
+):
+    home = tmp_path / "prefect"
+    done = command(*DIGEST, f"documents={documents}", FASTROAI_EXECUTOR="prefect", PREFECT_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert "no Prefect server is set, so a temporary one is started" in done.stderr
+    assert read_cost_table(done.stdout).adds_up()
+    assert f"kept in {home}" in done.stdout
+    assert "`prefect server start`" in done.stdout
+    run_id = re.search(r"/runs/flow-run/([0-9a-f-]+)", done.stdout)
+    assert run_id is not None
+    with closing(sqlite3.connect(home / "prefect.db")) as database:
+        stored = database.execute("SELECT state_type FROM flow_run WHERE id = ?", (run_id[1],)).fetchall()
+    assert stored == [("COMPLETED",)]
+
+
+@pytest.mark.parametrize("executor", ["memory", "prefect"])
+def test_a_missing_path_is_one_message_and_nothing_was_sent(
+    command: Command, executor: str, request: pytest.FixtureRequest
+):
+    if executor == "prefect":
+        request.getfixturevalue("prefect_api")
+    done = command(*DIGEST, "documents=/no/such/folder", "--executor", executor)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("or give s3://bucket/prefix.")
+    assert "There is no file or folder '/no/such/folder'" in done.stderr
+    assert "Nothing: no request was sent." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_key_is_one_message_and_costs_nothing(command: Command, documents: Path, provider: LoopbackProvider):
+    done = command(
+        *DIGEST,
+        f"documents={documents}",
+        FASTROAI_EXECUTOR="memory",
+        OPENAI_API_KEY="wrong-key",
+        OPENAI_BASE_URL=provider.base_url,
+    )
+    assert done.returncode == 1
+    assert "401" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "refused by the provider" in done.stderr
+    assert done.stdout == ""
+    assert provider.billed == []
+    # A wrong key is not tried again: one request per document and question at most.
+    assert len(provider.lines) <= 4
+
+
+def test_no_key_is_one_message_and_nothing_was_sent(command: Command, documents: Path):
+    done = command(*DIGEST, f"documents={documents}", FASTROAI_EXECUTOR="memory", FASTROAI_MODEL="openai:gpt-5-mini")
+    assert done.returncode == 1
+    assert "OPENAI_API_KEY" in done.stderr
+    assert "Nothing: no request was sent." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_with_a_key_the_job_asks_the_provider_and_is_not_simulated(
+    command: Command, documents: Path, provider: LoopbackProvider
+):
+    # The loopback provider answers in plain text, which is no structured output: what was billed is shown all the same.
+    done = command(
+        *DIGEST,
+        f"documents={documents}",
+        FASTROAI_EXECUTOR="memory",
+        OPENAI_API_KEY=KEY,
+        OPENAI_BASE_URL=provider.base_url,
+    )
+    assert provider.billed
+    assert done.returncode == 1
+    assert "SIMULATED" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,304 @@
+"""`fastroai run`: what it accepts, what it shows, how it fails."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from fastroai.cli import main
+from fastroai.console import cost_lines, cost_table, render
+from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, TokenCounts, total_usd
+from tests.support.cost_table import read_cost_table
+
+JOBS = """
+from pydantic import BaseModel
+
+from fastroai import FastroAgent, Pipeline, PipelineConfig, step
+from fastroai.testing import OfflineModel, ScriptedModel, fixed_prices
+
+
+class Order(BaseModel):
+    title: str = "none"
+    numbers: list[int] = []
+    urgent: bool = False
+
+
+@step
+def shown(context):
+    return {name: context.get_input(name) for name in ("title", "numbers", "urgent")}
+
+
+plain = Pipeline("plain", {"shown": shown}, input_type=Order)
+free = Pipeline("free", {"shown": shown})
+
+offline = FastroAgent(model=OfflineModel(), name="offline")
+
+
+@step
+async def asks(context):
+    return (await context.run(offline, "Sum it up.\\n\\nThe mill turns. The miller sleeps.")).output
+
+
+@step
+async def asks_and_fails(context):
+    await context.run(offline, "Sum it up.\\n\\nThe mill turns. The miller sleeps.")
+    raise RuntimeError("the mill stands still")
+
+
+simulated = Pipeline("simulated", {"asks": asks, "shown": shown}, {"shown": ["asks"]})
+failing = Pipeline("failing", {"asks_and_fails": asks_and_fails})
+limping = Pipeline(
+    "limping",
+    {"asks_and_fails": asks_and_fails, "after": shown, "shown": shown},
+    {"after": ["asks_and_fails"]},
+    output_step="shown",
+    config=PipelineConfig(on_error="continue"),
+)
+scripted = FastroAgent(model=ScriptedModel("a", repeat=True), cost_calculator=fixed_prices(), name="scripted")
+paid = Pipeline("paid", {"one": scripted.as_step("first prompt"), "two": scripted.as_step("another prompt")},
+                {"two": ["one"]})
+not_one = "a text"
+"""
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
+    """Run the command in this process, in a folder with a module `jobs`."""
+    (tmp_path / "jobs.py").write_text(JOBS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+
+    def run(*arguments: str) -> Ran:
+        try:
+            code = main(["run", *arguments])
+        except SystemExit as exit_:
+            code = int(str(exit_.code))
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    yield run
+    for name in set(sys.modules) - before:
+        if name.startswith(("jobs", "broken")):
+            del sys.modules[name]
+
+
+def test_progress_goes_to_stderr_and_the_result_to_stdout(run):
+    ran = run("jobs:plain", "title=Report")
+    assert ran.code == 0
+    assert re.search(r"start +shown\n +done +shown \(\d+\.\d s\)", ran.err)
+    assert "title: Report" in ran.out
+    assert "start" not in ran.out
+
+
+def test_values_are_json_where_the_field_takes_it_and_text_otherwise(run):
+    ran = run("jobs:plain", "title=2024", "numbers=[1, 2]", "urgent=true")
+    assert ran.code == 0
+    assert "title: 2024" in ran.out
+    assert re.search(r"numbers:\n +- 1\n +- 2", ran.out)
+    assert "urgent: yes" in ran.out
+
+
+def test_a_value_may_contain_an_equals_sign_and_be_empty(run):
+    assert "title: a=b" in run("jobs:plain", "title=a=b").out
+    assert "title: (none)" in run("jobs:plain", "title=").out
+
+
+def test_inputs_may_follow_options(run):
+    ran = run("jobs:plain", "--executor", "memory", "title=late", "urgent=true")
+    assert ran.code == 0
+    assert "title: late" in ran.out
+
+
+def test_a_pipeline_without_an_input_model_takes_any_input(run):
+    ran = run("jobs:free", "title={}", "other=1")
+    assert ran.code == 0
+    assert "title: (none)" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["jobs"], "give MODULE:PIPELINE"),
+        (["nowhere:pipeline"], "no module 'nowhere'"),
+        (["jobs:absent"], r"has no 'absent'. Its pipelines: .*plain"),
+        (["jobs:not_one"], "not a Pipeline"),
+        (["jobs:plain", "titel=x"], "no input 'titel'. Did you mean 'title'"),
+        (["jobs:plain", "title"], "give key=value"),
+        (["jobs:plain", "--fast"], "--fast"),
+        (["jobs:plain", "--executor", "cloud"], "cloud"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(run, arguments: list[str], said: str):
+    ran = run(*arguments)
+    assert ran.code == 2
+    assert re.search(said, ran.err)
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+
+
+def test_an_input_that_does_not_fit_is_one_message_and_starts_nothing(run):
+    ran = run("jobs:plain", 'numbers=[1,"x"]')
+    assert ran.code == 1
+    assert "numbers.1" in ran.err
+    assert "start" not in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_module_that_fails_when_it_is_imported_is_reported_by_its_cause(run, tmp_path: Path):
+    (tmp_path / "broken.py").write_text("import a_package_nobody_has\n")
+    ran = run("broken:pipeline")
+    assert ran.code == 1
+    assert "a_package_nobody_has" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_bad_setting_is_one_message(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "cloud")
+    ran = run("jobs:plain")
+    assert ran.code == 1
+    assert ran.err.count("FASTROAI_EXECUTOR") == 1
+
+
+def test_a_failed_step_is_one_message_with_what_was_spent_until_then(run):
+    ran = run("jobs:failing")
+    assert ran.code == 1
+    assert ran.out == ""
+    assert "failed  asks_and_fails" in ran.err
+    assert ran.err.endswith("fastroai: Step 'asks_and_fails' failed: the mill stands still\n")
+    assert "Traceback" not in ran.err
+    table = read_cost_table(ran.err)
+    assert table.usd > 0
+    assert table.adds_up()
+
+
+def test_debug_shows_the_traceback(run):
+    assert "Traceback" in run("jobs:failing", "--debug").err
+
+
+def test_a_run_that_goes_on_after_a_failure_shows_its_result_and_exits_with_1(run):
+    ran = run("jobs:limping", "title=kept")
+    assert ran.code == 1
+    assert "title: kept" in ran.out
+    assert "Not run, because a step they depend on failed: after." in ran.out
+    assert "the mill stands still" in ran.err
+
+
+def test_a_simulated_run_says_so_and_at_whose_prices(run):
+    out = run("jobs:simulated").out
+    assert "SIMULATED by an offline model, priced as openai:gpt-5-mini; nothing was paid." in out
+
+
+def test_a_paid_run_does_not_say_it_was_simulated(run):
+    out = run("jobs:paid").out
+    assert "SIMULATED" not in out
+    table = read_cost_table(out)
+    assert list(table.lines) == ["one gpt-5-mini", "two gpt-5-mini"]
+    assert table.adds_up()
+
+
+def test_in_memory_mode_the_command_never_imports_prefect(tmp_path: Path):
+    (tmp_path / "jobs.py").write_text(JOBS)
+    code = (
+        "import sys; from fastroai.cli import main; assert main(sys.argv[1:]) == 0; assert 'prefect' not in sys.modules"
+    )
+    arguments = ["run", "jobs:simulated", "--executor", "memory"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_in_memory_points_to_no_server_even_where_prefect_is_loaded(run):
+    import prefect  # noqa: F401
+
+    ran = run("jobs:simulated", "--executor", "memory")
+    assert "flow-run" not in ran.out
+    assert "prefect" not in run("jobs:failing", "--executor", "memory").err
+
+
+amounts = st.none() | st.decimals(min_value=0, max_value=1000, places=12)
+entries = st.builds(
+    LedgerEntry,
+    state=st.sampled_from(EntryState),
+    attribution=st.builds(Attribution, step_id=st.sampled_from(["read", "write", None])),
+    model_answered=st.sampled_from(["small", "large"]),
+    tokens=st.builds(TokenCounts, input_tokens=st.integers(0, 10**7), output_tokens=st.integers(0, 10**7)),
+    cost_usd=amounts,
+    request_count=st.integers(1, 3),
+)
+
+
+@given(st.lists(entries, max_size=30))
+def test_the_printed_lines_add_up_to_the_printed_total_and_the_total_is_the_ledgers(booked: list[LedgerEntry]):
+    table = read_cost_table("\n" + cost_table(booked, ["read", "idle"]))
+    assert table.adds_up()
+    assert table.usd == total_usd(booked)
+    assert set(table.lines) >= {"idle -"}
+
+
+def test_replayed_requests_are_counted_apart_and_cost_nothing():
+    paid = LedgerEntry(state=EntryState.CHARGED, cost_usd=Decimal("0.1"), tokens=TokenCounts(input_tokens=5))
+    again = paid.replayed(Attribution(step_id="s"))
+    [line] = cost_lines([again])
+    assert (line.requests, line.replayed, line.input_tokens, line.usd) == (0, 1, 0, 0)
+
+
+def test_an_unknown_cost_is_said_and_not_shown_as_part_of_the_total():
+    table = cost_table([LedgerEntry(state=EntryState.UNSETTLED, attribution=Attribution(step_id="s"))])
+    assert "Not in the total: 1 request(s) whose cost is not known" in table
+
+
+def test_refused_requests_are_said():
+    table = cost_table([LedgerEntry(state=EntryState.REFUSED, attribution=Attribution(step_id="s"))])
+    assert "1 request(s) were refused" in table
+
+
+class Inner(BaseModel):
+    name: str
+    notes: list[str] = []
+
+
+def test_a_result_is_rendered_by_field():
+    @dataclass
+    class Outer:
+        title: str
+        inner: Inner
+        many: list[Inner]
+        flags: dict[str, bool]
+
+    outer = Outer("T", Inner(name="a"), [Inner(name="b", notes=["x", "y"])], {"on": True})
+    assert render(outer) == textwrap.dedent("""\
+        title: T
+        inner:
+          name: a
+          notes: (none)
+        many:
+          - name: b
+            notes:
+              - x
+              - y
+        flags:
+          on: yes""")
+
+
+def test_plain_results_are_rendered_too():
+    assert render("one\ntwo") == "one\n  two"
+    assert render(None) == "(none)"
+    assert render([1, [2, 3]]) == "- 1\n- - 2\n  - 3"
+    assert render([]) == ""

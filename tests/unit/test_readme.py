@@ -1,0 +1,105 @@
+"""What README.md and docs/ say is so: their programs run, their commands exist, their tables are complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastroai import errors
+from fastroai.settings import FastroAISettings
+
+REPOSITORY = Path(__file__).parents[2]
+README = REPOSITORY / "README.md"
+PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run(folder: Path, *arguments: str) -> str:
+    environment = os.environ | {"FASTROAI_EXECUTOR": "memory"}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@page
+def test_every_python_program_runs_in_order(page: Path, tmp_path: Path):
+    """In one folder; a program that the text says to save is saved under that name first."""
+    text = page.read_text()
+    for number, program in enumerate(blocks(page, "python")):
+        before = text[: text.index(program)].rsplit("\n\n", 2)
+        saved = re.search(r"Save this as `(\S+)`", before[-2] if len(before) > 1 else "")
+        name = saved[1] if saved else f"program_{number}.py"
+        (tmp_path / name).write_text(program)
+        run(tmp_path, name)
+
+
+def test_the_first_pipeline_runs_by_the_command_the_readme_gives(tmp_path: Path):
+    program = blocks(README, "python")[0]
+    (tmp_path / "notes.py").write_text(program)
+    [command] = re.findall(r"^\.venv/bin/fastroai (run notes:.*)$", README.read_text(), re.MULTILINE)
+    out = run(tmp_path, "-m", "fastroai.cli", *shlex.split(command))
+    assert "words: 14" in out
+    assert "Prices rose by 4 percent" in out
+    assert "nothing was paid" in out
+
+
+def test_the_first_pipeline_is_short():
+    body = blocks(README, "python")[0].split("agent = ")[1]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 22
+
+
+@page
+def test_every_make_target_that_is_named_exists(page: Path):
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
+    assert named <= targets
+    assert page != README or named >= {"run", "test", "lint", "bench", "server", "deploy", "worker", "clean"}
+
+
+def test_the_makefile_says_which_targets_it_has():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
+    assert phony == set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+def test_the_configuration_table_names_every_setting_and_no_other():
+    table = README.read_text().split("## Configuration")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `([A-Z0-9_]+)` \|", table, re.MULTILINE)
+    settings = [
+        str(field.validation_alias or f"FASTROAI_{name.upper()}")
+        for name, field in FastroAISettings.model_fields.items()
+    ]
+    assert listed == settings
+
+
+@page
+def test_every_variable_that_is_named_is_a_setting(page: Path):
+    known = {f"FASTROAI_{name.upper()}" for name in FastroAISettings.model_fields}
+    assert set(re.findall(r"\bFASTROAI_[A-Z0-9_]*[A-Z0-9]", page.read_text())) <= known
+
+
+def test_every_error_in_the_table_exists():
+    table = README.read_text().split("## Errors")[1].split("\n## ")[0]
+    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert named
+    assert all(issubclass(getattr(errors, name), errors.FastroAIError) for name in named)
+
+
+@page
+def test_every_link_and_picture_is_there(page: Path):
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).is_file()] == []
+
+
+def test_the_picture_is_small_enough_to_load():
+    assert (REPOSITORY / "docs" / "cost-artifact.png").stat().st_size < 300_000
