@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..pipelines.base import BaseStep
-from ..pipelines.config import PipelineConfig, StepConfig, retry_delay
+from ..pipelines.config import retry_delay
 from ..pipelines.plan import ExecutionPlan, PlannedStep
-from .protocol import ExecutionResult, StepRecord
+from .protocol import ExecutionResult, PlanExecutor, StepRecord
 from .run import Run
 from .scheduler import run_plan
 from .step_runner import may_retry, run_step
@@ -18,28 +16,12 @@ if TYPE_CHECKING:
     from ..tracing.tracer import Tracer
 
 
-class InMemoryExecutor:
+class InMemoryExecutor(PlanExecutor):
     """For development and tests, and for programs that need neither durability nor a UI.
 
     Steps are asyncio tasks of the caller's loop. Agent calls that succeeded in a failed attempt of a step are replayed
     in the next one; nothing outlives the process.
     """
-
-    async def execute(
-        self,
-        steps: Mapping[str, BaseStep[Any, Any]],
-        dependencies: Mapping[str, Sequence[str]],
-        inputs: dict[str, Any],
-        deps: Any,
-        tracer: Tracer | None = None,
-        pipeline_config: PipelineConfig | None = None,
-        step_configs: Mapping[str, StepConfig] | None = None,
-        *,
-        name: str = "pipeline",
-    ) -> ExecutionResult:
-        """See `Executor.execute`."""
-        plan = ExecutionPlan.build(steps, dependencies, pipeline_config, step_configs)
-        return await self.execute_plan(plan, inputs, deps, tracer, name=name)
 
     async def execute_plan(
         self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Tracer | None, *, name: str = "pipeline"

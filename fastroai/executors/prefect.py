@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect import Flow
 from prefect.context import FlowRunContext
 
-from ..pipelines.base import BaseStep
-from ..pipelines.config import PipelineConfig, StepConfig
 from ..pipelines.plan import ExecutionPlan
 from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
-from .protocol import ExecutionResult
+from .protocol import ExecutionResult, PlanExecutor
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline import Pipeline
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastroai.executors")
 
 
-class PrefectExecutor:
+class PrefectExecutor(PlanExecutor):
     """Each run is a flow run and each step a task run of it, in the caller's process and event loop.
 
     Within someone's own flow the run is a subflow. Input and deps reach the steps by closure: nothing of them is
@@ -45,22 +43,6 @@ class PrefectExecutor:
         flow_config: Mapping[str, Any] | None = None,
     ) -> None:
         self._options = PrefectOptions(result_storage, dict(default_task_config or {}), dict(flow_config or {}))
-
-    async def execute(
-        self,
-        steps: Mapping[str, BaseStep[Any, Any]],
-        dependencies: Mapping[str, Sequence[str]],
-        inputs: dict[str, Any],
-        deps: Any,
-        tracer: Tracer | None = None,
-        pipeline_config: PipelineConfig | None = None,
-        step_configs: Mapping[str, StepConfig] | None = None,
-        *,
-        name: str = "pipeline",
-    ) -> ExecutionResult:
-        """See `Executor.execute`."""
-        plan = ExecutionPlan.build(steps, dependencies, pipeline_config, step_configs)
-        return await self.execute_plan(plan, inputs, deps, tracer, name=name)
 
     async def execute_plan(
         self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Tracer | None, *, name: str = "pipeline"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..pipelines.base import BaseStep
 from ..pipelines.config import PipelineConfig, StepConfig
+from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState, StepUsage
 from ..usage.ledger import LedgerEntry
 
 if TYPE_CHECKING:
     from ..errors import StepExecutionError
-    from ..pipelines.plan import ExecutionPlan
     from ..tracing.tracer import Tracer
 
 
@@ -101,10 +101,29 @@ class Executor(Protocol):
 
 @runtime_checkable
 class PlanExecutor(Executor, Protocol):
-    """An executor that takes the plan a pipeline has made already, instead of making it anew for each run."""
+    """An executor that takes the plan a pipeline has made already, instead of having it made anew for each run.
+
+    Subclasses implement `execute_plan`; `execute` is made of it.
+    """
+
+    async def execute(
+        self,
+        steps: Mapping[str, BaseStep[Any, Any]],
+        dependencies: Mapping[str, Sequence[str]],
+        inputs: dict[str, Any],
+        deps: Any,
+        tracer: Tracer | None = None,
+        pipeline_config: PipelineConfig | None = None,
+        step_configs: Mapping[str, StepConfig] | None = None,
+        *,
+        name: str = "pipeline",
+    ) -> ExecutionResult:
+        """See `Executor.execute`."""
+        plan = ExecutionPlan.build(steps, dependencies, pipeline_config, step_configs)
+        return await self.execute_plan(plan, inputs, deps, tracer, name=name)
 
     async def execute_plan(
         self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Tracer | None, *, name: str = "pipeline"
     ) -> ExecutionResult:
-        """Run a validated plan; otherwise as `execute`."""
+        """Run a validated plan; otherwise as `Executor.execute`."""
         ...
