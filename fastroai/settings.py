@@ -50,7 +50,7 @@ class FastroAISettings(BaseSettings):
     )
     model: str | None = Field(
         default=None,
-        description="Model of the jobs in flows/, as `provider:model`, or `offline`. Unset: `openai:gpt-5-mini` with an "
+        description="Model of the jobs in flows/, as `provider:model` or `offline`. Unset: `openai:gpt-5-mini` with an "
         "OPENAI_API_KEY, else the offline model, which simulates.",
     )
     openai_api_key: SecretStr | None = Field(

@@ -1,0 +1,203 @@
+"""A Prefect server that is not there, not one, silent, or gone during the run: seconds at most, and nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from fastroai import BaseStep, Pipeline, StepContext, StepExecutionError
+from fastroai.errors import ExecutorUnavailableError
+from tests.integration.models import PRICE, Ask, CountingModel
+from tests.support.prefect_server import prefect_settings, release_shared_dir, server_url
+from tests.support.steps import Join, WaitsForever, soon
+
+# Not a limit on speed: left alone, Prefect's client takes minutes where ours takes seconds.
+NOT_FOR_EVER = 40.0
+
+
+def under_prefect(model: CountingModel) -> Pipeline[Any, Any, Any]:
+    return Pipeline("absent", {"a": Ask(model.agent())}, executor="prefect")
+
+
+async def refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a run says to a URL where no Prefect server answers."""
+    model = CountingModel()
+    with prefect_settings(url, tmp_path / "r", monkeypatch), pytest.raises(ExecutorUnavailableError) as caught:
+        async with asyncio.timeout(NOT_FOR_EVER):
+            await under_prefect(model).execute({"topic": "t"}, None)
+    assert model.calls == 0
+    assert url in str(caught.value)
+    assert "prefect server start" in str(caught.value)
+    assert "FASTROAI_EXECUTOR=memory" in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_url_where_nothing_listens_is_refused(
+    unused_tcp_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await refused(f"http://127.0.0.1:{unused_tcp_port}/api", tmp_path, monkeypatch)
+
+
+async def test_a_url_that_never_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        await refused(f"http://127.0.0.1:{silent.getsockname()[1]}/api", tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=[(404, "{}"), (200, "<html>a wiki</html>"), (503, "busy"), (200, "true")], ids=repr)
+def other_service(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A web server that is no Prefect server."""
+    status, body = request.param
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(status if body != "true" or self.path.endswith("/health") else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_GET = do_POST = answer  # noqa: N815  # the names http.server looks for
+
+        def log_message(self, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/api"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+async def test_a_url_of_another_service_is_refused(other_service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    await refused(other_service, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def mortal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A server for one test; gives the id of its process group."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "owner").write_text(str(os.getpid()))
+    url = server_url(folder)
+    pid = int(json.loads((folder / "address.json").read_text())["pid"])
+    with prefect_settings(url, tmp_path / "r", monkeypatch):
+        yield pid
+    release_shared_dir(folder)
+
+
+class Stops(BaseStep[Any, str]):
+    """Pays for an answer, and sends the server a signal."""
+
+    def __init__(self, model: CountingModel, pid: int, number: int, then: BaseException | None = None) -> None:
+        self.agent = model.agent()
+        self.pid = pid
+        self.number = number
+        self.then = then
+
+    async def execute(self, context: StepContext[Any]) -> str:
+        answer = await context.run(self.agent, "before the end")
+        os.killpg(self.pid, self.number)
+        if self.then is not None:
+            raise self.then
+        return answer.output
+
+
+def outliving(model: CountingModel, kills: BaseStep[Any, str]) -> Pipeline[Any, Any, Any]:
+    steps = {
+        "first": Ask(model.agent()),
+        "kills": kills,
+        "after": Ask(model.agent(), "first", "kills"),
+        "last": Join("after"),
+    }
+    dependencies = {"kills": ["first"], "after": ["first", "kills"], "last": ["after"]}
+    return Pipeline("outlives", steps, dependencies, executor="prefect")
+
+
+async def test_a_server_that_hangs_or_dies_during_the_run_costs_seconds_and_not_the_run(mortal_server: int):
+    model = CountingModel()
+    async with not_for_ever():
+        result = await outliving(model, Stops(model, mortal_server, signal.SIGSTOP)).execute({"topic": "t"}, None)
+    assert result.output.startswith("last(answer:after|t|answer:first|t|answer:before the end")
+    assert result.usage.total_cost_usd == 3 * PRICE
+
+    os.killpg(mortal_server, signal.SIGCONT)
+    waits = WaitsForever()
+    async with not_for_ever():
+        running = asyncio.create_task(outliving(model, waits).execute({"topic": "t"}, None))
+        await soon(waits.started.wait())
+        os.killpg(mortal_server, signal.SIGSTOP)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert waits.cleaned_up
+
+    os.killpg(mortal_server, signal.SIGCONT)
+    own = ValueError("its own")
+    with pytest.raises(StepExecutionError) as caught:
+        async with not_for_ever():
+            await outliving(model, Stops(model, mortal_server, signal.SIGKILL, own)).execute({"topic": "t"}, None)
+    assert caught.value.original_error is own
+    assert caught.value.partial_result.usage.total_cost_usd == 2 * PRICE
+    assert "first" in caught.value.partial_result.step_outputs
+
+
+@asynccontextmanager
+async def not_for_ever() -> AsyncIterator[None]:
+    """Fails where Prefect's own retries were waited for; `asyncio.timeout` would end them instead of showing them."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < NOT_FOR_EVER
+
+
+PROGRAM = """
+import asyncio
+from fastroai import Pipeline, step
+
+@step
+async def only(context):
+    return "done"
+
+print(asyncio.run(Pipeline("temporary", {"only": only}).execute({}, None)).output)
+"""
+
+
+def test_without_a_server_the_terminal_tells_of_the_temporary_one_and_the_two_ways_out(tmp_path: Path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API", "FASTROAI_"))}
+    environment |= {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_LOGGING_LEVEL": "WARNING"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=170, check=False
+    )
+    assert done.stdout.strip() == "done", done.stderr
+    assert "temporary" in done.stderr
+    assert "PREFECT_API_URL" in done.stderr
+    assert "FASTROAI_EXECUTOR=memory" in done.stderr
+    assert done.stderr.count("temporary one is started") == 1
+
+
+async def test_without_a_server_and_with_the_temporary_one_forbidden_nothing_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+
+    model = CountingModel()
+    with (
+        temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}, restore_defaults={PREFECT_API_URL}),
+        pytest.raises(ExecutorUnavailableError, match="FASTROAI_EXECUTOR=memory"),
+    ):
+        await under_prefect(model).execute({"topic": "t"}, None)
+    assert model.calls == 0
