@@ -183,23 +183,9 @@ def _show_spent_until_failure(pipeline: AnyPipeline, partial: PipelineResult[Any
 
 
 def _where_to_look(pipeline_name: str, run_id: str | None) -> list[str]:
-    """Where Prefect's UI shows a run that has just been; the run has loaded Prefect, which knows its server."""
-    urls, settings = sys.modules.get("prefect.utilities.urls"), sys.modules.get("prefect.settings")
-    if urls is None or settings is None or run_id is None:
-        return []
-    from .executors._prefect.artifacts import artifact_key
+    from .executors._prefect.ui import where_to_look  # only after a run under Prefect, which has loaded it
 
-    costs = f"/artifacts/key/{artifact_key(pipeline_name)}"
-    url = urls.url_for("flow-run", obj_id=run_id)
-    if url is not None:
-        return ["\nIn Prefect's UI", f"  this run   {url}", f"  its costs  {url.partition('/runs/')[0]}{costs}"]
-    kept = settings.PREFECT_HOME.value()
-    return [
-        f"\nThe temporary Prefect server ends with this command; the run and its costs are kept in {kept}.",
-        "To look at them, start a server that stays: `prefect server start`. Then open",
-        f"  this run   http://127.0.0.1:4200/runs/flow-run/{run_id}",
-        f"  its costs  http://127.0.0.1:4200{costs}",
-    ]
+    return [] if run_id is None else where_to_look(pipeline_name, run_id)
 
 
 class _WarningsOfRuns(logging.Filter):

@@ -1,0 +1,25 @@
+"""Where Prefect's UI shows a run and its costs."""
+
+from __future__ import annotations
+
+from prefect.settings import PREFECT_HOME
+from prefect.utilities.urls import url_for
+
+from .artifacts import artifact_key
+
+_DEFAULT_UI = "http://127.0.0.1:4200"
+
+
+def where_to_look(pipeline_name: str, run_id: str) -> list[str]:
+    """Lines for the terminal: the pages of a run that has just been, or how to see them when its server is gone."""
+    run = url_for("flow-run", obj_id=run_id)
+    costs = f"/artifacts/key/{artifact_key(pipeline_name)}"
+    if run is not None:
+        return ["\nIn Prefect's UI", f"  this run   {run}", f"  its costs  {run.partition('/runs/')[0]}{costs}"]
+    return [
+        "\nThe temporary Prefect server ends with this command; the run and its costs are kept in "
+        f"{PREFECT_HOME.value()}.",
+        "To look at them, start a server that stays: `prefect server start`. Then open",
+        f"  this run   {_DEFAULT_UI}/runs/flow-run/{run_id}",
+        f"  its costs  {_DEFAULT_UI}{costs}",
+    ]
