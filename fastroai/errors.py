@@ -9,6 +9,7 @@ FastroAIError
 ├── CostBudgetExceededError       spend reached a budget; nothing more is sent
 ├── DispatchSkippedError          raised by a user's hook: don't send this request, don't try again
 ├── UnknownModelPriceError        no price is listed for a model (also a LookupError)
+├── LedgerUnavailableError        the ledger's database can't be opened or written; nothing is sent
 ├── ResultStorageError            results can't be kept: storage unreachable, or an output of no storable type
 └── ExecutorUnavailableError      an executor was asked for that can't be used here (also an ImportError)
 
@@ -102,6 +103,10 @@ class StepExecutionError(FastroAIError):
 
 class UnknownModelPriceError(FastroAIError, LookupError):
     """No price is listed for a model. The caller decides what that means; it never means 0."""
+
+
+class LedgerUnavailableError(FastroAIError):
+    """The ledger's database can't be opened, written or read. The message names it without its password, and why."""
 
 
 class ResultStorageError(FastroAIError):

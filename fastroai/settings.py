@@ -48,6 +48,11 @@ class FastroAISettings(BaseSettings):
         gt=0,
         description="Seconds that Prefect's server may take for a cost artifact before a run ends without the rest.",
     )
+    ledger_url: SecretStr | None = Field(
+        default=None,
+        description="Database that `Ledger.open` opens when it is given no URL: `sqlite:///path`, "
+        "`postgresql://user@host/name` or `memory://`. Unset: `~/.fastroai/ledger.db`.",
+    )
     model: str | None = Field(
         default=None,
         description="Model of the jobs in flows/, as `provider:model` or `offline`. Unset: `openai:gpt-5-mini` with an "

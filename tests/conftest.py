@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.postgres import postgres_server, postgres_url
 from tests.support.prefect_server import SHARED_DIR, own_shared_dir, prefect_api, prefect_server, release_shared_dir
 from tests.support.s3 import s3, s3_server
 
-__all__ = ["prefect_api", "prefect_server", "s3", "s3_server"]
+__all__ = ["postgres_server", "postgres_url", "prefect_api", "prefect_server", "s3", "s3_server"]
 
 _SCRUBBED_PREFIXES = ("FASTROAI_", "PREFECT_", "AWS_", "OPENAI_", "LOGFIRE_")
 _KEPT = {SHARED_DIR}

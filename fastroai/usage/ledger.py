@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from enum import StrEnum
 from uuid import uuid4
+
+from .units import EXACT
 
 
 class EntryState(StrEnum):
@@ -30,6 +32,8 @@ class Attribution:
     """Whom a request is booked to."""
 
     run_id: str | None = None
+    run_key: str | None = None
+    """What the caller named the run by, the same over all executions that carry one piece of work to its end."""
     pipeline: str | None = None
     step_id: str | None = None
     attempt: int = 1
@@ -37,6 +41,11 @@ class Attribution:
     dispatch: int = 0
     """Number of the agent call within the attempt, from 1; 0 outside a step."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    """What the caller books by: team, customer, project."""
+    deployment: str | None = None
+    """Name of the deployment that the run belongs to."""
+    flow_tags: tuple[str, ...] = ()
+    """Tags of the flow run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +73,26 @@ class LedgerEntry:
     """`provider:model` as it was asked for."""
     model_answered: str | None = None
     """The model name in the response, often a dated version."""
+    provider: str | None = None
+    """Who answered, under pydantic-ai's name."""
     provider_host: str | None = None
+    service_tier: str | None = None
+    """The tier of the answer, or the one asked for while there is none."""
     sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     settled_at: datetime | None = None
     tokens: TokenCounts = TokenCounts()
+    further_usage: Mapping[str, float] = field(default_factory=dict)
+    """What else is billed or counted, under genai-prices' names: `cache_write_1h_tokens`, `web_searches`, seconds."""
     cost_usd: Decimal | None = None
-    """USD, exact. None: not known."""
+    """USD, exact, fees included. None: not known."""
+    request_fees_usd: Decimal | None = None
+    """The part of `cost_usd` that is charged per request or search and not per token. None: not told apart."""
+    upper_bound_usd: Decimal | None = None
+    """What the request can have cost at most, as far as that can be said. For one whose outcome is unknown."""
     price_source: str | None = None
     """Data set, version and matched model of the price, or which override."""
+    price_version: str | None = None
+    """Version of the data set that the price is from."""
     response_id: str | None = None
     replay_of: str | None = None
     """The entry that paid, for a `REPLAYED` one."""
@@ -102,15 +123,25 @@ class LedgerEntry:
     @property
     def is_spend(self) -> bool:
         """Whether the request's cost counts: it was sent, and it was not refused."""
-        return self.state in _SPEND
+        return self.state in SPEND
+
+    @property
+    def model(self) -> str | None:
+        """The model it is booked under: the one asked for, which stays the same whatever became of the request."""
+        return self.model_asked or self.model_answered
 
 
-_SPEND = frozenset({EntryState.CHARGED, EntryState.UNPRICED, EntryState.UNSETTLED})
+SPEND = frozenset({EntryState.CHARGED, EntryState.UNPRICED, EntryState.UNSETTLED})
+"""The states whose cost counts."""
+
+
+_NOTHING = Decimal(0)
 
 
 def total_usd(entries: Iterable[LedgerEntry]) -> Decimal:
     """Known spend of the entries in USD, exact. Replayed and refused ones are no spend; unknown costs add nothing."""
-    return sum((e.cost_usd for e in entries if e.is_spend and e.cost_usd is not None), Decimal(0))
+    with localcontext(EXACT):
+        return sum(map(_spent, entries), _NOTHING)
 
 
 class RunLedger:
@@ -124,19 +155,19 @@ class RunLedger:
         self._by_step: dict[str | None, dict[str, None]] = {}
         self._by_dispatch: dict[tuple[str | None, int, int], list[str]] = {}
         self._step_usd: dict[str | None, Decimal] = {}
-        self._usd = Decimal(0)
+        self._usd = _NOTHING
 
     def record(self, entry: LedgerEntry) -> None:
         """Add an entry, or replace the one with the same id by what is now known of it."""
         step_id = entry.attribution.step_id
         before = self._entries.get(entry.id)
-        delta = total_usd((entry,)) - (total_usd((before,)) if before else 0)
+        delta = EXACT.subtract(_spent(entry), _spent(before))
         self._entries[entry.id] = entry
         if before is None:
             self._by_step.setdefault(step_id, {})[entry.id] = None
             self._by_dispatch.setdefault(_dispatch_key(entry.attribution), []).append(entry.id)
-        self._step_usd[step_id] = self._step_usd.get(step_id, Decimal(0)) + delta
-        self._usd += delta
+        self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, _NOTHING), delta)
+        self._usd = EXACT.add(self._usd, delta)
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
@@ -158,7 +189,11 @@ class RunLedger:
 
     def spent_usd(self, step_id: str | None = None) -> Decimal:
         """Known spend in USD, exact: of one step, or of the whole run when no step is named."""
-        return self._usd if step_id is None else self._step_usd.get(step_id, Decimal(0))
+        return self._usd if step_id is None else self._step_usd.get(step_id, _NOTHING)
+
+
+def _spent(entry: LedgerEntry | None) -> Decimal:
+    return entry.cost_usd if entry is not None and entry.is_spend and entry.cost_usd is not None else _NOTHING
 
 
 def _dispatch_key(attribution: Attribution) -> tuple[str | None, int, int]:

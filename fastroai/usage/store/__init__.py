@@ -1,0 +1,86 @@
+"""Where ledgers are kept: SQLite, PostgreSQL, or memory. SQLAlchemy is imported when one in a database is opened."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from ..ledger import LedgerEntry
+from ..selection import Selection
+from ..totals import Totals
+from .memory import MemoryStore
+
+MEMORY = "memory://"
+
+
+class LedgerStore(Protocol):
+    """What a ledger's store does; `SqlStore` says it in full."""
+
+    async def ready(self) -> None: ...
+    async def intend(self, entry: LedgerEntry) -> None: ...
+    def settle(self, entry: LedgerEntry) -> None: ...
+    async def flush(self) -> None: ...
+    async def entries(self, selection: Selection) -> list[LedgerEntry]: ...
+    async def totals(self, selection: Selection, by: str | None) -> tuple[Totals, ...]: ...
+    async def close(self) -> None: ...
+
+
+def default_url() -> str:
+    """The ledger of this user: `~/.fastroai/ledger.db`."""
+    return f"sqlite:///{_home() / 'ledger.db'}"
+
+
+async def open_store(url: str, *, required: bool = True, spill_folder: Path | None = None) -> LedgerStore:
+    """Open a ledger, create it, or bring it up to date. The caller closes it.
+
+    Args:
+        url: `sqlite:///path`, `postgresql://user@host/name`, or `memory://`, which is one for the whole process.
+        required: Whether a request must not be sent while it can't be booked. If not, this returns although the
+            database can't be reached.
+        spill_folder: Where entries wait that can't be written. None: `~/.fastroai/unwritten`.
+
+    Raises:
+        LedgerUnavailableError: The URL is of no such database, or it is required and can't be reached.
+    """
+    store = _make(url, required, spill_folder)
+    try:
+        await store.ready()
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
+    """The store of this process for a ledger, opened once. It serves every event loop and is closed at exit.
+
+    Raises:
+        LedgerUnavailableError: As `open_store`; the next call tries again.
+    """
+    with _sharing:
+        store = _shared.get((url, required))
+        if store is None:
+            store = _shared[url, required] = _make(url, required, None)
+    if (url, required) not in _ready:
+        await store.ready()
+        _ready.add((url, required))
+    return store
+
+
+_shared: dict[tuple[str, bool], LedgerStore] = {}
+_ready: set[tuple[str, bool]] = set()
+_sharing = threading.Lock()
+_in_memory = MemoryStore()
+
+
+def _make(url: str, required: bool, spill_folder: Path | None) -> LedgerStore:
+    if url == MEMORY:
+        return _in_memory
+    from .sql import SqlStore
+
+    return SqlStore(url, required=required, spill_folder=spill_folder or _home() / "unwritten")
+
+
+def _home() -> Path:
+    return Path.home() / ".fastroai"

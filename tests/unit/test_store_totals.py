@@ -1,0 +1,102 @@
+"""Totals: whatever is grouped or selected, they are the sum of the entries, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastroai.usage import EntryState, LedgerEntry
+from fastroai.usage.ledger import total_usd
+from fastroai.usage.selection import Selection
+from fastroai.usage.store.database import Database, database_url
+from fastroai.usage.store.reading import read_entries, read_totals
+from fastroai.usage.store.rows import as_stored
+from fastroai.usage.totals import GROUPINGS, Totals, totals_of
+from tests.support.ledger_entries import charged, entries, fill, selections
+
+by_any = st.sampled_from([None, *GROUPINGS, "tag:team", 'tag:a"b'])
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    found = Database(database_url(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}"), writes=True)
+    found.prepare()
+    yield found
+    found.close()
+
+
+@given(st.lists(entries(), max_size=6), selections, by_any)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_totals_in_the_database_are_the_sums_of_the_entries(
+    database: Database, booked: list[LedgerEntry], selection: Selection, by: str | None
+) -> None:
+    fill(database, booked)
+    stored = sorted(map(as_stored, booked), key=lambda entry: (entry.sent_at, entry.id))
+    found = database.run(lambda connection: read_entries(connection, selection))
+    assert found == [entry for entry in stored if selection.matches(entry)]
+    totals = database.run(lambda connection: read_totals(connection, selection, by))
+    assert totals == totals_of(found, by)
+
+
+@given(st.lists(entries(), max_size=8), st.sampled_from([g for g in GROUPINGS if g != "tag"]))
+def test_groups_add_up_to_the_whole(booked: list[LedgerEntry], by: str) -> None:
+    [whole] = totals_of(booked)
+    groups = totals_of(booked, by)
+    assert whole.cost_usd == total_usd(booked) == total_usd_of(groups)
+    for name in ("requests", "charged", "unpriced", "unsettled", "refused", "replayed", "simulated"):
+        assert sum(getattr(group, name) for group in groups) == getattr(whole, name)
+
+
+def total_usd_of(groups: tuple[Totals, ...]) -> Decimal:
+    return total_usd(charged(str(group.cost_usd)) for group in groups)
+
+
+def test_amounts_beyond_the_databases_integers_add_up(database: Database) -> None:
+    fill(database, [charged("9000000") for _ in range(5)] + [charged("99999999999"), charged("0.000000000000001")])
+    [whole] = database.run(lambda connection: read_totals(connection, Selection(), None))
+    assert whole.cost_usd == Decimal("100044999999.000000000000001")
+
+
+def test_what_is_not_spend_is_told_apart() -> None:
+    paid = charged("0.5")
+    booked = [
+        paid,
+        paid.replayed(paid.attribution),
+        charged("0.25", simulated=True),
+        LedgerEntry(upper_bound_usd=Decimal("0.75")),
+        LedgerEntry().settled(EntryState.REFUSED, cost_usd=Decimal(9)),
+        LedgerEntry().settled(EntryState.UNPRICED),
+    ]
+    [whole] = totals_of(booked)
+    assert (whole.requests, whole.charged, whole.replayed, whole.refused) == (5, 2, 1, 1)
+    assert (whole.unsettled, whole.unpriced, whole.simulated) == (1, 1, 1)
+    assert (whole.cost_usd, whole.simulated_usd) == (Decimal("0.75"), Decimal("0.25"))
+    assert (whole.replayed_usd, whole.upper_bound_usd) == (Decimal("0.5"), Decimal("0.75"))
+    assert whole.share_priced == 0.5
+
+
+def test_nothing_adds_up_to_nothing() -> None:
+    assert totals_of([]) == (Totals(),)
+    assert totals_of([], "model") == ()
+    assert Totals().share_priced is None
+
+
+def test_an_unknown_grouping_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"'team'.*run, run_key, pipeline.*tag:NAME"):
+        totals_of([], "team")
+
+
+def test_a_naive_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="since must be timezone-aware"):
+        Selection(since=datetime(2026, 1, 1))
+
+
+def test_entries_of_one_tag_value_are_a_group() -> None:
+    booked = [charged("1", tags={"team": "a"}), charged("2", tags={"team": "b"}), charged("4", flow_tags=("nightly",))]
+    assert {t.key: t.cost_usd for t in totals_of(booked, "tag:team")} == {"a": 1, "b": 2, None: 4}
+    assert {t.key: t.cost_usd for t in totals_of(booked, "tag")} == {"team=a": 1, "team=b": 2, "nightly": 4}
