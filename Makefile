@@ -33,7 +33,7 @@ server: $(INSTALLED)
 deploy: $(INSTALLED)
 	@$(BIN)/prefect work-pool inspect $(POOL) >/dev/null 2>&1 \
 		|| $(BIN)/prefect --no-prompt work-pool create --type process $(POOL)
-	@$(BIN)/prefect --no-prompt deploy --all
+	@PWD="$(CURDIR)" $(BIN)/prefect --no-prompt deploy --all
 
 worker: $(INSTALLED)
 	@$(BIN)/prefect worker start --pool $(POOL)

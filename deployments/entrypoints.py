@@ -6,8 +6,10 @@ from flows.document_digest import pipeline as document_digest_pipeline
 from flows.licence_review import pipeline as licence_review_pipeline
 
 document_digest = document_digest_pipeline.to_flow(
-    description="Reads the documents at a path or URI; sums up each, names their topics and what they leave open."
+    publish_output=True,
+    description="Reads the documents at a path or URI; sums up each, names their topics and what they leave open.",
 )
 licence_review = licence_review_pipeline.to_flow(
-    description="Reviews installed packages: licences against a policy, what those ask for, and recent changes."
+    publish_output=True,
+    description="Reviews installed packages: licences against a policy, what those ask for, and recent changes.",
 )

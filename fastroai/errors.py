@@ -69,7 +69,7 @@ class CostBudgetExceededError(FastroAIError):
         self.actual_microcents = actual
         self.step_id = step_id
         where = "" if step_id is None else f" in step '{step_id}'"
-        super().__init__(f"Cost budget exceeded{where}: {actual} microcents > {budget} microcents budget")
+        super().__init__(f"Cost budget exceeded{where}: {actual} microcents >= {budget} microcents budget")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.budget_microcents, self.actual_microcents, self.step_id)
@@ -94,11 +94,17 @@ class StepExecutionError(FastroAIError):
         self.step_id = step_id
         self.original_error = original_error
         self.partial_result: PipelineResult[Any] | ExecutionResult | None = None
-        super().__init__(f"Step '{step_id}' failed: {original_error}")
+        super().__init__(f"Step '{step_id}' failed: {_told(original_error)}")
         self.__cause__ = original_error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.step_id, self.original_error)
+
+
+def _told(error: BaseException) -> str:
+    """An error's text; with its type where the text alone says nothing (`'amount'`, or none at all)."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}".rstrip(": ") if not text or isinstance(error, KeyError) else text
 
 
 class UnknownModelPriceError(FastroAIError, LookupError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from fastroai import FastroAgent, Pipeline, PipelineConfig, StepContext, step
 from flows.documents import Documents, read_documents
@@ -18,6 +18,8 @@ CHARACTERS_TOGETHER = 80_000
 
 class DigestInput(BaseModel):
     """What to digest."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt field must not mean the default
 
     documents: str = Field(
         default="docs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from fastroai import FastroAgent, Pipeline, PipelineConfig, StepContext, step
 from flows.models import ask_all, choose_model
@@ -15,6 +15,8 @@ Family = Literal["permissive", "weak copyleft", "strong copyleft", "network copy
 
 class ReviewInput(BaseModel):
     """Which packages to review, and against what."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt field must not mean the default
 
     packages: list[str] = Field(default=[], description="Package names. Empty: those fastroai depends on directly.")
     everything: bool = Field(default=False, description="Review all installed packages instead.")

@@ -79,6 +79,7 @@ class PrefectExecutor(PlanExecutor):
         deps_factory: Any = None,
         tracer: Tracer | None = None,
         version: str | None = None,
+        publish_output: bool = False,
         module: str | None = None,
         **flow_options: Any,
     ) -> Flow[Any, Any]:
@@ -91,6 +92,7 @@ class PrefectExecutor(PlanExecutor):
             deps_factory=deps_factory,
             tracer=tracer,
             version=version,
+            publish_output=publish_output,
             module=module or __name__,
             flow_options=dict(self._options.flow_config) | flow_options,
         )

@@ -70,7 +70,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         self.output_step = output_step if output_step is not None else _only_terminal_step(self._plan)
 
     async def execute(
-        self, input_data: InputT | Mapping[str, Any], deps: DepsT, tracer: Tracer | None = None
+        self, input_data: InputT | Mapping[str, Any], deps: DepsT | None = None, tracer: Tracer | None = None
     ) -> PipelineResult[OutputT]:
         """Run the pipeline.
 
@@ -95,7 +95,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         return self.result_of(execution)
 
     async def _run_on(
-        self, executor: Executor, inputs: dict[str, Any], deps: DepsT, tracer: Tracer | None
+        self, executor: Executor, inputs: dict[str, Any], deps: DepsT | None, tracer: Tracer | None
     ) -> ExecutionResult:
         from ..executors.protocol import PlanExecutor
 
@@ -113,6 +113,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         deps_factory: Any = None,
         tracer: Tracer | None = None,
         version: str | None = None,
+        publish_output: bool = False,
         **flow_options: Any,
     ) -> Flow[Any, Any]:
         """This pipeline as a Prefect flow, to call, serve or deploy.
@@ -128,6 +129,8 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
                 that returns them, a coroutine of them, or a (plain or async) context manager of them.
             tracer: Receives the spans.
             version: The flow's version. None: a fingerprint of the pipeline.
+            publish_output: Whether the output of a run is shown in Prefect's UI, as the artifact `output-<pipeline>`.
+                Everyone who can open the UI can then read it.
             **flow_options: Passed on to `prefect.flow`.
 
         Raises:
@@ -145,6 +148,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
             deps_factory=deps_factory,
             tracer=tracer,
             version=version,
+            publish_output=publish_output,
             # Prefect records where a flow is found; that is the caller's module, not this one.
             module=sys._getframe(1).f_globals.get("__name__"),
             **flow_options,

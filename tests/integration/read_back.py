@@ -47,8 +47,13 @@ class RunOnServer:
         return found[0]
 
     def cost_tables(self) -> list[Artifact]:
-        """The artifacts that are ours: Prefect notes results as artifacts too, without a key."""
-        return [artifact for artifact in self.artifacts if artifact.key is not None]
+        """The artifacts about costs: Prefect notes results as artifacts too, without a key."""
+        return [artifact for artifact in self.artifacts if (artifact.key or "").startswith("costs-")]
+
+    def output(self) -> str:
+        """What the run published of its output."""
+        [published] = [str(a.data) for a in self.artifacts if (a.key or "").startswith("output-")]
+        return published
 
     def rows(self, step_id: str | None = None) -> list[dict[str, Any]]:
         """The rows of that table."""

@@ -13,15 +13,19 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from pydantic_core import to_jsonable_python
 
+from ...settings import load_settings
 from ...usage.ledger import EntryState, LedgerEntry, total_usd
 
 logger = logging.getLogger("fastroai.executors")
 
 Row = dict[str, Any]
 CONCURRENT_WRITES = 8
+LONGEST_OUTPUT = 100_000
 
 
 def artifact_key(pipeline: str, step_id: str | None = None) -> str:
@@ -103,6 +107,22 @@ def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | N
     if any(e.simulated for e in entries):
         parts.append("simulated by an offline model at the listed model's prices, nothing was paid")
     return " · ".join(parts)
+
+
+async def write_output_artifact(pipeline: str, output: Any) -> None:
+    """Show a run's output as the Markdown artifact `output-<pipeline>`; a run never fails for want of it."""
+    text = json.dumps(to_jsonable_python(output, fallback=repr), indent=2, ensure_ascii=False)
+    if len(text) > LONGEST_OUTPUT:
+        text = f"{text[:LONGEST_OUTPUT]}\n… ({len(text):,} characters in all)"
+    try:
+        async with asyncio.timeout(load_settings().artifact_timeout):
+            await acreate_markdown_artifact(
+                f"```json\n{text}\n```",
+                key=f"output-{_slug(pipeline, separator='-')}",
+                description=f"Output of {pipeline}",
+            )
+    except Exception as error:
+        logger.warning("The output of %r could not be shown in Prefect: %r", pipeline, error)
 
 
 class ArtifactWriter:

@@ -19,7 +19,7 @@ from ...settings import load_settings
 from ..protocol import ExecutionResult
 from ..run import Run
 from ..scheduler import run_plan
-from .artifacts import ArtifactWriter
+from .artifacts import ArtifactWriter, write_output_artifact
 from .options import PrefectOptions
 from .server import wait_for_task_runs
 from .steps import StepTasks, compile_tasks
@@ -82,6 +82,7 @@ def build_flow(
     deps_factory: DepsFactory | None,
     tracer: Any,
     version: str | None,
+    publish_output: bool,
     module: str,
     flow_options: dict[str, Any],
 ) -> Flow[Any, Any]:
@@ -97,11 +98,13 @@ def build_flow(
         validated = pipeline.validate_input({} if inputs is None else inputs)
         async with _live_deps(deps, deps_factory) as live:
             try:
-                return pipeline.result_of(
-                    await run_in_flow(pipeline.plan, validated, live, tracer, pipeline.name, options)
-                )
+                execution = await run_in_flow(pipeline.plan, validated, live, tracer, pipeline.name, options)
             except StepExecutionError as error:
                 raise pipeline.with_partial_result(error) from error.original_error
+        result = pipeline.result_of(execution)
+        if publish_output:
+            await write_output_artifact(pipeline.name, result.output)
+        return result
 
     _dress(run_pipeline, pipeline, module)
     given = {"description": f"Pipeline {pipeline.name!r}: {', '.join(pipeline.plan.steps)}"} | flow_options
