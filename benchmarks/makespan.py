@@ -24,7 +24,7 @@ def measure(quick: bool, peer_python: Path | None) -> Section:
     return Section(
         title="Makespan: uneven graphs beside their critical path",
         method=(
-            f"Steps that sleep 10 to 60 ms, memory executor, median of {rounds} interleaved rounds in fresh processes. "
+            f"Steps that sleep 20 to 120 ms, memory executor, median of {rounds} interleaved rounds, fresh processes. "
             "The critical path is computed from the asked-for sleeps, so a timer that wakes late counts against us. "
             "Level by level is what a scheduler with barriers would need at best, computed the same way."
         ),

@@ -23,6 +23,10 @@ class Shape:
         return len(self.dependencies)
 
 
+# asyncio's timers wake about 1 ms late: along a path of 10 ms steps that alone would be a tenth.
+TIME_SCALE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class UnevenShape(Shape):
     """A graph whose steps sleep for different times, in seconds."""
@@ -72,7 +76,7 @@ SHAPES = {"chain": chain, "wide": wide, "ladder": ladder}
 
 
 def uneven_shapes() -> list[UnevenShape]:
-    """Graphs of 20 to 40 steps that sleep 10 to 60 ms, the same ones on every machine."""
+    """Graphs of 20 to 40 steps that sleep 20 to 120 ms, the same ones on every machine."""
     return [_crossed_rails(), _slow_branch(), _random_graph(30, seed=7), _random_graph(40, seed=11), _tree()]
 
 
@@ -126,4 +130,5 @@ def _tree() -> UnevenShape:
 
 
 def _joined(name: str, dependencies: Dependencies, sleeps: dict[str, float], ends: list[str]) -> UnevenShape:
-    return UnevenShape(name, {**dependencies, "join": ends}, {**sleeps, "join": 0.01})
+    times = {step_id: TIME_SCALE * seconds for step_id, seconds in {**sleeps, "join": 0.01}.items()}
+    return UnevenShape(name, {**dependencies, "join": ends}, times)
