@@ -50,8 +50,14 @@ class FastroAISettings(BaseSettings):
     )
     ledger_url: SecretStr | None = Field(
         default=None,
-        description="Database that `Ledger.open` opens when it is given no URL: `sqlite:///path`, "
-        "`postgresql://user@host/name` or `memory://`. Unset: `~/.fastroai/ledger.db`.",
+        description="Database that every model request is booked in: `sqlite:///path`, `postgresql://user@host/name` "
+        "or `memory://` (this process's own). Unset: `~/.fastroai/ledger.db` for runs under Prefect, and for runs in "
+        "memory only their results.",
+    )
+    ledger_required: bool = Field(
+        default=True,
+        description="Whether nothing is sent while the ledger can't be written. `false`: runs go on, and the entries "
+        "are kept in `~/.fastroai/unwritten` to be written later.",
     )
     model: str | None = Field(
         default=None,

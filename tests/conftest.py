@@ -70,6 +70,7 @@ def _is_worker(config: pytest.Config) -> bool:
 def _quiet_environment() -> dict[str, str]:
     home = Path(os.environ[SHARED_DIR])
     return {
+        "HOME": str(home / "home"),
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_HOME": str(home / "prefect-home"),

@@ -19,7 +19,7 @@ from pydantic_ai.toolsets import AbstractToolset
 
 from ..tracing.tracer import NoOpTracer, Tracer
 from ..usage.calculator import CostCalculator
-from .metering import RequestMeter, current_scope
+from .metering import RequestMeter, current_scope, scope_outside_of_runs
 from .responses import read_response, tool_calls_in, tool_calls_of_run
 from .schemas import DEFAULT_MODEL, AgentConfig, ChatResponse, OutputT, StreamChunk, complain_of_unknown
 from .streaming import HandOver, in_own_task, stream_content
@@ -122,7 +122,7 @@ class FastroAgent(Generic[OutputT]):
         history = {"has_history": message_history is not None, "history_length": len(message_history or ())}
         async with tracer.span("fastroai.agent.run", **self._span_attributes(), **history) as trace_id:
             try:
-                meter = self._meter()
+                meter = await self._meter()
                 call = self._call(message, deps, message_history, model_settings, kwargs)
                 self._attach(meter, call)
                 started = time.perf_counter()
@@ -160,7 +160,7 @@ class FastroAgent(Generic[OutputT]):
         tracer = tracer if tracer is not None else NoOpTracer()
         async with tracer.span("fastroai.agent.run_stream", **self._span_attributes()) as trace_id:
             try:
-                meter = self._meter()
+                meter = await self._meter()
                 call = self._call(*call_args)
                 self._attach(meter, call)
                 started = time.perf_counter()
@@ -262,11 +262,11 @@ class FastroAgent(Generic[OutputT]):
             client.max_retries = 0
         self._agent.model = made
 
-    def _meter(self) -> RequestMeter:
+    async def _meter(self) -> RequestMeter:
         configured = self._is_built or "max_retries" in self.config.model_fields_set
         return RequestMeter(
             self.cost_calculator,
-            scope=current_scope(),
+            scope=current_scope() or await scope_outside_of_runs(),
             agent=self._name or (self._agent.name if not self._is_built else None),
             max_retries=self.config.max_retries if configured else None,
         )

@@ -21,6 +21,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
 from ..usage.ledger import Attribution, LedgerEntry, RunLedger
+from ..usage.store import configured_store
 from .settlement import Pricer, settle_answer, settle_failure, settle_stream
 from .transience import retry_delay
 
@@ -60,6 +61,16 @@ def current_scope() -> DispatchScope | None:
     return _scope.get()
 
 
+async def scope_outside_of_runs() -> DispatchScope | None:
+    """Where an agent that is called by itself is booked: in the ledger of `FASTROAI_LEDGER_URL`, if that is set.
+
+    Raises:
+        LedgerUnavailableError: It can't be used, and must be.
+    """
+    store = await configured_store()
+    return None if store is None else DispatchScope(RunLedger(store), _NOWHERE)
+
+
 class RequestMeter(AbstractCapability[Any]):
     """Counts the model requests of one agent run.
 
@@ -79,11 +90,11 @@ class RequestMeter(AbstractCapability[Any]):
         max_retries: int | None = None,
     ) -> None:
         self._pricer = Pricer(calculator)
-        self._ledger = scope.ledger if scope else None
+        self._ledger = scope.ledger if scope else RunLedger()
         self._attribution = scope.attribution if scope else _NOWHERE
         self._agent = agent
         self._max_retries = max_retries
-        self._entries: dict[str, LedgerEntry] = {}
+        self._sent: list[str] = []
         self._wrappers: dict[int, tuple[Model, Model]] = {}
         self.output_tools: set[str] = set()
         """Names of the tools whose calls only carry the run's output."""
@@ -91,7 +102,7 @@ class RequestMeter(AbstractCapability[Any]):
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
         """What this run has sent so far, in order."""
-        return tuple(self._entries.values())
+        return self._ledger.of_ids(self._sent)
 
     def get_wrapper_model(self, model: Model) -> Model | None:
         """The model as one that counts its requests."""
@@ -109,8 +120,12 @@ class RequestMeter(AbstractCapability[Any]):
         """Next to the provider: what an outer wrapper answers by itself was not sent."""
         return _INNERMOST
 
-    def intend(self, model: _MeteredModel) -> LedgerEntry:
-        """Book a request that is about to be sent."""
+    async def intend(self, model: _MeteredModel) -> LedgerEntry:
+        """Book a request that is about to be sent.
+
+        Raises:
+            LedgerUnavailableError: It can't be booked, and must be before it is sent.
+        """
         entry = LedgerEntry(
             attribution=self._attribution,
             agent=self._agent,
@@ -118,26 +133,21 @@ class RequestMeter(AbstractCapability[Any]):
             provider_host=model.host,
             simulated=model.simulated,
         )
-        self.book(entry)
+        self._sent.append(entry.id)
+        await self._ledger.intend(entry)
         return entry
-
-    def book(self, entry: LedgerEntry) -> None:
-        """Record what is now known of a request. Synchronous: it also works while a task is being cancelled."""
-        self._entries[entry.id] = entry
-        if self._ledger is not None:
-            self._ledger.record(entry)
 
     def answered(self, entry: LedgerEntry, response: ModelResponse, model: Model) -> None:
         """Settle a request whose answer is complete."""
-        self.book(settle_answer(entry, response, model, self._pricer))
+        self._ledger.record(settle_answer(entry, response, model, self._pricer))
 
     def failed(self, entry: LedgerEntry, error: BaseException) -> None:
-        """Settle a request that raised."""
-        self.book(settle_failure(entry, error))
+        """Settle a request that raised. Synchronous, like all settling: a task may be being cancelled."""
+        self._ledger.record(settle_failure(entry, error))
 
     def streamed(self, entry: LedgerEntry, stream: StreamedResponse, model: Model, error: BaseException | None) -> None:
         """Settle a streamed request that came to its end, or was left."""
-        self.book(settle_stream(entry, stream, model, self._pricer, error))
+        self._ledger.record(settle_stream(entry, stream, model, self._pricer, error))
 
     def retries_of(self, model: _MeteredModel, settings: ModelSettings | None) -> int:
         """How many times a request may be sent again: its own setting, the agent's, else the client's."""
@@ -180,7 +190,7 @@ class _MeteredModel(WrapperModel):
         retries, settings = meter.retries_of(self, model_settings), self._settings_to_send(model_settings)
         sends = 0
         while True:
-            entry = meter.intend(self)
+            entry = await meter.intend(self)
             sends += 1
             try:
                 response = await self.wrapped.request(messages, settings, model_request_parameters)
@@ -208,7 +218,7 @@ class _MeteredModel(WrapperModel):
         sends = 0
         async with AsyncExitStack() as stack:
             while True:
-                entry = meter.intend(self)
+                entry = await meter.intend(self)
                 sends += 1
                 try:
                     stream = await stack.enter_async_context(
@@ -231,7 +241,7 @@ class _MeteredModel(WrapperModel):
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
     ) -> ModelResponse:
-        entry = self._meter.intend(self)
+        entry = await self._meter.intend(self)
         try:
             response = await self.wrapped.compact_messages(request_context, instructions=instructions)
         except BaseException as error:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from ..pipelines.config import retry_delay
 from ..pipelines.plan import ExecutionPlan, PlannedStep
+from ..usage.ledger import Attribution
+from ..usage.store import configured_store
 from .protocol import ExecutionResult, PlanExecutor, StepRecord
 from .run import Run
 from .scheduler import run_plan
@@ -24,13 +28,22 @@ class InMemoryExecutor(PlanExecutor):
     """
 
     async def execute_plan(
-        self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Tracer | None, *, name: str = "pipeline"
+        self,
+        plan: ExecutionPlan,
+        inputs: dict[str, Any],
+        deps: Any,
+        tracer: Tracer | None,
+        *,
+        name: str = "pipeline",
+        run_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
         """See `PlanExecutor.execute_plan`."""
-        run = Run(plan, inputs, deps, tracer, name)
-        async with run.span(f"pipeline.{name}"):
+        identity = Attribution(run_id=str(uuid4()), run_key=run_key, pipeline=name, tags=tags or {})
+        run = Run(plan, inputs, deps, tracer, identity=identity, store=await configured_store())
+        async with run.span(f"pipeline.{name}") as span_id:
             outcome = await run_plan(plan, lambda node: _run_attempts(run, node))
-            return run.conclude(outcome)
+            return await run.conclude(outcome, span_id)
 
 
 async def _run_attempts(run: Run, node: PlannedStep) -> StepRecord:

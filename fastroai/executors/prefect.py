@@ -11,9 +11,11 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 
 from ..pipelines.plan import ExecutionPlan
+from ..usage.ledger import Attribution
 from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
+from ._prefect.steps import literal_name
 from .protocol import ExecutionResult, PlanExecutor
 
 if TYPE_CHECKING:
@@ -45,19 +47,29 @@ class PrefectExecutor(PlanExecutor):
         self._options = PrefectOptions(result_storage, dict(default_task_config or {}), dict(flow_config or {}))
 
     async def execute_plan(
-        self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Tracer | None, *, name: str = "pipeline"
+        self,
+        plan: ExecutionPlan,
+        inputs: dict[str, Any],
+        deps: Any,
+        tracer: Tracer | None,
+        *,
+        name: str = "pipeline",
+        run_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
-        """See `PlanExecutor.execute_plan`.
+        """See `PlanExecutor.execute_plan`. A run with a key is a flow run of that name.
 
         Raises:
+            LedgerUnavailableError: The ledger can't be written, and must be; nothing was run.
             ExecutorUnavailableError: No Prefect server answers; nothing was run.
             ResultStorageError: Results could not be kept; nothing was run.
         """
+        attribution = Attribution(run_key=run_key, pipeline=name, tags=tags or {})
         ended: list[ExecutionResult | BaseException] = []
 
         async def body() -> None:
             try:
-                ended.append(await run_in_flow(plan, inputs, deps, tracer, name, self._options))
+                ended.append(await run_in_flow(plan, inputs, deps, tracer, attribution, self._options))
             except BaseException as error:
                 ended.append(error)
                 raise
@@ -66,7 +78,8 @@ class PrefectExecutor(PlanExecutor):
 
         if FlowRunContext.get() is None:
             await check_server()
-        flow: Any = build_call(name, plan, body, dict(self._options.flow_config))
+        named = {} if run_key is None else {"flow_run_name": literal_name(run_key)}
+        flow: Any = build_call(name, plan, body, named | dict(self._options.flow_config))
         failure = await _run_to_its_end(flow, name)
         return _result(name, ended[-1] if ended else None, failure)
 

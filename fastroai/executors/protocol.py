@@ -79,6 +79,8 @@ class Executor(Protocol):
         step_configs: Mapping[str, StepConfig] | None,
         *,
         name: str = "pipeline",
+        run_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
         """Run the steps, each once those it depends on are done.
 
@@ -91,6 +93,8 @@ class Executor(Protocol):
             pipeline_config: None means the defaults.
             step_configs: What overrides a step's own configuration.
             name: The pipeline's name.
+            run_key: As in `Pipeline.execute`. Given only when the caller gave one, like `tags`.
+            tags: As in `Pipeline.execute`.
 
         Raises:
             StepExecutionError: A step failed and the run does not go on without it.
@@ -117,13 +121,23 @@ class PlanExecutor(Executor, Protocol):
         step_configs: Mapping[str, StepConfig] | None = None,
         *,
         name: str = "pipeline",
+        run_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
         """See `Executor.execute`."""
         plan = ExecutionPlan.build(steps, dependencies, pipeline_config, step_configs)
-        return await self.execute_plan(plan, inputs, deps, tracer, name=name)
+        return await self.execute_plan(plan, inputs, deps, tracer, name=name, run_key=run_key, tags=tags)
 
     async def execute_plan(
-        self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Tracer | None, *, name: str = "pipeline"
+        self,
+        plan: ExecutionPlan,
+        inputs: dict[str, Any],
+        deps: Any,
+        tracer: Tracer | None,
+        *,
+        name: str = "pipeline",
+        run_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
         """Run a validated plan; otherwise as `Executor.execute`."""
         ...

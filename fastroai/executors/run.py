@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
-from uuid import uuid4
 
 from ..errors import StepExecutionError
 from ..pipelines.plan import ExecutionPlan
-from ..pipelines.schemas import ConversationState
+from ..pipelines.schemas import ConversationState, StepUsage
 from ..pipelines.step_run import RunBooks, StepRun
 from ..tracing.tracer import NoOpTracer, Tracer
+from ..usage.ledger import Attribution, LedgerEntry, RunLedger
+from ..usage.store import LedgerStore
 from .protocol import ExecutionResult, StepRecord
 from .scheduler import Outcome
 
 _NO_TRACER = NoOpTracer()
+METRICS = ("request_count", "replayed_count", "input_tokens", "output_tokens", "cost_microcents")
+"""What the spans of a run and of its steps report."""
 
 
 class Run:
     """The state of one execution; an executor makes one for each and keeps none of it.
+
+    Args:
+        identity: Whom all that the run sends is booked to.
+        store: Where the entries are written, too; None: nowhere.
 
     Attributes:
         outputs: Outputs of the steps that have finished.
@@ -33,16 +40,16 @@ class Run:
         inputs: Mapping[str, Any],
         deps: Any,
         tracer: Tracer | None,
-        name: str,
         *,
-        run_id: str | None = None,
+        identity: Attribution,
+        store: LedgerStore | None,
     ) -> None:
         self.plan = plan
         self.inputs = inputs
         self.deps = deps
         self.tracer = tracer if tracer is not None and plan.config.trace else _NO_TRACER
-        self.name = name
-        self.books = RunBooks(run_id or str(uuid4()), name, cost_budget=plan.config.cost_budget)
+        self.name = identity.pipeline or "pipeline"
+        self.books = RunBooks(identity, RunLedger(store), plan.config.cost_budget)
         self.outputs: dict[str, Any] = {}
         self._traced = type(self.tracer) is not NoOpTracer
         self._step_runs: dict[str, StepRun] = {}
@@ -51,6 +58,19 @@ class Run:
     def span(self, name: str) -> AbstractAsyncContextManager[Any]:
         """A span of the run's tracer, or nothing where there is none to open."""
         return self.tracer.span(name) if self._traced else nullcontext()
+
+    def log_metrics(self, span_id: str | None, entries: Iterable[LedgerEntry]) -> None:
+        """Report to a span what its requests came to, as the ledger has them: replayed ones are no spend."""
+        booked = tuple(entries) if self._traced and span_id is not None else ()
+        if booked and span_id is not None:
+            usage = StepUsage.from_entries(booked)
+            for name in METRICS:
+                self.tracer.log_metric(span_id, name, getattr(usage, name))
+
+    def is_own(self, entry: LedgerEntry) -> bool:
+        """Whether a recorded entry is of an earlier execution of this run, and so of this ledger."""
+        ours, theirs = self.books.identity, entry.attribution
+        return theirs.run_id == ours.run_id or (ours.run_key is not None and theirs.run_key == ours.run_key)
 
     def step_run(self, step_id: str) -> StepRun:
         """The books of one step, opened when it is first asked for."""
@@ -71,13 +91,15 @@ class Run:
             duration_ms=round((time.perf_counter() - step_run.started) * 1000),
         )
 
-    def conclude(self, outcome: Outcome) -> ExecutionResult:
-        """The run's result.
+    async def conclude(self, outcome: Outcome, span_id: str | None) -> ExecutionResult:
+        """The run's result, once its books are written and its span has been told of them.
 
         Raises:
             StepExecutionError: The first failure, when the run does not go on after one. Its `partial_result` is what
                 would have been returned.
         """
+        await self.books.ledger.flush()
+        self.log_metrics(span_id, self.books.ledger.entries)
         errors = {step_id: _as_step_error(step_id, error) for step_id, error in outcome.failures.items()}
         usages = {step_id: self.step_run(step_id).usage for step_id in self.books.ledger.step_ids}
         states = [r.output for r in outcome.records.values() if isinstance(r.output, ConversationState)]
@@ -89,7 +111,7 @@ class Run:
             entries=self.books.ledger.entries,
             errors=errors,
             skipped=outcome.skipped,
-            run_id=self.books.run_id,
+            run_id=self.books.identity.run_id,
             wall_time_ms=round((time.perf_counter() - self._began) * 1000),
         )
         if errors and self.plan.config.on_error == "fail":

@@ -26,9 +26,15 @@ async def run_step(run: Run, node: PlannedStep, attempt: int = 1) -> StepRecord:
     step_run.begin_attempt(attempt)
     outputs = {step_id: run.outputs[step_id] for step_id in node.dependencies}
     context = StepContext(node.step_id, run.inputs, run.deps, outputs, run.tracer, node.config, step_run=step_run)
-    async with run.span(f"step.{node.step_id}"):
-        with step_run.own_scope():
-            output = await _execute(node, context, attempt)
+    async with run.span(f"step.{node.step_id}") as span_id:
+        try:
+            with step_run.own_scope():
+                output = await _execute(node, context, attempt)
+        finally:
+            run.log_metrics(span_id, (e for e in step_run.entries if e.attribution.attempt == attempt))
+    if step_run.entries:
+        # What a step's record says was paid must not be unknown to the ledger after a crash.
+        await run.books.ledger.flush()
     run.outputs[node.step_id] = output
     return run.record(step_run, output)
 

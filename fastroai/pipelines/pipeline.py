@@ -70,7 +70,13 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         self.output_step = output_step if output_step is not None else _only_terminal_step(self._plan)
 
     async def execute(
-        self, input_data: InputT | Mapping[str, Any], deps: DepsT | None = None, tracer: Tracer | None = None
+        self,
+        input_data: InputT | Mapping[str, Any],
+        deps: DepsT | None = None,
+        tracer: Tracer | None = None,
+        *,
+        run_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> PipelineResult[OutputT]:
         """Run the pipeline.
 
@@ -79,30 +85,50 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
                 else, which steps then read as `get_input("data")`.
             deps: Live objects for the steps, handed on as they are and never stored.
             tracer: Receives a span for the run and one for each step.
+            run_key: Names the piece of work, for example `"invoice-2026-11"`: executed again under the same key, a run
+                under Prefect goes on where the last one stopped, and what all of them sent is booked under it.
+            tags: Whom the run is for, for example `{"team": "search", "customer": "acme"}`: each of its ledger entries
+                carries them. Texts, which everyone who reads the ledger can see.
 
         Raises:
-            InputValidationError: The input does not fit `input_type`; no step has run.
+            InputValidationError: The input does not fit `input_type`, or `run_key` or `tags` are no texts; no step has
+                run.
+            LedgerUnavailableError: The ledger can't be written, and must be; no step has run.
             StepExecutionError: A step failed; `partial_result` says what was finished and spent.
         """
         from ..executors import get_executor
 
         inputs = self.validate_input(input_data)
+        options = _run_options(run_key, tags)
         executor = get_executor(self.executor)
         try:
-            execution = await self._run_on(executor, inputs, deps, tracer)
+            execution = await self._run_on(executor, inputs, deps, tracer, options)
         except StepExecutionError as error:
             raise self.with_partial_result(error) from error.original_error
         return self.result_of(execution)
 
     async def _run_on(
-        self, executor: Executor, inputs: dict[str, Any], deps: DepsT | None, tracer: Tracer | None
+        self,
+        executor: Executor,
+        inputs: dict[str, Any],
+        deps: DepsT | None,
+        tracer: Tracer | None,
+        options: dict[str, Any],
     ) -> ExecutionResult:
         from ..executors.protocol import PlanExecutor
 
         if isinstance(executor, PlanExecutor):
-            return await executor.execute_plan(self._plan, inputs, deps, tracer, name=self.name)
+            return await executor.execute_plan(self._plan, inputs, deps, tracer, name=self.name, **options)
         return await executor.execute(
-            self.steps, self.dependencies, inputs, deps, tracer, self.config, self.step_configs, name=self.name
+            self.steps,
+            self.dependencies,
+            inputs,
+            deps,
+            tracer,
+            self.config,
+            self.step_configs,
+            name=self.name,
+            **options,
         )
 
     def to_flow(
@@ -213,6 +239,20 @@ def _check_definition(name: Any, steps: Any, output_step: Any, input_type: Any) 
         raise PipelineValidationError(f"input_type must be a pydantic model class, not {input_type!r}.")
     if output_step is not None and isinstance(steps, Mapping) and steps and output_step not in steps:
         raise PipelineValidationError(f"output_step '{output_step}' not in steps: {sorted(map(str, steps))}.")
+
+
+def _run_options(run_key: Any, tags: Any) -> dict[str, Any]:
+    """What is given of a run's options: an executor that knows none of them is not handed any."""
+    options: dict[str, Any] = {}
+    if run_key is not None:
+        if not isinstance(run_key, str) or not run_key.strip():
+            raise InputValidationError(f"run_key={run_key!r}: give a non-empty text that names the piece of work.")
+        options["run_key"] = run_key
+    if tags:
+        if not isinstance(tags, Mapping) or not all(isinstance(text, str) for tag in tags.items() for text in tag):
+            raise InputValidationError(f"tags={tags!r}: give a dict of texts, for example {{'team': 'search'}}.")
+        options["tags"] = dict(tags)
+    return options
 
 
 def _only_terminal_step(plan: ExecutionPlan) -> str:

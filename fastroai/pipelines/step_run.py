@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -20,16 +20,18 @@ from .schemas import StepUsage
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
+_NOBODY = Attribution()
+
+
 @dataclass(frozen=True, slots=True)
 class RunBooks:
     """What all steps of a run share: its identity and its ledger."""
 
-    run_id: str | None = None
-    pipeline: str | None = None
+    identity: Attribution = _NOBODY
+    """What all its entries have in common: run, pipeline, tags, deployment."""
     ledger: RunLedger = field(default_factory=RunLedger)
     cost_budget: int | None = None
     """Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched."""
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +89,7 @@ class StepRun:
         return dispatch_scope(self.books.ledger, self._attribution(0))
 
     def _attribution(self, dispatch: int) -> Attribution:
-        return Attribution(
-            run_id=self.books.run_id,
-            pipeline=self.books.pipeline,
-            step_id=self.step_id,
-            attempt=self.attempt,
-            dispatch=dispatch,
-            tags=self.books.tags,
-        )
+        return self.books.identity.of_step(self.step_id, self.attempt, dispatch)
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:

@@ -121,17 +121,24 @@ class LogfireTracer:
         if logfire_module is None:
             raise ImportError("logfire is required for LogfireTracer. Install it with: pip install 'fastroai[logfire]'")
         self._logfire: Any = logfire_module
+        self._spans: dict[str, Any] = {}
 
     @asynccontextmanager
     async def span(self, name: str, **attributes: Any) -> AsyncIterator[str]:
         """A Logfire span; yields a fresh UUID, which is its attribute `trace_id`."""
         trace_id = str(uuid4())
         fields = _renamed(attributes, {"trace_id"})
-        with self._logfire.span(name, _tags=["fastroai"], trace_id=trace_id, **fields):
-            yield trace_id
+        with self._logfire.span(name, _tags=["fastroai"], trace_id=trace_id, **fields) as span:
+            self._spans[trace_id] = span
+            try:
+                yield trace_id
+            finally:
+                del self._spans[trace_id]
 
     def log_metric(self, trace_id: str, name: str, value: Any) -> None:
-        """A Logfire info message."""
+        """A Logfire info message, and an OpenTelemetry attribute `fastroai.<name>` of the span while it is open."""
+        if (span := self._spans.get(trace_id)) is not None:
+            span.set_attribute(f"fastroai.{name}", value)
         self._logfire.info(
             "metric {name}={value}", name=name, value=value, trace_id=trace_id, _tags=["fastroai", "metric"]
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from enum import StrEnum
+from typing import Protocol
 from uuid import uuid4
 
+from ..errors import LedgerUnavailableError
 from .units import EXACT
 
 
@@ -46,6 +49,21 @@ class Attribution:
     """Name of the deployment that the run belongs to."""
     flow_tags: tuple[str, ...] = ()
     """Tags of the flow run."""
+
+    def of_step(self, step_id: str, attempt: int, dispatch: int) -> Attribution:
+        """The same run's, for a dispatch of one of its steps."""
+        # Every step makes one: `replace` would take several times as long.
+        return Attribution(
+            run_id=self.run_id,
+            run_key=self.run_key,
+            pipeline=self.pipeline,
+            step_id=step_id,
+            attempt=attempt,
+            dispatch=dispatch,
+            tags=self.tags,
+            deployment=self.deployment,
+            flow_tags=self.flow_tags,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,21 +162,76 @@ def total_usd(entries: Iterable[LedgerEntry]) -> Decimal:
         return sum(map(_spent, entries), _NOTHING)
 
 
+class DurableLedger(Protocol):
+    """Where a run's entries outlive it; `LedgerStore` is one."""
+
+    async def intend(self, entry: LedgerEntry) -> None: ...
+    def settle(self, entry: LedgerEntry) -> None: ...
+    async def flush(self) -> None: ...
+
+
 class RunLedger:
     """The entries of one run, in the order in which they were sent. Recording an id again replaces its entry.
 
-    Recording is synchronous, so that a request can be settled while its coroutine is being cancelled or closed.
+    Args:
+        store: Where each entry is also written, the intent before its request is sent. None: nowhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: DurableLedger | None = None) -> None:
+        self._store = store
         self._entries: dict[str, LedgerEntry] = {}
         self._by_step: dict[str | None, dict[str, None]] = {}
         self._by_dispatch: dict[tuple[str | None, int, int], list[str]] = {}
         self._step_usd: dict[str | None, Decimal] = {}
         self._usd = _NOTHING
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether entries outlive the process."""
+        return self._store is not None
+
+    async def intend(self, entry: LedgerEntry) -> None:
+        """Book a request that is about to be sent. A store has it on disk when this returns.
+
+        Raises:
+            LedgerUnavailableError: It can't be booked, and it is required that it is. The request must not be sent.
+        """
+        self._note(entry)
+        if self._store is None:
+            return
+        try:
+            await self._store.intend(entry)
+        except BaseException as error:
+            # The store books the same, as soon as it can.
+            reason = f"Not sent: {type(error).__name__} while it was booked."
+            self._note(entry.settled(EntryState.REFUSED, error=reason))
+            raise
+
     def record(self, entry: LedgerEntry) -> None:
-        """Add an entry, or replace the one with the same id by what is now known of it."""
+        """Add a settled entry, or settle the one with the same id.
+
+        Synchronous, so that a request can be settled while its coroutine is being cancelled or closed.
+        """
+        self._note(entry)
+        if self._store is not None:
+            self._store.settle(entry)
+
+    def restate(self, entries: Iterable[LedgerEntry]) -> None:
+        """Have the store know what a record says of earlier requests: a crash may have come before they were settled.
+
+        They are no entries of this run.
+        """
+        if self._store is not None:
+            for entry in entries:
+                self._store.settle(entry)
+
+    async def flush(self) -> None:
+        """Wait until the store has all entries, or keeps them to write later; its own warning then says so."""
+        if self._store is not None:
+            with suppress(LedgerUnavailableError):
+                await self._store.flush()
+
+    def _note(self, entry: LedgerEntry) -> None:
         step_id = entry.attribution.step_id
         before = self._entries.get(entry.id)
         delta = EXACT.subtract(_spent(entry), _spent(before))
@@ -173,6 +246,10 @@ class RunLedger:
     def entries(self) -> tuple[LedgerEntry, ...]:
         """All entries so far."""
         return tuple(self._entries.values())
+
+    def of_ids(self, ids: Iterable[str]) -> tuple[LedgerEntry, ...]:
+        """What is known of some entries now."""
+        return tuple(self._entries[id_] for id_ in ids)
 
     @property
     def step_ids(self) -> tuple[str, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
@@ -70,12 +73,28 @@ class StepCachePolicy(CachePolicy):
         return digest(key)
 
 
-def run_scope() -> str:
-    """What the attempts of one run have in common.
+_run_key: ContextVar[str | None] = ContextVar("fastroai_run_key", default=None)
 
-    A retried flow run keeps its id. A subflow gets a new one when its parent is tried again, but the task run that
-    stands for it in the parent stays the same.
+
+@contextmanager
+def run_keyed(run_key: str | None) -> Iterator[None]:
+    """Have the results of this run found again by the key that its caller gave it, if any."""
+    token = _run_key.set(run_key)
+    try:
+        yield
+    finally:
+        _run_key.reset(token)
+
+
+def run_scope() -> str:
+    """What the executions of one run have in common.
+
+    The key that the caller gave it, in any flow run. Without one: a retried flow run keeps its id. A subflow gets a new
+    one when its parent is tried again, but the task run that stands for it in the parent stays the same.
     """
+    run_key = _run_key.get()
+    if run_key is not None:
+        return f"key:{run_key}"
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return str(uuid4())

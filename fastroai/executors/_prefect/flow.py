@@ -16,10 +16,13 @@ from ...pipelines.canonical import digest
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
 from ...settings import load_settings
+from ...usage.ledger import Attribution
+from ...usage.store import configured_store, default_url
 from ..protocol import ExecutionResult
 from ..run import Run
 from ..scheduler import run_plan
 from .artifacts import ArtifactWriter, write_output_artifact
+from .attribution import with_flow_run
 from .options import PrefectOptions
 from .server import wait_for_task_runs
 from .steps import StepTasks, compile_tasks
@@ -29,11 +32,20 @@ DepsFactory = Callable[[], Any]
 
 
 async def run_in_flow(
-    plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, tracer: Any, name: str, options: PrefectOptions
+    plan: ExecutionPlan,
+    inputs: dict[str, Any],
+    deps: Any,
+    tracer: Any,
+    attribution: Attribution,
+    options: PrefectOptions,
 ) -> ExecutionResult:
     """Run a plan's steps as tasks of the flow run that is active here.
 
+    Args:
+        attribution: What the caller says of the run; the flow run adds what it knows.
+
     Raises:
+        LedgerUnavailableError: The ledger can't be written, and must be; nothing was run.
         ResultStorageError: Results could not be kept; nothing was run.
         StepExecutionError: A step failed and the run does not go on without it.
     """
@@ -41,15 +53,17 @@ async def run_in_flow(
     assert context is not None, "called within a flow run"
     assert context.flow_run is not None
     settings = load_settings()
+    store = await configured_store(default_url())
     storages = await _storages(plan, options)
     tasks = compile_tasks(plan, options.default_task_config, storages)
-    run = Run(plan, inputs, deps, tracer, name, run_id=str(context.flow_run.id))
+    identity = await with_flow_run(attribution, context.flow_run)
+    run = Run(plan, inputs, deps, tracer, identity=identity, store=store)
     async with ArtifactWriter(settings.artifact_timeout) as artifacts:
         steps = StepTasks(run, tasks, artifacts, context.flow_run.id)
         with steps.active():
             try:
-                async with run.span(f"pipeline.{name}"):
-                    return run.conclude(await run_plan(plan, steps.run_one))
+                async with run.span(f"pipeline.{run.name}") as span_id:
+                    return await run.conclude(await run_plan(plan, steps.run_one), span_id)
             finally:
                 steps.write_run_artifact()
                 await wait_for_task_runs(steps.task_run_ids)
@@ -98,7 +112,8 @@ def build_flow(
         validated = pipeline.validate_input({} if inputs is None else inputs)
         async with _live_deps(deps, deps_factory) as live:
             try:
-                execution = await run_in_flow(pipeline.plan, validated, live, tracer, pipeline.name, options)
+                attribution = Attribution(pipeline=pipeline.name)
+                execution = await run_in_flow(pipeline.plan, validated, live, tracer, attribution, options)
             except StepExecutionError as error:
                 raise pipeline.with_partial_result(error) from error.original_error
         result = pipeline.result_of(execution)

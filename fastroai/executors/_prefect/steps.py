@@ -25,7 +25,7 @@ from ..protocol import StepRecord
 from ..run import Run
 from ..step_runner import may_retry, run_step
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
-from .caching import StepIdentity, digest_or_unique, resolve_cache_policy
+from .caching import StepIdentity, digest_or_unique, resolve_cache_policy, run_keyed
 from .results import (
     StepCodec,
     StepResultSerializer,
@@ -84,13 +84,18 @@ def _make_task(
         "persist_result": config.persist_result is not False,
         "result_serializer": StepResultSerializer(),
         "retry_condition_fn": step_may_be_tried_again,
-        "task_run_name": node.step_id.replace("{", "{{").replace("}", "}}"),
+        "task_run_name": literal_name(node.step_id),
     }
     task: Task[[dict[str, Any]], Any] = Task(run_step_task, name=node.step_id, **(options | _defaults(node, defaults)))
     if task.persist_result:
         # Assigned, because Task() refuses a block that was not saved to the server.
         task.result_storage = storage
     return task
+
+
+def literal_name(name: str) -> str:
+    """A name as Prefect takes it for a run: without parts to fill in."""
+    return name.replace("{", "{{").replace("}", "}}")
 
 
 _FIELD_OF_OPTION = {
@@ -133,7 +138,8 @@ class StepTasks:
         """Make these the tasks that are executed in this context and those that come out of it."""
         token = _active.set(self)
         try:
-            yield
+            with run_keyed(self._run.books.identity.run_key):
+                yield
         finally:
             _active.reset(token)
 
@@ -238,10 +244,12 @@ class StepTasks:
         record = decode_record(stored, self._tasks[node.step_id].codec)
         step_run = self._run.step_run(node.step_id)
         if record.entries:
+            ledger = self._run.books.ledger
+            ledger.restate(entry for entry in record.entries if self._run.is_own(entry))
             attribution = step_run.next_attribution()
             for entry in record.entries:
                 if entry.is_spend:
-                    self._run.books.ledger.record(entry.replayed(attribution))
+                    ledger.record(entry.replayed(attribution))
         self._run.outputs[node.step_id] = record.output
         self._output_digests[node.step_id] = digest_or_unique(stored.content["output"])
         return StepRecord(

@@ -52,6 +52,19 @@ async def open_store(url: str, *, required: bool = True, spill_folder: Path | No
     return store
 
 
+async def configured_store(default: str | None = None) -> LedgerStore | None:
+    """The ledger that `FASTROAI_LEDGER_URL` names, or else the default one, if any; opened once per process.
+
+    Raises:
+        LedgerUnavailableError: It can't be used, and `FASTROAI_LEDGER_REQUIRED` says that it must.
+    """
+    from ...settings import load_settings  # only here: pydantic-settings takes its time to import
+
+    settings = load_settings()
+    url = settings.ledger_url.get_secret_value() if settings.ledger_url is not None else default
+    return None if url is None else await shared_store(url, required=settings.ledger_required)
+
+
 async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
     """The store of this process for a ledger, opened once. It serves every event loop and is closed at exit.
 
