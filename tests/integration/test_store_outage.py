@@ -67,7 +67,7 @@ async def test_a_required_ledger_that_can_not_be_opened_is_an_error_that_names_i
     with pytest.raises(LedgerUnavailableError) as caught:
         await open_store(url, spill_folder=spill)
     assert url in str(caught.value)
-    assert "required=False" in str(caught.value)
+    assert "FASTROAI_LEDGER_REQUIRED=false" in str(caught.value)
 
 
 async def test_the_password_of_a_ledger_is_not_shown(spill: Path) -> None:

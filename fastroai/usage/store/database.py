@@ -270,5 +270,5 @@ def unavailable(name: str, error: BaseException) -> LedgerUnavailableError:
     reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     return LedgerUnavailableError(
         f"The ledger in {name} can't be used: {reason}. Make it reachable, or set FASTROAI_LEDGER_URL to "
-        "another database, or required=False to go on and book later."
+        "another database, or FASTROAI_LEDGER_REQUIRED=false to go on and book later."
     )
