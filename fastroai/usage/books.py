@@ -8,7 +8,7 @@ from datetime import datetime
 
 from .ledger import EntryState, LedgerEntry
 from .selection import Selection
-from .store import LedgerStore, default_url, open_store
+from .store import LedgerStore, default_url, flush_shared, open_store
 from .totals import Totals
 
 
@@ -33,7 +33,9 @@ class Ledger:
         Raises:
             LedgerUnavailableError: It can't be opened, or brought up to date.
         """
-        store = await open_store(url or ledger_url() or default_url())
+        url = url or ledger_url() or default_url()
+        await flush_shared(url)
+        store = await open_store(url)
         try:
             yield cls(store)
         finally:

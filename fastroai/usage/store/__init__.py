@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from ...errors import LedgerUnavailableError
 from ..ledger import LedgerEntry
 from ..selection import Selection
 from ..totals import Totals
@@ -79,6 +81,13 @@ async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
         await store.ready()
         _ready.add((url, required))
     return store
+
+
+async def flush_shared(url: str) -> None:
+    """Write what runs of this process have booked in a ledger; what can't be written now is kept instead."""
+    for store in [store for (shared, _), store in _shared.items() if shared == url]:
+        with suppress(LedgerUnavailableError):
+            await store.flush()
 
 
 _shared: dict[tuple[str, bool], LedgerStore] = {}
