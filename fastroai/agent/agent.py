@@ -19,6 +19,7 @@ from pydantic_ai.toolsets import AbstractToolset
 
 from ..tracing.tracer import NoOpTracer, Tracer
 from ..usage.calculator import CostCalculator
+from .journal import ToolJournal
 from .metering import RequestMeter, current_scope, scope_outside_of_runs
 from .responses import read_response, tool_calls_in, tool_calls_of_run
 from .schemas import DEFAULT_MODEL, AgentConfig, ChatResponse, OutputT, StreamChunk, complain_of_unknown
@@ -272,13 +273,15 @@ class FastroAgent(Generic[OutputT]):
         )
 
     def _attach(self, meter: RequestMeter, call: dict[str, Any]) -> None:
-        """Have the requests of a run counted."""
+        """Have the requests of a run counted, and within a step its answers recorded."""
         model = self._agent.model if self._is_built else None
         if isinstance(model, Model) and not call.keys() & {"model", "capabilities"} and not _is_overridden(self._agent):
             # A capability would cost a run more than all the rest of metering: here the model can stand for it.
             call["model"] = meter.metered(model)
         else:
             call["capabilities"] = [*(call.get("capabilities") or ()), meter]
+        if meter.journal is not None and (self.toolsets or not self._is_built):
+            call["capabilities"] = [*(call.get("capabilities") or ()), ToolJournal(meter.journal)]
 
     def _respond(
         self, result: Any, output: Any, meter: RequestMeter, trace_id: str, processing_time_ms: int

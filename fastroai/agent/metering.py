@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from pydantic_ai.settings import ModelSettings
 
 from ..usage.ledger import Attribution, LedgerEntry, RunLedger
 from ..usage.store import configured_store
+from .journal import Journal, JournaledModel
 from .settlement import Pricer, settle_answer, settle_failure, settle_stream
 from .transience import retry_delay
 
@@ -34,6 +35,8 @@ class DispatchScope:
 
     ledger: RunLedger
     attribution: Attribution
+    journal: Journal | None = None
+    """Where answers are recorded for further attempts; None: nowhere."""
 
 
 _scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope", default=None)
@@ -45,8 +48,8 @@ class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scop
     # Not a generator: every step of a pipeline opens one.
     __slots__ = ("_scope", "_token")
 
-    def __init__(self, ledger: RunLedger, attribution: Attribution = _NOWHERE) -> None:
-        self._scope = DispatchScope(ledger, attribution)
+    def __init__(self, ledger: RunLedger, attribution: Attribution = _NOWHERE, journal: Journal | None = None) -> None:
+        self._scope = DispatchScope(ledger, attribution, journal)
 
     def __enter__(self) -> DispatchScope:
         self._token = _scope.set(self._scope)
@@ -92,6 +95,7 @@ class RequestMeter(AbstractCapability[Any]):
         self._pricer = Pricer(calculator)
         self._ledger = scope.ledger if scope else RunLedger()
         self._attribution = scope.attribution if scope else _NOWHERE
+        self.journal = scope.journal if scope else None
         self._agent = agent
         self._max_retries = max_retries
         self._sent: list[str] = []
@@ -113,7 +117,10 @@ class RequestMeter(AbstractCapability[Any]):
         known = self._wrappers.get(id(model))
         if known is None:
             # The model is kept beside its wrapper, so that its id can't be given to another one meanwhile.
-            known = self._wrappers[id(model)] = (model, _metered(model, self))
+            metered = _metered(model, self)
+            if self.journal is not None:
+                metered = JournaledModel(metered, self.journal, self)
+            known = self._wrappers[id(model)] = (model, metered)
         return known[1]
 
     def get_ordering(self) -> CapabilityOrdering:
@@ -136,6 +143,19 @@ class RequestMeter(AbstractCapability[Any]):
         self._sent.append(entry.id)
         await self._ledger.intend(entry)
         return entry
+
+    def replayed(self, entries: Sequence[LedgerEntry]) -> None:
+        """Book that an answer is used again which earlier requests paid for."""
+        self._ledger.restate(entry for entry in entries if entry.attribution.is_same_run(self._attribution))
+        for entry in entries:
+            again = entry.replayed(self._attribution)
+            self._sent.append(again.id)
+            self._ledger.record(again)
+
+    async def settled(self) -> None:
+        """Wait until the ledger has what was paid for: a record must not say so before."""
+        if self.journal is not None and self.journal.is_durable:
+            await self._ledger.flush()
 
     def answered(self, entry: LedgerEntry, response: ModelResponse, model: Model) -> None:
         """Settle a request whose answer is complete."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from ..agent.journal import Journal
 from ..pipelines.config import retry_delay
 from ..pipelines.plan import ExecutionPlan, PlannedStep
 from ..usage.ledger import Attribution
@@ -48,6 +49,8 @@ class InMemoryExecutor(PlanExecutor):
 
 async def _run_attempts(run: Run, node: PlannedStep) -> StepRecord:
     attempts = node.config.retries + 1
+    if attempts > 1 and node.config.durable != "step":
+        run.step_run(node.step_id).journal = Journal(node.step_id)
     for attempt in range(1, attempts):
         try:
             return await run_step(run, node, attempt)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import Flow
 from prefect.context import FlowRunContext
 
+from ..pipelines.config import Durable
 from ..pipelines.plan import ExecutionPlan
 from ..usage.ledger import Attribution
 from ._prefect.flow import build_call, build_flow, run_in_flow
@@ -36,6 +37,7 @@ class PrefectExecutor(PlanExecutor):
             variable says.
         default_task_config: Options of `prefect.task` for every step; a step's own configuration wins.
         flow_config: Options of `prefect.flow`, for example `log_prints`.
+        durable: As `StepConfig.durable`, for steps that don't say.
     """
 
     def __init__(
@@ -43,8 +45,11 @@ class PrefectExecutor(PlanExecutor):
         result_storage: Any = None,
         default_task_config: Mapping[str, Any] | None = None,
         flow_config: Mapping[str, Any] | None = None,
+        durable: Durable = "request",
     ) -> None:
-        self._options = PrefectOptions(result_storage, dict(default_task_config or {}), dict(flow_config or {}))
+        self._options = PrefectOptions(
+            result_storage, dict(default_task_config or {}), dict(flow_config or {}), durable
+        )
 
     async def execute_plan(
         self,

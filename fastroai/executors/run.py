@@ -67,11 +67,6 @@ class Run:
             for name in METRICS:
                 self.tracer.log_metric(span_id, name, getattr(usage, name))
 
-    def is_own(self, entry: LedgerEntry) -> bool:
-        """Whether a recorded entry is of an earlier execution of this run, and so of this ledger."""
-        ours, theirs = self.books.identity, entry.attribution
-        return theirs.run_id == ours.run_id or (ours.run_key is not None and theirs.run_key == ours.run_key)
-
     def step_run(self, step_id: str) -> StepRun:
         """The books of one step, opened when it is first asked for."""
         step_run = self._step_runs.get(step_id)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 OnError = Literal["fail", "continue"]
+Durable = Literal["step", "request"]
 
 
 class _RemembersGiven(type):
@@ -42,10 +43,14 @@ class StepConfig(metaclass=_RemembersGiven):
             `"inputs"` (whenever pipeline, step, code, inputs and dependency outputs are the same), `"off"`, or a
             Prefect `CachePolicy`. None: as the executor.
 
-    The last three have no effect in memory.
+        durable: What is not paid for again when the step is tried again. `"request"`: each answered model request and
+            each tool call that returned. `"step"`: nothing within it, only the finished step. None: as the executor,
+            which says `"request"`.
+
+    `persist_result`, `result_storage` and `cache_policy` have no effect in memory.
 
     Raises:
-        ValueError: A number is negative, or `retry_delay` is an empty list.
+        ValueError: A number is negative, `retry_delay` is an empty list, or `durable` is unknown.
     """
 
     timeout: float | None = None
@@ -55,6 +60,7 @@ class StepConfig(metaclass=_RemembersGiven):
     persist_result: bool | None = None
     result_storage: Any = None
     cache_policy: Any = None
+    durable: Durable | None = None
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -105,6 +111,8 @@ def check_config(config: StepConfig) -> None:
     delays = config.retry_delay if isinstance(config.retry_delay, list) else [config.retry_delay]
     if not delays or any(delay < 0 for delay in delays):
         raise ValueError(f"retry_delay={config.retry_delay!r}: give seconds >= 0, or a list with at least one.")
+    if config.durable not in (None, "step", "request"):
+        raise ValueError(f"durable={config.durable!r}: choose 'request' or 'step'.")
     for name, value in (
         ("timeout", config.timeout),
         ("retries", config.retries),

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from ..agent.failures import is_permanent
-from ..agent.metering import dispatch_scope
 from ..errors import DispatchSkippedError
 from .config import StepConfig, retry_delay
 from .step_run import RunBooks, StepRun
@@ -177,7 +176,7 @@ class StepContext(Generic[DepsT]):
     async def _call(self, agent: Any, message: Any, timeout: float | None, which: str) -> ChatResponse[Any]:
         run = self._step_run
         attribution = run.next_attribution()
-        with dispatch_scope(run.books.ledger, attribution):
+        with run.scope_of(attribution):
             try:
                 async with asyncio.timeout(timeout or None) as deadline:
                     response: ChatResponse[Any] = await agent.run(message=message, deps=self._deps, tracer=self._tracer)

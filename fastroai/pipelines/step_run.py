@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeVar
 
+from ..agent.journal import Journal
 from ..agent.metering import DispatchScope, dispatch_scope
 from ..agent.schemas import ChatResponse
 from ..errors import CostBudgetExceededError
@@ -44,8 +45,12 @@ class _Answered:
 class StepRun:
     """One step within a run: the attempt it is at, what it spent, and the agent calls that succeeded in it.
 
-    A call that succeeded in a failed attempt is answered from the journal when the next attempt makes it again: same
-    agent, same message, in the same order among identical ones.
+    What was answered in a failed attempt is not asked again in the next one. Model requests and tool calls are found in
+    the step's journal. Calls of agents that send none of their own (fakes, other agents under our interface) are found
+    as a whole: same agent, same message, in the same order among identical ones.
+
+    Attributes:
+        journal: Where answers are recorded. None: the step is not tried again.
     """
 
     __slots__ = (
@@ -55,6 +60,7 @@ class StepRun:
         "attempt",
         "books",
         "dispatches",
+        "journal",
         "processing_time_ms",
         "started",
         "step_id",
@@ -69,6 +75,7 @@ class StepRun:
         self.started = time.perf_counter()
         self.tool_calls = 0
         self.processing_time_ms = 0
+        self.journal: Journal | None = None
         self._answered: defaultdict[Hashable, list[_Answered]] | None = None
         self._cursor: defaultdict[Hashable, int] | None = None
         self._final: list[BaseException] = []
@@ -78,6 +85,8 @@ class StepRun:
         self.attempt = attempt
         self.dispatches = 0
         self._cursor = None
+        if self.journal is not None:
+            self.journal.begin_attempt()
 
     def next_attribution(self) -> Attribution:
         """Whom the next dispatch is booked to."""
@@ -86,7 +95,11 @@ class StepRun:
 
     def own_scope(self) -> AbstractContextManager[DispatchScope]:
         """Books what the step's code sends without `StepContext.run` to the step, as dispatch 0."""
-        return dispatch_scope(self.books.ledger, self._attribution(0))
+        return self.scope_of(self._attribution(0))
+
+    def scope_of(self, attribution: Attribution) -> AbstractContextManager[DispatchScope]:
+        """Books the requests of a dispatch, and records their answers."""
+        return dispatch_scope(self.books.ledger, attribution, self.journal)
 
     def _attribution(self, dispatch: int) -> Attribution:
         return self.books.identity.of_step(self.step_id, self.attempt, dispatch)
@@ -150,13 +163,14 @@ class StepRun:
         usage = StepUsage.from_chat_response(response)
         self.tool_calls += usage.tool_call_count
         self.processing_time_ms += usage.processing_time_ms
-        if not entries:
-            entries = (_reported(usage, at),)
-            self.books.ledger.record(entries[0])
+        if entries:
+            return  # its requests are in the step's journal
+        entries = (_reported(usage, at),)
+        self.books.ledger.record(entries[0])
         if self._answered is None:
             self._answered = defaultdict(list)
         answered = self._answered[_key(agent, message)]
-        answered.append(_Answered(agent, response, tuple(e for e in entries if e.is_spend)))
+        answered.append(_Answered(agent, response, entries))
         if self._cursor is not None:
             self._cursor[_key(agent, message)] = len(answered)
 

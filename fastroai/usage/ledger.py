@@ -50,6 +50,12 @@ class Attribution:
     flow_tags: tuple[str, ...] = ()
     """Tags of the flow run."""
 
+    def is_same_run(self, other: Attribution) -> bool:
+        """Whether both are of executions of one run: of one flow run, or under one key."""
+        if self.run_key is not None and self.run_key == other.run_key:
+            return self.pipeline == other.pipeline
+        return self.run_id is not None and self.run_id == other.run_id
+
     def of_step(self, step_id: str, attempt: int, dispatch: int) -> Attribution:
         """The same run's, for a dispatch of one of its steps."""
         # Every step makes one: `replace` would take several times as long.

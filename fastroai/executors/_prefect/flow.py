@@ -59,7 +59,7 @@ async def run_in_flow(
     identity = await with_flow_run(attribution, context.flow_run)
     run = Run(plan, inputs, deps, tracer, identity=identity, store=store)
     async with ArtifactWriter(settings.artifact_timeout) as artifacts:
-        steps = StepTasks(run, tasks, artifacts, context.flow_run.id)
+        steps = StepTasks(run, tasks, artifacts, context.flow_run.id, options.durable)
         with steps.active():
             try:
                 async with run.span(f"pipeline.{run.name}") as span_id:

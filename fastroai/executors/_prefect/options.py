@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...pipelines.config import Durable
 from ...settings import FastroAISettings
 
 
@@ -16,6 +17,7 @@ class PrefectOptions:
     result_storage: Any = None
     default_task_config: Mapping[str, Any] = field(default_factory=dict)
     flow_config: Mapping[str, Any] = field(default_factory=dict)
+    durable: Durable = "request"
 
     def default_storage(self, settings: FastroAISettings) -> Any:
         """Where results of steps go whose own configuration does not say; None: where the flow's go."""

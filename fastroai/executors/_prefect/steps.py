@@ -18,7 +18,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
 
 from ...errors import ResultStorageError
-from ...pipelines.config import retry_delay
+from ...pipelines.config import Durable, retry_delay
 from ...pipelines.plan import ExecutionPlan, PlannedStep
 from ...usage.ledger import LedgerEntry
 from ..protocol import StepRecord
@@ -26,6 +26,7 @@ from ..run import Run
 from ..step_runner import may_retry, run_step
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
 from .caching import StepIdentity, digest_or_unique, resolve_cache_policy, run_keyed
+from .journal import journal_of
 from .results import (
     StepCodec,
     StepResultSerializer,
@@ -119,8 +120,16 @@ def _defaults(node: PlannedStep, defaults: Mapping[str, Any]) -> dict[str, Any]:
 class StepTasks:
     """The steps of one run as tasks of one flow run."""
 
-    def __init__(self, run: Run, tasks: Mapping[str, StepTask], artifacts: ArtifactWriter, flow_run_id: UUID) -> None:
+    def __init__(
+        self,
+        run: Run,
+        tasks: Mapping[str, StepTask],
+        artifacts: ArtifactWriter,
+        flow_run_id: UUID,
+        durable: Durable,
+    ) -> None:
         self._run = run
+        self._durable = durable
         self._tasks = tasks
         self._artifacts = artifacts
         self._flow_run_id = flow_run_id
@@ -195,6 +204,7 @@ class StepTasks:
         if context is not None:
             self._task_run_ids[step_id] = context.task_run.id
         self._attempts[step_id] = self._attempts.get(step_id, 0) + 1
+        self._open_journal(node)
         try:
             with _results_of_the_flow(context):
                 record = await run_step(self._run, node, self._attempts[step_id])
@@ -205,6 +215,13 @@ class StepTasks:
         self._live[step_id] = record
         self._output_digests[step_id] = identified
         return StoredStep(stored) if self._tasks[step_id].task.persist_result else None
+
+    def _open_journal(self, node: PlannedStep) -> None:
+        step_run, task = self._run.step_run(node.step_id), self._tasks[node.step_id].task
+        durable = node.config.durable or self._durable
+        if step_run.journal is None and durable == "request" and task.persist_result:
+            storage: Any = task.result_storage
+            step_run.journal = journal_of(self._run.name, node.step_id, storage.inner)
 
     def _stored_form(self, node: PlannedStep, record: StepRecord) -> tuple[dict[str, Any], str]:
         """What is stored of a finished step, and what identifies its output in the keys of its dependents.
@@ -245,8 +262,8 @@ class StepTasks:
         step_run = self._run.step_run(node.step_id)
         if record.entries:
             ledger = self._run.books.ledger
-            ledger.restate(entry for entry in record.entries if self._run.is_own(entry))
             attribution = step_run.next_attribution()
+            ledger.restate(entry for entry in record.entries if entry.attribution.is_same_run(attribution))
             for entry in record.entries:
                 if entry.is_spend:
                     ledger.record(entry.replayed(attribution))
