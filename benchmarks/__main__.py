@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import imports, makespan, memory, peer, prefect_path
+from . import imports, makespan, memory, metering, peer, prefect_path
 from .report import Section, document
 from .workers import HERE, progress
 
-PARTS = ("memory", "makespan", "import", "prefect")
+PARTS = ("memory", "makespan", "import", "metering", "prefect")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         "memory": lambda: memory.measure(arguments.quick, peer_python),
         "makespan": lambda: makespan.measure(arguments.quick, peer_python),
         "import": lambda: imports.measure(arguments.quick),
+        "metering": lambda: metering.measure(arguments.quick),
         "prefect": lambda: prefect_path.measure(arguments.quick),
     }
     sections = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ TAGS = {"team": "search", "customer": "Äcme"}
 
 
 @pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "books" / "ledger.db"
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{path}")
-    return path
+    yield path
+    if path.parent.is_file():
+        path.parent.unlink()  # so that what is still to be written can be, at the end of the process
 
 
 def close_off(database: Path) -> None:

@@ -1,0 +1,110 @@
+"""Measuring process: what counting model requests costs. One JSON command a line, one JSON answer a line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic_ai import Agent
+from pydantic_ai.usage import RequestUsage
+
+from fastroai import FastroAgent
+from fastroai.agent.metering import dispatch_scope
+from fastroai.testing import ScriptedModel
+from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, RunLedger, TokenCounts
+from fastroai.usage.store import open_store
+from fastroai.usage.store.rows import intent_row
+from fastroai.usage.store.schema import intents
+
+USAGE = RequestUsage(input_tokens=1_200, output_tokens=180)
+AT = Attribution(run_id="run", pipeline="benchmark", step_id="ask", dispatch=1)
+
+
+async def each(count: int, work: Callable[[], Awaitable[Any]]) -> float:
+    """Seconds for one, of several done one after the other."""
+    started = time.perf_counter()
+    for _ in range(count):
+        await work()
+    return (time.perf_counter() - started) / count
+
+
+async def plain(count: int) -> float:
+    agent = Agent(ScriptedModel("Hello!", usage=USAGE, repeat=True))
+    settings: Any = {"max_tokens": 4096}
+    return await each(count, lambda: agent.run("Hi", model_settings=settings))
+
+
+async def metered(count: int) -> float:
+    agent: FastroAgent[str] = FastroAgent(model=ScriptedModel("Hello!", usage=USAGE, repeat=True))
+    with dispatch_scope(RunLedger(), AT):
+        return await each(count, lambda: agent.run("Hi"))
+
+
+async def booked(count: int, folder: Path) -> float:
+    """Intent and settlement of a request, the last one written when the time ends."""
+    store = await open_store(f"sqlite:///{folder / 'ledger.db'}", spill_folder=folder)
+
+    async def book() -> None:
+        entry = LedgerEntry(attribution=AT, agent="a", model_asked="openai:gpt-5-mini", provider_host="api.openai.com")
+        await store.intend(entry)
+        store.settle(entry.settled(EntryState.CHARGED, tokens=TokenCounts(input_tokens=1_200, output_tokens=180)))
+
+    try:
+        await book()
+        await store.flush()
+        started = time.perf_counter()
+        await each(count, book)
+        await store.flush()
+        return (time.perf_counter() - started) / count
+    finally:
+        await store.close()
+
+
+def committed(count: int, folder: Path) -> float:
+    """One row in one commit, by the driver alone, in a database set up like the ledger's."""
+    connection = sqlite3.connect(folder / "bare.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    names = [column.name for column in intents.columns]
+    columns = ", ".join(f"{column.name} {column.type}" for column in intents.columns)
+    connection.execute(f"CREATE TABLE intents ({columns}, PRIMARY KEY (id))")
+    insert = f"INSERT INTO intents ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    rows = [intent_row(LedgerEntry(attribution=AT, model_asked="openai:gpt-5-mini")) for _ in range(count)]
+    started = time.perf_counter()
+    for row in rows:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(insert, [row[name] for name in names])
+        connection.execute("COMMIT")
+    took = time.perf_counter() - started
+    connection.close()
+    return took / count
+
+
+def measure(subject: str, count: int, folder: Path) -> float:
+    """Seconds for one of a subject."""
+    if subject == "committed":
+        return committed(count, folder)
+    if subject == "booked":
+        return asyncio.run(booked(count, folder))
+    return asyncio.run({"plain": plain, "metered": metered}[subject](count))
+
+
+def main() -> None:
+    """Answer until there are no more commands."""
+    print(json.dumps({}), flush=True)  # noqa: T201  # the protocol of workers
+    for line in sys.stdin:
+        command = json.loads(line)
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = measure(command["subject"], command["count"], Path(folder))
+        print(json.dumps({"seconds": seconds}), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
