@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import SettingsError
+from .providers import PROVIDERS, canonical_provider, host_and_port, host_key
 
 PREFIX = "FASTROAI_"
 DOTENV = ".env"
@@ -64,9 +67,24 @@ class FastroAISettings(BaseSettings):
         description="Model of the jobs in flows/, as `provider:model` or `offline`. Unset: `openai:gpt-5-mini` with an "
         "OPENAI_API_KEY, else the offline model, which simulates.",
     )
+    provider_hosts: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description='Who bills for what is answered at a host, as JSON: `{"127.0.0.1:8765": "openai"}`. A port '
+        "is that of the URL, or else 443 or 80; a host without one is meant with all. Unset: as the price list has it.",
+    )
+    unpriced: Literal["warn", "fail"] = Field(
+        default="warn",
+        description="What becomes of a request for which no price is known: `warn` sends it and books it as unpriced, "
+        "`fail` refuses it before it is sent.",
+    )
     openai_api_key: SecretStr | None = Field(
         default=None, validation_alias="OPENAI_API_KEY", description="OpenAI's key, under the name its SDK uses."
     )
+
+    @field_validator("provider_hosts", mode="before")
+    @classmethod
+    def _read_provider_hosts(cls, value: object) -> dict[str, str]:
+        return _provider_hosts(value)
 
 
 def load_settings() -> FastroAISettings:
@@ -82,17 +100,20 @@ def load_settings() -> FastroAISettings:
     return _cached[1]
 
 
+_VARIABLES = tuple(
+    str(field.validation_alias or PREFIX + name.upper()) for name, field in FastroAISettings.model_fields.items()
+)
 _cached: tuple[object, FastroAISettings] | None = None
 
 
 def _environment_key() -> object:
-    variables = tuple((k, v) for k, v in os.environ.items() if k.startswith(PREFIX) or k == "OPENAI_API_KEY")
-    dotenv = Path(DOTENV)
+    # By name: to walk the whole environment takes longer than all the rest.
+    variables = tuple(map(os.environ.get, _VARIABLES))
     try:
-        stat = dotenv.stat()
+        stat = os.stat(DOTENV)
     except OSError:
         return variables, None
-    return variables, (str(dotenv.absolute()), stat.st_mtime_ns, stat.st_size)
+    return variables, (str(Path(DOTENV).absolute()), stat.st_mtime_ns, stat.st_size)
 
 
 def _parse() -> FastroAISettings:
@@ -100,6 +121,27 @@ def _parse() -> FastroAISettings:
         return FastroAISettings()
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
+
+
+def _provider_hosts(value: Any) -> dict[str, str]:
+    """`host` or `host:port` -> provider, both as they are looked up."""
+    example = '{"127.0.0.1:8765": "openai"}'
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is not JSON ({error}); an example is {example}") from error
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a JSON object of hosts and providers; an example is {example}")
+    hosts: dict[str, str] = {}
+    for name, provider in value.items():
+        host, port = host_and_port(name)
+        if host is None or "://" in name or any(mark in name for mark in "/@?#"):
+            raise ValueError(f"{name!r} is no host or host:port; an example is {example}")
+        if not isinstance(provider, str) or canonical_provider(provider) not in PROVIDERS:
+            raise ValueError(f"{provider!r} at {name!r} is no provider known here; an example is {example}")
+        hosts[host_key(host, port)] = canonical_provider(provider)
+    return hosts
 
 
 def _explain(error: ValidationError) -> str:

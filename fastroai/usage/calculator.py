@@ -10,8 +10,10 @@ from decimal import Decimal, localcontext
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import UnknownModelPriceError
+from ..providers import PROVIDERS, UNMETERED, provider_at
 from .ledger import TokenCounts
-from .pricing import PROVIDERS, UNMETERED, ModelRef, Price, list_price, read_model_name, spellings
+from .model_names import ModelRef, read_model_name, spellings
+from .pricing import Ceiling, Price, list_price, price_ceiling
 from .units import EXACT, MICROCENTS_PER_USD, usd_to_microcents
 
 if TYPE_CHECKING:
@@ -83,6 +85,11 @@ class _Override:
             ) / 1_000_000
         return Price(total=total, source=f"override {self.name!r}")
 
+    @property
+    def ceiling(self) -> Ceiling:
+        """What a request can cost at most at these rates."""
+        return Ceiling(((-1, max(self.input, self.cache_read, self.cache_write), self.output),))
+
 
 def _rate(name: str, key: str, value: Rate) -> Decimal:
     problem = f"Pricing override for {name!r}: {key} must be a finite number of USD, 0 or more, got {value!r}."
@@ -113,6 +120,8 @@ class _Overrides:
         group[ref.provider] = override
 
     def find(self, model: str, provider: str | None = None) -> _Override | None:
+        if not self._by_model:
+            return None
         refs = read_model_name(model, provider)
         own = read_model_name(model)[-1]
         if own.provider is not None and own.provider not in PROVIDERS:
@@ -169,26 +178,53 @@ class CostCalculator:
             model: The model that answered: `gpt-5-mini-2025-08-07`, or `provider:model`.
             provider: Who answered, under pydantic-ai's or genai-prices' name; beats a prefix of `model`.
             provider_url: Base URL of the API that answered, which says most precisely who sends the bill. A local or
-                private one is on no price list; only an override prices it.
+                private one is on no price list: an override prices it, or `FASTROAI_PROVIDER_HOSTS` says whose it is.
             at: When the request was sent, timezone-aware: off-peak and dated prices depend on it. None: now.
             context: What the response says of its own price, such as a service tier (`ModelResponse.provider_details`).
+                A tier that is not billed at the standard rates has no price where none is listed for it.
 
         Returns:
             `total` in USD, an exact `Decimal`, not rounded; `source` names data set, version and matched model, or the
-            override.
+            override. An override prices tokens only: searches and requests are free at it, and cache writes for an hour
+            cost as those for five minutes.
 
         Raises:
             UnknownModelPriceError: No price is listed. The caller decides; it is never 0.
             ValueError: `at` is naive, a count is negative, or cached counts exceed their total.
+            SettingsError: `FASTROAI_PROVIDER_HOSTS` can't be read.
 
         Source: genai-prices.
         """
         if at is not None and at.utcoffset() is None:
             raise ValueError(f"The time of a request must be timezone-aware, got {at!r}. Use datetime.now(UTC).")
         _refuse_impossible(usage)
+        provider, provider_url = _billed_by(provider, provider_url)
         if override := self._overrides.find(model, provider):
             return override.price(usage)
         return list_price(usage, read_model_name(model, provider), url=provider_url, at=at, context=context)
+
+    def ceiling(
+        self,
+        model: str,
+        *,
+        provider: str | None = None,
+        provider_url: str | None = None,
+        at: datetime | None = None,
+        tier: str | None = None,
+    ) -> Ceiling | None:
+        """What one request for text can cost at most, by whichever service tier, hour and cache class it is billed.
+
+        Args:
+            model: As in `price`, like the rest, but the model that is asked.
+            tier: The service tier that is asked for.
+
+        Returns:
+            None: no price is known, or what is billed can't be foreseen.
+        """
+        provider, provider_url = _billed_by(provider, provider_url)
+        if override := self._overrides.find(model, provider):
+            return override.ceiling
+        return price_ceiling(read_model_name(model, provider), url=provider_url, at=at, tier=tier)
 
     def calculate_cost(
         self,
@@ -276,6 +312,16 @@ class CostCalculator:
             "cents": microcents // 10_000,
             "dollars": self.microcents_to_dollars(microcents),
         }
+
+
+def _billed_by(provider: str | None, url: str | None) -> tuple[str | None, str | None]:
+    """Who sends the bill: whom `FASTROAI_PROVIDER_HOSTS` names for the URL, else who the provider and the URL say."""
+    if not url:
+        return provider, None
+    from ..settings import load_settings  # only here: pydantic-settings takes its time to import
+
+    named = provider_at(url, load_settings().provider_hosts)
+    return (named, None) if named else (provider, url)
 
 
 def _refuse_impossible(usage: _Tokens) -> None:

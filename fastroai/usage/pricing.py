@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, localcontext
+from functools import cache, lru_cache
 from ipaddress import ip_address
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import UnknownModelPriceError
+from ..providers import PROVIDERS, UNMETERED, host_and_port
+from .ledger import TokenCounts
+from .model_names import BEDROCK, ModelRef
 from .units import EXACT
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice, PriceCalculation, Provider, TieredPrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,122 +28,53 @@ class Price:
     """What one model request costs.
 
     Attributes:
-        total: USD, exact, not rounded.
+        total: USD, exact, not rounded, fees included.
         source: Data set, version, provider and model of the price, or which override.
+        request_fees: The part of `total` that is charged per request, search or message and not per token. None: not
+            told apart.
+        version: Of the data set. None: the price is from no data set.
     """
 
     total: Decimal
     source: str
+    request_fees: Decimal | None = Decimal(0)
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRef:
-    """One reading of a model's name.
+class Ceiling:
+    """What a request for text can cost at most, whichever tier, hour and kind of token it is billed by.
 
     Attributes:
-        provider: Lower case, and genai-prices' id where it has one. None: not named.
-        model: Lower case, without the provider's prefix.
+        steps: `(more input tokens than this, USD per million input tokens, USD per million output tokens)`, ascending.
+        per_request: USD.
     """
 
-    provider: str | None
-    model: str
+    steps: tuple[tuple[int, Decimal, Decimal], ...]
+    per_request: Decimal = Decimal(0)
+
+    def usd(self, input_tokens: int, output_tokens: int) -> Decimal:
+        """USD for at most so many tokens, exact."""
+        with localcontext(EXACT):
+            rates = [(into, out) for more_than, into, out in self.steps if input_tokens > more_than]
+            into, out = max(i for i, _ in rates), max(o for _, o in rates)
+            return self.per_request + (input_tokens * into + output_tokens * out) / 1_000_000
 
 
-_ALIASES = {
-    "azure-responses": "azure",
-    "bedrock": "aws",
-    "bedrock-mantle": "aws",
-    "gateway/chat": "openai",
-    "gateway/converse": "aws",
-    "gateway/responses": "openai",
-    "google-cloud": "google",
-    "google-gla": "google",
-    "google-vertex": "google",
-    "grok": "x-ai",
-    "openai-chat": "openai",
-    "openai-responses": "openai",
-    "together-ai": "together",
-    "together_ai": "together",
-    "vertexai": "google",
-    "voyage": "voyageai",
-    "xai": "x-ai",
+_PER_THOUSAND = "_kcount"
+_TIERS = {"batch": {"processing": "batch"}, "fast-mode": {"speed": "fast"}}
+"""What genai-prices calls otherwise than a service tier."""
+_NOT_STANDARD = {
+    "service_tier": frozenset({"fast", "flex", "priority", "provisioned", "reserved", "scale"}),
+    "processing": frozenset({"batch"}),
+    "speed": frozenset({"fast"}),
 }
-"""pydantic-ai's provider names, past ones too, for what genai-prices lists under another id."""
-
-UNMETERED = frozenset({"ollama", "openai-chatgpt", "openai-codex", "outlines", "sentence-transformers", "vllm"})
-"""Models run by the user, or paid by a subscription: no token is billed, so no list price is theirs."""
-
-PROVIDERS = UNMETERED | frozenset(
-    # pydantic-ai's own, then genai-prices' ids
-    """
-    alibaba anthropic azure cerebras cohere crusoe deepseek elevenlabs fireworks github github-copilot google groq
-    heroku huggingface litellm meta mistral moonshotai nebius novita openai openai-decisions openrouter ovhcloud
-    perplexity sambanova snowflake system-one together typesafe vercel voyageai x-ai zai
-    arcee avian aws baseten cloudflare cursor databricks doubleword minimax modal quicksilverpro zhipuai
-    huggingface_cerebras huggingface_fireworks-ai huggingface_groq huggingface_hyperbolic huggingface_nebius
-    huggingface_novita huggingface_nscale huggingface_ovhcloud huggingface_publicai huggingface_sambanova
-    huggingface_together
-    """.split()  # noqa: SIM905  # as a list it would be a page long
-)
-"""Those who send bills, by canonical name. Only these are taken off a model's name as its prefix."""
-
-_OTHER_PREFIX = re.compile(r"(?!ft$)[a-z][a-z_-]*")
-_BEDROCK = re.compile(
-    r"(?:(?:apac|au|ca|eu|global|jp|us|us-gov)\.)?"
-    r"(?:ai21|amazon|anthropic|cohere|deepseek|meta|mistral|nvidia|openai|qwen|writer)\."
-)
-_VERSION = re.compile(
-    r"(?:[-@](?:20\d\d-?[01]\d-?[0-3]\d|2\d(?:0[1-9]|1[0-2])|(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])|00\d|latest)"
-    r"(?:-v\d+(?::\d+)?)?|-v\d+:\d+)$"
-)
-
-
-def canonical_provider(provider: str) -> str:
-    """One name for all that pydantic-ai calls a provider: `openai-chat` is `openai`, `bedrock` is `aws`."""
-    name = provider.strip().lower()
-    if name in _ALIASES:
-        return _ALIASES[name]
-    name = name.removeprefix("gateway/")
-    return _ALIASES.get(name, name)
-
-
-def read_model_name(name: str, provider: str | None = None) -> tuple[ModelRef, ...]:
-    """What a model's name may mean, the likeliest first.
-
-    A prefix that names a provider is taken off: `openai:gpt-4o`. Any other colon belongs to the name: a Bedrock version
-    (`…-v2:0`), an Ollama tag (`llama3:8b`), a fine-tune (`ft:gpt-4o:…`). A prefix of letters that names no provider we
-    know (`acme:gpt-4o`) may be either, so the whole name comes first.
-
-    Args:
-        name: `provider:model`, or a bare model name as a response gives it.
-        provider: The provider when it is known otherwise; it beats the prefix.
-    """
-    whole = name.strip().lower()
-    given = canonical_provider(provider) if provider and provider.strip() else None
-    head, colon, tail = whole.partition(":")
-    if not colon or not tail:
-        return (ModelRef(given, whole),)
-    prefix = canonical_provider(head)
-    if prefix in PROVIDERS:
-        readings = [ModelRef(given or prefix, tail)]
-        return tuple(readings if given is None else [*readings, ModelRef(given, whole)])
-    readings = [ModelRef(given, whole)]
-    if _OTHER_PREFIX.fullmatch(head):
-        readings.append(ModelRef(given or prefix, tail))
-    return tuple(readings)
-
-
-def spellings(model: str) -> Iterator[str]:
-    """A model's name, then ever shorter ones for the same model: without its version, without path or vendor.
-
-    `us.anthropic.claude-3-5-sonnet-20241022-v2:0` ends as `claude-3-5-sonnet`, `openai/gpt-4o-2024-08-06` as `gpt-4o`.
-    """
-    short = _BEDROCK.sub("", model.rpartition("/")[2], count=1)
-    seen: set[str] = set()
-    for spelling in (model, _VERSION.sub("", model), short, _VERSION.sub("", short)):
-        if spelling and spelling not in seen:
-            seen.add(spelling)
-            yield spelling
+"""What is not billed at the standard rates. Any other tier is a name of the standard one."""
+_STANDARD_AFTER_ALL = frozenset({("groq", "flex")})
+"""Groq sells its flex tier at the rates of the standard one."""
+_BILLED_TOOLS = ("web_searches", "social_searches", "storage_searches", "code_executions")
+_SEARCHES = re.compile(r"search|sonar|compound")
+"""Models that search unasked: what they find is billed as input, and the search as such too."""
 
 
 def list_price(
@@ -162,7 +101,7 @@ def list_price(
         UnknownModelPriceError: None of the readings is listed.
         ValueError: The counts contradict each other.
     """
-    from genai_prices import __version__, calc_price
+    from genai_prices import calc_price
 
     when = at or datetime.now(UTC)
     tags = {key: value for key, value in (context or {}).items() if isinstance(value, str)}
@@ -172,29 +111,200 @@ def list_price(
             where = _where_listed(ref, url)
             with localcontext(EXACT):
                 found = calc_price(usage, ref.model, genai_request_timestamp=when, price_context=tags or None, **where)
+                fees = _request_fees(found, usage)
+            if tags and (tier := _unlisted_tier(found.provider, found.model, tags)):
+                raise _unlisted(ref, url, f"the price list does not have its service tier {tier!r}")
+            if name := _unlisted_fee(found, usage):
+                raise _unlisted(ref, url, f"the price list does not have what its {name} cost")
         except UnknownModelPriceError as error:
             refusal = refusal or error
         except LookupError:
             refusal = refusal or _unlisted(ref, url, "the price list does not have it")
         else:
-            updated = f" updated {found.auto_update_timestamp:%Y-%m-%d}" if found.auto_update_timestamp else ""
+            version = _version(found.auto_update_timestamp)
             by = "" if where else ", by model name"
-            source = f"genai-prices {__version__}{updated}: {found.provider.id}/{found.model.id}{by}"
-            return Price(total=found.total_price, source=source)
+            source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
+            return Price(total=found.total_price, source=source, request_fees=fees, version=version)
     raise refusal or UnknownModelPriceError("No price is listed: no model is named.")
+
+
+def further_usage(usage: object) -> dict[str, float]:
+    """What a usage object counts besides the tokens that the ledger has fields for, under genai-prices' names."""
+    return {
+        name: value
+        for name, value in vars(usage).items()
+        if value and name in _further_names() and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def tier_context(tier: str | None) -> dict[str, str]:
+    """A service tier as `list_price` takes it; genai-prices calls some of them otherwise."""
+    return dict(_TIERS.get(tier, {"service_tier": tier})) if tier else {}
+
+
+@cache
+def _further_names() -> frozenset[str]:
+    from genai_prices.data_units import unit_data
+
+    return frozenset(unit_data) - set(TokenCounts.__dataclass_fields__) - {"requests"}
+
+
+def _version(updated: datetime | None) -> str:
+    from genai_prices import __version__
+
+    return f"{__version__} updated {updated:%Y-%m-%d}" if updated else __version__
+
+
+def _request_fees(found: PriceCalculation, usage: object) -> Decimal:
+    fees = Decimal(0)
+    for key, price in vars(found.model_price).items():
+        if price is not None and key.endswith(_PER_THOUSAND):
+            name = key.removesuffix(_PER_THOUSAND)
+            count = 1 if name == "requests" else getattr(usage, name, None) or 0
+            fees += price * Decimal(str(count)) / 1000
+    return fees
+
+
+def _unlisted_fee(found: PriceCalculation, usage: object) -> str | None:
+    """What was used of a provider's own tools and is billed by the use, at a price that the list does not have."""
+    if found.provider.id == "perplexity":  # its searches are in the price of a request
+        return None
+    for name in _BILLED_TOOLS:
+        if getattr(usage, name, None) and getattr(found.model_price, name + _PER_THOUSAND, None) is None:
+            return name.replace("_", " ")
+    return None
+
+
+def _unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str]) -> str | None:
+    """The tier of a request that is billed otherwise than the standard one, at a price that the list does not have."""
+    # The variants of a model are its own provider's; another one that serves it has other rates.
+    variants = (model.price_variants or ()) if any(own is model for own in provider.models) else ()
+    for key, tiers in _NOT_STANDARD.items():
+        tier = tags.get(key)
+        if tier not in tiers or (provider.id, tier) in _STANDARD_AFTER_ALL:
+            continue
+        if not any(variant.when.get(key) == tier for variant in variants):
+            return tier
+    return None
+
+
+def price_ceiling(
+    refs: Iterable[ModelRef], *, url: str | None = None, at: datetime | None = None, tier: str | None = None
+) -> Ceiling | None:
+    """What the price list says a request for text can cost at most, over all tiers, hours and cache classes.
+
+    Args:
+        refs: As in `list_price`.
+        url: As in `list_price`.
+        at: When it is sent, timezone-aware. None: now.
+        tier: The service tier that is asked for; another one may be given.
+
+    Returns:
+        None: no price is listed, or the model bills for what can't be foreseen: seconds, or searches of its own.
+    """
+    from genai_prices.data_snapshot import get_snapshot
+
+    tags = tier_context(tier)
+    for ref in refs:
+        try:
+            where = _where_listed(ref, url)
+            provider, model = get_snapshot().find_provider_model(
+                ref.model, None, where.get("provider_id"), where.get("provider_api_url")
+            )
+        except LookupError:
+            continue
+        if _SEARCHES.search(model.id) or _unlisted_tier(provider, model, tags):
+            return None
+        return _ceiling_on(_ById(model), (at or datetime.now(UTC)).astimezone(UTC).date(), "speed" in tags)
+    return None
+
+
+class _ById:
+    """A listed model as a key: the list keeps one object of each, and updates replace it."""
+
+    def __init__(self, model: ModelInfo) -> None:
+        self.model = model
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.model is other.model
+
+
+@lru_cache(maxsize=256)
+def _ceiling_on(key: _ById, day: date, fast: bool) -> Ceiling | None:
+    into: list[Decimal | TieredPrices] = []
+    out: list[Decimal | TieredPrices] = []
+    fees = [Decimal(0)]
+    for prices in _prices_that_may_apply(key.model, day, fast):
+        for name, price in vars(prices).items():
+            if price is None or (name.endswith(_PER_THOUSAND) and name != "requests_kcount"):
+                continue
+            if name == "requests_kcount":
+                fees.append(price / 1000)
+            elif not name.endswith("_mtok"):
+                return None
+            elif name.startswith("output_"):
+                out.append(price)
+            elif not any(kind in name for kind in ("audio", "image", "video")):
+                into.append(price)
+    starts = {tier.start for price in (*into, *out) for tier in getattr(price, "tiers", ())}
+    steps = tuple((start, _highest(into, start), _highest(out, start)) for start in sorted({-1, *starts}))
+    return Ceiling(steps, max(fees))
+
+
+def _prices_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[ModelPrice]:
+    """Those of all hours, of this date and its neighbours (a provider's day may be another one), and of all tiers."""
+
+    def starts_by(constraint: object, day: date) -> bool:
+        """Whether a dated price is in force; those of an hour come round every day."""
+        start = getattr(constraint, "start_date", None)
+        return start is None or day >= start
+
+    before, after = day - timedelta(days=1), day + timedelta(days=1)
+    if isinstance(model.prices, list):
+        yield model.prices[0].prices  # what counts where no condition is met
+        for conditional in reversed(model.prices):
+            constraint = conditional.constraint
+            if starts_by(constraint, after):
+                yield conditional.prices
+            if (constraint is None or hasattr(constraint, "start_date")) and starts_by(constraint, before):
+                break
+    else:
+        yield model.prices
+    for variant in model.price_variants or ():
+        if ("speed" not in variant.when or fast) and starts_by(variant.constraint, after):
+            yield variant.prices
+
+
+def _highest(prices: Iterable[Decimal | TieredPrices], start: int) -> Decimal:
+    """The highest of the prices for requests with more input tokens than a tier's start."""
+    rates = [Decimal(0)]
+    for price in prices:
+        if isinstance(price, Decimal):
+            rates.append(price)
+        else:
+            rates += [price.base, *(tier.price for tier in price.tiers if tier.start <= start)]
+    return max(rates)
 
 
 def _where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
     """The part of the price list that may be asked about a model, as keyword arguments of `calc_price`."""
-    if url and is_private_endpoint(url):
-        raise _unlisted(ref, url, "it was answered by a local or private endpoint")
+    if url:
+        if host_and_port(url)[0] is None:
+            raise _unlisted(ref, None, "the URL of its endpoint names no host")
+        if is_private_endpoint(url):
+            reason = "it is answered by a local or private endpoint, not named in FASTROAI_PROVIDER_HOSTS"
+            raise _unlisted(ref, url, reason)
+        url = _plain(url)
     if ref.provider in UNMETERED:
         raise _unlisted(ref, url, f"{ref.provider} does not bill by token")
     # OpenAI serves two price lists under one URL; only the provider's name tells them apart.
     if url and ref.provider != "openai-decisions" and _lists(None, url):
         return {"provider_api_url": url}
     if ref.provider is None:
-        return {"provider_id": "aws"} if _BEDROCK.match(ref.model) else {}
+        return {"provider_id": "aws"} if BEDROCK.match(ref.model) else {}
     if _lists(ref.provider, None):
         return {"provider_id": ref.provider}
     if ref.provider in PROVIDERS or url:
@@ -216,28 +326,37 @@ def _lists(provider: str | None, url: str | None) -> bool:
 
 def is_private_endpoint(url: str) -> bool:
     """Whether a base URL is this machine's, or on a private network: what runs there is on nobody's price list."""
-    host = _host(url)
+    host, _ = host_and_port(url)
     if host is None:
         return False
     try:
-        return not ip_address(host).is_global
+        return not ip_address(_full_address(host)).is_global
     except ValueError:
-        local = ("localhost", "local", "internal", "lan", "home.arpa")
+        local = ("localhost", "local", "localdomain", "internal", "lan", "home.arpa")
         return "." not in host or any(host == name or host.endswith(f".{name}") for name in local)
 
 
-def _host(url: str) -> str | None:
-    try:
-        host = urlsplit(url if "://" in url else f"//{url}").hostname
-    except ValueError:
-        return None
-    return host.rstrip(".").partition("%")[0] if host else None
+def _full_address(host: str) -> str:
+    """`127.1` and `0x7f.1` are addresses as well, for whoever connects to them."""
+    if re.fullmatch(r"[0-9a-fx.]*\d[0-9a-fx.]*", host) and host.rpartition(".")[2][:1].isdigit():
+        try:
+            return socket.inet_ntoa(socket.inet_aton(host))
+        except OSError:
+            return host
+    return host
+
+
+def _plain(url: str) -> str:
+    """A URL as the price list's patterns expect it: without credentials and query, its host in lower case."""
+    parts = urlsplit(url if "://" in url else f"https://{url}")
+    host = parts.netloc.rpartition("@")[2].lower()
+    return urlunsplit((parts.scheme.lower(), host, parts.path, "", ""))
 
 
 def _unlisted(ref: ModelRef, url: str | None, why: str) -> UnknownModelPriceError:
     """The error, without the URL itself: it may hold credentials."""
     provider = f" at provider {ref.provider!r}" if ref.provider else ""
-    host = f" on {_host(url)}" if url and _host(url) else ""
+    host = f" on {name}" if url and (name := host_and_port(url)[0]) else ""
     return UnknownModelPriceError(
         f"No price is known for model {ref.model!r}{provider}{host}: {why}. State it with "
         f"CostCalculator(pricing_overrides={{{ref.model!r}: {{'input_per_mtok': ..., 'output_per_mtok': ...}}}})."

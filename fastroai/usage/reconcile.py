@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import TypeVar
 
 from .ledger import EntryState, LedgerEntry
-from .pricing import read_model_name, spellings
+from .model_names import read_model_name, spellings
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "response_id": ("response_id", "id", "request_id", "completion_id", "generation_id"),

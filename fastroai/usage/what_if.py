@@ -11,10 +11,8 @@ from typing import Any
 from ..errors import UnknownModelPriceError
 from .calculator import CostCalculator
 from .ledger import LedgerEntry
+from .pricing import tier_context
 from .units import EXACT
-
-_TIERS = {"batch": {"processing": "batch"}, "fast-mode": {"speed": "fast"}}
-"""What genai-prices calls otherwise than a service tier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ def _reprice(entry: LedgerEntry, model: str | None, tier: str | None, at: dateti
             provider=None if model else _provider(entry),
             provider_url=None if model or entry.provider_host is None else f"https://{entry.provider_host}",
             at=at,
-            context=_TIERS.get(tier, {"service_tier": tier}) if tier else None,
+            context=tier_context(tier),
         )
     except (UnknownModelPriceError, ValueError) as error:
         return Repriced(entry, None, str(error))

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS: list[tuple[str, int]] = [
     ("fastroai.errors", 0),
     ("fastroai.settings", 0),
+    ("fastroai.providers", 0),
     ("fastroai.usage", 1),
     ("fastroai.tracing", 1),
     ("fastroai.tools", 1),

@@ -8,14 +8,9 @@ import pytest
 from genai_prices.data import providers
 from pydantic_ai.models import KnownModelName
 
-from fastroai.usage.pricing import (
-    PROVIDERS,
-    ModelRef,
-    canonical_provider,
-    is_private_endpoint,
-    read_model_name,
-    spellings,
-)
+from fastroai.providers import PROVIDERS, canonical_provider
+from fastroai.usage.model_names import ModelRef, read_model_name, spellings
+from fastroai.usage.pricing import is_private_endpoint
 
 
 @pytest.mark.parametrize(

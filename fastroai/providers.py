@@ -1,0 +1,81 @@
+"""Names of those who send bills, as pydantic-ai and genai-prices call them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+_ALIASES = {
+    "azure-responses": "azure",
+    "bedrock": "aws",
+    "bedrock-mantle": "aws",
+    "gateway/chat": "openai",
+    "gateway/converse": "aws",
+    "gateway/responses": "openai",
+    "google-cloud": "google",
+    "google-gla": "google",
+    "google-vertex": "google",
+    "grok": "x-ai",
+    "openai-chat": "openai",
+    "openai-responses": "openai",
+    "together-ai": "together",
+    "together_ai": "together",
+    "vertexai": "google",
+    "voyage": "voyageai",
+    "xai": "x-ai",
+}
+"""pydantic-ai's provider names, past ones too, for what genai-prices lists under another id."""
+
+UNMETERED = frozenset({"ollama", "openai-chatgpt", "openai-codex", "outlines", "sentence-transformers", "vllm"})
+"""Models run by the user, or paid by a subscription: no token is billed, so no list price is theirs."""
+
+PROVIDERS = UNMETERED | frozenset(
+    # pydantic-ai's own, then genai-prices' ids
+    """
+    alibaba anthropic azure cerebras cohere crusoe deepseek elevenlabs fireworks github github-copilot google groq
+    heroku huggingface litellm meta mistral moonshotai nebius novita openai openai-decisions openrouter ovhcloud
+    perplexity sambanova snowflake system-one together typesafe vercel voyageai x-ai zai
+    arcee avian aws baseten cloudflare cursor databricks doubleword minimax modal quicksilverpro zhipuai
+    huggingface_cerebras huggingface_fireworks-ai huggingface_groq huggingface_hyperbolic huggingface_nebius
+    huggingface_novita huggingface_nscale huggingface_ovhcloud huggingface_publicai huggingface_sambanova
+    huggingface_together
+    """.split()  # noqa: SIM905  # as a list it would be a page long
+)
+"""Those who send bills, by canonical name. Only these are taken off a model's name as its prefix."""
+
+
+def canonical_provider(provider: str) -> str:
+    """One name for all that pydantic-ai calls a provider: `openai-chat` is `openai`, `bedrock` is `aws`."""
+    name = provider.strip().lower()
+    if name in _ALIASES:
+        return _ALIASES[name]
+    name = name.removeprefix("gateway/")
+    return _ALIASES.get(name, name)
+
+
+def host_and_port(url: str) -> tuple[str | None, int | None]:
+    """Host of a URL or of `host:port`, in lower case, and the port written in it. No host: it can't be read."""
+    try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
+        host = (parts.hostname or "").rstrip(".").partition("%")[0]
+        return host or None, parts.port
+    except (ValueError, TypeError):
+        return None, None
+
+
+def provider_at(url: str, hosts: Mapping[str, str]) -> str | None:
+    """Who bills for what is answered at a URL, as `FASTROAI_PROVIDER_HOSTS` has it; `host:port` comes before `host`."""
+    if not hosts:
+        return None
+    host, port = host_and_port(url)
+    if host is None:
+        return None
+    port = port or (80 if url.lower().startswith("http://") else 443)
+    return hosts.get(host_key(host, port)) or hosts.get(host)
+
+
+def host_key(host: str, port: int | None) -> str:
+    """`host` or `host:port`, an IPv6 address in brackets before its port."""
+    if port is None:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
