@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from dataclasses import asdict
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError, UserError
-from pydantic_ai.messages import ModelResponse
-from pydantic_ai.models import Model, StreamedResponse
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
+from ..errors import SettingsError, UnknownModelPriceError
+from ..usage.calculator import CostCalculator
 from ..usage.ledger import EntryState, LedgerEntry, TokenCounts
+from ..usage.pricing import Ceiling, Price, further_usage, is_private_endpoint, tier_context
 from ..usage.units import microcents_to_usd
+from .bounds import merged, tokens_at_most
+from .service_tiers import asked_service_tier, billed_service_tier, innermost, sends_setting
 from .transience import NOT_SENT_PHASES
 
 logger = logging.getLogger("fastroai.agent")
@@ -21,20 +29,30 @@ logger = logging.getLogger("fastroai.agent")
 # A gateway that gave up waiting says nothing about what the model behind it did, or will bill.
 _GATEWAY_TIMEOUTS = frozenset({504, 524})
 _LONGEST_REASON: Final = 500
+_XAI_TOOLS: Final = {
+    "web_search": "web_searches",
+    "x_search": "social_searches",
+    "file_search": "storage_searches",
+    "code_execution": "code_executions",
+}
+"""Tools that xAI runs and bills by the call, under the names of the price list."""
 _warned: set[str] = set()
+
+_Asked = tuple[str, str | None, str | None]
+"""A model's id, the URL of its API and a service tier."""
 
 
 def settle_answer(entry: LedgerEntry, response: ModelResponse, model: Model, pricer: Pricer) -> LedgerEntry:
     """The entry of a request with a complete answer: charged, or unpriced when its tokens or its price are unknown."""
-    usage, answer = response.usage, _answer(response)
+    usage, answer = response.usage, _answer(entry, response, model)
     if not usage.has_values() or usage.unmeasured_requests:
         return entry.settled(EntryState.UNPRICED, error="The provider reported no token usage.", **answer)
-    cost, source = pricer.price(usage, response, model, entry)
-    if cost is None:
-        return entry.settled(EntryState.UNPRICED, error=source, **answer)
+    price = pricer.price(response, model, entry)
+    if isinstance(price, str):
+        return entry.settled(EntryState.UNPRICED, error=price, **answer)
     # pydantic-ai looks up a price only where there is none yet: its cost limits then hold at the same prices.
-    usage.cost = cost
-    return entry.settled(EntryState.CHARGED, cost_usd=cost, price_source=source, **answer)
+    usage.cost = price.total
+    return entry.settled(EntryState.CHARGED, **_charge(price), **answer)
 
 
 def settle_stream(
@@ -49,14 +67,15 @@ def settle_stream(
     if response.state == "complete":
         return settle_answer(entry, response, model, pricer)
     if not response.usage.has_values():
-        return entry.settled(EntryState.UNSETTLED, error=f"{reason}; its tokens are unknown.", **_answer(response))
-    cost, source = pricer.price(response.usage, response, model, entry)
+        return entry.settled(
+            EntryState.UNSETTLED, error=f"{reason}; its tokens are unknown.", **_answer(entry, response, model)
+        )
+    price = pricer.price(response, model, entry)
     return entry.settled(
         EntryState.UNSETTLED,
-        cost_usd=cost,
-        price_source=source if cost is not None else None,
         error=f"{reason}; tokens and cost are those reported until then.",
-        **_answer(response),
+        **(_charge(price) if isinstance(price, Price) else {}),
+        **_answer(entry, response, model),
     )
 
 
@@ -84,7 +103,7 @@ def token_counts(usage: RequestUsage) -> TokenCounts:
 
 
 class Pricer:
-    """Asks a calculator for the price of one response; whatever that raises, the paid answer is not lost.
+    """Asks a calculator what requests cost; whatever that raises, a paid answer is not lost.
 
     Args:
         calculator: A `CostCalculator`, or an object that has only its `calculate_cost`.
@@ -92,29 +111,123 @@ class Pricer:
 
     def __init__(self, calculator: Any) -> None:
         self._calculator = calculator
+        self._refuses: bool | None = None
+        self._known: set[_Asked] = set()
+        self._ceilings: dict[_Asked, Ceiling | None] = {}
 
-    def price(
-        self, usage: RequestUsage, response: ModelResponse, model: Model, entry: LedgerEntry
-    ) -> tuple[Decimal | None, str]:
-        """USD and where the price comes from; or None and why it is unknown."""
+    def price(self, response: ModelResponse, model: Model, entry: LedgerEntry) -> Price | str:
+        """The price of one response, or why it is unknown."""
         name = response.model_name or model.model_name
-        if isinstance(usage.cost, Decimal) and (entry.model_asked or "").startswith("gateway/"):
-            return usage.cost, "reported by the gateway"
         try:
+            url = _endpoint(model, response.provider_url)
+            if (reported := _reported(response, url, entry)) is not None:
+                return reported
+            if response.usage.details.get("advisor_iterations"):
+                return "An advisor model took part, whose tokens are billed at its own rates."
+            usage = _billed_usage(response)
             if not hasattr(self._calculator, "price"):
-                return self._estimate(name, token_counts(usage)), "calculate_cost"
+                return Price(self._estimate(name, token_counts(usage)), "calculate_cost", request_fees=None)
+            provider = response.provider_name or model.system
+            tier = billed_service_tier(provider, response, entry.service_tier)
             price = self._calculator.price(
                 usage,
                 name,
-                provider=response.provider_name or model.system,
-                provider_url=response.provider_url or model.base_url,
+                provider=provider,
+                provider_url=url,
                 at=entry.sent_at,
-                context=response.provider_details,
+                context={**(response.provider_details or {}), **tier_context(tier)} or None,
             )
-            return Decimal(price.total), str(price.source)
+            return Price(
+                total=Decimal(price.total),
+                source=str(price.source),
+                request_fees=getattr(price, "request_fees", None),
+                version=getattr(price, "version", None),
+            )
         except Exception as error:
             self._warn(name, error)
-            return None, _reason(error)
+            return _reason(error)
+
+    def require_price(self, model: Model, settings: ModelSettings | None = None) -> None:
+        """Refuse a request for which no price is known, when `FASTROAI_UNPRICED` is `fail`. To be called before a send.
+
+        What is looked for is the price of the model as it is asked for. Simulated models are never refused, nor models
+        behind Pydantic AI's gateway, which tells the price with the answer.
+
+        Raises:
+            UnknownModelPriceError: No price is known. The message names model, provider, host and remedies.
+            SettingsError: A variable has a value it may not have.
+        """
+        if self._refuses is None:
+            from ..settings import load_settings  # only here: pydantic-settings takes its time to import
+
+            self._refuses = load_settings().unpriced == "fail"
+        if not self._refuses or getattr(model, "simulated", False) is True:
+            return
+        if not hasattr(self._calculator, "price") or model.system == "test" or model.model_id.startswith("gateway/"):
+            return
+        tier = asked_service_tier(model, settings)
+        try:
+            asked = (model.model_id, _endpoint(model), tier)
+            if asked in self._known:
+                return
+            self._calculator.price(
+                RequestUsage(),
+                model.model_name,
+                provider=model.system,
+                provider_url=_endpoint(model),
+                at=datetime.now(UTC),
+                context=tier_context(tier) or None,
+            )
+        except SettingsError:
+            raise
+        except Exception as error:
+            raise UnknownModelPriceError(
+                f"{error} If its host bills at a listed provider's prices, name both in FASTROAI_PROVIDER_HOSTS. "
+                f"Nothing was sent to {model.model_id!r}, as FASTROAI_UNPRICED is 'fail'; with 'warn' it is sent and "
+                "booked as unpriced."
+            ) from error
+        self._known.add(asked)
+
+    def upper_bound(
+        self,
+        model: Model,
+        messages: list[ModelMessage],
+        settings: ModelSettings | None,
+        parameters: ModelRequestParameters,
+    ) -> Decimal | None:
+        """What a request can cost at most, in USD, exact: for one whose outcome is never known.
+
+        It holds for the model that is asked for, by whichever service tier, hour and cache class it is billed.
+
+        Returns:
+            None: that can't be told; see `bounds.tokens_at_most` and `CostCalculator.ceiling`.
+        """
+        try:
+            own = merged(model.settings, settings)
+            if not sends_setting(model, "max_tokens") or (tokens := tokens_at_most(messages, own, parameters)) is None:
+                return None
+            ceiling = self._ceiling(model, asked_service_tier(model, settings))
+            return ceiling.usd(*tokens) if ceiling else None
+        except Exception:
+            logger.debug("What a request to %r can cost at most can't be told", model.model_name, exc_info=True)
+            return None
+
+    def _ceiling(self, model: Model, tier: str | None) -> Ceiling | None:
+        asked = (model.model_id, _endpoint(model), tier)
+        if asked not in self._ceilings:
+            self._ceilings[asked] = self._find_ceiling(model, tier)
+        return self._ceilings[asked]
+
+    def _find_ceiling(self, model: Model, tier: str | None) -> Ceiling | None:
+        calculator = self._calculator
+        # Prices of someone's own know no ceiling, and gateways bill what they report.
+        if not isinstance(calculator, CostCalculator) or type(calculator).price is not CostCalculator.price:
+            return None
+        if model.model_id.startswith(("gateway/", "openrouter:")):
+            return None
+        return calculator.ceiling(
+            model.model_name, provider=model.system, provider_url=_endpoint(model), at=datetime.now(UTC), tier=tier
+        )
 
     def _estimate(self, name: str, tokens: TokenCounts) -> Decimal:
         cost: int = self._calculator.calculate_cost(name, **asdict(tokens))
@@ -127,11 +240,73 @@ class Pricer:
             logger.warning("Requests to model %r are recorded without a price. %s", name, error)
 
 
-def _answer(response: ModelResponse) -> dict[str, Any]:
-    """What an entry keeps of an answer."""
+def _reported(response: ModelResponse, url: str | None, entry: LedgerEntry) -> Price | None:
+    """What the answer itself says it costs, where those who say so are those who bill."""
+    if isinstance(response.usage.cost, Decimal) and (entry.model_asked or "").startswith("gateway/"):
+        return Price(response.usage.cost, "reported by the gateway", request_fees=None)
+    details = response.provider_details or {}
+    if response.provider_name != "openrouter" or not _is_amount(cost := details.get("cost")):
+        return None
+    if url and is_private_endpoint(url):
+        return None
+    total, source = Decimal(str(cost)), "reported by OpenRouter"
+    if details.get("is_byok"):
+        # With a key of one's own, OpenRouter bills its fee and the provider behind it the rest.
+        if not _is_amount(upstream := details.get("upstream_inference_cost")):
+            return None
+        total, source = total + Decimal(str(upstream)), f"{source}, with what the provider behind it bills"
+    return Price(total, source, request_fees=None)
+
+
+def _endpoint(model: Model, answered: str | None = None) -> str | None:
+    """Where a model's requests go. Some providers name their own URL even where the client was given a local one."""
+    client_url = str(getattr(getattr(innermost(model), "client", None), "base_url", None) or "")
+    return client_url if client_url and is_private_endpoint(client_url) else answered or model.base_url
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def _billed_usage(response: ModelResponse) -> RequestUsage:
+    """The usage of a response, with the calls of a provider's own tools that pydantic-ai does not count among it."""
+    usage = response.usage
+    calls: dict[str, int] = {}
+    if response.provider_name == "openai":
+        calls["storage_searches"] = sum(
+            part.part_kind == "builtin-tool-call" and part.tool_name == "file_search" for part in response.parts
+        )
+    elif response.provider_name == "xai":
+        calls = {name: usage.details.get(f"server_side_tools_{tool}", 0) for tool, name in _XAI_TOOLS.items()}
+    calls = {name: count for name, count in calls.items() if count and not getattr(usage, name, None)}
+    if not calls:
+        return usage
+    usage = copy(usage)
+    for name, count in calls.items():
+        setattr(usage, name, count)  # how RequestUsage carries what it has no field for
+    return usage
+
+
+def _charge(price: Price) -> dict[str, Any]:
+    """What an entry keeps of a price."""
     return {
-        "tokens": token_counts(response.usage),
+        "cost_usd": price.total,
+        "request_fees_usd": price.request_fees,
+        "price_source": price.source,
+        "price_version": price.version,
+    }
+
+
+def _answer(entry: LedgerEntry, response: ModelResponse, model: Model) -> dict[str, Any]:
+    """What an entry keeps of an answer."""
+    provider = response.provider_name or model.system
+    usage = _billed_usage(response)
+    return {
+        "tokens": token_counts(usage),
+        "further_usage": further_usage(usage),
         "model_answered": response.model_name,
+        "provider": provider,
+        "service_tier": billed_service_tier(provider, response, entry.service_tier),
         "response_id": response.provider_response_id,
     }
 
