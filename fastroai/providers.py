@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -44,6 +46,9 @@ PROVIDERS = UNMETERED | frozenset(
 """Those who send bills, by canonical name. Only these are taken off a model's name as its prefix."""
 
 
+_HOST = re.compile(r"[\w.:-]+")
+
+
 def canonical_provider(provider: str) -> str:
     """One name for all that pydantic-ai calls a provider: `openai-chat` is `openai`, `bedrock` is `aws`."""
     name = provider.strip().lower()
@@ -57,8 +62,9 @@ def host_and_port(url: str) -> tuple[str | None, int | None]:
     """Host of a URL or of `host:port`, in lower case, and the port written in it. No host: it can't be read."""
     try:
         parts = urlsplit(url if "://" in url else f"//{url}")
-        host = (parts.hostname or "").rstrip(".").partition("%")[0]
-        return host or None, parts.port
+        # As clients resolve it: digits of other scripts are digits.
+        host = unicodedata.normalize("NFKC", parts.hostname or "").rstrip(".").partition("%")[0]
+        return (host, parts.port) if _HOST.fullmatch(host) else (None, None)
     except (ValueError, TypeError):
         return None, None
 

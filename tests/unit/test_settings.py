@@ -100,6 +100,50 @@ def test_openais_key_has_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().openai_api_key is None
 
 
+def test_hosts_are_read_as_they_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = '{"127.0.0.1:8765": "openai", "Proxy.Example.com.": "bedrock", "[::1]:80": "google-gla"}'
+    monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", value)
+    assert load_settings().provider_hosts == {
+        "127.0.0.1:8765": "openai",
+        "proxy.example.com": "aws",
+        "[::1]:80": "google",
+    }
+    monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", "")
+    assert load_settings().provider_hosts == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("127.0.0.1", "is not JSON"),
+        ('["127.0.0.1"]', "must be a JSON object"),
+        ('{"127.0.0.1": "acme"}', "'acme'"),
+        ('{"127.0.0.1": 1}', "1 at '127.0.0.1'"),
+        ('{"127.0.0.1": ""}', "no provider"),
+        ('{"http://127.0.0.1": "openai"}', "no host"),
+        ('{"127.0.0.1/v1": "openai"}', "no host"),
+        ('{"127.0.0.1:99999": "openai"}', "no host"),
+        ('{"*": "openai"}', "no host"),
+        ('{"": "openai"}', "no host"),
+    ],
+)
+def test_hosts_that_say_nothing_are_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, value: str, complaint: str
+) -> None:
+    monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    for part in ("FASTROAI_PROVIDER_HOSTS", repr(value), complaint, '{"127.0.0.1:8765": "openai"}'):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unpriced_requests_are_sent_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().unpriced == "warn"
+    monkeypatch.setenv("FASTROAI_UNPRICED", "fail")
+    assert load_settings().unpriced == "fail"
+
+
 @pytest.mark.parametrize("name", FastroAISettings.model_fields)
 def test_every_setting_is_described(name: str) -> None:
     description = FastroAISettings.model_fields[name].description

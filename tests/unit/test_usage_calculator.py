@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -10,11 +11,13 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
+from genai_prices.data import providers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RequestUsage
 
-from fastroai.errors import UnknownModelPriceError
+from fastroai.errors import SettingsError, UnknownModelPriceError
 from fastroai.usage import CostCalculator, Price
 from fastroai.usage.ledger import EntryState, LedgerEntry, RunLedger, TokenCounts, total_usd
 from fastroai.usage.units import usd_to_microcents
@@ -93,6 +96,59 @@ def test_an_override_prices_a_local_endpoint() -> None:
     assert price == Price(total=Decimal("0.006"), source="override 'gpt-4o'")
 
 
+@pytest.mark.parametrize("url", ["http://127.1/v1", "http://2130706433/v1", "unix:///run/llm.sock", "http://[broken"])
+def test_a_local_endpoint_is_not_billed_however_it_is_written(calculator: CostCalculator, url: str) -> None:
+    with pytest.raises(UnknownModelPriceError):
+        calculator.price(USAGE, "gpt-4o", provider="openai", provider_url=url)
+
+
+@pytest.mark.parametrize("url", ["https://me:hunter2@api.cerebras.ai/v1", "HTTPS://API.Cerebras.AI:443/v1"])
+def test_a_listed_endpoint_is_known_however_it_is_written(calculator: CostCalculator, url: str) -> None:
+    price = calculator.price(USAGE, "gpt-oss-120b", provider="openai", provider_url=url)
+
+    assert price == calculator.price(USAGE, "gpt-oss-120b", provider="cerebras")
+
+
+class TestNamedHosts:
+    def test_what_they_answer_is_billed_as_told(
+        self, calculator: CostCalculator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8000": "cerebras", "api.openai.com": "azure"}')
+
+        local = calculator.price(USAGE, "gpt-oss-120b", provider="openai", provider_url=LOCAL)
+
+        assert local == calculator.price(USAGE, "gpt-oss-120b", provider="cerebras")
+        assert "azure/" in calculator.price(USAGE, "gpt-4o", provider="openai", provider_url=OPENAI).source
+
+    def test_others_are_not(self, calculator: CostCalculator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8001": "openai"}')
+
+        with pytest.raises(UnknownModelPriceError, match="FASTROAI_PROVIDER_HOSTS"):
+            calculator.price(USAGE, "gpt-4o", provider="openai", provider_url=LOCAL)
+
+    def test_an_override_for_their_provider_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8000": "cerebras"}')
+        calculator = CostCalculator({"cerebras:mine": {"input_per_mtok": 1, "output_per_mtok": 0}})
+
+        assert calculator.price(USAGE, "mine", provider="openai", provider_url=LOCAL).total == Decimal("0.001")
+
+    def test_a_provider_that_bills_no_tokens_has_no_price(
+        self, calculator: CostCalculator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8000": "ollama"}')
+
+        with pytest.raises(UnknownModelPriceError, match="does not bill by token"):
+            calculator.price(USAGE, "gpt-4o", provider="openai", provider_url=LOCAL)
+
+    def test_a_value_that_can_not_be_read_is_an_error(
+        self, calculator: CostCalculator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", "openai")
+
+        with pytest.raises(SettingsError):
+            calculator.price(USAGE, "gpt-4o", provider="openai", provider_url=OPENAI)
+
+
 @pytest.mark.parametrize("provider", ["function", "test", "offline", None, ""])
 def test_a_simulated_model_is_priced_by_its_name_alone(calculator: CostCalculator, provider: str | None) -> None:
     price = calculator.price(USAGE, "gpt-5-mini", provider=provider)
@@ -154,6 +210,91 @@ def test_the_context_of_a_response_changes_its_price(calculator: CostCalculator)
     batch = calculator.price(USAGE, "claude-haiku-4-5", provider="anthropic", context=context)
 
     assert batch.total < standard.total
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "context"),
+    [
+        ("openai", "gpt-4", {"service_tier": "priority"}),
+        ("openai", "gpt-5-mini", {"service_tier": "scale"}),
+        ("azure", "gpt-4o", {"service_tier": "priority"}),
+        ("bedrock", "us.amazon.nova-lite-v1:0", {"service_tier": "flex"}),
+        ("google", "gemini-2.5-pro", {"service_tier": "provisioned"}),
+        ("cerebras", "gpt-oss-120b", {"processing": "batch"}),
+        ("anthropic", "claude-haiku-4-5", {"speed": "fast"}),
+    ],
+)
+def test_a_tier_that_is_not_listed_is_not_priced_as_the_standard_one(
+    calculator: CostCalculator, provider: str, model: str, context: dict[str, str]
+) -> None:
+    assert calculator.price(USAGE, model, provider=provider).total > 0
+
+    with pytest.raises(UnknownModelPriceError, match="service tier"):
+        calculator.price(USAGE, model, provider=provider, context=context)
+
+
+@pytest.mark.parametrize("tier", ["default", "standard", "auto", "on_demand", "something-new"])
+def test_the_standard_tier_has_many_names(calculator: CostCalculator, tier: str) -> None:
+    price = calculator.price(USAGE, "gpt-oss-120b", provider="cerebras", context={"service_tier": tier})
+
+    assert price == calculator.price(USAGE, "gpt-oss-120b", provider="cerebras")
+
+
+def test_groqs_flex_tier_costs_what_the_standard_one_does(calculator: CostCalculator) -> None:
+    price = calculator.price(USAGE, "openai/gpt-oss-120b", provider="groq", context={"service_tier": "flex"})
+
+    assert price == calculator.price(USAGE, "openai/gpt-oss-120b", provider="groq")
+
+
+def test_searches_without_a_listed_price_are_not_free(calculator: CostCalculator) -> None:
+    usage = RequestUsage(input_tokens=10, output_tokens=5)
+    usage.web_searches = 1  # type: ignore[attr-defined]  # how RequestUsage carries what it has no field for
+
+    with pytest.raises(UnknownModelPriceError, match="web searches"):
+        calculator.price(usage, "gpt-oss-120b", provider="cerebras")
+    with_fee = calculator.price(usage, "sonar-pro", provider="perplexity")
+    assert with_fee.request_fees == Decimal("0.014")
+
+
+@pytest.mark.parametrize("provider", providers, ids=lambda provider: provider.id)
+def test_every_listed_price_is_the_one_that_pydantic_ai_finds(calculator: CostCalculator, provider: Any) -> None:
+    """Tiers, hours, dates, cache classes and service tiers of each model; `ModelResponse.cost` passes them all."""
+    times = [
+        datetime(2025, 3, 1, 12, tzinfo=UTC),
+        datetime(2026, 9, 12, 2, 30, tzinfo=UTC),
+        datetime(2026, 11, 20, 8, tzinfo=UTC),
+        datetime(2027, 2, 1, 17, tzinfo=UTC),
+    ]
+    chance = random.Random(provider.id)
+    for model in provider.models:
+        into = chance.choice([0, 10, 100_000, 100_001, 200_000, 200_001, 272_001, 1_000_000])
+        read = chance.randrange(into + 1)
+        write = chance.randrange(into - read + 1)
+        usage = RequestUsage(
+            input_tokens=into,
+            output_tokens=chance.randrange(100_000),
+            cache_read_tokens=read,
+            cache_write_tokens=write,
+            cache_write_1h_tokens=chance.randrange(write + 1),
+        )
+        for context in [None, *(variant.when for variant in model.price_variants or ())]:
+            at = chance.choice(times)
+            response = ModelResponse(
+                parts=[],
+                usage=usage,
+                model_name=model.id,
+                provider_name=provider.id,
+                provider_details=context,
+                timestamp=at,
+            )
+            try:
+                theirs = response.cost().total_price
+            except LookupError:  # an id in the list that is no name of the model
+                with pytest.raises(UnknownModelPriceError):
+                    calculator.price(usage, model.id, provider=provider.id, at=at, context=context)
+                continue
+            price = calculator.price(usage, model.id, provider=provider.id, at=at, context=context)
+            assert price.total == theirs, (model.id, context, at)
 
 
 def test_the_moment_of_a_request_must_be_aware(calculator: CostCalculator) -> None:

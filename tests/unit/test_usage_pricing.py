@@ -8,7 +8,7 @@ import pytest
 from genai_prices.data import providers
 from pydantic_ai.models import KnownModelName
 
-from fastroai.providers import PROVIDERS, canonical_provider
+from fastroai.providers import PROVIDERS, canonical_provider, host_and_port, provider_at
 from fastroai.usage.model_names import ModelRef, read_model_name, spellings
 from fastroai.usage.pricing import is_private_endpoint
 
@@ -113,6 +113,13 @@ def test_shorter_spellings_of_the_same_model(model: str, expected: list[str]) ->
         "http://models.internal/v1",
         "http://llm.default.svc.cluster.local/v1",
         "http://HOST.LOCALHOST./v1",
+        "http://127.1:8000/v1",
+        "http://0x7f.1/v1",
+        "http://0177.0.0.1/v1",
+        "http://2130706433/v1",
+        "http://[::ffff:10.0.0.1]/v1",
+        "http://１２７.0.0.1/v1",
+        "https://api.openai.com@127.0.0.1/v1",
     ],
 )
 def test_local_and_private_endpoints(url: str) -> None:
@@ -120,7 +127,63 @@ def test_local_and_private_endpoints(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://api.openai.com/v1", "https://8.8.8.8/v1", "https://localhost.example.com", "http://[broken", ""]
+    "url",
+    [
+        "https://api.openai.com/v1",
+        "https://8.8.8.8/v1",
+        "https://localhost.example.com",
+        "https://10.example.com/v1",
+        "http://[broken",
+        "",
+    ],
 )
 def test_other_endpoints(url: str) -> None:
     assert not is_private_endpoint(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("https://API.Example.com./v1", "api.example.com", None),
+        ("http://me:hunter2@127.0.0.1:8000/v1?key=x", "127.0.0.1", 8000),
+        ("127.0.0.1:8000", "127.0.0.1", 8000),
+        ("[::1]:8000", "::1", 8000),
+        ("http://[fe80::1%25eth0]/v1", "fe80::1", None),
+        ("unix:///run/llm.sock", None, None),
+        ("http://127.0.0.1 /v1", None, None),
+        ("http://127.0.0.1:99999", None, None),
+        ("http://\\127.0.0.1/", None, None),
+        ("", None, None),
+    ],
+)
+def test_the_host_of_a_url(url: str, host: str | None, port: int | None) -> None:
+    assert host_and_port(url) == (host, port)
+
+
+@pytest.mark.parametrize(
+    ("url", "provider"),
+    [
+        ("http://127.0.0.1:8765/v1", "openai"),
+        ("http://me:hunter2@127.0.0.1:8765/v1", "openai"),
+        ("127.0.0.1:8765", "openai"),
+        ("http://127.0.0.1:8766/v1", None),
+        ("http://127.0.0.1/v1", None),
+        ("https://proxy.example.com/v1", "groq"),
+        ("https://PROXY.example.com:8443/v1", "azure"),
+        ("https://x.proxy.example.com/v1", None),
+        ("https://secure.example.com/v1", "mistral"),
+        ("http://secure.example.com/v1", None),
+        ("http://[::1]:9/v1", "cerebras"),
+        ("unix:///run/llm.sock", None),
+    ],
+)
+def test_who_bills_for_a_named_host(url: str, provider: str | None) -> None:
+    hosts = {
+        "127.0.0.1:8765": "openai",
+        "proxy.example.com": "groq",
+        "proxy.example.com:8443": "azure",
+        "secure.example.com:443": "mistral",
+        "[::1]:9": "cerebras",
+    }
+    assert provider_at(url, hosts) == provider
+    assert provider_at(url, {}) is None
