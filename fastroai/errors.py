@@ -10,6 +10,7 @@ FastroAIError
 ├── DispatchSkippedError          raised by a user's hook: don't send this request, don't try again
 ├── UnknownModelPriceError        no price is listed for a model (also a LookupError)
 ├── LedgerUnavailableError        the ledger's database can't be opened or written; nothing is sent
+│   └── LedgerNotFoundError       there is no ledger to read yet
 ├── ResultStorageError            results can't be kept: storage unreachable, or an output of no storable type
 └── ExecutorUnavailableError      an executor was asked for that can't be used here (also an ImportError)
 
@@ -113,6 +114,10 @@ class UnknownModelPriceError(FastroAIError, LookupError):
 
 class LedgerUnavailableError(FastroAIError):
     """The ledger's database can't be opened, written or read. The message names it without its password, and why."""
+
+
+class LedgerNotFoundError(LedgerUnavailableError):
+    """There is no ledger where one was to be read. Nothing was made there."""
 
 
 class ResultStorageError(FastroAIError):

@@ -23,19 +23,21 @@ class Ledger:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str | None = None) -> AsyncGenerator[Ledger]:
+    async def open(cls, url: str | None = None, *, create: bool = True) -> AsyncGenerator[Ledger]:
         """Open a ledger for the length of an `async with` block.
 
         Args:
             url: `sqlite:///path`, `postgresql://user@host/name`, or `memory://`, this process's own. None: the one in
                 `FASTROAI_LEDGER_URL`, or else `~/.fastroai/ledger.db`.
+            create: Whether to make a ledger where there is none yet. If not, nothing is made or changed there.
 
         Raises:
+            LedgerNotFoundError: There is none, and none was to be made.
             LedgerUnavailableError: It can't be opened, or brought up to date.
         """
         url = url or ledger_url() or default_url()
         await flush_shared(url)
-        store = await open_store(url)
+        store = await open_store(url, create=create)
         try:
             yield cls(store)
         finally:

@@ -104,7 +104,8 @@ def read_invoice(rows: Iterable[str], columns: Mapping[str, str] | None = None) 
             where `COLUMNS` does not know.
 
     Raises:
-        ValueError: No column says which request a line is for, or a value can't be read; the message says which.
+        ValueError: A column that was named is not there, none says which request a line is for, or a value can't be
+            read; the message says which.
     """
     reader = csv.DictReader(rows)
     names = {_plain(name): name for name in reader.fieldnames or ()}
@@ -113,6 +114,8 @@ def read_invoice(rows: Iterable[str], columns: Mapping[str, str] | None = None) 
         wanted = (columns[ours],) if columns and ours in columns else theirs
         if known := [names[_plain(name)] for name in wanted if _plain(name) in names]:
             found[ours] = known[0]
+        elif columns and ours in columns:
+            raise ValueError(f"The invoice has no column {columns[ours]!r}. It has {list(reader.fieldnames or ())}.")
     if not {"response_id", "model"} & set(found):
         raise ValueError(
             f"The invoice has no column for the response id or the model. It has {list(reader.fieldnames or ())}; "

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fastroai.errors import LedgerUnavailableError
+from fastroai.errors import LedgerNotFoundError, LedgerUnavailableError
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from fastroai.usage.ledger import Attribution
 from fastroai.usage.selection import Selection
@@ -320,3 +320,14 @@ def test_sqlalchemy_is_imported_only_for_a_ledger_in_a_database() -> None:
         "asyncio.run(main()); assert 'sqlalchemy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+async def test_who_only_reads_makes_no_ledger(url: str, tmp_path: Path) -> None:
+    with pytest.raises(LedgerNotFoundError, match=f"no ledger in {url} yet"):
+        async with Ledger.open(url, create=False):
+            pass
+    assert os.listdir(tmp_path) == []
+    async with Ledger.open(url) as ledger:
+        await ledger.append(charged("0.5"))
+    async with Ledger.open(url, create=False) as ledger:
+        assert (await ledger.totals())[0].cost_usd == Decimal("0.5")

@@ -150,6 +150,11 @@ def test_a_column_of_another_name_can_be_said() -> None:
     assert (only.response_id, only.cost_usd) == ("r1", Decimal("0.5"))
 
 
+def test_a_column_that_is_said_and_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no column 'Kennung'. It has \['id', 'cost'\]"):
+        read_invoice(["id,cost", "r1,0.5"], columns={"response_id": "Kennung"})
+
+
 def test_an_invoice_that_names_no_request_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no column for the response id or the model.*'day', 'usd'"):
         read_invoice(["day,usd", "2026-03-01,5"])

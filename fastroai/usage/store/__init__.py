@@ -19,6 +19,7 @@ MEMORY = "memory://"
 class LedgerStore(Protocol):
     """What a ledger's store does; `SqlStore` says it in full."""
 
+    async def must_exist(self) -> None: ...
     async def ready(self) -> None: ...
     async def intend(self, entry: LedgerEntry) -> None: ...
     def settle(self, entry: LedgerEntry) -> None: ...
@@ -33,7 +34,9 @@ def default_url() -> str:
     return f"sqlite:///{_home() / 'ledger.db'}"
 
 
-async def open_store(url: str, *, required: bool = True, spill_folder: Path | None = None) -> LedgerStore:
+async def open_store(
+    url: str, *, required: bool = True, spill_folder: Path | None = None, create: bool = True
+) -> LedgerStore:
     """Open a ledger, create it, or bring it up to date. The caller closes it.
 
     Args:
@@ -41,12 +44,16 @@ async def open_store(url: str, *, required: bool = True, spill_folder: Path | No
         required: Whether a request must not be sent while it can't be booked. If not, this returns although the
             database can't be reached.
         spill_folder: Where entries wait that can't be written. None: `~/.fastroai/unwritten`.
+        create: Whether to make a ledger where there is none yet.
 
     Raises:
+        LedgerNotFoundError: There is none, and none was to be made.
         LedgerUnavailableError: The URL is of no such database, or it is required and can't be reached.
     """
     store = _make(url, required, spill_folder)
     try:
+        if not create:
+            await store.must_exist()
         await store.ready()
     except BaseException:
         await store.close()

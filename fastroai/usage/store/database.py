@@ -73,8 +73,8 @@ class Database:
 
     @property
     def name(self) -> str:
-        """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL as it is given, without its password."""
+        return self.url.set(drivername=self.url.get_backend_name()).render_as_string(hide_password=True)
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Do some work in one transaction, which is committed when this returns. Blocks.
@@ -114,6 +114,14 @@ class Database:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise unavailable(self.name, error) from error
                 time.sleep(0.05)
+
+    def has_ledger(self) -> bool:
+        """Whether a ledger's tables are there. Nothing is made or changed.
+
+        Raises:
+            LedgerUnavailableError: They are newer than this code.
+        """
+        return self._guarded(lambda backend: backend.has_ledger())
 
     def close(self) -> None:
         """Close the connection. Another `run` makes a new one."""
@@ -166,6 +174,14 @@ class _SQLite:
             if rows:
                 driver.executemany(*insert.values(rows, connection.dialect))
         driver.execute("COMMIT")
+
+    def has_ledger(self) -> bool:
+        if not self._path.exists():
+            return False
+        # On a connection that is not set up: that would turn any other database into one with a write-ahead log.
+        engine = create_engine(self._url, poolclass=NullPool, connect_args={"timeout": PATIENCE})
+        with engine.connect() as connection:
+            return version_of(connection) > 0
 
     def _connected(self) -> Connection:
         if self._connection is not None and self._file != self._identity():
@@ -228,6 +244,9 @@ class _PostgreSQL:
                     connection.exec_driver_sql(*insert.values(rows, connection.dialect))
 
         self.run(work)
+
+    def has_ledger(self) -> bool:
+        return self.run(version_of) > 0
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

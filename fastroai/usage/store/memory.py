@@ -14,6 +14,9 @@ class MemoryStore:
     def __init__(self) -> None:
         self._entries: dict[str, LedgerEntry] = {}
 
+    async def must_exist(self) -> None:
+        """It does, once it is made."""
+
     async def ready(self) -> None:
         """Nothing to wait for."""
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
+from ...errors import LedgerNotFoundError
 from ..ledger import EntryState, LedgerEntry
 from ..selection import Selection
 from ..totals import Totals
@@ -70,6 +71,20 @@ class SqlStore:
                 spill = Spill(self._spill_folder, self._url)
                 self._writer = Writer(Database(self._url, writes=True), spill, required=self._required)
             return self._writer
+
+    async def must_exist(self) -> None:
+        """Make sure that there is a ledger already; nothing is made or changed.
+
+        Raises:
+            LedgerNotFoundError: There is none.
+            LedgerUnavailableError: Nobody can say.
+        """
+        try:
+            exists = await asyncio.to_thread(self._reader.has_ledger)
+        except Exception as error:
+            raise unavailable(self._reader.name, error) from error
+        if not exists:
+            raise LedgerNotFoundError(f"There is no ledger in {self._reader.name} yet.")
 
     async def ready(self) -> None:
         """Wait until the database is there, with current tables; returns without it when it is not required.
