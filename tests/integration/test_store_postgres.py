@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastroai.usage import LedgerEntry
+from fastroai.cli import main
+from fastroai.errors import LedgerNotFoundError
+from fastroai.usage import Ledger, LedgerEntry
 from fastroai.usage.selection import Selection
 from fastroai.usage.store.database import Database, database_url
 from fastroai.usage.store.reading import read_entries, read_totals
 from fastroai.usage.store.rows import as_stored
 from fastroai.usage.totals import GROUPINGS, totals_of
-from tests.support.ledger_entries import entries, fill, selections
+from tests.support.ledger_entries import charged, entries, fill, selections
 
 
 def test_on_postgresql_totals_are_the_same(postgres_url: str) -> None:
@@ -32,3 +38,30 @@ def test_on_postgresql_totals_are_the_same(postgres_url: str) -> None:
         check()
     finally:
         database.close()
+
+
+async def test_a_database_without_a_ledger_is_left_as_it_is_by_who_only_reads(postgres_url: str) -> None:
+    for _ in range(2):
+        with pytest.raises(LedgerNotFoundError):
+            async with Ledger.open(postgres_url, create=False):
+                pass
+    async with Ledger.open(postgres_url) as ledger:
+        await ledger.append(charged())
+    async with Ledger.open(postgres_url, create=False) as ledger:
+        assert len(await ledger.entries()) == 1
+
+
+def test_the_command_reads_a_ledger_in_postgresql(postgres_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["costs", "--ledger", postgres_url]) == 0
+    assert "There is no ledger in postgresql://" in capsys.readouterr().out
+
+    async def book() -> None:
+        async with Ledger.open(postgres_url) as ledger:
+            for cost in ("0.5", "0.000000000001"):
+                await ledger.append(charged(cost, pipeline="größe/a"))
+
+    asyncio.run(book())
+    assert main(["costs", "--ledger", postgres_url, "--by", "day", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [group["key"] for group in found["groups"]] == ["2026-03-01"]
+    assert found["total"]["cost_usd"] == "0.500000000001"

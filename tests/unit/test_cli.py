@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fastroai.cli import main
-from fastroai.console import cost_lines, cost_table, render
+from fastroai.console.run_costs import cost_lines, cost_table
+from fastroai.console.values import render
 from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, TokenCounts, total_usd
 from tests.support.cost_table import read_cost_table
 

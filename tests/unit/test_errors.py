@@ -53,7 +53,7 @@ def all_errors() -> Iterator[type[FastroAIError]]:
     while pending:
         kind = pending.pop()
         pending += kind.__subclasses__()
-        if kind.__module__.startswith("fastroai") and kind.__module__ != "fastroai.cli":
+        if kind.__module__.startswith("fastroai") and not kind.__module__.startswith("fastroai.cli"):
             yield kind
 
 

@@ -7,7 +7,6 @@ import asyncio
 import json
 import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -17,73 +16,44 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from . import __version__
-from .console import ProgressTracer, cost_table, render
-from .errors import FastroAIError, StepExecutionError
-from .pipelines.pipeline import Pipeline
-from .pipelines.schemas import PipelineResult
+from ..console.progress import ProgressTracer
+from ..console.run_costs import cost_table
+from ..console.values import render
+from ..errors import StepExecutionError
+from ..pipelines.pipeline import Pipeline
+from ..pipelines.schemas import PipelineResult
+from .outcome import FAILED, UsageError, complain
 
 AnyPipeline = Pipeline[Any, Any, Any]
 
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
-
-class UsageError(FastroAIError):
-    """The command line names something that does not exist. Nothing was run."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The `fastroai` command.
-
-    Args:
-        argv: Arguments after the command's name. None: those of the process.
-
-    Returns:
-        0 done; 1 a run failed, which stderr explains; 2 wrong usage; 130 interrupted.
-    """
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if any(argument.startswith("-") for argument in rest):
-        parser.error(f"unknown option: {' '.join(rest)}")
-    # argparse leaves aside the inputs that follow an option.
-    arguments.inputs += rest
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        sys.stderr.write("fastroai: interrupted.\n")
-        return INTERRUPTED
-    except Exception as error:
-        if arguments.debug:
-            traceback.print_exc()
-        _complain(error)
-        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastroai", description="LLM pipelines that run as Prefect flows.")
-    parser.add_argument("--version", action="version", version=f"fastroai {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser(
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `fastroai run`."""
+    parser = commands.add_parser(
         "run",
         help="run a pipeline and show its result and its costs",
         description="Run a pipeline and show its result and its costs. Progress goes to stderr, the rest to stdout.",
     )
-    run.add_argument("target", metavar="MODULE:PIPELINE", help="for example flows.document_digest:pipeline")
-    run.add_argument(
+    parser.add_argument("target", metavar="MODULE:PIPELINE", help="for example flows.document_digest:pipeline")
+    parser.add_argument(
         "inputs", metavar="key=value", nargs="*", help="fields of the input; a value is JSON, else it is text"
     )
-    run.add_argument("--executor", choices=("memory", "prefect"), help="default: the pipeline's, or FASTROAI_EXECUTOR")
-    run.add_argument("--debug", action="store_true", help="show tracebacks and Prefect's own log of the run")
-    return parser
+    parser.add_argument(
+        "--executor", choices=("memory", "prefect"), help="default: the pipeline's, or FASTROAI_EXECUTOR"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and Prefect's own log of the run")
+    parser.set_defaults(execute=_run, takes_rest=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    # argparse leaves aside the inputs that follow an option.
+    pairs = [*arguments.inputs, *arguments.rest]
     pipeline = _load_pipeline(arguments.target)
-    inputs = _parse_inputs(pipeline, arguments.inputs)
+    inputs = _parse_inputs(pipeline, pairs)
     # Also validated by the run; here, so that nothing is started for an input that can't be run.
     pipeline.validate_input(inputs)
 
-    from .executors import get_executor
+    from ..executors import get_executor
 
     executor = get_executor(arguments.executor or pipeline.executor)
     under_prefect = hasattr(executor, "build_flow")
@@ -100,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _show(pipeline, result, under_prefect)
     if result.errors:
         for failure in result.errors.values():
-            _complain(failure)
+            complain(failure)
         return FAILED
     return 0
 
@@ -183,7 +153,7 @@ def _show_spent_until_failure(pipeline: AnyPipeline, partial: PipelineResult[Any
 
 
 def _where_to_look(pipeline_name: str, run_id: str | None) -> list[str]:
-    from .executors._prefect.ui import where_to_look  # only after a run under Prefect, which has loaded it
+    from ..executors._prefect.ui import where_to_look  # only after a run under Prefect, which has loaded it
 
     return [] if run_id is None else where_to_look(pipeline_name, run_id)
 
@@ -200,12 +170,3 @@ def _quieten_run_logs() -> None:
     """On the terminal only: the handlers that send logs to the server are others."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_WarningsOfRuns())
-
-
-def _complain(error: BaseException) -> None:
-    kind = "" if isinstance(error, FastroAIError) else f"{type(error).__name__}: "
-    sys.stderr.write(f"fastroai: {kind}{error}\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

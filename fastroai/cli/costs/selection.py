@@ -1,0 +1,158 @@
+"""Which entries of a ledger the command line asks for."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+from ..outcome import UsageError
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_WORDS = ("now", "today", "yesterday")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What entries must have in common; the arguments of `Ledger.totals` and `Ledger.entries` of the same names."""
+
+    run_id: str | None
+    run_key: str | None
+    pipeline: str | None
+    step_id: str | None
+    model: str | None
+    tag: str | None
+    since: datetime | None
+    until: datetime | None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Filters:
+        """What the arguments of `add_filters` say.
+
+        Raises:
+            UsageError: A time can't be read, or nothing can lie between the two.
+        """
+        since = None if arguments.since is None else moment("--since", arguments.since)
+        until = None if arguments.until is None else moment("--until", arguments.until)
+        if since is not None and until is not None and since >= until:
+            raise UsageError(f"Nothing lies between --since {shown(since)} and --until {shown(until)}.")
+        return cls(
+            run_id=arguments.run,
+            run_key=arguments.run_key,
+            pipeline=arguments.pipeline,
+            step_id=arguments.step,
+            model=arguments.recorded_model,
+            tag=arguments.tag,
+            since=since,
+            until=until,
+        )
+
+    def as_arguments(self) -> dict[str, Any]:
+        """For `Ledger.totals` and `Ledger.entries`."""
+        return asdict(self)
+
+    def as_json(self) -> dict[str, str]:
+        """What is given; times in UTC."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
+
+    def __bool__(self) -> bool:
+        return any(self._said())
+
+    def __str__(self) -> str:
+        return ", ".join(self._said())
+
+    def _said(self) -> Iterator[str]:
+        if self.since is not None and self.until is not None:
+            yield f"{shown(self.since)} to {shown(self.until)}"
+        elif self.since is not None:
+            yield f"since {shown(self.since)}"
+        elif self.until is not None:
+            yield f"before {shown(self.until)}"
+        names = {"run_id": "run", "run_key": "run key", "step_id": "step"}
+        for name in ("run_id", "run_key", "pipeline", "step_id", "model", "tag"):
+            if (value := getattr(self, name)) is not None:
+                yield f"{names.get(name, name)} {value!r}"
+
+
+def add_filters(parser: argparse.ArgumentParser, *, inherits: bool = False, model_option: str = "--model") -> None:
+    """Add the options that say which entries of which ledger, and how they are shown.
+
+    Args:
+        inherits: Whether they were added to the command above too: what is given there stays then.
+        model_option: What the filter for the model is called.
+    """
+    unset: Any = argparse.SUPPRESS if inherits else None
+    group = parser.add_argument_group("which requests")
+    for option, metavar, meaning in (
+        ("--since", "TIME", "sent then or later"),
+        ("--until", "TIME", "sent before"),
+        ("--pipeline", "NAME", "of this pipeline"),
+        ("--run", "ID", "of this run"),
+        ("--run-key", "KEY", "of all executions of this piece of work"),
+        ("--step", "ID", "of this step, under the name that its pipeline gives it"),
+        ("--tag", "NAME[=VALUE]", "with this tag; without a value, also with this tag of the flow run"),
+    ):
+        group.add_argument(option, metavar=metavar, default=unset, help=meaning)
+    group.add_argument(
+        model_option,
+        dest="recorded_model",
+        metavar="MODEL",
+        default=unset,
+        help="to this model, asked or answered; gpt-5-mini also finds openai:gpt-5-mini",
+    )
+    output = parser.add_argument_group("where from, and how")
+    output.add_argument("--ledger", metavar="URL", default=unset, help="default: FASTROAI_LEDGER_URL")
+    for option, meaning in (("--json", "exact amounts as strings"), ("--debug", "show tracebacks")):
+        default = argparse.SUPPRESS if inherits else False
+        output.add_argument(option, action="store_true", default=default, help=meaning)
+
+
+def moment(option: str, text: str) -> datetime:
+    """The time that an option names, in UTC.
+
+    Raises:
+        UsageError: It can't be read.
+    """
+    now = datetime.now(UTC)
+    try:
+        if text in _WORDS:
+            midnight = datetime.combine(now, time(), UTC)
+            return {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}[text]
+        if (ago := _duration(text)) is not None:
+            return now - ago
+        at = datetime.fromisoformat(text)
+        return (at if at.utcoffset() is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{option} {text!r} is no time. Give one like 2026-11-01, 2026-11-01T10:00Z, 7d, 24h, today or yesterday."
+        ) from error
+
+
+def duration(option: str, text: str) -> timedelta:
+    """The length of time that an option names.
+
+    Raises:
+        UsageError: It can't be read.
+    """
+    try:
+        found = _duration(text)
+    except OverflowError:
+        found = None
+    if found is None:
+        raise UsageError(f"{option} {text!r} is no length of time. Give one like 5m, 24h or 1d.")
+    return found
+
+
+def _duration(text: str) -> timedelta | None:
+    found = re.fullmatch(r"(\d+)([mhdw])", text, re.ASCII)
+    return timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
+
+
+def shown(at: datetime) -> str:
+    """A time in UTC, to the minute where nothing is lost by it."""
+    at = at.astimezone(UTC)
+    return f"{at:%Y-%m-%d %H:%M UTC}" if at.second == 0 else f"{at:%Y-%m-%d %H:%M:%S UTC}"

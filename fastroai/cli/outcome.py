@@ -1,0 +1,19 @@
+"""How a command ends: its exit code, and one message when it fails."""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import FastroAIError
+
+FAILED, WRONG_USAGE, NOT_BALANCED, INTERRUPTED = 1, 2, 3, 130
+
+
+class UsageError(FastroAIError):
+    """The command line names something that does not exist. Nothing was run."""
+
+
+def complain(error: BaseException) -> None:
+    """One message on stderr."""
+    kind = "" if isinstance(error, FastroAIError) else f"{type(error).__name__}: "
+    sys.stderr.write(f"fastroai: {kind}{error}\n")
