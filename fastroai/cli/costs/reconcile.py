@@ -17,9 +17,9 @@ from typing import Any
 
 from ...console.table import Column, amounts, printable, prose, show, table, terminal_width
 from ...errors import LedgerNotFoundError
+from ...providers import canonical_provider
 from ...usage.books import Ledger
 from ...usage.ledger import LedgerEntry, total_usd
-from ...usage.pricing import canonical_provider
 from ...usage.reconcile import COLUMNS, InvoiceLine, Reconciliation, read_invoice, reconcile
 from ...usage.totals import step_key
 from ...usage.units import EXACT
