@@ -24,6 +24,7 @@ from .metering import RequestMeter, current_scope, scope_outside_of_runs
 from .responses import read_response, tool_calls_in, tool_calls_of_run
 from .schemas import DEFAULT_MODEL, AgentConfig, ChatResponse, OutputT, StreamChunk, complain_of_unknown
 from .streaming import HandOver, in_own_task, stream_content
+from .wire import retry_nothing
 
 if TYPE_CHECKING:
     from ..pipelines.agent_step import AgentStepWrapper
@@ -258,9 +259,7 @@ class FastroAgent(Generic[OutputT]):
             made = infer_model(model)
         except Exception:
             return  # the run raises the same, unless another model was put in this one's place
-        client: Any = getattr(made, "client", None)
-        if isinstance(getattr(client, "max_retries", None), int):
-            client.max_retries = 0
+        retry_nothing(made)
         self._agent.model = made
 
     async def _meter(self) -> RequestMeter:

@@ -23,8 +23,9 @@ from pydantic_ai.settings import ModelSettings
 from ..usage.ledger import Attribution, LedgerEntry, RunLedger
 from ..usage.store import configured_store
 from .journal import Journal, JournaledModel
-from .settlement import Pricer, settle_answer, settle_failure, settle_stream
+from .settlement import Pricer, settle_answer, settle_stream
 from .transience import retry_delay
+from .wire import Send, innermost, sdk_obeys, settings_for_one_attempt
 
 _NOWHERE = Attribution()
 
@@ -157,13 +158,18 @@ class RequestMeter(AbstractCapability[Any]):
         if self.journal is not None and self.journal.is_durable:
             await self._ledger.flush()
 
+    async def send(self, model: _MeteredModel) -> Send:
+        """Book a request that is about to be sent, and follow what leaves for it."""
+        entry = await self.intend(model)
+        return Send(entry, model.sender, lambda: self.intend(model), self._ledger.record)
+
     def answered(self, entry: LedgerEntry, response: ModelResponse, model: Model) -> None:
         """Settle a request whose answer is complete."""
         self._ledger.record(settle_answer(entry, response, model, self._pricer))
 
-    def failed(self, entry: LedgerEntry, error: BaseException) -> None:
+    def failed(self, send: Send, error: BaseException) -> None:
         """Settle a request that raised. Synchronous, like all settling: a task may be being cancelled."""
-        self._ledger.record(settle_failure(entry, error))
+        self._ledger.record(send.failed(error))
 
     def streamed(self, entry: LedgerEntry, stream: StreamedResponse, model: Model, error: BaseException | None) -> None:
         """Settle a streamed request that came to its end, or was left."""
@@ -189,15 +195,10 @@ class _MeteredModel(WrapperModel):
         self.asked = wrapped.model_id
         self.host = _host(wrapped.base_url)
         self.simulated = getattr(wrapped, "simulated", False) is True
-        innermost = _innermost(wrapped)
-        client_retries = getattr(getattr(innermost, "client", None), "max_retries", None)
-        self.client_retries = client_retries if isinstance(client_retries, int) else 0
-        # An SDK's own retries are sends nobody sees: it is told to make none.
-        self._tell_sdk = (
-            client_retries != 0
-            and innermost.provider is not None
-            and "max_retries" not in innermost.unsupported_settings
-        )
+        self.sender = innermost(wrapped)
+        client_retries = getattr(getattr(self.sender, "client", None), "max_retries", None)
+        # An SDK that can't be told to make one attempt makes its own retries.
+        self.client_retries = client_retries if isinstance(client_retries, int) and sdk_obeys(self.sender) else 0
 
     async def request(
         self,
@@ -207,20 +208,24 @@ class _MeteredModel(WrapperModel):
     ) -> ModelResponse:
         meter = self._meter
         meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
-        retries, settings = meter.retries_of(self, model_settings), self._settings_to_send(model_settings)
+        retries, settings = (
+            meter.retries_of(self, model_settings),
+            settings_for_one_attempt(self.sender, model_settings),
+        )
         sends = 0
         while True:
-            entry = await meter.intend(self)
+            send = await meter.send(self)
             sends += 1
             try:
-                response = await self.wrapped.request(messages, settings, model_request_parameters)
+                with send:
+                    response = await self.wrapped.request(messages, settings, model_request_parameters)
             except BaseException as error:
-                meter.failed(entry, error)
+                meter.failed(send, error)
                 delay = retry_delay(error, sends) if sends <= retries else None
                 if delay is None:
                     raise
             else:
-                meter.answered(entry, response, self.wrapped)
+                meter.answered(send.entry, response, self.wrapped)
                 return response
             await _pause(delay)
 
@@ -234,19 +239,23 @@ class _MeteredModel(WrapperModel):
     ) -> AsyncGenerator[StreamedResponse]:
         meter = self._meter
         meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
-        retries, settings = meter.retries_of(self, model_settings), self._settings_to_send(model_settings)
+        retries, settings = (
+            meter.retries_of(self, model_settings),
+            settings_for_one_attempt(self.sender, model_settings),
+        )
         sends = 0
         async with AsyncExitStack() as stack:
             while True:
-                entry = await meter.intend(self)
+                send = await meter.send(self)
                 sends += 1
                 try:
-                    stream = await stack.enter_async_context(
-                        self.wrapped.request_stream(messages, settings, model_request_parameters, run_context)
-                    )
+                    with send:
+                        stream = await stack.enter_async_context(
+                            self.wrapped.request_stream(messages, settings, model_request_parameters, run_context)
+                        )
                     break
                 except BaseException as error:
-                    meter.failed(entry, error)
+                    meter.failed(send, error)
                     delay = retry_delay(error, sends) if sends <= retries else None
                     if delay is None:
                         raise
@@ -254,28 +263,22 @@ class _MeteredModel(WrapperModel):
             try:
                 yield stream
             except BaseException as error:
-                meter.streamed(entry, stream, self.wrapped, error)
+                meter.streamed(send.entry, stream, self.wrapped, error)
                 raise
-            meter.streamed(entry, stream, self.wrapped, None)
+            meter.streamed(send.entry, stream, self.wrapped, None)
 
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
     ) -> ModelResponse:
-        entry = await self._meter.intend(self)
+        send = await self._meter.send(self)
         try:
-            response = await self.wrapped.compact_messages(request_context, instructions=instructions)
+            with send:
+                response = await self.wrapped.compact_messages(request_context, instructions=instructions)
         except BaseException as error:
-            self._meter.failed(entry, error)
+            self._meter.failed(send, error)
             raise
-        self._meter.answered(entry, response, self.wrapped)
+        self._meter.answered(send.entry, response, self.wrapped)
         return response
-
-    def _settings_to_send(self, model_settings: ModelSettings | None) -> ModelSettings | None:
-        if not self._tell_sdk:
-            return model_settings
-        told = ModelSettings(**(model_settings or {}))
-        told["max_retries"] = 0
-        return told
 
 
 class _MeteredParts(WrapperModel):
@@ -317,13 +320,7 @@ def _metered(model: Model, meter: RequestMeter) -> Model:
 
 
 def _has_fallback(model: Model) -> bool:
-    return isinstance(_innermost(model), FallbackModel)
-
-
-def _innermost(model: Model) -> Model:
-    while isinstance(model, WrapperModel):
-        model = model.wrapped
-    return model
+    return isinstance(innermost(model), FallbackModel)
 
 
 def _copy_with_metered_members(model: Model, meter: RequestMeter) -> Model:

@@ -79,14 +79,42 @@ def settle_stream(
     )
 
 
-def settle_failure(entry: LedgerEntry, error: BaseException) -> LedgerEntry:
-    """The entry of a request that raised: refused when nothing can be billed for it, else unsettled."""
-    state, reason = EntryState.UNSETTLED, _reason(error)
+def settle_failure(
+    entry: LedgerEntry, error: BaseException, *, left: bool | None = None, status: int | None = None
+) -> LedgerEntry:
+    """The entry of a request that raised: refused when nothing can be billed for it, else unsettled.
+
+    Args:
+        entry: As it was booked before the send.
+        error: What the model raised.
+        left: Whether the request was seen to leave this machine; None where that can't be seen.
+        status: The HTTP status that was seen to be its answer.
+    """
+    reason = _reason(error)
+    if left is False and status is None:
+        return entry.settled(EntryState.REFUSED, error=f"Not sent: {reason}")
+    if isinstance(error, ModelHTTPError):
+        refused = not error.in_stream and error.status_code not in _GATEWAY_TIMEOUTS
+        return entry.settled(EntryState.REFUSED if refused else EntryState.UNSETTLED, error=reason)
+    if left or status is not None:
+        # What was seen outweighs an error that says the request was not sent: it may be about another attempt.
+        state = EntryState.REFUSED if _refuses(status) else EntryState.UNSETTLED
+        return entry.settled(state, error=reason if status is None else f"HTTP {status}; {reason}")
     if isinstance(error, UserError) or (isinstance(error, ModelConnectionError) and error.phase in NOT_SENT_PHASES):
-        state, reason = EntryState.REFUSED, f"Not sent: {reason}"
-    elif isinstance(error, ModelHTTPError) and not error.in_stream and error.status_code not in _GATEWAY_TIMEOUTS:
-        state = EntryState.REFUSED
-    return entry.settled(state, error=reason)
+        return entry.settled(EntryState.REFUSED, error=f"Not sent: {reason}")
+    return entry.settled(EntryState.UNSETTLED, error=reason)
+
+
+def settle_resent(entry: LedgerEntry, status: int | None) -> LedgerEntry:
+    """The entry of an attempt after which a client sent again by itself, by the HTTP status that was its answer."""
+    answer = "No answer was seen" if status is None else f"HTTP {status}"
+    state = EntryState.REFUSED if _refuses(status) else EntryState.UNSETTLED
+    return entry.settled(state, error=f"{answer}; the client sent again by itself.")
+
+
+def _refuses(status: int | None) -> bool:
+    """Whether an HTTP status says that nothing is billed: an error, or a redirection to elsewhere."""
+    return status is not None and status >= 300 and status not in _GATEWAY_TIMEOUTS
 
 
 def token_counts(usage: RequestUsage) -> TokenCounts:
