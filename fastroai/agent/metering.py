@@ -25,7 +25,7 @@ from ..usage.store import configured_store
 from .journal import Journal, JournaledModel
 from .settlement import Pricer, settle_answer, settle_stream
 from .transience import retry_delay
-from .wire import Send, innermost, sdk_obeys, settings_for_one_attempt
+from .wire import Send, client_retries, innermost, settings_for_one_attempt
 
 _NOWHERE = Attribution()
 
@@ -196,9 +196,7 @@ class _MeteredModel(WrapperModel):
         self.host = _host(wrapped.base_url)
         self.simulated = getattr(wrapped, "simulated", False) is True
         self.sender = innermost(wrapped)
-        client_retries = getattr(getattr(self.sender, "client", None), "max_retries", None)
-        # An SDK that can't be told to make one attempt makes its own retries.
-        self.client_retries = client_retries if isinstance(client_retries, int) and sdk_obeys(self.sender) else 0
+        self.client_retries = client_retries(self.sender)
 
     async def request(
         self,

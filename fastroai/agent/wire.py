@@ -25,6 +25,13 @@ _HTTP_CLIENTS: Final = (
 )
 """Where SDKs keep their HTTP client, as attributes of their own one."""
 
+_RETRY_COUNTS: Final = (
+    ("max_retries",),  # OpenAI, Anthropic, Groq
+    ("_client_wrapper", "httpx_client", "base_max_retries"),  # Cohere
+)
+_GOOGLE_ATTEMPTS: Final = 5
+"""Of google-genai, where its retry options name none."""
+
 _sending: ContextVar[Send | None] = ContextVar("fastroai_send", default=None)
 
 
@@ -141,6 +148,18 @@ def sdk_obeys(model: Model) -> bool:
     if model.provider is None or "max_retries" in model.unsupported_settings:
         return False
     return _copies_itself(getattr(model, "client", None))
+
+
+def client_retries(model: Model) -> int:
+    """How often the SDK of a model, out of its wrappers, would send a request again if it were not told otherwise."""
+    client = getattr(model, "client", None) if sdk_obeys(model) else None
+    for path in _RETRY_COUNTS:
+        if isinstance(count := _at(client, path), int):
+            return count
+    if (google := _at(client, ("_api_client", "_http_options", "retry_options"))) is None:
+        return 0
+    attempts = getattr(google, "attempts", None)
+    return max((_GOOGLE_ATTEMPTS if attempts is None else attempts) - 1, 0)
 
 
 def settings_for_one_attempt(model: Model, settings: ModelSettings | None) -> ModelSettings | None:
