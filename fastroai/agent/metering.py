@@ -206,10 +206,8 @@ class _MeteredModel(WrapperModel):
     ) -> ModelResponse:
         meter = self._meter
         meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
-        retries, settings = (
-            meter.retries_of(self, model_settings),
-            settings_for_one_attempt(self.sender, model_settings),
-        )
+        retries = meter.retries_of(self, model_settings)
+        settings = settings_for_one_attempt(self.sender, model_settings)
         sends = 0
         while True:
             send = await meter.send(self)
@@ -237,10 +235,8 @@ class _MeteredModel(WrapperModel):
     ) -> AsyncGenerator[StreamedResponse]:
         meter = self._meter
         meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
-        retries, settings = (
-            meter.retries_of(self, model_settings),
-            settings_for_one_attempt(self.sender, model_settings),
-        )
+        retries = meter.retries_of(self, model_settings)
+        settings = settings_for_one_attempt(self.sender, model_settings)
         sends = 0
         async with AsyncExitStack() as stack:
             while True:
