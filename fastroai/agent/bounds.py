@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from pydantic_ai.messages import CachePoint, ModelMessage, ModelRequest, TextContent
 from pydantic_ai.models import ModelRequestParameters
-from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 from pydantic_core import to_json
 
@@ -218,8 +217,3 @@ def _written_out(node: object, definitions: Mapping[str, Any], sizes: dict[str, 
     if isinstance(node, Iterable) and not isinstance(node, str):
         return sum(_written_out(item, definitions, sizes) for item in node)
     return 0
-
-
-def merged(model_settings: ModelSettings | None, settings: ModelSettings | None) -> dict[str, Any]:
-    """A model's own settings and those of one request, which win."""
-    return {**(model_settings or {}), **(settings or {})}

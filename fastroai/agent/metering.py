@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,9 +24,11 @@ from pydantic_ai.settings import ModelSettings
 from ..usage.ledger import Attribution, LedgerEntry, RunLedger
 from ..usage.store import configured_store
 from .journal import Journal, JournaledModel
+from .layers import endpoint, innermost
+from .service_tiers import asked_service_tier
 from .settlement import Pricer, settle_answer, settle_stream
 from .transience import retry_delay
-from .wire import Send, client_retries, innermost, settings_for_one_attempt
+from .wire import Send, client_retries, settings_for_one_attempt
 
 _NOWHERE = Attribution()
 
@@ -73,6 +76,19 @@ async def scope_outside_of_runs() -> DispatchScope | None:
     """
     store = await configured_store()
     return None if store is None else DispatchScope(RunLedger(store), _NOWHERE)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What can be said of a request before it is sent.
+
+    Attributes:
+        service_tier: The tier it asks for.
+        upper_bound_usd: What it can cost at most.
+    """
+
+    service_tier: str | None = None
+    upper_bound_usd: Decimal | None = None
 
 
 class RequestMeter(AbstractCapability[Any]):
@@ -128,7 +144,24 @@ class RequestMeter(AbstractCapability[Any]):
         """Next to the provider: what an outer wrapper answers by itself was not sent."""
         return _INNERMOST
 
-    async def intend(self, model: _MeteredModel) -> LedgerEntry:
+    def foresee(
+        self,
+        model: Model,
+        messages: list[ModelMessage],
+        settings: ModelSettings | None,
+        parameters: ModelRequestParameters,
+    ) -> Foreseen:
+        """What can be said of a request before it is sent.
+
+        Raises:
+            UnknownModelPriceError: `FASTROAI_UNPRICED` refuses it. Nothing is sent or booked.
+        """
+        self._pricer.require_price(model, settings)
+        return Foreseen(
+            asked_service_tier(model, settings), self._pricer.upper_bound(model, messages, settings, parameters)
+        )
+
+    async def intend(self, model: _MeteredModel, foreseen: Foreseen) -> LedgerEntry:
         """Book a request that is about to be sent.
 
         Raises:
@@ -138,7 +171,10 @@ class RequestMeter(AbstractCapability[Any]):
             attribution=self._attribution,
             agent=self._agent,
             model_asked=model.asked,
+            provider=model.system,
             provider_host=model.host,
+            service_tier=foreseen.service_tier,
+            upper_bound_usd=foreseen.upper_bound_usd,
             simulated=model.simulated,
         )
         self._sent.append(entry.id)
@@ -158,10 +194,10 @@ class RequestMeter(AbstractCapability[Any]):
         if self.journal is not None and self.journal.is_durable:
             await self._ledger.flush()
 
-    async def send(self, model: _MeteredModel) -> Send:
+    async def send(self, model: _MeteredModel, foreseen: Foreseen) -> Send:
         """Book a request that is about to be sent, and follow what leaves for it."""
-        entry = await self.intend(model)
-        return Send(entry, model.sender, lambda: self.intend(model), self._ledger.record)
+        entry = await self.intend(model, foreseen)
+        return Send(entry, model.sender, lambda: self.intend(model, foreseen), self._ledger.record)
 
     def answered(self, entry: LedgerEntry, response: ModelResponse, model: Model) -> None:
         """Settle a request whose answer is complete."""
@@ -193,7 +229,7 @@ class _MeteredModel(WrapperModel):
         super().__init__(wrapped)
         self._meter = meter
         self.asked = wrapped.model_id
-        self.host = _host(wrapped.base_url)
+        self.host = _host(endpoint(wrapped))
         self.simulated = getattr(wrapped, "simulated", False) is True
         self.sender = innermost(wrapped)
         self.client_retries = client_retries(self.sender)
@@ -208,9 +244,10 @@ class _MeteredModel(WrapperModel):
         meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
         retries = meter.retries_of(self, model_settings)
         settings = settings_for_one_attempt(self.sender, model_settings)
+        foreseen = meter.foresee(self.wrapped, messages, settings, model_request_parameters)
         sends = 0
         while True:
-            send = await meter.send(self)
+            send = await meter.send(self, foreseen)
             sends += 1
             try:
                 with send:
@@ -237,10 +274,11 @@ class _MeteredModel(WrapperModel):
         meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
         retries = meter.retries_of(self, model_settings)
         settings = settings_for_one_attempt(self.sender, model_settings)
+        foreseen = meter.foresee(self.wrapped, messages, settings, model_request_parameters)
         sends = 0
         async with AsyncExitStack() as stack:
             while True:
-                send = await meter.send(self)
+                send = await meter.send(self, foreseen)
                 sends += 1
                 try:
                     with send:
@@ -264,7 +302,7 @@ class _MeteredModel(WrapperModel):
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
     ) -> ModelResponse:
-        send = await self._meter.send(self)
+        send = await self._meter.send(self, Foreseen())
         try:
             with send:
                 response = await self.wrapped.compact_messages(request_context, instructions=instructions)
@@ -330,7 +368,8 @@ def _host(url: str | None) -> str | None:
     """Host of a provider's URL, with its port where one is written; never credentials."""
     try:
         parts = urlsplit(url or "")
-        return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{name}:{parts.port}" if parts.port else name
     except ValueError:
         return None
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model
-from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
 from ..providers import canonical_provider
-from .bounds import merged
+from .layers import merged, sends_setting
 
 _TRAFFIC_TYPES = {
     "ON_DEMAND": "default",
@@ -80,15 +79,3 @@ def _answered_service_tier(response: ModelResponse) -> str | None:
         return tier
     traffic = details.get("traffic_type")
     return _TRAFFIC_TYPES.get(traffic) if isinstance(traffic, str) else None
-
-
-def sends_setting(model: Model, name: str) -> bool:
-    """Whether a model class puts a setting on the wire."""
-    return name not in innermost(model).unsupported_settings
-
-
-def innermost(model: Model) -> Model:
-    """The model that sends, without what is wrapped around it."""
-    while isinstance(model, WrapperModel):
-        model = model.wrapped
-    return model

@@ -20,8 +20,9 @@ from ..usage.calculator import CostCalculator
 from ..usage.ledger import EntryState, LedgerEntry, TokenCounts
 from ..usage.pricing import Ceiling, Price, further_usage, is_private_endpoint, tier_context
 from ..usage.units import microcents_to_usd
-from .bounds import merged, tokens_at_most
-from .service_tiers import asked_service_tier, billed_service_tier, innermost, sends_setting
+from .bounds import tokens_at_most
+from .layers import endpoint, merged, sends_setting
+from .service_tiers import asked_service_tier, billed_service_tier
 from .transience import NOT_SENT_PHASES
 
 logger = logging.getLogger("fastroai.agent")
@@ -147,7 +148,7 @@ class Pricer:
         """The price of one response, or why it is unknown."""
         name = response.model_name or model.model_name
         try:
-            url = _endpoint(model, response.provider_url)
+            url = endpoint(model, response.provider_url)
             if (reported := _reported(response, url, entry)) is not None:
                 return reported
             if response.usage.details.get("advisor_iterations"):
@@ -195,14 +196,14 @@ class Pricer:
             return
         tier = asked_service_tier(model, settings)
         try:
-            asked = (model.model_id, _endpoint(model), tier)
+            asked = (model.model_id, endpoint(model), tier)
             if asked in self._known:
                 return
             self._calculator.price(
                 RequestUsage(),
                 model.model_name,
                 provider=model.system,
-                provider_url=_endpoint(model),
+                provider_url=endpoint(model),
                 at=datetime.now(UTC),
                 context=tier_context(tier) or None,
             )
@@ -241,7 +242,7 @@ class Pricer:
             return None
 
     def _ceiling(self, model: Model, tier: str | None) -> Ceiling | None:
-        asked = (model.model_id, _endpoint(model), tier)
+        asked = (model.model_id, endpoint(model), tier)
         if asked not in self._ceilings:
             self._ceilings[asked] = self._find_ceiling(model, tier)
         return self._ceilings[asked]
@@ -254,7 +255,7 @@ class Pricer:
         if model.model_id.startswith(("gateway/", "openrouter:")):
             return None
         return calculator.ceiling(
-            model.model_name, provider=model.system, provider_url=_endpoint(model), at=datetime.now(UTC), tier=tier
+            model.model_name, provider=model.system, provider_url=endpoint(model), at=datetime.now(UTC), tier=tier
         )
 
     def _estimate(self, name: str, tokens: TokenCounts) -> Decimal:
@@ -284,12 +285,6 @@ def _reported(response: ModelResponse, url: str | None, entry: LedgerEntry) -> P
             return None
         total, source = total + Decimal(str(upstream)), f"{source}, with what the provider behind it bills"
     return Price(total, source, request_fees=None)
-
-
-def _endpoint(model: Model, answered: str | None = None) -> str | None:
-    """Where a model's requests go. Some providers name their own URL even where the client was given a local one."""
-    client_url = str(getattr(getattr(innermost(model), "client", None), "base_url", None) or "")
-    return client_url if client_url and is_private_endpoint(client_url) else answered or model.base_url
 
 
 def _is_amount(value: object) -> bool:

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 from anyio import from_thread
 from pydantic_ai.models import Model
-from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
 from ..usage.ledger import LedgerEntry
+from .layers import innermost
 from .settlement import settle_failure, settle_resent
 
 _HTTP_CLIENTS: Final = (
@@ -134,13 +134,6 @@ class Send:
         # Only now: where no further attempt may be booked, none leaves, and this one is still the last.
         self._book(settle_resent(self.entry, self._status))
         self.entry, self._status = entry, None
-
-
-def innermost(model: Model) -> Model:
-    """The model that sends, out of its wrappers."""
-    while isinstance(model, WrapperModel):
-        model = model.wrapped
-    return model
 
 
 def sdk_obeys(model: Model) -> bool:
