@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fastroai import NoOpTracer, Pipeline, PipelineConfig, StepContext, StepExecutionError, step
-from tests.support.models import counted_agent
+from tests.support.models import COST, INPUT_TOKENS, OUTPUT_TOKENS, counted_agent
 from tests.support.steps import Give, RecordingTracer
 
 
@@ -83,3 +83,26 @@ async def test_a_tracer_derived_from_the_one_that_does_nothing_is_a_tracer(execu
     tracer = Derived()
     await Pipeline("demo", {"a": Give()}, executor=executor).execute({}, None, tracer)
     assert tracer.names == ["pipeline.demo", "step.a"]
+
+
+async def test_the_spans_of_a_run_and_its_steps_say_what_was_spent_and_not_what_was_replayed(executor: str) -> None:
+    tracer, (agent, _) = RecordingTracer(), counted_agent()
+    behind = Give(RuntimeError("once"), None)
+
+    @step(retries=1, retry_delay=0.0)
+    async def ask(ctx: StepContext[Any]) -> None:
+        await ctx.run(agent, "one")
+        await behind.execute(ctx)
+
+    await Pipeline("demo", {"a": ask, "b": Give()}, {"b": ["a"]}, executor=executor).execute({}, None, tracer)
+    run, last_attempt = tracer.metrics["pipeline.demo"], tracer.metrics["step.a"]
+    assert run == {
+        "request_count": 1,
+        "replayed_count": 1,
+        "input_tokens": INPUT_TOKENS,
+        "output_tokens": OUTPUT_TOKENS,
+        "cost_microcents": COST,
+    }
+    assert (last_attempt["replayed_count"], last_attempt["cost_microcents"]) == (1, 0)
+    assert tracer.metrics["fastroai.agent.run"]["cost_microcents"] == 0
+    assert "step.b" not in tracer.metrics

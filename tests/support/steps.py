@@ -94,19 +94,25 @@ class RecordingTracer:
         self.spans: list[str] = []
         self.ended: list[str] = []
         self.failed: list[str] = []
+        self.metrics: dict[str, dict[str, Any]] = {}
+        """By the name of their span."""
+        self._names: dict[str, str] = {}
 
     @asynccontextmanager
     async def span(self, name: str, **attributes: Any) -> AsyncIterator[str]:
         self.spans.append(name)
+        trace_id = str(uuid4())
+        self._names[trace_id] = name
         try:
-            yield str(uuid4())
+            yield trace_id
         except BaseException:
             self.failed.append(name)
             raise
         finally:
             self.ended.append(name)
 
-    def log_metric(self, trace_id: str, name: str, value: Any) -> None: ...
+    def log_metric(self, trace_id: str, name: str, value: Any) -> None:
+        self.metrics.setdefault(self._names[trace_id], {})[name] = value
 
     def log_error(self, trace_id: str, error: Exception, context: dict[str, Any] | None = None) -> None: ...
 

@@ -166,6 +166,7 @@ async def test_real_logfire_takes_what_the_tracer_sends() -> None:
     spans: dict[str, Any] = {span["name"]: span for span in exporter.exported_spans_as_dict()}
     assert spans["outer"]["attributes"]["trace_id"] == outer
     assert spans["outer"]["attributes"]["user"] == "u1"
+    assert spans["outer"]["attributes"]["fastroai.tokens"] == 150
     assert spans["inner"]["parent"]["span_id"] == spans["outer"]["context"]["span_id"]
     assert spans["metric {name}={value}"]["attributes"]["value"] == 150
     error = spans["{error_type}: {error_message}"]
