@@ -16,6 +16,8 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 
+from fastroai.usage import Ledger
+from fastroai.usage.ledger import total_usd
 from tests.acceptance.conftest import REPOSITORY, Command
 from tests.integration.read_back import everything_stored, read_run, usd
 
@@ -62,6 +64,7 @@ async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
         everything = await everything_stored(runs[name])
         assert SENTINEL not in everything
         assert stored.output().startswith("```json")
+        await _check_books(runs[name], name, usd(stored.rows()))
     digest = await read_run(runs["document-digest/daily"], tasks=5)
     assert "miller" in digest.output()
     assert digest.flow_run.parameters == {"inputs": inputs["document-digest/daily"]}
@@ -78,6 +81,14 @@ async def _wait_until_scheduled(deployments: int) -> None:
                 flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=["SCHEDULED"])))
             )
             scheduled = {run.deployment_id for run in found if run.auto_scheduled}
+
+
+async def _check_books(flow_run_id: Any, deployment: str, cost: Decimal) -> None:
+    async with Ledger.open() as ledger:
+        entries = await ledger.entries(run_id=str(flow_run_id))
+    assert total_usd(entries) == cost
+    assert {entry.attribution.deployment for entry in entries} == {deployment.partition("/")[2]}
+    assert all("fastroai" in entry.attribution.flow_tags for entry in entries)
 
 
 def _check_deployment(deployment: Any) -> None:
