@@ -18,6 +18,7 @@ PREFIX = "FASTROAI_"
 DOTENV = ".env"
 
 ExecutorName = Literal["prefect", "memory"]
+CachePolicyName = Literal["run", "inputs", "off"]
 
 
 class FastroAISettings(BaseSettings):
@@ -33,6 +34,11 @@ class FastroAISettings(BaseSettings):
         default=None,
         description="Where step results are kept: `s3://bucket/prefix`, `s3-bucket/block-name` or a local folder. "
         "Unset: Prefect's local storage folder.",
+    )
+    cache_policy: CachePolicyName = Field(
+        default="run",
+        description="When Prefect may reuse results of steps whose configuration does not say: `run` (within the same "
+        "run), `inputs` (whenever code and inputs are the same) or `off`.",
     )
     s3_endpoint_url: str | None = Field(
         default=None, description="URL of an S3-compatible service, for example MinIO. Unset: AWS."

@@ -9,40 +9,64 @@ from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 # What tells one value of these types from another is their text.
-_TEXTUAL = (date, datetime, time, timedelta, Decimal, UUID, PurePath)
+_TEXTUAL = (date, datetime, time, timedelta, Decimal, UUID)
 _TYPE = "$type"
 
 
 def canonical_json(value: Any) -> str:
     """JSON of a value by its own fields; types that JSON lacks carry their name. Secrets enter as hashes.
 
+    Numbers that are equal have one text (0, 0.0 and -0.0), because a value that went through JSON may come back with
+    the other one. A bool is no number, and neither is a text of digits. Text is taken as it is, not normalised.
+
     Raises:
         TypeError: The value holds an object whose content is not known here (a client, a generator, a file).
-        ValueError: It holds a NaN or an infinity.
+        RecursionError: It holds itself.
     """
     return json.dumps(_canonical(value), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON."""
+    """SHA-256 of a value's canonical JSON, in hex."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def _canonical(value: Any) -> Any:
-    if value is None or type(value) in (str, int, bool, float):
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
         return value
-    if type(value) is list:
+    if kind is int:
+        # Python refuses to write numbers of more digits in decimal.
+        return value if value.bit_length() < 4096 else {_TYPE: "int", "value": hex(value)}
+    if kind is float:
+        return _number(value)
+    if kind is list:
         return [_canonical(item) for item in value]
-    if type(value) is dict and _TYPE not in value and all(type(key) is str for key in value):
+    if kind is dict and _TYPE not in value and all(type(key) is str for key in value):
         return {key: _canonical(item) for key, item in value.items()}
-    return {_TYPE: f"{type(value).__module__}.{type(value).__qualname__}", "value": _content(value)}
+    return {_TYPE: _name(value), "value": _content(value)}
+
+
+def _number(value: float) -> Any:
+    if value.is_integer():
+        return int(value)
+    if value - value == 0:
+        return value
+    return {_TYPE: "float", "value": repr(value)}  # NaN or an infinity
+
+
+def _name(value: Any) -> str:
+    """A type's name; of paths, one that is the same on every system and Python version."""
+    if isinstance(value, PurePath):
+        return "Path" if isinstance(value, Path) else "PurePath"
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _content(value: Any) -> Any:
@@ -59,13 +83,17 @@ def _content(value: Any) -> Any:
         return value.hex()
     if isinstance(value, _TEXTUAL):
         return str(value)
+    if isinstance(value, PurePath):
+        return value.as_posix()
     if isinstance(value, set | frozenset):
         return sorted(canonical_json(item) for item in value)
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
     if isinstance(value, Mapping):
-        return sorted([canonical_json(key), _canonical(item)] for key, item in value.items())
+        return sorted(
+            ([canonical_json(key), _canonical(item)] for key, item in value.items()), key=lambda pair: pair[0]
+        )
     for plain in (str, int, float):
         if isinstance(value, plain):
-            return plain(value)
+            return _canonical(plain(value))
     raise TypeError(f"A {type(value).__qualname__} has no canonical JSON.")

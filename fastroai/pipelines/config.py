@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from datetime import timedelta
+from typing import Any, Literal, get_args
+
+from ..settings import CachePolicyName
 
 OnError = Literal["fail", "continue"]
 Durable = Literal["step", "request"]
+
+LONGEST_EXPIRATION = timedelta(days=36_500)
 
 
 class _RemembersGiven(type):
@@ -41,16 +46,20 @@ class StepConfig(metaclass=_RemembersGiven):
             does.
         cache_policy: When Prefect may reuse it: `"run"` (within the same flow run, also when it is retried),
             `"inputs"` (whenever pipeline, step, code, inputs and dependency outputs are the same), `"off"`, or a
-            Prefect `CachePolicy`. None: as the executor.
-
+            Prefect `CachePolicy`. None: as the executor, else as `FASTROAI_CACHE_POLICY`.
+        cache_expiration: How long a stored result may be reused, from when it was stored: seconds, or a `timedelta`.
+            None: for ever.
+        cache_scope: A text that is part of the cache key, so that results are shared only where it is the same: a
+            tenant, an environment, a version. The run's input is part of the key anyway, live deps never are.
         durable: What is not paid for again when the step is tried again. `"request"`: each answered model request and
             each tool call that returned. `"step"`: nothing within it, only the finished step. None: as the executor,
             which says `"request"`.
 
-    `persist_result`, `result_storage` and `cache_policy` have no effect in memory.
+    `persist_result`, `result_storage` and those that begin with `cache_` have no effect in memory.
 
     Raises:
-        ValueError: A number is negative, `retry_delay` is an empty list, or `durable` is unknown.
+        ValueError: A number is negative, `retry_delay` is an empty list, `durable` or a cache policy's name is unknown,
+            an expiration is not positive or longer than 100 years, or a scope is not a text or empty.
     """
 
     timeout: float | None = None
@@ -61,6 +70,8 @@ class StepConfig(metaclass=_RemembersGiven):
     result_storage: Any = None
     cache_policy: Any = None
     durable: Durable | None = None
+    cache_expiration: float | timedelta | None = None
+    cache_scope: str | None = None
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -120,6 +131,36 @@ def check_config(config: StepConfig) -> None:
     ):
         if value is not None and value < 0:
             raise ValueError(f"{name}={value!r}: give a number >= 0.")
+    _check_cache(config)
+
+
+def _check_cache(config: StepConfig) -> None:
+    policy, scope = config.cache_policy, config.cache_scope
+    if isinstance(policy, str) and policy not in get_args(CachePolicyName):
+        names = ", ".join(map(repr, get_args(CachePolicyName)))
+        raise ValueError(f"cache_policy={policy!r} is unknown: give {names} or a Prefect CachePolicy.")
+    if scope is not None and not (isinstance(scope, str) and scope):
+        raise ValueError(f"cache_scope={scope!r}: give a text that is not empty, for example a tenant's id.")
+    expiration(config)
+
+
+def expiration(config: StepConfig) -> timedelta | None:
+    """How long a stored result may be reused.
+
+    Raises:
+        ValueError: `cache_expiration` is no time that could pass.
+    """
+    value = config.cache_expiration
+    if value is None:
+        return None
+    # Compared before it is converted: a timedelta can't hold every number.
+    if isinstance(value, int | float) and type(value) is not bool and 0 < value <= LONGEST_EXPIRATION.total_seconds():
+        value = timedelta(seconds=value)
+    if isinstance(value, timedelta) and timedelta(0) < value <= LONGEST_EXPIRATION:
+        return value
+    raise ValueError(
+        f"cache_expiration={value!r}: give seconds or a timedelta above 0 and up to 100 years, or None for no limit."
+    )
 
 
 def resolve_config(*layers: StepConfig | None) -> StepConfig:

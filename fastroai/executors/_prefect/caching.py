@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,22 +15,25 @@ from prefect.context import FlowRunContext, TaskRunContext
 
 from ...errors import PipelineValidationError
 from ...pipelines.canonical import digest
+from ...settings import CachePolicyName, load_settings
 
-Scope = Literal["run", "inputs"]
+KEY_FORMAT = 2
+"""Raised whenever what a key is made of changes, so that keys of older versions are never met by accident."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepIdentity:
-    """What tells one execution of a step from another; every part of it is in the cache key.
+    """What tells one execution of a step from another, whenever and wherever it is run.
 
     It is also the only parameter of a step's task, so that Prefect's own policies (`INPUTS`, …) key on the same.
 
     Attributes:
         pipeline: Two pipelines may have steps of the same name.
         step_id: Tasks of one factory share their source, so Prefect can't tell them apart.
-        fingerprint: Another prompt, model or code gives another answer.
+        fingerprint: Another prompt, model, tool, output type or code gives another answer.
         inputs: Digest of the run's input; every step may read all of it.
-        dependencies: Digests of the outputs the step can read, by step id.
+        dependencies: Digests of the outputs the step can read, by step id: what a step made of them depends on them.
+        scope: `cache_scope`; tells apart what live deps decide (a tenant's database), which are never part of a key.
     """
 
     pipeline: str
@@ -37,23 +41,38 @@ class StepIdentity:
     fingerprint: str
     inputs: str
     dependencies: dict[str, str]
+    scope: str | None = None
 
     def as_parameter(self) -> dict[str, Any]:
         """Plain JSON, which hashes the same everywhere."""
-        return {
-            "pipeline": self.pipeline,
-            "step_id": self.step_id,
-            "fingerprint": self.fingerprint,
-            "inputs": self.inputs,
-            "dependencies": self.dependencies,
-        }
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """Under what a step's result is stored; every field is in the digest.
+
+    Attributes:
+        identity: A `StepIdentity` as the task's parameter: the same step of the same input gives the same result.
+        run: With `"run"`, what the attempts of one run have in common, so that another run does not reuse the result;
+            None with `"inputs"`.
+        format: What a digest is made of, so that a version that makes it of something else does not meet older ones.
+    """
+
+    identity: dict[str, Any]
+    run: str | None
+    format: int = KEY_FORMAT
+
+    def digest(self) -> str:
+        """SHA-256 of all fields as canonical JSON, in hex."""
+        return digest(dataclasses.asdict(self))
 
 
 def digest_or_unique(value: Any) -> str:
     """A value's digest, or for one that has none a text that is never seen again, so that it never hits."""
     try:
         return digest(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return f"unidentified-{uuid4()}"
 
 
@@ -61,16 +80,13 @@ def digest_or_unique(value: Any) -> str:
 class StepCachePolicy(CachePolicy):
     """Reuses a step's result for the same identity: everywhere, or within the run and its retries."""
 
-    scope: Scope = "run"
+    scope: Literal["run", "inputs"] = "run"
 
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
-        """SHA-256 over the identity and, within a run, what stays the same when the run is tried again."""
-        key = {"format": 1, "identity": inputs["identity"]}
-        if self.scope == "run":
-            key["run"] = run_scope()
-        return digest(key)
+        """The digest of a `CacheKey`."""
+        return CacheKey(inputs["identity"], run_scope() if self.scope == "run" else None).digest()
 
 
 _run_key: ContextVar[str | None] = ContextVar("fastroai_run_key", default=None)
@@ -102,18 +118,17 @@ def run_scope() -> str:
 
 
 def resolve_cache_policy(choice: Any) -> CachePolicy:
-    """The policy for `StepConfig.cache_policy`.
+    """The policy for `StepConfig.cache_policy`; None is `FASTROAI_CACHE_POLICY`.
 
     Raises:
         PipelineValidationError: It is neither one of the three names nor a Prefect `CachePolicy`.
     """
-    if choice is None or choice == "run":
-        return StepCachePolicy(scope="run")
     if isinstance(choice, CachePolicy):
         return choice
-    if choice == "inputs":
-        return StepCachePolicy(scope="inputs")
-    if choice == "off":
+    name: CachePolicyName = load_settings().cache_policy if choice is None else choice
+    if name == "run" or name == "inputs":
+        return StepCachePolicy(scope=name)
+    if name == "off":
         return NO_CACHE
     raise PipelineValidationError(
         f"cache_policy={choice!r} is unknown: give 'run', 'inputs', 'off' or a Prefect CachePolicy."

@@ -18,7 +18,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
 
 from ...errors import ResultStorageError
-from ...pipelines.config import Durable, retry_delay
+from ...pipelines.config import Durable, expiration, retry_delay
 from ...pipelines.plan import ExecutionPlan, PlannedStep
 from ...usage.ledger import LedgerEntry
 from ..protocol import StepRecord
@@ -82,6 +82,7 @@ def _make_task(
         "retries": config.retries,
         "retry_delay_seconds": [retry_delay(config, n + 1) for n in range(min(config.retries, MAX_RETRY_DELAYS))],
         "cache_policy": resolve_cache_policy(config.cache_policy),
+        "cache_expiration": expiration(config),
         "persist_result": config.persist_result is not False,
         "result_serializer": StepResultSerializer(),
         "retry_condition_fn": step_may_be_tried_again,
@@ -103,6 +104,7 @@ _FIELD_OF_OPTION = {
     "retries": "retries",
     "retry_delay_seconds": "retry_delay",
     "cache_policy": "cache_policy",
+    "cache_expiration": "cache_expiration",
     "persist_result": "persist_result",
 }
 
@@ -254,6 +256,7 @@ class StepTasks:
             fingerprint=self._tasks[node.step_id].fingerprint,
             inputs=self._inputs_digest,
             dependencies={step_id: self._output_digests[step_id] for step_id in node.dependencies},
+            scope=node.config.cache_scope,
         )
 
     def _replay(self, node: PlannedStep, stored: StoredStep) -> StepRecord:

@@ -1,0 +1,74 @@
+"""Whose code something is: what is followed when a step is fingerprinted, and what is known by its name only."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Home:
+    """A top-level package, or the folder of modules that are in none.
+
+    Attributes:
+        name: The package's name, or the folder's path.
+        root: The folder that holds it; "" where there is none. Paths in it are told relative to it.
+    """
+
+    name: str
+    root: str
+
+    def place(self, text: str) -> str:
+        """A text, or where it is a path in this home or above it, the path without what only this machine has."""
+        if not self.root or len(text) < 2 or not os.path.isabs(text) or "\n" in text:
+            return text
+        path = os.path.normpath(text)
+        if path == self.root or path.startswith(self.root + os.sep):
+            return "<home>" + path[len(self.root) :].replace(os.sep, "/")
+        if self.root.startswith(path + os.sep):
+            return "<home>" + "/.." * self.root[len(path) :].count(os.sep)
+        return text
+
+
+def home_of_function(function: Any) -> Home:
+    """The home of the module whose globals a function reads, whatever a decorator wrote on it."""
+    module: Mapping[str, Any] = function.__globals__
+    return _home(*_located(module))
+
+
+def home_of_class(cls: type) -> Home:
+    """The home of the module that defines a class."""
+    module = sys.modules.get(cls.__module__)
+    return _home(cls.__module__, None, False) if module is None else _home(*_located(vars(module)))
+
+
+def home_of_module(module: ModuleType) -> Home:
+    """The home of a module."""
+    return _home(*_located(vars(module)))
+
+
+def _located(module: Mapping[str, Any]) -> tuple[str, str | None, bool]:
+    name = str(module.get("__name__", "__main__"))
+    spec = module.get("__spec__")
+    if name == "__main__" and spec is not None:  # python -m package.module
+        name = spec.name
+    return name, module.get("__file__"), "__path__" in module
+
+
+@functools.lru_cache(maxsize=1024)
+def _home(name: str, file: str | None, is_package: bool) -> Home:
+    package = name.partition(".")[0]
+    if package in sys.stdlib_module_names:
+        return Home(package, "")
+    if is_package or "." in name:
+        paths = list(getattr(sys.modules.get(package), "__path__", []))
+        return Home(package, os.path.dirname(os.path.abspath(paths[0])) if paths else "")
+    if file is None:
+        return Home(package, "")
+    folder = os.path.dirname(os.path.abspath(file))
+    return Home(folder, folder)

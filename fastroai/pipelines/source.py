@@ -1,0 +1,260 @@
+"""What a function's code says, told from its source: the same on every machine and Python version."""
+
+from __future__ import annotations
+
+import ast
+import dis
+import functools
+import hashlib
+import json
+import linecache
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_Place = tuple[str, int]
+"""Name and first line (of the first decorator, where there is one) of a function."""
+
+# Says how the text is laid out or checked, never what it does. Empty fields differ between Python versions.
+_LAYOUT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One use of a name that a function does not bind itself.
+
+    Attributes:
+        attributes: What is taken of it: `("SYSTEM",)` for `prompts.SYSTEM`.
+        is_called: Whether what is found there is called, and goes nowhere else.
+    """
+
+    attributes: tuple[str, ...]
+    is_called: bool
+
+
+@dataclass(frozen=True)
+class FunctionSource:
+    """What a function does, as far as its own text says.
+
+    Attributes:
+        identity: Digest of the text without comments, layout, docstring and the function's own decorators, which show
+            in what the name is bound to. Without a source, of the compiled code, which differs between minor versions
+            of Python.
+        globals: Names it reads from its module, sorted.
+        references: How these and the names of its closure are used; none where there is no source.
+        rebound: Names whose binding it changes (`nonlocal`, `global`): state, no part of its definition.
+    """
+
+    identity: str
+    globals: tuple[str, ...]
+    references: Mapping[str, tuple[Reference, ...]]
+    rebound: frozenset[str]
+
+
+@dataclass
+class _Module:
+    """A module's source, parsed."""
+
+    lines: list[str]
+    nodes: dict[_Place, list[_Function]] = field(default_factory=dict)
+    codes: dict[_Place, list[CodeType]] = field(default_factory=dict)
+    state: frozenset[str] = frozenset()
+
+
+def source_of(code: CodeType, module: dict[str, Any]) -> FunctionSource:
+    """Tell what a function does from its code and the globals it was defined in."""
+    linecache.lazycache(code.co_filename, module)  # for modules that are not plain files
+    return _source_of(code)
+
+
+def rebound_globals(code: CodeType) -> frozenset[str]:
+    """Names of a function's module that some function there binds anew: a module's state, not its definition."""
+    return _parsed(code.co_filename).state
+
+
+@functools.lru_cache(maxsize=4096)
+def _source_of(code: CodeType) -> FunctionSource:
+    node, is_current = _find(code)
+    if not is_current:
+        linecache.checkcache(code.co_filename)  # the module may have been edited and loaded again
+        node, is_current = _find(code)
+    names = tuple(sorted(set(_global_names(code))))
+    if node is None:
+        return FunctionSource(_digest(["compiled", _compiled(code)]), names, {}, frozenset())
+    text = ["source", _normalised(node)]
+    if not is_current:
+        # Compiled from another text than stands there now: edited since, or rewritten on import.
+        text.append(_compiled(code))
+    return FunctionSource(_digest(text), names, _references(node), _rebound(node))
+
+
+def _find(code: CodeType) -> tuple[_Function | None, bool]:
+    """A code's node in its module, and whether that is what the code was compiled from."""
+    module = _parsed(code.co_filename)
+    place = (code.co_name, code.co_firstlineno)
+    nodes = module.nodes.get(place, [])
+    if len(nodes) > 1:
+        nodes = [node for node in nodes if _is_within(code, node)]
+    if not nodes:
+        return None, False
+    compiled = _compiled(code)
+    is_current = any(_compiled(other) == compiled for other in module.codes.get(place, ()))
+    return min(nodes, key=_length), is_current
+
+
+_modules: dict[str, _Module] = {}
+
+
+def _parsed(filename: str) -> _Module:
+    lines = linecache.getlines(filename)
+    known = _modules.get(filename)
+    if known is None or known.lines is not lines:
+        known = _modules[filename] = _parse(filename, lines)
+    return known
+
+
+def _parse(filename: str, lines: list[str]) -> _Module:
+    module = _Module(lines)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse("".join(lines))
+            compiled = compile(tree, filename, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):  # no Python (a template's code names the template), or not any more
+        return module
+    state: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, _Function):
+            module.nodes.setdefault(_place_of(node), []).append(node)
+        elif isinstance(node, ast.Global):
+            state.update(node.names)
+    module.state = frozenset(state)
+    for code in _nested(compiled):
+        module.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
+    return module
+
+
+def _place_of(node: _Function) -> _Place:
+    if isinstance(node, ast.Lambda):
+        return "<lambda>", node.lineno
+    return node.name, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _nested(constant)
+
+
+def _is_within(code: CodeType, node: _Function) -> bool:
+    """Whether all that a code does stands in a node's body: tells functions that begin on one line apart."""
+    body = node.body if isinstance(node.body, list) else [node.body]
+    first, last = body[0], body[-1]
+    begin = (first.lineno, first.col_offset)
+    end = (last.end_lineno or last.lineno, last.end_col_offset or 0)
+    for line, end_line, column, end_column in code.co_positions():
+        if line is None or end_line is None or column is None or end_column is None or end_column == 0:
+            continue
+        if (line, column) < begin or (end_line, end_column) > end:
+            return False
+    return True
+
+
+def _length(node: _Function) -> tuple[int, int]:
+    return (node.end_lineno or 0) - node.lineno, (node.end_col_offset or 0) - node.col_offset
+
+
+def _global_names(code: CodeType) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname.startswith("LOAD_") and instruction.opname.endswith(("_GLOBAL", "_NAME", "_GLOBALS")):
+            yield instruction.argval
+    for nested in _nested(code):
+        yield from _global_names(nested)
+
+
+def _normalised(node: _Function) -> Any:
+    """A function's node as plain lists, without what its definition line only decorates and its docstring."""
+    fields = {name: value for name, value in ast.iter_fields(node) if name != "decorator_list"}
+    if not isinstance(node, ast.Lambda) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    return _plain_fields(node, fields)
+
+
+def _plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> Any:
+    kept = sorted((name, value) for name, value in fields.items() if name not in _LAYOUT and value not in (None, []))
+    return [type(node).__name__, [[name, _plain(value)] for name, value in kept]]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ast.Constant):
+        return _constant(value.value)
+    if isinstance(value, ast.AST):
+        return _plain_fields(value, dict(ast.iter_fields(value)))
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _constant(value: Any) -> Any:
+    """A constant in the code as text and type; sets in an order that no hash seed changes."""
+    if isinstance(value, CodeType):
+        return _compiled(value)
+    if isinstance(value, tuple):
+        return ["tuple", [_constant(item) for item in value]]
+    if isinstance(value, frozenset):
+        return ["frozenset", sorted((_constant(item) for item in value), key=json.dumps)]
+    if isinstance(value, bytes):
+        return ["bytes", value.hex()]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return ["int", hex(value)]
+    return [type(value).__name__, value if isinstance(value, str) else repr(value)]
+
+
+def _compiled(code: CodeType) -> Any:
+    """What a compiled function does; where it stands is left out."""
+    return [
+        code.co_name,
+        code.co_code.hex(),
+        [_constant(constant) for constant in code.co_consts],
+        [list(code.co_names), list(code.co_varnames), list(code.co_freevars), list(code.co_cellvars)],
+        [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags],
+    ]
+
+
+def compiled_identity(code: CodeType) -> str:
+    """Digest of compiled code, for what never had a source of its own; differs between minor versions of Python."""
+    return _digest(["compiled", _compiled(code)])
+
+
+def _references(node: _Function) -> Mapping[str, tuple[Reference, ...]]:
+    found: dict[str, set[Reference]] = {}
+
+    def visit(current: ast.AST, is_called: bool) -> None:
+        attributes: list[str] = []
+        base = current
+        while isinstance(base, ast.Attribute):
+            attributes.insert(0, base.attr)
+            base = base.value
+        if isinstance(base, ast.Name):
+            found.setdefault(base.id, set()).add(Reference(tuple(attributes), is_called))
+            return
+        for child in ast.iter_child_nodes(base):
+            visit(child, isinstance(base, ast.Call) and child is base.func)
+
+    for child in ast.iter_child_nodes(node):
+        visit(child, is_called=False)
+    return {name: tuple(sorted(uses, key=lambda use: (use.attributes, use.is_called))) for name, uses in found.items()}
+
+
+def _rebound(node: _Function) -> frozenset[str]:
+    return frozenset(
+        name for inner in ast.walk(node) if isinstance(inner, ast.Global | ast.Nonlocal) for name in inner.names
+    )
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
