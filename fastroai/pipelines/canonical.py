@@ -18,6 +18,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 # What tells one value of these types from another is their text.
 _TEXTUAL = (date, datetime, time, timedelta, Decimal, UUID)
 _TYPE = "$type"
+_TEXT_ONLY = {str}
 
 
 def canonical_json(value: Any) -> str:
@@ -49,8 +50,8 @@ def _canonical(value: Any) -> Any:
         return _number(value)
     if kind is list:
         return [_canonical(item) for item in value]
-    if kind is dict and _TYPE not in value and all(type(key) is str for key in value):
-        return {key: _canonical(item) for key, item in value.items()}
+    if kind is dict and _TYPE not in value and set(map(type, value)) <= _TEXT_ONLY:
+        return {key: item if type(item) is str else _canonical(item) for key, item in value.items()}
     return {_TYPE: _name(value), "value": _content(value)}
 
 

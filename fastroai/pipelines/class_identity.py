@@ -70,7 +70,7 @@ def _fields(cls: type, describer: Describer) -> Any:
     if issubclass(cls, Enum):
         return [[name, describer.value(member.value)] for name, member in cls.__members__.items()]
     if issubclass(cls, BaseModel):
-        fields = [[n, describer.value(f.default), describer.value(f.default_factory)] for n, f in _own_fields(cls)]
+        fields = [[name, _pydantic_field(field, describer)] for name, field in sorted(cls.model_fields.items())]
         private = [[n, describer.value(a.default), describer.value(a.default_factory)] for n, a in _private(cls)]
         applied = [
             [kind.name, name, describer.value(decorator.info)]
@@ -86,8 +86,9 @@ def _fields(cls: type, describer: Describer) -> Any:
     return None
 
 
-def _own_fields(cls: type[BaseModel]) -> Any:
-    return sorted(cls.model_fields.items())
+def _pydantic_field(field: Any, describer: Describer) -> Any:
+    default = [describer.value(field.default), describer.value(field.default_factory)]
+    return [default, describer.parts(field.annotation), describer.value(field.metadata)]
 
 
 def _private(cls: type[BaseModel]) -> Any:

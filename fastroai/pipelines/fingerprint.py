@@ -112,14 +112,22 @@ class Describer:
 
     def hint(self, hint: Any) -> Any:
         """A type as the model or the next step sees it, with the code of the classes in it."""
-        if isinstance(hint, type) and not get_args(hint):
+        return [json_schema(hint), self.parts(hint)]
+
+    def parts(self, hint: Any) -> Any:
+        """The code of the classes and validators in a type."""
+        if isinstance(hint, type):
             with self._at(home_of_class(hint)):
-                return [json_schema(hint), self.value(hint)]
-        return [json_schema(hint), [self.hint(part) for part in get_args(hint) if isinstance(part, type)]]
+                return self.value(hint)
+        inner = [self.parts(part) for part in get_args(hint) if isinstance(part, type) or get_origin(part) is not None]
+        return [inner, [self.value(part) for part in getattr(hint, "__metadata__", ())]]
 
     def is_own(self, cls: type) -> bool:
         """Whether a class belongs to the code that is being followed."""
-        return self._home is not None and home_of_class(cls) == self._home
+        return self._follows(home_of_class(cls))
+
+    def _follows(self, home: Home) -> bool:
+        return home == self._home and not home.is_library
 
     @contextmanager
     def _at(self, home: Home) -> Iterator[None]:
@@ -151,7 +159,7 @@ class Describer:
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         ]
         attributes = [[name, self.value(value)] for name, value in sorted(vars(function).items())]
-        if home_of_function(function) != self._home:
+        if not self._follows(home_of_function(function)):
             # Another package's: a decorator's wrapper, say. What it was given counts, not how it is written.
             return ["library function", _label(function), closure, attributes]
         source = source_of(function.__code__, function.__globals__)
@@ -200,7 +208,7 @@ class Describer:
             taken.append(attribute)
         if value is _MISSING or isinstance(value, ModuleType):
             return
-        if home_of_module(module) == self._home or isinstance(value, str | bytes | int | float):
+        if self._follows(home_of_module(module)) or isinstance(value, str | bytes | int | float):
             yield [".".join(taken), self.value(value)]
 
     def _method(self, method: Any) -> Any:

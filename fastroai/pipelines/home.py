@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+_LIBRARIES = frozenset({"fastroai", "prefect", "pydantic", "pydantic_ai"})
+_PYTHONS_FOLDER = os.path.dirname(os.path.abspath(os.__file__))
+
 
 @dataclass(frozen=True)
 class Home:
@@ -18,10 +21,12 @@ class Home:
     Attributes:
         name: The package's name, or the folder's path.
         root: The folder that holds it; "" where there is none. Paths in it are told relative to it.
+        is_library: Whether it is Python's or ours, which are never followed: another version is no other step.
     """
 
     name: str
     root: str
+    is_library: bool = False
 
     def place(self, text: str) -> str:
         """A text, or where it is a path in this home or above it, the path without what only this machine has."""
@@ -63,8 +68,8 @@ def _located(module: Mapping[str, Any]) -> tuple[str, str | None, bool]:
 @functools.lru_cache(maxsize=1024)
 def _home(name: str, file: str | None, is_package: bool) -> Home:
     package = name.partition(".")[0]
-    if package in sys.stdlib_module_names:
-        return Home(package, "")
+    if package in _LIBRARIES or _is_pythons(package, file):
+        return Home(package, "", is_library=True)
     if is_package or "." in name:
         paths = list(getattr(sys.modules.get(package), "__path__", []))
         return Home(package, os.path.dirname(os.path.abspath(paths[0])) if paths else "")
@@ -72,3 +77,10 @@ def _home(name: str, file: str | None, is_package: bool) -> Home:
         return Home(package, "")
     folder = os.path.dirname(os.path.abspath(file))
     return Home(folder, folder)
+
+
+def _is_pythons(package: str, file: str | None) -> bool:
+    """Whether a module is of the standard library; one of somebody else's may have such a name too."""
+    if package not in sys.stdlib_module_names or package == "__main__":
+        return False
+    return file is None or os.path.abspath(file).startswith(_PYTHONS_FOLDER + os.sep)

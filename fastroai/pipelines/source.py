@@ -192,11 +192,27 @@ def _plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, ast.Constant):
         return _constant(value.value)
+    if isinstance(value, ast.JoinedStr):
+        return ["JoinedStr", *_plain_pieces(value.values)]
     if isinstance(value, ast.AST):
         return _plain_fields(value, dict(ast.iter_fields(value)))
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
+
+
+def _plain_pieces(pieces: list[ast.expr]) -> list[Any]:
+    """The pieces of an f-string; Python versions cut its text differently, also into empty pieces."""
+    plain: list[Any] = []
+    for piece in pieces:
+        if isinstance(piece, ast.Constant) and isinstance(piece.value, str):
+            if plain and isinstance(plain[-1], str):
+                plain[-1] += piece.value
+            elif piece.value:
+                plain.append(piece.value)
+        else:
+            plain.append(_plain(piece))
+    return plain
 
 
 def _constant(value: Any) -> Any:
