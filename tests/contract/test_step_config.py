@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from fastroai import BaseStep, Pipeline, PipelineConfig, StepConfig, StepContext, step
+from fastroai import BaseStep, Pipeline, PipelineConfig, PipelineValidationError, StepConfig, StepContext, step
+from fastroai.pipelines.config import expiration
 
 
 class Probe(BaseStep[Any, StepConfig]):
@@ -55,7 +57,9 @@ def test_a_pipeline_config_is_a_step_config_with_more() -> None:
     assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (None, 0, 1.0, None)
 
 
-@pytest.mark.parametrize("option", ["persist_result", "result_storage", "cache_policy"])
+@pytest.mark.parametrize(
+    "option", ["persist_result", "result_storage", "cache_policy", "cache_expiration", "cache_scope"]
+)
 def test_engine_options_default_to_none(option: str) -> None:
     assert getattr(StepConfig(), option) is None
 
@@ -80,6 +84,42 @@ def test_a_pipeline_value_that_no_engine_could_honour_is_refused(options: dict[s
     (name,) = options
     with pytest.raises(ValueError, match=name):
         PipelineConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_policy": "sometimes"},
+        {"cache_scope": ""},
+        {"cache_scope": 7},
+        *({"cache_expiration": value} for value in (0, -1, True, float("nan"), float("inf"), 10**400, "1 h")),
+        {"cache_expiration": timedelta(0)},
+        {"cache_expiration": timedelta(days=40_000)},
+    ],
+    ids=lambda options: f"{options!r:.60}",
+)
+def test_a_cache_option_that_no_engine_could_honour_is_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        StepConfig(**options)
+    config = StepConfig()
+    setattr(config, name, options[name])
+    with pytest.raises(PipelineValidationError, match=f"probe.*{name}"):
+        Pipeline("p", {"probe": Probe()}, step_configs={"probe": config})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, None), (90, timedelta(seconds=90)), (0.5, timedelta(seconds=0.5)), (timedelta(days=1), timedelta(days=1))],
+)
+def test_an_expiration_is_seconds_or_a_timedelta(given: Any, expected: timedelta | None) -> None:
+    assert expiration(StepConfig(cache_expiration=given)) == expected
+
+
+async def test_cache_options_of_a_pipeline_are_inherited() -> None:
+    far = PipelineConfig(cache_policy="inputs", cache_expiration=60, cache_scope="tenant")
+    config = await resolved(pipeline=far, near=StepConfig(cache_scope=None))
+    assert (config.cache_policy, config.cache_expiration, config.cache_scope) == ("inputs", 60, None)
 
 
 def test_an_unknown_field_is_refused() -> None:
