@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from enum import Enum
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, is_typeddict
@@ -119,5 +120,6 @@ def _is_written(cls: type, name: str, item: Any) -> bool:
     is_special = name.startswith("_") and name.endswith("_")
     if isinstance(item, FunctionType):
         # dataclasses and named tuples compile methods from text of their own.
-        return not is_special or (item.__module__ == cls.__module__ and item.__code__.co_filename != "<string>")
+        code = inspect.unwrap(item).__code__
+        return not is_special or (item.__module__ == cls.__module__ and code.co_filename != "<string>")
     return not is_special and not (issubclass(cls, Enum) and name in cls.__members__)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
+import logging
 import re
 import string
 from collections import UserDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -16,7 +18,7 @@ from fractions import Fraction
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 
@@ -29,7 +31,9 @@ from .class_identity import describe_class, describe_fields, json_schema
 from .config import StepConfig
 from .decorators import FunctionStep
 from .home import Home, home_of_class, home_of_function, home_of_module
-from .source import compiled_identity, rebound_globals, source_of
+from .source import LocalImport, compiled_identity, rebound_globals, source_of
+
+logger = logging.getLogger("fastroai.pipelines")
 
 _TEXTUAL = (date, datetime, time, timedelta, Decimal, Fraction, UUID, range)
 _SEQUENCES = (list, tuple, deque)
@@ -48,7 +52,11 @@ def fingerprint(step: BaseStep[Any, Any]) -> str:
     other packages' code the names count. docs/caching.md has the whole list.
     """
     describer = Describer()
-    return digest(describer.once(step, lambda: describer.step(step)))
+    try:
+        return digest(describer.once(step, lambda: describer.step(step)))
+    except Exception as error:  # an object whose attributes raise, or nested too deep: no reason not to run the step
+        logger.warning("Step %r can't be fingerprinted, so its results are not reused: %r", step, error)
+        return f"unidentified-{uuid4()}"
 
 
 class Describer:
@@ -173,7 +181,23 @@ class Describer:
             if name in function.__globals__
             for described in self._global(name, function.__globals__[name], source.references.get(name, ()))
         ]
+        for local in source.imports:
+            read += self._imported(local, function.__globals__, source.references.get(local.bound, ()))
         return ["function", source.identity, defaults, closure, attributes, read]
+
+    def _imported(self, local: LocalImport, module: Mapping[str, Any], uses: Any) -> Iterator[Any]:
+        """What a function imports when it runs, where that is own code."""
+        try:
+            name = importlib.util.resolve_name(local.module, module.get("__package__"))
+            if self._home is None or not self._home.holds(name):
+                return
+            value: Any = importlib.import_module(name)
+            if local.name is not None:
+                held = vars(value)
+                value = held[local.name] if local.name in held else importlib.import_module(f"{name}.{local.name}")
+        except Exception:  # a step that imports it will say what is wrong
+            return
+        yield from self._global(local.bound, value, uses)
 
     def _cell(self, cell: Any) -> Any:
         try:
@@ -228,10 +252,14 @@ class Describer:
         return ["enum", self.value(type(member)), member.name, self.value(member.value)]
 
     def _sequence(self, items: Any) -> Any:
-        described = [
-            [self.value(item), item.__doc__] if isinstance(item, FunctionType) else self.value(item) for item in items
-        ]
-        return ["tuple" if isinstance(items, tuple) else "list", *described]
+        kind = "tuple" if isinstance(items, tuple) else "list"
+        if kind == "list":
+            return self.once(items, lambda: [kind, *map(self._item, items)])
+        return [kind, *map(self._item, items)]  # Python may make one object of equal tuples
+
+    def _item(self, item: Any) -> Any:
+        """Of a function in a list its docstring too: it may be one of tools, and the model reads it."""
+        return [self.value(item), item.__doc__] if isinstance(item, FunctionType) else self.value(item)
 
     def _set(self, items: Any) -> Any:
         """In an order that no hash seed changes: each item is described as if it were the only one."""

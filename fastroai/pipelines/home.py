@@ -28,6 +28,13 @@ class Home:
     root: str
     is_library: bool = False
 
+    def holds(self, module: str) -> bool:
+        """Whether a module of that name is at home here; nothing is imported to find out."""
+        top = module.partition(".")[0]
+        if self.is_library or not self.root or self.name != self.root:
+            return top == self.name and not self.is_library
+        return any(os.path.exists(os.path.join(self.root, top + ending)) for ending in ("", ".py"))
+
     def place(self, text: str) -> str:
         """A text, or where it is a path in this home or above it, the path without what only this machine has."""
         if not self.root or len(text) < 2 or not os.path.isabs(text) or "\n" in text:

@@ -36,6 +36,21 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class LocalImport:
+    """A name that a function imports itself.
+
+    Attributes:
+        bound: The name it gets in the function.
+        module: The module, with a leading dot for each level of a relative import.
+        name: What is taken of the module; None for the module itself.
+    """
+
+    bound: str
+    module: str
+    name: str | None
+
+
+@dataclass(frozen=True)
 class FunctionSource:
     """What a function does, as far as its own text says.
 
@@ -46,12 +61,14 @@ class FunctionSource:
         globals: Names it reads from its module, sorted.
         references: How these and the names of its closure are used; none where there is no source.
         rebound: Names whose binding it changes (`nonlocal`, `global`): state, no part of its definition.
+        imports: What it imports itself.
     """
 
     identity: str
     globals: tuple[str, ...]
     references: Mapping[str, tuple[Reference, ...]]
     rebound: frozenset[str]
+    imports: tuple[LocalImport, ...] = ()
 
 
 @dataclass
@@ -88,7 +105,7 @@ def _source_of(code: CodeType) -> FunctionSource:
     if not is_current:
         # Compiled from another text than stands there now: edited since, or rewritten on import.
         text.append(_compiled(code))
-    return FunctionSource(_digest(text), names, _references(node), _rebound(node))
+    return FunctionSource(_digest(text), names, _references(node), _rebound(node), tuple(_imports(node)))
 
 
 def _find(code: CodeType) -> tuple[_Function | None, bool]:
@@ -270,6 +287,18 @@ def _rebound(node: _Function) -> frozenset[str]:
     return frozenset(
         name for inner in ast.walk(node) if isinstance(inner, ast.Global | ast.Nonlocal) for name in inner.names
     )
+
+
+def _imports(node: _Function) -> Iterator[LocalImport]:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.ImportFrom):
+            module = "." * inner.level + (inner.module or "")
+            for alias in inner.names:
+                yield LocalImport(alias.asname or alias.name, module, alias.name)
+        elif isinstance(inner, ast.Import):
+            for alias in inner.names:
+                top = alias.name.partition(".")[0]
+                yield LocalImport(alias.asname or top, alias.name if alias.asname else top, None)
 
 
 def _digest(content: Any) -> str:

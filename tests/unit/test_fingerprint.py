@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
+import asyncio
+import importlib.util
 import itertools
+import linecache
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, SecretStr
+from pydantic_ai import Agent, TextOutput, ToolOutput
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.test import TestModel
 
+from fastroai import BaseStep, FastroAgent, StepContext, step
+from fastroai.pipelines import source
 from fastroai.pipelines.fingerprint import fingerprint
 
 PROMPTS = '''
 """Prompts."""
 SYSTEM = "You summarise."
 UNUSED = "Nobody reads this."
+LOCAL = "Imported in a function."
+
+def farewell():
+    return "Good bye"
+
 
 def polite(text):
     return "Please: " + text
@@ -182,8 +197,11 @@ agent = FastroAgent(
 @step(retries=1)
 async def one(context: StepContext[None]) -> Points:
     """Docstring of the step."""
+    from prompts import LOCAL as local
+    import prompts as others
+
     counted()
-    logger.info("x")
+    logger.info(local + others.farewell())
     text = prompts.SYSTEM + polite(TERSE) + helper("x") + wrapped("y") + cached("z")
     text += TEMPLATES["summary"] + TEMPLATE.substitute(this="a") + JINJA.render(a=1, b=2)
     text += Kind.SHORT + Kind.LONG.value + Texts.FIRST + SETTINGS.prompt + MODEL_SETTINGS.points[0]
@@ -258,9 +276,9 @@ def fingerprints(folder: Path, steps: str = STEPS, prompts: str = PROMPTS) -> di
     importlib.invalidate_caches()
     try:
         module = importlib.import_module("steps")
+        return {name: fingerprint(getattr(module, name)) for name in EVERY}
     finally:
         sys.path.remove(str(place))
-    return {name: fingerprint(getattr(module, name)) for name in EVERY}
 
 
 def changed_by(folder: Path, old: str, new: str) -> set[str]:
@@ -281,6 +299,8 @@ CHANGES: dict[str, tuple[str, str, set[str]]] = {
     "a float": ("FACTOR = 1.5", "FACTOR = 1.6", ONE),
     "a constant of another module": ("You summarise.", "You translate.", ONE),
     "a function of a module beside it": ("Please: ", "Do: ", ONE),
+    "a constant it imports itself": ("Imported in a function.", "Imported.", ONE),
+    "a function of a module it imports itself": ("Good bye", "Bye", ONE),
     "a function it calls": ("return deeper(text)[:length]", "return deeper(text)[length:]", ONE),
     "a function that one calls": ("text.strip()", "text.lstrip()", ONE),
     "a default": ("length=7", "length=8", ONE),
@@ -365,4 +385,149 @@ def test_an_unrelated_edit_changes_nothing(case: str, tmp_path: Path):
 
 
 def test_the_folder_a_module_stands_in_does_not_count(tmp_path: Path):
-    assert fingerprints(tmp_path) == fingerprints(tmp_path / "..")
+    assert fingerprints(tmp_path) == fingerprints(tmp_path)
+
+
+def test_a_step_without_a_source_has_a_fingerprint_of_its_compiled_code():
+    def made(body: str) -> str:
+        names: dict[str, Any] = {"step": step, "__name__": "made_up"}
+        exec(f"@step\nasync def made(context):\n    return {body}", names)
+        return fingerprint(names["made"])
+
+    assert made("{'a', 'b'}") == made("{'a', 'b'}")
+    assert made("1") != made("2")
+    assert made("context.a") != made("context.b")
+
+
+def test_code_that_was_edited_after_it_was_loaded_shares_no_fingerprint_with_what_stands_there_now(tmp_path: Path):
+    """A process that still runs the old code must not store its results under the key of the new."""
+    file = tmp_path / "edited.py"
+    old, new = (f"from fastroai import step\n@step\nasync def it(context):\n    return {n}\n" for n in ("1", "22"))
+
+    def load() -> Any:
+        spec = importlib.util.spec_from_file_location("edited", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.it
+
+    file.write_text(old)
+    running, same = load(), load()
+    before = fingerprint(same)
+    assert before == fingerprint(load())
+    file.write_text(new)
+    linecache.checkcache()
+    source._source_of.cache_clear()
+    assert fingerprint(running) not in (before, fingerprint(load()))
+    assert fingerprint(load()) != before
+
+
+def test_a_step_that_refers_to_itself_has_a_fingerprint():
+    class Cyclic(BaseStep[Any, int]):
+        def __init__(self) -> None:
+            self.me = self
+            self.items: list[Any] = [self]
+            self.items.append(self.items)
+
+        async def execute(self, context: StepContext[Any]) -> int:
+            return await Cyclic().execute(context)
+
+    assert fingerprint(Cyclic()) == fingerprint(Cyclic())
+
+
+@pytest.mark.parametrize("make", [threading.Lock, asyncio.Event, iter, lambda: SecretStr("s"), lambda: SecretStr("t")])
+def test_what_has_no_content_that_could_be_told_counts_by_its_type(make: Any):
+    class Holds(BaseStep[Any, int]):
+        def __init__(self, held: Any) -> None:
+            self.held = held
+
+        async def execute(self, context: StepContext[Any]) -> int:
+            return 1
+
+    made = [make([]) if make is iter else make() for _ in range(2)]
+    assert fingerprint(Holds(made[0])) == fingerprint(Holds(made[1])) != fingerprint(Holds(None))
+
+
+def test_a_step_that_can_not_be_told_is_run_and_never_reused(caplog: pytest.LogCaptureFixture):
+    class Raises(BaseStep[Any, int]):
+        def __init__(self) -> None:
+            self.deep: Any = None
+            for _ in range(100_000):
+                self.deep = (self.deep,)
+
+        async def execute(self, context: StepContext[Any]) -> int:
+            return 1
+
+    raising = Raises()
+    assert fingerprint(raising) != fingerprint(raising)
+    assert "can't be fingerprinted" in caplog.text
+
+
+def test_a_counter_in_a_closure_is_state():
+    calls = 0
+
+    @step
+    async def counting(context: StepContext[Any]) -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    before = fingerprint(counting)
+    calls = 7
+    assert fingerprint(counting) == before
+
+
+def test_requests_that_were_sent_do_not_change_an_agents_fingerprint():
+    agent = FastroAgent(model="test", system_prompt="s", output_type=Points)
+    asked = agent.as_step("hello")
+    before = fingerprint(asked)
+    asyncio.run(agent.run("hello"))
+    assert fingerprint(asked) == before
+
+
+def test_members_of_a_fallback_model_count():
+    one, other = (FallbackModel(TestModel(model_name="a"), TestModel(model_name=name)) for name in ("b", "c"))
+    settings = FallbackModel(TestModel(model_name="a"), TestModel(model_name="b", settings={"seed": 1}))
+    found = {fingerprint(FastroAgent(model=model).as_step("p")) for model in (one, other, settings)}
+    assert len(found) == 3
+
+
+def test_what_a_ready_agent_was_given_later_counts():
+    def agent(given: str) -> Agent[Any, str]:
+        made: Agent[Any, str] = Agent("test")
+        if given == "prompt":
+            made.system_prompt(lambda: "prompt")
+        if given == "instructions":
+            made.instructions(lambda: "instructions")
+        if given == "validator":
+            made.output_validator(lambda output: output)
+        if given == "tool":
+            made.tool_plain(_tool)
+        if given == "toolset":
+            made.toolset(lambda context: None)
+        return made
+
+    kinds = ["nothing", "prompt", "instructions", "validator", "tool", "toolset"]
+    found = [fingerprint(FastroAgent(agent=agent(kind)).as_step("p")) for kind in kinds]
+    assert len(set(found)) == len(kinds)
+    assert found == [fingerprint(FastroAgent(agent=agent(kind)).as_step("p")) for kind in kinds]
+
+
+def _tool(name: str) -> str:
+    return name
+
+
+class Points(BaseModel):
+    points: list[str]
+
+
+def test_output_functions_and_markers_count():
+    def shorter(text: str) -> str:
+        return text[:1]
+
+    def longer(text: str) -> str:
+        return text[:2]
+
+    markers = [TextOutput(shorter), TextOutput(longer), ToolOutput(Points, name="x"), ToolOutput(Points, name="y")]
+    outputs = [shorter, longer, [shorter, longer], *markers]
+    found = [fingerprint(FastroAgent(model="test", output_type=output).as_step("p")) for output in outputs]
+    assert len(set(found)) == len(outputs)

@@ -14,15 +14,15 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 FINGERPRINTS = {
-    "read": "68b8f89af5f3b3a42709955b27103216f8f80853d22c8c524e128d822e2248ea",
+    "read": "b4995eff7edf66df040fc314268d5c2f3a4d0216987a43a360ffe6063a265735",
     "count": "c3b0884cf74c264081c6c736e6268bf605ae180336242696a144ed02f665109d",
     "longest": "05d32036fa9afef3ed01a6aed2396c18c5ce0577e69a0efa80ac3a18998e3804",
-    "ask": "31fc001fda2d67169626a54782cef4109f1b11c9b9146a7657ec452bf4f0bf05",
+    "ask": "0efd6cfafb2adacbe4a405b4beda4785b58094e781b93cb882a4dd3e15df29f0",
 }
 
 KEYS = {
-    "read None": "805193018ef3b8a60fa071406d9d78bf8bc7513c0a3d54522b324221fe2c5d8f",
-    "read run-1": "30372e046bf8787f4e0229203b400c09fee8296a1d892054d3fb0a83f2223f80",
+    "read None": "7da7d21621ffc11c21c5b4576a66f19b1f26aec12d5031adac497cf75916d62f",
+    "read run-1": "ac135857c5044e8e5ef029759ac246ac2a9e0a3d59b83b4b8acee200559aafe2",
     "count None": "16e24e4b6ed5de15337b75b40ec9e5d2f99afc4c57a30711b6ba3dd998415367",
     "count run-1": "a502ad1ee77d9c6032f9911401dd166866a8548badfb477bdc6adcac49aaa513",
 }
