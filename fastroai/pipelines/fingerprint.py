@@ -169,7 +169,8 @@ class Describer:
         attributes = [[name, self.value(value)] for name, value in sorted(vars(function).items())]
         if not self._follows(home_of_function(function)):
             # Another package's: a decorator's wrapper, say. What it was given counts, not how it is written.
-            return ["library function", _label(function), closure, attributes]
+            package = function.__globals__.get("__name__", "").partition(".")[0]
+            return ["library function", package, function.__code__.co_qualname, closure, attributes]
         source = source_of(function.__code__, function.__globals__)
         closure = [[name, value] for name, value in closure if name not in source.rebound]
         defaults = [self.value(function.__defaults__), self.value(function.__kwdefaults__)]

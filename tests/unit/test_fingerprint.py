@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import itertools
+import json
 import linecache
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -386,6 +388,23 @@ def test_an_unrelated_edit_changes_nothing(case: str, tmp_path: Path):
 
 def test_the_folder_a_module_stands_in_does_not_count(tmp_path: Path):
     assert fingerprints(tmp_path) == fingerprints(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [["steps.py"], ["-m", "steps"]], ids=["script", "module"])
+def test_a_program_that_is_run_has_the_fingerprints_of_the_module_that_is_imported(
+    arguments: list[str], tmp_path: Path
+):
+    program = f"""
+if __name__ == "__main__":
+    import json
+    from fastroai.pipelines.fingerprint import fingerprint
+    print(json.dumps({{name: fingerprint(globals()[name]) for name in {EVERY!r}}}))
+"""
+    (tmp_path / "prompts.py").write_text(PROMPTS)
+    (tmp_path / "steps.py").write_text(STEPS + program)
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == fingerprints(tmp_path)
 
 
 def test_a_step_without_a_source_has_a_fingerprint_of_its_compiled_code():
