@@ -20,6 +20,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from fastroai import AgentConfig, CostCalculator, FastroAgent, PipelineConfig, StepConfig
 from fastroai.executors._prefect.caching import CacheKey, StepIdentity
 from fastroai.pipelines.agent_identity import NOT_ABOUT_THE_ANSWER
+from fastroai.pipelines.decorators import FunctionStep
 from fastroai.pipelines.fingerprint import fingerprint
 
 
@@ -149,6 +150,7 @@ STEP_CONFIG: Table = {
     "cache_policy": NotInKey("run", "off", "decides whether the run is part of the key"),
     "cache_expiration": NotInKey(1, timedelta(days=1), "how long, not what"),
     "cache_scope": InKey("a", "b"),
+    "durable": NotInKey("step", "request", KEEPS),
 }
 PIPELINE_CONFIG: Table = STEP_CONFIG | {
     "trace": NotInKey(True, False, "watches"),
@@ -237,3 +239,18 @@ def test_every_field_of_a_key_is_in_its_digest_and_says_why(name: str):
     other = {"identity": {}, "run": None, "format": 0}[name]
     assert dataclasses.replace(key, **{name: other}).digest() != key.digest()
     assert f"        {name}: " in (CacheKey.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", STEP_CONFIG)
+def test_a_field_of_a_steps_config_is_no_part_of_its_fingerprint(name: str):
+    """What of it is in the key is so by a field of its own."""
+    one, other = (fingerprint(_configured(StepConfig(**{name: value}))) for value in STEP_CONFIG[name][:2])
+    assert one == other
+
+
+def _configured(config: StepConfig) -> FunctionStep:
+    return FunctionStep(_body, config)
+
+
+async def _body(context: Any) -> int:
+    return 1

@@ -54,7 +54,7 @@ class CacheKey:
 
     Attributes:
         identity: A `StepIdentity` as the task's parameter: the same step of the same input gives the same result.
-        run: With `"run"`, what the attempts of one run have in common, so that another run does not reuse the result;
+        run: With `"run"`, what the executions of one run have in common, so that another run does not reuse the result;
             None with `"inputs"`.
         format: What a digest is made of, so that a version that makes it of something else does not meet older ones.
     """
