@@ -40,6 +40,21 @@ class FastroAISettings(BaseSettings):
         description="When Prefect may reuse results of steps whose configuration does not say: `run` (within the same "
         "run), `inputs` (whenever code and inputs are the same) or `off`.",
     )
+    result_secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Key that signs stored results; those signed with another key, or not signed, are not used. At "
+        "least 16 characters. Unset: a checksum.",
+    )
+    result_compression: Literal["none", "gzip"] = Field(
+        default="none", description="How results are written: `none` or `gzip`. Both are read."
+    )
+    result_retry_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds for which writing a result to storage that fails is tried again before a run ends "
+        "without it.",
+    )
     s3_endpoint_url: str | None = Field(
         default=None, description="URL of an S3-compatible service, for example MinIO. Unset: AWS."
     )

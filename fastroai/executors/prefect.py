@@ -72,9 +72,11 @@ class PrefectExecutor(PlanExecutor):
         attribution = Attribution(run_key=run_key, pipeline=name, tags=tags or {})
         ended: list[ExecutionResult | BaseException] = []
 
-        async def body() -> None:
+        async def body() -> ExecutionResult:
             try:
-                ended.append(await run_in_flow(plan, inputs, deps, tracer, attribution, self._options))
+                result = await run_in_flow(plan, inputs, deps, tracer, attribution, self._options)
+                ended.append(result)
+                return result
             except BaseException as error:
                 ended.append(error)
                 raise

@@ -51,6 +51,7 @@ class ExecutionResult:
         skipped: Steps that did not run because one they depend on failed.
         run_id: Identity of this execution.
         wall_time_ms: How long the execution took.
+        not_stored: Why the result of a step could not be stored, by step id; another run would pay for it again.
     """
 
     outputs: Mapping[str, Any]
@@ -62,6 +63,7 @@ class ExecutionResult:
     skipped: tuple[str, ...] = ()
     run_id: str | None = None
     wall_time_ms: int = 0
+    not_stored: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -229,6 +229,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
             entries=execution.entries,
             errors=dict(execution.errors),
             skipped=execution.skipped,
+            not_stored=dict(execution.not_stored),
         )
 
 

@@ -183,6 +183,7 @@ class PipelineResult(BaseModel, Generic[OutputT]):
         entries: One ledger entry per model request, in the order in which they were sent.
         errors: With `on_error="continue"`, what failed, by step id.
         skipped: With `on_error="continue"`, the steps that did not run because one they depend on failed.
+        not_stored: Why the result of a step could not be stored, by step id; another run would pay for it again.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
@@ -196,3 +197,4 @@ class PipelineResult(BaseModel, Generic[OutputT]):
     entries: tuple[SkipValidation[LedgerEntry], ...] = ()
     errors: dict[str, SkipValidation[StepExecutionError]] = Field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    not_stored: dict[str, str] = Field(default_factory=dict)

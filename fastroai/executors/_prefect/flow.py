@@ -6,10 +6,12 @@ import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from prefect import Flow
 from prefect.context import FlowRunContext
+from prefect.states import Completed
 
 from ...errors import StepExecutionError
 from ...pipelines.canonical import digest
@@ -24,9 +26,12 @@ from ..scheduler import run_plan
 from .artifacts import ArtifactWriter, write_output_artifact
 from .attribution import with_flow_run
 from .options import PrefectOptions
+from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
 from .steps import StepTasks, compile_tasks
-from .storage import StepStorage, describe_storage, probe_storage, resolve_storage
+
+NOT_STORED = "ResultsNotStored"
+"""Name of the state of a run whose steps are done while some of their results are not stored."""
 
 DepsFactory = Callable[[], Any]
 
@@ -54,37 +59,20 @@ async def run_in_flow(
     assert context.flow_run is not None
     settings = load_settings()
     store = await configured_store(default_url())
-    storages = await _storages(plan, options)
-    tasks = compile_tasks(plan, options.default_task_config, storages)
+    storage = await open_storage(plan, options.default_storage(settings), settings)
+    tasks = compile_tasks(plan, options.default_task_config, storage.by_step)
     identity = await with_flow_run(attribution, context.flow_run)
     run = Run(plan, inputs, deps, tracer, identity=identity, store=store)
     async with ArtifactWriter(settings.artifact_timeout) as artifacts:
         steps = StepTasks(run, tasks, artifacts, context.flow_run.id, options.durable)
         with steps.active():
             try:
-                async with run.span(f"pipeline.{run.name}") as span_id:
-                    return await run.conclude(await run_plan(plan, steps.run_one), span_id)
+                async with storage, run.span(f"pipeline.{run.name}") as span_id:
+                    result = await run.conclude(await run_plan(plan, steps.run_one), span_id)
+                return replace(result, not_stored=storage.not_stored)
             finally:
-                steps.write_run_artifact()
+                steps.write_run_artifact(storage.not_stored)
                 await wait_for_task_runs(steps.task_run_ids)
-
-
-async def _storages(plan: ExecutionPlan, options: PrefectOptions) -> dict[str, Any]:
-    """Each step's storage, every different one probed once."""
-    settings = load_settings()
-    default = options.default_storage(settings)
-    resolved: dict[Any, Any] = {}
-    storages: dict[str, Any] = {}
-    for step_id, node in plan.steps.items():
-        choice = node.config.result_storage if node.config.result_storage is not None else default
-        key = choice if isinstance(choice, str) else id(choice)
-        if key not in resolved:
-            storage = await resolve_storage(choice, settings)
-            if choice is not None:
-                await probe_storage(storage, describe_storage(choice))
-            resolved[key] = StepStorage(inner=storage)
-        storages[step_id] = resolved[key]
-    return storages
 
 
 def build_flow(
@@ -119,7 +107,7 @@ def build_flow(
         result = pipeline.result_of(execution)
         if publish_output:
             await write_output_artifact(pipeline.name, result.output)
-        return result
+        return _as_ended(result, execution)
 
     _dress(run_pipeline, pipeline, module)
     given = {"description": f"Pipeline {pipeline.name!r}: {', '.join(pipeline.plan.steps)}"} | flow_options
@@ -131,14 +119,21 @@ def build_flow(
 
 
 def build_call(
-    name: str, plan: ExecutionPlan, body: Callable[[], Awaitable[None]], flow_options: dict[str, Any]
+    name: str, plan: ExecutionPlan, body: Callable[[], Awaitable[ExecutionResult]], flow_options: dict[str, Any]
 ) -> Flow[[], Any]:
     """A flow without parameters around one call: input and deps reach it by closure and are not stored."""
 
-    async def run_pipeline() -> None:
-        await body()
+    async def run_pipeline() -> Any:
+        return _as_ended(None, await body())
 
     return Flow(run_pipeline, **_flow_options(name, plan, flow_options))
+
+
+def _as_ended(value: Any, execution: ExecutionResult) -> Any:
+    """What a flow gives back, in a state of another name where the run could not store what it should."""
+    if not execution.not_stored:
+        return value
+    return Completed(name=NOT_STORED, message=describe_losses(execution.not_stored), data=value)
 
 
 def _flow_options(name: str, plan: ExecutionPlan, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,22 +1,19 @@
-"""Step results as typed JSON: written and read through the type the code declares, never by a name in the data."""
+"""Step results: what Prefect is handed to store of a finished step, and the record that is read back."""
 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from prefect.serializers import Serializer
-from pydantic import BaseModel, ConfigDict, StrictInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictInt
 
 from ...errors import ResultStorageError
-from ...pipelines.agent_step import AgentStepWrapper
-from ...pipelines.base import BaseStep
-from ...pipelines.decorators import FunctionStep
-from ...pipelines.schemas import ConversationState, StepUsage
+from ...pipelines.schemas import StepUsage
 from ...usage.ledger import LedgerEntry
 from ..protocol import StepRecord
+from .codec import StepCodec, loads_strictly
+from .sameness import same
 
 FORMAT: Literal[1] = 1
 SERIALIZER: Literal["fastroai-json"] = "fastroai-json"
@@ -53,69 +50,7 @@ class StepResultSerializer(Serializer):  # no Serializer[Any]: Prefect would reg
 
     def loads(self, blob: bytes) -> Any:
         """The stored JSON, as it is."""
-        return StoredStep(json.loads(blob))
-
-
-@dataclass(frozen=True)
-class StepCodec:
-    """Encodes and decodes one step's outputs.
-
-    An output is stored as the step's declared type when it comes back equal through it; as it is when it is plain
-    JSON; as a `ConversationState` when it is one. Nothing else is stored.
-    """
-
-    step_id: str
-    declared: Any
-    adapter: TypeAdapter[Any] | None
-
-    @classmethod
-    def of(cls, step_id: str, step: BaseStep[Any, Any]) -> StepCodec:
-        """The codec for a step, from what its code declares."""
-        declared = declared_output(step)
-        return cls(step_id, declared, None if declared is Any else TypeAdapter(declared))
-
-    def encode(self, output: Any) -> dict[str, Any]:
-        """An output as plain JSON.
-
-        Raises:
-            ResultStorageError: It would not come back equal. The message names the step, the type and the remedy.
-        """
-        if _is_plain(output):
-            return {"codec": "json", "value": output}
-        if self.adapter is not None:
-            # Whatever a type's own serializer or comparison raises, it means: not through this type.
-            with suppress(Exception):
-                value = json.loads(self.adapter.dump_json(output, warnings="error"))
-                if _same(_validate(self.adapter, value), output):
-                    return {"codec": "declared", "value": value}
-        if isinstance(output, ConversationState) and _is_plain(output.data) and _is_plain(output.context):
-            return {"codec": "conversation", "value": output.model_dump(mode="json")}
-        declared = "declares no return type" if self.declared is Any else f"declares {self.declared!r}"
-        raise ResultStorageError(
-            f"Step '{self.step_id}' returned {type(output).__qualname__}, which can't be stored and read back equal; "
-            f"the step {declared}. Declare its return type as a pydantic model, a dataclass or another "
-            "type pydantic can read back, or set persist_result=False in its StepConfig."
-        )
-
-    def decode(self, stored: Any) -> Any:
-        """An output from plain JSON.
-
-        Raises:
-            ResultStorageError: The stored value does not fit what the code declares now.
-        """
-        try:
-            codec, value = stored["codec"], stored["value"]
-            if codec == "json":
-                return value
-            if codec == "conversation":
-                return ConversationState(**value)
-            if codec != "declared" or self.adapter is None:
-                raise TypeError(f"codec {codec!r}, while the step declares {self.declared!r}")
-            return _validate(self.adapter, value)
-        except (KeyError, TypeError, ValidationError) as error:
-            raise ResultStorageError(
-                f"The stored result of step '{self.step_id}' does not fit {self.declared!r}: {error}"
-            ) from error
+        return StoredStep(loads_strictly(blob))
 
 
 class _StoredRecord(BaseModel):
@@ -142,6 +77,10 @@ def encode_record(record: StepRecord, codec: StepCodec) -> dict[str, Any]:
         attempts=record.attempts,
         duration_ms=record.duration_ms,
     )
+    return _as_json(stored)
+
+
+def _as_json(stored: _StoredRecord) -> dict[str, Any]:
     # The output is JSON already, and may hold text that pydantic does not encode.
     return stored.model_dump(mode="json", exclude={"output"}) | {"output": stored.output}
 
@@ -158,8 +97,11 @@ def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
         ResultStorageError: It is not a record of this step.
     """
     try:
-        content = _StoredRecord.model_validate(getattr(stored, "content", None))
-    except ValidationError as error:
+        found = getattr(stored, "content", None)
+        content = _StoredRecord.model_validate(found)
+        if not same(_as_json(content), found):  # pydantic takes the text "1" for 1; we never wrote it
+            raise ValueError("it is not written as a record is")
+    except ValueError as error:
         raise ResultStorageError(f"The stored result of step '{codec.step_id}' can't be read: {error}") from error
     if content.step_id != codec.step_id:
         raise ResultStorageError(f"What is stored for step '{codec.step_id}' is of step '{content.step_id}'.")
@@ -172,66 +114,3 @@ def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
         duration_ms=content.duration_ms,
         replayed=True,
     )
-
-
-def declared_output(step: BaseStep[Any, Any]) -> Any:
-    """The type a step's code declares for its output; `Any` where it declares none."""
-    if isinstance(step, AgentStepWrapper):
-        return _plain_type(getattr(step.agent.agent, "output_type", Any))
-    if isinstance(step, FunctionStep):
-        return _return_hint(step.function)
-    hint = _return_hint(type(step).execute)
-    return hint if hint is not Any else _base_argument(type(step))
-
-
-def _return_hint(function: Any) -> Any:
-    try:
-        hint = get_type_hints(function, include_extras=True).get("return", Any)
-    except Exception:  # a forward reference that can't be resolved here declares nothing we could use
-        return Any
-    return _plain_type(hint)
-
-
-def _base_argument(cls: type) -> Any:
-    """`Out` of `BaseStep[Deps, Out]` among a class's bases."""
-    for klass in cls.__mro__:
-        for base in getattr(klass, "__orig_bases__", ()):
-            if get_origin(base) is BaseStep:
-                return _plain_type(get_args(base)[1])
-    return Any
-
-
-def _plain_type(hint: Any) -> Any:
-    """A hint that pydantic can build an adapter for, or `Any`."""
-    try:
-        TypeAdapter(hint)
-    except Exception:  # a TypeVar, an output function, a custom class: nothing that could be read back
-        return Any
-    return Any if hint is object else hint
-
-
-def _validate(adapter: TypeAdapter[Any], value: Any) -> Any:
-    return adapter.validate_json(json.dumps(value))
-
-
-def _same(decoded: Any, output: Any) -> bool:
-    return _kind(decoded) is _kind(output) and bool(decoded == output)
-
-
-def _kind(value: Any) -> Any:
-    """A value's type; of a generic model the bare one, since people write `State(data=…)` for a `State[Data]`."""
-    generic: Any = getattr(type(value), "__pydantic_generic_metadata__", {})
-    return generic.get("origin") or type(value)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is JSON already, so that it comes back equal and of the same types."""
-    if value is None or type(value) in (str, bool, int):
-        return True
-    if type(value) is float:
-        return value == value and value not in (float("inf"), float("-inf"))
-    if type(value) is list:
-        return all(map(_is_plain, value))
-    if type(value) is dict:
-        return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
-    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from ..run import Run
 from ..step_runner import may_retry, run_step
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
 from .caching import StepIdentity, digest_or_unique, resolve_cache_policy, run_keyed
+from .codec import StepCodec
 from .journal import journal_of
 from .results import (
-    StepCodec,
     StepResultSerializer,
     StoredStep,
     decode_record,
@@ -223,7 +223,7 @@ class StepTasks:
         durable = node.config.durable or self._durable
         if step_run.journal is None and durable == "request" and task.persist_result:
             storage: Any = task.result_storage
-            step_run.journal = journal_of(self._run.name, node.step_id, storage.inner)
+            step_run.journal = journal_of(self._run.name, node.step_id, storage.store)
 
     def _stored_form(self, node: PlannedStep, record: StepRecord) -> tuple[dict[str, Any], str]:
         """What is stored of a finished step, and what identifies its output in the keys of its dependents.
@@ -303,13 +303,17 @@ class StepTasks:
             task_run_id=self._task_run_ids.get(step_id),
         )
 
-    def write_run_artifact(self) -> None:
-        """The table of the whole run: a row per step, also for those that were not run."""
+    def write_run_artifact(self, not_stored: Collection[str] = ()) -> None:
+        """The table of the whole run: a row per step, also for those that were not run; it says what is not stored."""
         rows = {step_id: self._ended.get(step_id, ("not run", 0, ())) for step_id in self._run.plan.steps}
+        for step_id in not_stored:
+            state, attempts, entries = rows[step_id]
+            rows[step_id] = (f"{state}, not stored", attempts, entries)
+        losses = f" · **not stored**: {', '.join(not_stored)}" if not_stored else ""
         self._artifacts.add(
             artifact_key(self._run.name),
             run_rows(rows),
-            describe_costs(self._run.name, self._run.books.ledger.entries),
+            describe_costs(self._run.name, self._run.books.ledger.entries) + losses,
             flow_run_id=self._flow_run_id,
         )
 

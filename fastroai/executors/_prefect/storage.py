@@ -1,17 +1,12 @@
-"""Where results go: S3 through prefect-aws, a saved block, or a folder; probed before a run spends anything."""
+"""Where results go: S3 through prefect-aws, a saved block, or a folder."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
-import anyio
-import anyio.to_thread
-from prefect._internal.compatibility.blocks import call_explicitly_async_block_method
 from prefect.blocks.core import Block
 from prefect.context import FlowRunContext
 from prefect.filesystems import LocalFileSystem, WritableFileSystem
@@ -19,43 +14,9 @@ from prefect.results import aget_default_result_storage
 
 from ...errors import ResultStorageError
 from ...settings import FastroAISettings
-from .results import SERIALIZER
 
 if TYPE_CHECKING:
     from prefect_aws.s3 import S3Bucket
-
-PROBE = b"fastroai: this storage can be written and read"
-
-
-class StepStorage(WritableFileSystem):
-    """Step results in another storage; what is read there is believed only if it is a record of ours.
-
-    Prefect decodes a record by the serializer that the record names, so that one that somebody planted could run code.
-    Here any other is as good as missing.
-    """
-
-    _block_type_name = "fastroai step results"
-
-    inner: Any
-
-    def _resolve_path(self, path: str) -> Any:
-        resolve = getattr(self.inner, "_resolve_path", None)
-        return None if resolve is None else resolve(path)
-
-    async def read_path(self, path: str) -> bytes:
-        """The record at a path.
-
-        Raises:
-            ValueError: What is there is no record of ours.
-        """
-        content: bytes = await call_explicitly_async_block_method(self.inner, "read_path", (path,), {})
-        if json.loads(content)["metadata"]["serializer"] != {"type": SERIALIZER}:
-            raise ValueError(f"{path!r} was not written as a step's result")
-        return content
-
-    async def write_path(self, path: str, content: bytes) -> None:
-        """Write a record."""
-        await call_explicitly_async_block_method(self.inner, "write_path", (path,), {"content": content})
 
 
 async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFileSystem:
@@ -107,16 +68,7 @@ def _s3_bucket(uri: str, settings: FastroAISettings) -> S3Bucket:
         aws_access_key_id=key_id.get_secret_value() if key_id else None,
         aws_secret_access_key=secret,
         region_name=settings.s3_region,
-        aws_client_parameters=AwsClientParameters(
-            endpoint_url=settings.s3_endpoint_url,
-            config={
-                "connect_timeout": settings.s3_connect_timeout,
-                "read_timeout": settings.s3_read_timeout,
-                # A dead endpoint costs one connection attempt, not the 20 s of botocore's defaults.
-                "retries": {"total_max_attempts": 2, "mode": "standard"},
-                "max_pool_connections": 50,
-            },
-        ),
+        aws_client_parameters=AwsClientParameters(endpoint_url=settings.s3_endpoint_url),
     )
     return S3Bucket(bucket_name=parts.netloc, bucket_folder=parts.path.strip("/"), credentials=credentials)
 
@@ -136,50 +88,10 @@ async def _saved_block(reference: str) -> WritableFileSystem:
     return block
 
 
-async def probe_storage(storage: WritableFileSystem, described: str) -> None:
-    """Write, read and delete a small object.
-
-    Raises:
-        ResultStorageError: One of these failed. Names the storage, the cause and the remedy.
-    """
-    name = f".fastroai-probe-{uuid4().hex}"
-    try:
-        if hasattr(storage, "bucket_name"):
-            await anyio.to_thread.run_sync(_probe_bucket, storage, name)
-        else:
-            await _probe_files(storage, name)
-    except Exception as error:
-        raise ResultStorageError(
-            f"Results can't be kept at {described}: {type(error).__name__}: {error}. Nothing was run or spent. "
-            "Check that the storage exists, can be reached, and that its credentials may write, read and delete there "
-            "(FASTROAI_RESULT_STORAGE, FASTROAI_S3_ENDPOINT_URL, the AWS credentials), or unset "
-            "FASTROAI_RESULT_STORAGE to keep results in a local folder."
-        ) from error
-
-
-def _probe_bucket(bucket: Any, name: str) -> None:
-    client = bucket.credentials.get_s3_client()
-    key = f"{bucket.bucket_folder.rstrip('/')}/{name}".lstrip("/")
-    client.put_object(Bucket=bucket.bucket_name, Key=key, Body=PROBE)
-    _check_probe(client.get_object(Bucket=bucket.bucket_name, Key=key)["Body"].read())
-    client.delete_object(Bucket=bucket.bucket_name, Key=key)
-
-
-async def _probe_files(storage: Any, name: str) -> None:
-    written = await call_explicitly_async_block_method(storage, "write_path", (name,), {"content": PROBE})
-    _check_probe(await call_explicitly_async_block_method(storage, "read_path", (name,), {}))
-    if isinstance(storage, LocalFileSystem):
-        await anyio.Path(written).unlink()
-
-
-def _check_probe(content: bytes) -> None:
-    if content != PROBE:
-        raise OSError(f"read back {content[:60]!r} instead of what was written")
-
-
-def describe_storage(choice: Any) -> str:
-    """A storage as people know it."""
-    if isinstance(choice, Block):
-        name = getattr(choice, "bucket_name", None) or getattr(choice, "basepath", None)
-        return f"{type(choice).__name__} {name!r}"
-    return repr(str(choice))
+def describe_storage(choice: Any, storage: WritableFileSystem) -> str:
+    """A storage as people know it: as they chose it, or as what it is where they chose none."""
+    if choice is not None and not isinstance(choice, Block):
+        return repr(str(choice))
+    if hasattr(storage, "bucket_name"):
+        return repr(f"s3://{storage.bucket_name}/{getattr(storage, 'bucket_folder', '')}")
+    return f"{type(storage).__name__} {getattr(storage, 'basepath', '')!r}"

@@ -1,0 +1,158 @@
+"""Where each step of a run keeps its result: opened and probed before anything is spent, settled at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+from prefect.filesystems import WritableFileSystem
+
+from ...errors import ResultStorageError
+from ...pipelines.plan import ExecutionPlan
+from ...settings import FastroAISettings
+from .codec import loads_strictly
+from .record_store import RecordStore
+from .results import SERIALIZER
+from .seal import Seal
+from .storage import describe_storage, resolve_storage
+from .transport import Transport, transport_to
+
+logger = logging.getLogger("fastroai.executors")
+
+PROBE = b"fastroai: this storage can be written and read"
+
+
+class StepStorage(WritableFileSystem):
+    """One step's results as Prefect reads and writes them; only a record that we sealed is believed.
+
+    Prefect decodes a record by the serializer that the record names, so that one that somebody planted could run code.
+    Here any other is as good as missing.
+    """
+
+    _block_type_name = "fastroai step results"
+
+    store: Any
+    step_id: str
+
+    def _resolve_path(self, path: str) -> Any:
+        return self.store.transport.resolve(path)
+
+    async def read_path(self, path: str) -> bytes:
+        """The record at a path.
+
+        Raises:
+            ValueError: What is there is no record of ours.
+        """
+        record: bytes = await self.store.read(path)
+        found = loads_strictly(record)
+        if found["metadata"]["serializer"] != {"type": SERIALIZER} or type(found["result"]) is not str:
+            raise ValueError(f"{path!r} was not written as a step's result")
+        return record
+
+    async def write_path(self, path: str, content: bytes) -> None:
+        """Write a record; one that can't be written yet waits in the process."""
+        await self.store.write(path, content, self.step_id)
+
+
+class RunStorage:
+    """The storages of a run's steps, to be settled when the context ends.
+
+    Attributes:
+        by_step: Each step's own.
+        not_stored: When settled: the steps whose results could not be stored, and why.
+    """
+
+    def __init__(self, stores: Mapping[str, RecordStore]) -> None:
+        self.by_step = {step_id: StepStorage(store=store, step_id=step_id) for step_id, store in stores.items()}
+        self.not_stored: dict[str, str] = {}
+        self._stores = {id(store): store for store in stores.values()}
+
+    async def __aenter__(self) -> RunStorage:
+        for store in self._stores.values():
+            store.retry()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Who cancels a run does not want to wait.
+        wait = exc_type is None or issubclass(exc_type, Exception)
+        for store in self._stores.values():
+            for step_id, cause in (await store.settle(wait=wait)).items():
+                self.not_stored[step_id] = f"{store.described}: {cause}"
+        if self.not_stored:
+            logger.error("%s", describe_losses(self.not_stored))
+
+
+def describe_losses(not_stored: Mapping[str, str]) -> str:
+    """What could not be stored, why, and what that means."""
+    steps = ", ".join(map(repr, not_stored))
+    causes = "; ".join(dict.fromkeys(not_stored.values()))
+    return f"Results that could not be stored, so that another run would pay for them again: {steps} ({causes})"
+
+
+async def open_storage(plan: ExecutionPlan, default: Any, settings: FastroAISettings) -> RunStorage:
+    """Each step's storage, every different one probed once.
+
+    Args:
+        plan: A step's own configuration of storage wins.
+        default: Where results of the others go; None: where Prefect puts them.
+        settings: Time limits, the secret, compression.
+
+    Raises:
+        ResultStorageError: One of them can't be used.
+    """
+    opened: dict[Any, RecordStore] = {}
+    stores: dict[str, RecordStore] = {}
+    for step_id, node in plan.steps.items():
+        choice = node.config.result_storage if node.config.result_storage is not None else default
+        key = choice if isinstance(choice, str) else id(choice)
+        if key not in opened:
+            opened[key] = await open_store(choice, settings)
+            await probe(opened[key])
+        stores[step_id] = opened[key]
+    return RunStorage(stores)
+
+
+async def open_store(choice: Any, settings: FastroAISettings) -> RecordStore:
+    """The records in a storage, which is not asked yet whether it works.
+
+    Raises:
+        ResultStorageError: It is none.
+    """
+    storage = await resolve_storage(choice, settings)
+    return RecordStore(
+        transport_to(storage, settings),
+        Seal.of(settings),
+        retry_seconds=settings.result_retry_seconds,
+        described=describe_storage(choice, storage),
+    )
+
+
+async def probe(store: RecordStore) -> None:
+    """Write, read and delete a small object.
+
+    Raises:
+        ResultStorageError: One of these failed. Names the storage, the cause and the remedy.
+    """
+    try:
+        await store.insist(lambda: _write_read_delete(store.transport))
+    except Exception as error:
+        raise ResultStorageError(
+            f"Results can't be kept at {store.described}: {type(error).__name__}: {error}. Nothing was run or spent. "
+            "Check that the storage exists, can be reached, and that its credentials may write, read and delete there "
+            "(FASTROAI_RESULT_STORAGE, FASTROAI_S3_ENDPOINT_URL, the AWS credentials), or set FASTROAI_RESULT_STORAGE "
+            "to a local folder."
+        ) from error
+
+
+async def _write_read_delete(transport: Transport) -> None:
+    name = f".fastroai-probe-{uuid4().hex}" if transport.can_delete else ".fastroai-probe"
+    await transport.put(name, PROBE)
+    content = await transport.get(name)
+    if content != PROBE:
+        raise OSError(f"read back {content[:60]!r} instead of what was written")
+    await transport.delete(name)

@@ -1,0 +1,95 @@
+"""Sealed records: what is read is what was written, under that name; with a secret, by someone who knows it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import hmac
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+from ...settings import FastroAISettings
+
+Compression = Literal["none", "gzip"]
+
+LARGEST = 256 * 1024 * 1024
+"""Bytes of a record that is compressed: more is written as it is, and what expands to more is not read."""
+
+_SEALED = re.compile(rb'\{"seal":"(sha256|hmac-sha256):([0-9a-f]{64})",(?=")')
+_GZIP = b"\x1f\x8b"
+_AUTO_FORMAT = 16  # zlib's word for gzip's header
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Seals records and checks the seal before anything of a record is parsed.
+
+    The seal is the first field of the record's JSON: a SHA-256 or, with a secret, an HMAC-SHA-256 over the record's
+    name and its bytes. So a record that was damaged, or moved from another name, is told from one that was written.
+
+    Attributes:
+        secret: Key of the HMAC. With one, only records that were sealed with it are read; without, only those
+            that were sealed without.
+    """
+
+    secret: bytes | None = None
+    compression: Compression = "none"
+
+    @classmethod
+    def of(cls, settings: FastroAISettings) -> Seal:
+        """As the settings say."""
+        secret = settings.result_secret
+        return cls(secret.get_secret_value().encode() if secret else None, settings.result_compression)
+
+    @property
+    def method(self) -> str:
+        """`sha256` or `hmac-sha256`."""
+        return "sha256" if self.secret is None else "hmac-sha256"
+
+    def close(self, name: str, record: bytes) -> bytes:
+        """What is stored for a record, a JSON object with at least one field."""
+        if not record.startswith(b'{"'):
+            raise ValueError(f"only JSON objects are sealed, not {record[:20]!r}")
+        digest = self._digest(name, record)
+        sealed = b'{"seal":"' + f"{self.method}:{digest}".encode() + b'",' + record[1:]
+        if self.compression == "gzip" and len(sealed) <= LARGEST:
+            return gzip.compress(sealed, compresslevel=6, mtime=0)
+        return sealed
+
+    def open(self, name: str, stored: bytes) -> bytes:
+        """The record that was sealed under this name, compressed or not.
+
+        Raises:
+            ValueError: It is none, it was changed or moved, or it was sealed with another secret or without one.
+        """
+        sealed = _expanded(stored) if stored.startswith(_GZIP) else stored
+        found = _SEALED.match(sealed)
+        if found is None:
+            raise ValueError(f"{name!r} is no sealed record")
+        method, digest = (group.decode() for group in found.groups())
+        record = b"{" + sealed[found.end() :]
+        if method != self.method or not hmac.compare_digest(digest, self._digest(name, record)):
+            raise ValueError(f"the {method} seal of {name!r} does not hold; {self.method} is expected")
+        return record
+
+    def _digest(self, name: str, record: bytes) -> str:
+        message = b"fastroai-record-1\n" + json.dumps(name).encode() + b"\n" + record
+        if self.secret is None:
+            return hashlib.sha256(message).hexdigest()
+        return hmac.new(self.secret, message, hashlib.sha256).hexdigest()
+
+
+def _expanded(stored: bytes) -> bytes:
+    expander = zlib.decompressobj(zlib.MAX_WBITS | _AUTO_FORMAT)
+    try:
+        sealed = expander.decompress(stored, LARGEST + 1)
+    except zlib.error as error:
+        raise ValueError(f"no gzip: {error}") from error
+    if len(sealed) > LARGEST:
+        raise ValueError(f"it expands to more than {LARGEST} bytes")
+    if not expander.eof or expander.unused_data:
+        raise ValueError("its gzip is cut off, or something follows it")
+    return sealed

@@ -1,0 +1,181 @@
+"""Bytes in and out of one storage: S3 with one request each, any other Prefect storage through its block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+from prefect._internal.compatibility.blocks import call_explicitly_async_block_method
+from prefect.filesystems import LocalFileSystem, WritableFileSystem
+
+from ...settings import FastroAISettings
+
+T = TypeVar("T")
+
+CONNECTIONS = 50
+"""Requests to S3 at once, and the connections kept for them."""
+
+
+class Transport(Protocol):
+    """Reads and writes whole objects by name."""
+
+    identity: str
+    """The place, the same for all transports to it."""
+
+    can_delete: bool
+
+    def resolve(self, path: str) -> Any:
+        """A path as the storage has it; what Prefect notes in a task's state."""
+        ...
+
+    async def get(self, name: str) -> bytes:
+        """An object.
+
+        Raises:
+            LookupError: There is none. Any other error: it could not be found out.
+        """
+        ...
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Write an object."""
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Remove an object; nothing happens where the storage can't."""
+        ...
+
+    def may_pass(self, error: Exception) -> bool:
+        """Whether trying again may help."""
+        ...
+
+
+def transport_to(storage: WritableFileSystem, settings: FastroAISettings) -> Transport:
+    """The transport for a storage block."""
+    if hasattr(storage, "bucket_name") and hasattr(getattr(storage, "credentials", None), "get_boto3_session"):
+        return S3Transport(storage, settings)
+    return BlockTransport(storage)
+
+
+def relative_name(resolve: Callable[[str], Any], path: str) -> str:
+    """The name within a storage of a path that is resolved already, or not yet; the same for both."""
+    resolved, base = str(resolve(path)), str(resolve("")).rstrip("/")
+    return resolved[len(base) + 1 :] if base and resolved.startswith(base + "/") else resolved
+
+
+class BlockTransport:
+    """Any Prefect storage block."""
+
+    def __init__(self, block: Any) -> None:
+        self._block = block
+        base = getattr(block, "basepath", None)
+        self.identity = f"{type(block).__qualname__} {base or id(block)}"
+        self.can_delete = isinstance(block, LocalFileSystem)
+
+    def resolve(self, path: str) -> Any:
+        """See `Transport`."""
+        resolve = getattr(self._block, "_resolve_path", None)
+        return path if resolve is None else resolve(path)
+
+    async def get(self, name: str) -> bytes:
+        """See `Transport`."""
+        try:
+            content: bytes = await call_explicitly_async_block_method(self._block, "read_path", (name,), {})
+        except Exception as error:  # blocks have no common error for what is not there
+            raise LookupError(name) from error
+        return content
+
+    async def put(self, name: str, content: bytes) -> None:
+        """See `Transport`."""
+        await call_explicitly_async_block_method(self._block, "write_path", (name,), {"content": content})
+
+    async def delete(self, name: str) -> None:
+        """See `Transport`."""
+        if self.can_delete:
+            await anyio.Path(self.resolve(name)).unlink()
+
+    def may_pass(self, error: Exception) -> bool:
+        """See `Transport`."""
+        return True
+
+
+class S3Transport:
+    """An S3 bucket or folder in it, as a Prefect block describes it."""
+
+    can_delete = True
+
+    def __init__(self, block: Any, settings: FastroAISettings) -> None:
+        self._block = block
+        self._bucket: str = block.bucket_name
+        self._settings = settings
+        # Not anyio's own limit, which the threads of plain step functions share.
+        self._limit = anyio.CapacityLimiter(CONNECTIONS)
+        endpoint = block.credentials.aws_client_parameters.endpoint_url or "AWS"
+        self.identity = f"s3://{self._bucket}/{block.bucket_folder} at {endpoint}"
+
+    def resolve(self, path: str) -> Any:
+        """See `Transport`."""
+        return self._block._resolve_path(path)
+
+    async def get(self, name: str) -> bytes:
+        """See `Transport`."""
+        from botocore.exceptions import ClientError
+
+        def get(client: Any) -> bytes:
+            answer = client.get_object(Bucket=self._bucket, Key=self.resolve(name))
+            content: bytes = answer["Body"].read()
+            return content
+
+        try:
+            return await self._in_thread(get)
+        except ClientError as error:
+            # Where keys may not be listed, S3 says 403 of one that is not there.
+            if self.may_pass(error):
+                raise
+            raise LookupError(name) from error
+
+    async def put(self, name: str, content: bytes) -> None:
+        """See `Transport`."""
+        key = self.resolve(name)
+        await self._in_thread(lambda client: client.put_object(Bucket=self._bucket, Key=key, Body=content))
+
+    async def delete(self, name: str) -> None:
+        """See `Transport`."""
+        key = self.resolve(name)
+        await self._in_thread(lambda client: client.delete_object(Bucket=self._bucket, Key=key))
+
+    def may_pass(self, error: Exception) -> bool:
+        """Whether it is a silent or an overloaded server, rather than one that says no."""
+        from botocore import exceptions as botocore
+
+        if isinstance(error, botocore.ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+            return bool(status >= 500 or status == 429)
+        passing = (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError)
+        return isinstance(error, passing) or not isinstance(error, botocore.BotoCoreError)
+
+    async def _in_thread(self, call: Callable[[Any], T]) -> T:
+        def with_client() -> T:
+            client = _client(self._block.credentials, self._settings.s3_connect_timeout, self._settings.s3_read_timeout)
+            return call(client)
+
+        return await anyio.to_thread.run_sync(with_client, abandon_on_cancel=True, limiter=self._limit)
+
+
+@lru_cache(maxsize=16)
+def _client(credentials: Any, connect_timeout: float, read_timeout: float) -> Any:
+    """A client with short limits of time where the block does not give its own; making one takes 0.1 s."""
+    from botocore.config import Config
+
+    options = credentials.aws_client_parameters.get_params_override()
+    config = Config(
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+        # What is tried again, and for how long, is decided by the store of records.
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=CONNECTIONS,
+    )
+    options["config"] = config.merge(options["config"]) if "config" in options else config
+    return credentials.get_boto3_session().client("s3", **options)
