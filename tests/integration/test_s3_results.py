@@ -123,19 +123,49 @@ async def test_a_bucket_without_a_prefix_holds_results_too(in_s3: S3Service, mon
     assert len(in_s3.keys()) == 2
 
 
-async def test_what_one_step_asks_of_s3(in_s3: S3Service):
-    """Per run three requests of the probe; per step two for a miss and at most four for a hit."""
+@pytest.mark.parametrize(
+    "options", [{}, {"RESULT_SECRET": "x" * 16, "RESULT_COMPRESSION": "gzip"}], ids=["plain", "signed"]
+)
+async def test_what_one_step_asks_of_s3(in_s3: S3Service, options: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    """Per run three requests of the probe; per step a read and a write for a miss, one read for a hit."""
+    for name, value in options.items():
+        monkeypatch.setenv(f"FASTROAI_{name}", value)
     model = CountingModel()
     agent = model.agent()
     pipeline = Pipeline("counted", {"a": Ask(agent)}, step_configs={"a": StepConfig(cache_policy="inputs")})
-    counts = []
+    asked = []
     for _ in range(2):
         before = in_s3.count()
         await pipeline.execute({"topic": "t"}, None)
-        counts.append(in_s3.count() - before)
+        asked.append([request.method for request in in_s3.requests[before:]])
     assert model.calls == 1
-    assert counts[0] <= 3 + 2, counts
-    assert counts[1] <= 3 + 4, counts
+    assert asked == [["PUT", "GET", "DELETE", "GET", "PUT"], ["PUT", "GET", "DELETE", "GET"]]
+
+
+@pytest.mark.parametrize("secret", [None, "another secret of the team"], ids=["none", "another"])
+async def test_results_that_were_signed_with_another_secret_are_made_again(
+    in_s3: S3Service, secret: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    model = CountingModel()
+    monkeypatch.setenv("FASTROAI_RESULT_SECRET", "the first secret of the team")
+    await two_steps(model).execute({"topic": "t"}, None)
+    await two_steps(model).execute({"topic": "t"}, None)
+    assert model.calls == 2
+    if secret is None:
+        monkeypatch.delenv("FASTROAI_RESULT_SECRET")
+    else:
+        monkeypatch.setenv("FASTROAI_RESULT_SECRET", secret)
+    await two_steps(model).execute({"topic": "t"}, None)
+    assert model.calls == 4
+
+
+async def test_compressed_and_uncompressed_results_are_both_read(in_s3: S3Service, monkeypatch: pytest.MonkeyPatch):
+    model = CountingModel()
+    for compression in ("gzip", "none", "gzip"):
+        monkeypatch.setenv("FASTROAI_RESULT_COMPRESSION", compression)
+        await two_steps(model).execute({"topic": "t"}, None)
+    assert model.calls == 2
+    assert all(in_s3.read(key).startswith(b"\x1f\x8b") for key in in_s3.keys())  # noqa: SIM118  # not a dict
 
 
 async def test_nothing_but_results_stays_in_the_bucket(in_s3: S3Service):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from fastroai import Pipeline
@@ -23,6 +28,45 @@ NOT_FOR_EVER = 30.0
 @pytest.fixture
 def model() -> CountingModel:
     return CountingModel()
+
+
+@contextmanager
+def forbidding(endpoint_url: str, method: str) -> Iterator[str]:
+    """URL of a front that refuses one HTTP method with a 403 as S3 sends it, and passes on any other."""
+
+    class Front(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.command == method:
+                status, content = 403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            else:
+                asked = httpx.request(self.command, endpoint_url + self.path, content=body, headers=dict(self.headers))
+                status, content = asked.status_code, asked.content
+            self.send_response_only(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_DELETE = _answer  # noqa: N815  # the names http.server looks for
+
+        def handle_expect_100(self) -> bool:
+            self.send_response_only(100)
+            self.end_headers()
+            return True
+
+        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002  # the base's name
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 async def run_with(model: CountingModel, storage: Any) -> None:
@@ -47,6 +91,34 @@ async def test_a_missing_bucket_is_named_before_anything_is_spent(
         await run_with(model, "s3://no-such-bucket/prefix")
     assert "NoSuchBucket" in str(caught.value)
     assert "FASTROAI_RESULT_STORAGE" in str(caught.value)
+    assert model.calls == 0
+
+
+async def test_missing_credentials_are_named_before_anything_is_spent(
+    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+):
+    point_to(s3, monkeypatch)
+    for name in ("FASTROAI_S3_ACCESS_KEY_ID", "FASTROAI_S3_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(ResultStorageError, match=f"s3://{s3.bucket}/p") as caught:
+        await run_with(model, f"s3://{s3.bucket}/p")
+    assert "NoCredentialsError" in str(caught.value)
+    assert "the AWS credentials" in str(caught.value)
+    assert model.calls == 0
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
+async def test_a_permission_that_is_missing_is_named_before_anything_is_spent(
+    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch, method: str
+):
+    """A front that says what S3 says to one who may not do this, and passes the rest on."""
+    with forbidding(s3.endpoint_url, method) as url:
+        point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url)
+        with pytest.raises(ResultStorageError, match=f"s3://{s3.bucket}/p") as caught:
+            await run_with(model, f"s3://{s3.bucket}/p")
+    assert "AccessDenied" in str(caught.value)
+    assert "may write, read and delete there" in str(caught.value)
     assert model.calls == 0
 
 

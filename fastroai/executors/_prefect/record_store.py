@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from .seal import Seal
-from .transport import Transport, relative_name
+from .transport import NotThereError, Transport, relative_name
 
 T = TypeVar("T")
 
@@ -67,14 +67,15 @@ class RecordStore:
         self._waiting = _unwritten.setdefault(transport.identity, {})
         self._written_here: set[str] = set()
         self._read_ahead: dict[str, bytes] = {}
-        self._failed_at: float | None = None
+        self._failure: Exception | None = None
+        self._failed_at = 0.0
         self._retrying: asyncio.Task[None] | None = None
 
     async def read(self, path: str) -> bytes:
         """The record at a path.
 
         Raises:
-            LookupError: There is none.
+            NotThereError: There is none.
             ValueError: What is there is no record that was sealed for this name.
             Exception: The storage can't be asked.
         """
@@ -88,8 +89,8 @@ class RecordStore:
             self._read_ahead[name] = found
         return found
 
-    async def write(self, path: str, record: bytes, owner: str) -> None:
-        """Write a record; one that can't be written now waits."""
+    async def write(self, path: str, record: bytes, owner: str | None) -> None:
+        """Write a record; one that can't be written now waits, unless it has no owner who would miss it."""
         name = relative_name(self.transport.resolve, path)
         self._read_ahead.pop(name, None)
         self._written_here.add(name)
@@ -97,6 +98,8 @@ class RecordStore:
         try:
             await self.insist(lambda: self.transport.put(name, content))
         except Exception as error:
+            if owner is None:
+                return
             logger.warning(
                 "The result of step %r can't be written to %s now: %s The run goes on, and writing is tried again.",
                 owner,
@@ -140,7 +143,7 @@ class RecordStore:
     async def _get(self, name: str) -> bytes:
         try:
             return await self.insist(lambda: self.transport.get(name))
-        except LookupError:
+        except NotThereError:
             raise
         except Exception as error:
             logger.warning(
@@ -158,14 +161,14 @@ class RecordStore:
         while True:
             try:
                 result = await call()
-            except LookupError:
+            except NotThereError:
                 raise
             except Exception as error:
                 if not self.transport.may_pass(error) or time.monotonic() + pause - began > HOLD_UP_SECONDS:
-                    self._failed_at = time.monotonic()
+                    self._note(error)
                     raise
             else:
-                self._failed_at = None
+                self._failure = None
                 return result
             await asyncio.sleep(pause)
             pause *= 2
@@ -186,13 +189,17 @@ class RecordStore:
             try:
                 await self.transport.put(name, unwritten.content)
             except Exception as error:
-                self._failed_at, unwritten.cause = time.monotonic(), error
+                self._note(error)
+                unwritten.cause = error
                 if self.transport.may_pass(error):
                     return  # the others would meet the same
             else:
-                self._failed_at = None
+                self._failure = None
                 if self._waiting.get(name) is unwritten:
                     del self._waiting[name]
+
+    def _note(self, error: Exception) -> None:
+        self._failure, self._failed_at = error, time.monotonic()
 
     def _mine(self) -> list[Unwritten]:
         return [unwritten for name, unwritten in self._waiting.items() if name in self._written_here]

@@ -18,7 +18,7 @@ from .record_store import RecordStore
 from .results import SERIALIZER
 from .seal import Seal
 from .storage import describe_storage, resolve_storage
-from .transport import Transport, transport_to
+from .transport import NotThereError, Transport, transport_to
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -54,7 +54,9 @@ class StepStorage(WritableFileSystem):
 
     async def write_path(self, path: str, content: bytes) -> None:
         """Write a record; one that can't be written yet waits in the process."""
-        await self.store.write(path, content, self.step_id)
+        # Prefect writes the error of a failed task, too; no run is the poorer without it.
+        is_error = loads_strictly(content)["result"].startswith('{"error":')
+        await self.store.write(path, content, None if is_error else self.step_id)
 
 
 class RunStorage:
@@ -141,8 +143,9 @@ async def probe(store: RecordStore) -> None:
     try:
         await store.insist(lambda: _write_read_delete(store.transport))
     except Exception as error:
+        cause = error.__cause__ if isinstance(error, NotThereError) and error.__cause__ else error
         raise ResultStorageError(
-            f"Results can't be kept at {store.described}: {type(error).__name__}: {error}. Nothing was run or spent. "
+            f"Results can't be kept at {store.described}: {type(cause).__name__}: {cause}. Nothing was run or spent. "
             "Check that the storage exists, can be reached, and that its credentials may write, read and delete there "
             "(FASTROAI_RESULT_STORAGE, FASTROAI_S3_ENDPOINT_URL, the AWS credentials), or set FASTROAI_RESULT_STORAGE "
             "to a local folder."

@@ -8,7 +8,7 @@ import hmac
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ...settings import FastroAISettings
@@ -16,7 +16,7 @@ from ...settings import FastroAISettings
 Compression = Literal["none", "gzip"]
 
 LARGEST = 256 * 1024 * 1024
-"""Bytes of a record that is compressed: more is written as it is, and what expands to more is not read."""
+"""Bytes of a record that is compressed."""
 
 _SEALED = re.compile(rb'\{"seal":"(sha256|hmac-sha256):([0-9a-f]{64})",(?=")')
 _GZIP = b"\x1f\x8b"
@@ -33,10 +33,13 @@ class Seal:
     Attributes:
         secret: Key of the HMAC. With one, only records that were sealed with it are read; without, only those
             that were sealed without.
+        compression: How records are written; they are read in either form.
+        largest: Bytes of a record up to which it is compressed; what expands to more is not read.
     """
 
-    secret: bytes | None = None
+    secret: bytes | None = field(default=None, repr=False)
     compression: Compression = "none"
+    largest: int = LARGEST
 
     @classmethod
     def of(cls, settings: FastroAISettings) -> Seal:
@@ -55,7 +58,7 @@ class Seal:
             raise ValueError(f"only JSON objects are sealed, not {record[:20]!r}")
         digest = self._digest(name, record)
         sealed = b'{"seal":"' + f"{self.method}:{digest}".encode() + b'",' + record[1:]
-        if self.compression == "gzip" and len(sealed) <= LARGEST:
+        if self.compression == "gzip" and len(sealed) <= self.largest:
             return gzip.compress(sealed, compresslevel=6, mtime=0)
         return sealed
 
@@ -65,7 +68,7 @@ class Seal:
         Raises:
             ValueError: It is none, it was changed or moved, or it was sealed with another secret or without one.
         """
-        sealed = _expanded(stored) if stored.startswith(_GZIP) else stored
+        sealed = _expanded(stored, self.largest) if stored.startswith(_GZIP) else stored
         found = _SEALED.match(sealed)
         if found is None:
             raise ValueError(f"{name!r} is no sealed record")
@@ -82,14 +85,14 @@ class Seal:
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()
 
 
-def _expanded(stored: bytes) -> bytes:
+def _expanded(stored: bytes, largest: int) -> bytes:
     expander = zlib.decompressobj(zlib.MAX_WBITS | _AUTO_FORMAT)
     try:
-        sealed = expander.decompress(stored, LARGEST + 1)
+        sealed = expander.decompress(stored, largest + 1)
     except zlib.error as error:
         raise ValueError(f"no gzip: {error}") from error
-    if len(sealed) > LARGEST:
-        raise ValueError(f"it expands to more than {LARGEST} bytes")
+    if len(sealed) > largest:
+        raise ValueError(f"it expands to more than {largest} bytes")
     if not expander.eof or expander.unused_data:
         raise ValueError("its gzip is cut off, or something follows it")
     return sealed

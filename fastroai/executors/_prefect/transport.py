@@ -19,6 +19,10 @@ CONNECTIONS = 50
 """Requests to S3 at once, and the connections kept for them."""
 
 
+class NotThereError(LookupError):
+    """There is no such object, as far as this storage tells; what it said is the cause."""
+
+
 class Transport(Protocol):
     """Reads and writes whole objects by name."""
 
@@ -35,7 +39,7 @@ class Transport(Protocol):
         """An object.
 
         Raises:
-            LookupError: There is none. Any other error: it could not be found out.
+            NotThereError: There is none. Any other error: it could not be found out.
         """
         ...
 
@@ -84,7 +88,7 @@ class BlockTransport:
         try:
             content: bytes = await call_explicitly_async_block_method(self._block, "read_path", (name,), {})
         except Exception as error:  # blocks have no common error for what is not there
-            raise LookupError(name) from error
+            raise NotThereError(name) from error
         return content
 
     async def put(self, name: str, content: bytes) -> None:
@@ -134,7 +138,7 @@ class S3Transport:
             # Where keys may not be listed, S3 says 403 of one that is not there.
             if self.may_pass(error):
                 raise
-            raise LookupError(name) from error
+            raise NotThereError(name) from error
 
     async def put(self, name: str, content: bytes) -> None:
         """See `Transport`."""
