@@ -203,14 +203,19 @@ def _states(data: Pair) -> st.SearchStrategy[Any]:
     )
 
 
+def either(*types: Any) -> Any:
+    """The union of types."""
+    return Union[types]  # noqa: UP007  # made of a tuple
+
+
 _WRAPPED: list[Callable[[Pair, Pair], st.SearchStrategy[Pair]]] = [
     lambda a, b: st.lists(st.just(a[1]), max_size=2).map(lambda v: (list[a[0]], v)),
     lambda a, b: st.just((tuple[a[0], b[0]], (a[1], b[1]))),
     lambda a, b: st.just((tuple[a[0], ...], (a[1], a[1]))),
     lambda a, b: st.just((dict[str, a[0]], {"$": a[1], "value": a[1]})),
-    lambda a, b: st.just((Union[a[0], b[0]], a[1])),
-    lambda a, b: st.just((Union[a[0], b[0], None], b[1])),
-    lambda a, b: st.just((list[a[0] | b[0]], [b[1], a[1]])),
+    lambda a, b: st.just((either(a[0], b[0]), a[1])),
+    lambda a, b: st.just((either(a[0], b[0], None), b[1])),
+    lambda a, b: st.just((list[either(a[0], b[0])], [b[1], a[1]])),
     lambda a, b: st.just((list[Any], [a[1], b[1]])),
     lambda a, b: st.just((Any, a[1])),
     lambda a, b: st.just((a[0], b[1])),
@@ -236,7 +241,7 @@ def _keyed(draw: st.DrawFn) -> Pair:
     if form == "dict":
         return dict[declared, int], {value: n for n, value in enumerate(values)}
     if form == "either key":
-        return dict[str | declared, int], {value: n for n, value in enumerate(values)}
+        return dict[either(str, declared), int], {value: n for n, value in enumerate(values)}
     return dict[tuple[declared, int], str], {(value, n): "v" for n, value in enumerate(values)}
 
 
