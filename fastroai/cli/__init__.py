@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
-from . import costs, run
+from . import costs, results, run
 from .outcome import FAILED, INTERRUPTED, WRONG_USAGE, UsageError, complain
 
-COMMANDS = (run, costs)
+COMMANDS = (run, costs, results)
 """In the order of the help. Each has `register(commands)`, and imports what it runs only when it is run."""
 
 

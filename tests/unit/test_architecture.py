@@ -28,7 +28,6 @@ FLOORS: list[tuple[str, int]] = [
     ("fastroai.testing", 5),
     ("fastroai.cli", 6),
     ("fastroai.console", 6),
-    ("fastroai.results_command", 6),
     ("fastroai", 6),
     ("flows", 6),
     ("deployments", 6),

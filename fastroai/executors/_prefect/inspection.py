@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect._internal.result_records import ResultRecordMetadata
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, TaskRunFilter, TaskRunFilterName
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
-from prefect._internal.result_records import ResultRecordMetadata
 
 from ...errors import ResultStorageError
 from ...settings import load_settings

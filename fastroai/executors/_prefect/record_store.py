@@ -31,12 +31,12 @@ class Unwritten:
     """A record that waits for its storage.
 
     Attributes:
-        owner: Whose it is; in messages.
+        owner: The step whose result it is; None for what no run misses once its step is done.
         since: When writing it failed first, on the monotonic clock.
         cause: Why it failed last.
     """
 
-    owner: str
+    owner: str | None
     content: bytes
     cause: Exception
     since: float = field(default_factory=time.monotonic)
@@ -71,8 +71,12 @@ class RecordStore:
         self._failed_at = 0.0
         self._retrying: asyncio.Task[None] | None = None
 
-    async def read(self, path: str) -> bytes:
+    async def read(self, path: str, *, twice: bool = False) -> bytes:
         """The record at a path.
+
+        Args:
+            path: As the storage has it, or within the storage.
+            twice: Whether the same is going to be read once more, which then asks nobody.
 
         Raises:
             NotThereError: There is none.
@@ -82,15 +86,15 @@ class RecordStore:
         name = relative_name(self.transport.resolve, path)
         if name in self._waiting:
             return self._seal.open(name, self._waiting[name].content)
-        # Prefect reads a record once to see that it is there, and once more to use it.
         found = self._read_ahead.pop(name, None)
         if found is None:
             found = self._seal.open(name, await self._get(name))
-            self._read_ahead[name] = found
+            if twice:
+                self._read_ahead[name] = found
         return found
 
     async def write(self, path: str, record: bytes, owner: str | None) -> None:
-        """Write a record; one that can't be written now waits, unless it has no owner who would miss it."""
+        """Write a record; one that can't be written now waits. Of one without an owner nothing is said."""
         name = relative_name(self.transport.resolve, path)
         self._read_ahead.pop(name, None)
         self._written_here.add(name)
@@ -98,9 +102,8 @@ class RecordStore:
         try:
             await self.insist(lambda: self.transport.put(name, content))
         except Exception as error:
-            if owner is None:
-                return
-            logger.warning(
+            log = logger.debug if owner is None else logger.warning
+            log(
                 "The result of step %r can't be written to %s now: %s The run goes on, and writing is tried again.",
                 owner,
                 self.described,
@@ -136,7 +139,7 @@ class RecordStore:
                 break
             await asyncio.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
-        lost = {unwritten.owner: _told(unwritten.cause) for unwritten in self._mine()}
+        lost = {owner: _told(unwritten.cause) for owner, unwritten in self._mine()}
         _forget_the_oldest(self._waiting)
         return lost
 
@@ -201,12 +204,14 @@ class RecordStore:
     def _note(self, error: Exception) -> None:
         self._failure, self._failed_at = error, time.monotonic()
 
-    def _mine(self) -> list[Unwritten]:
-        return [unwritten for name, unwritten in self._waiting.items() if name in self._written_here]
+    def _mine(self) -> list[tuple[str, Unwritten]]:
+        """The results of this run that wait, and their steps."""
+        waiting = ((u.owner, u) for name, u in self._waiting.items() if name in self._written_here)
+        return [(owner, unwritten) for owner, unwritten in waiting if owner is not None]
 
     def _time_left(self) -> float:
         """Seconds for which it is worth trying on: none for what was refused."""
-        hopeful = [unwritten.since for unwritten in self._mine() if self.transport.may_pass(unwritten.cause)]
+        hopeful = [unwritten.since for _, unwritten in self._mine() if self.transport.may_pass(unwritten.cause)]
         return max(hopeful) + self._retry_seconds - time.monotonic() if hopeful else 0.0
 
 

@@ -46,7 +46,8 @@ class StepStorage(WritableFileSystem):
         Raises:
             ValueError: What is there is no record of ours.
         """
-        record: bytes = await self.store.read(path)
+        # Prefect reads a record once to see that it is there, and once more to use it.
+        record: bytes = await self.store.read(path, twice=True)
         found = loads_strictly(record)
         if found["metadata"]["serializer"] != {"type": SERIALIZER} or type(found["result"]) is not str:
             raise ValueError(f"{path!r} was not written as a step's result")

@@ -21,11 +21,11 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     show.add_argument("run", metavar="RUN", help="id or name of the flow run")
     show.add_argument("step", metavar="STEP", help="id of the step")
     show.add_argument("--storage", help="where it is, as FASTROAI_RESULT_STORAGE; default: as that variable says")
-    show.set_defaults(execute=_show, takes_rest=False)
+    show.set_defaults(execute=_show)
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from .executors._prefect.inspection import read_stored_result
+    from ..executors._prefect.inspection import read_stored_result
 
     found = asyncio.run(read_stored_result(arguments.run, arguments.step, storage=arguments.storage))
     sys.stderr.write(f"{found.step_id} of {found.run_name} ({found.run_id}), {found.state}: {found.location}\n")
