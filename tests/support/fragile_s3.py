@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.support.s3 import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY, S3Request
+from tests.support.s3 import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY, S3Request, is_of_a_request
 
 Moment = Literal["before", "during", "after"]
+MOMENTS: tuple[Moment, ...] = ("before", "during", "after")
 
 START_TIMEOUT = 60.0
 _REPOSITORY = Path(__file__).parents[2]
@@ -90,9 +91,10 @@ class FragileS3:
         """Be killed at a request, counted from 1 from now on: before it is seen, half through it, once answered."""
         self._die = (len(self.requests) + number, moment)
 
-    def keys(self) -> list[str]:
-        """What is stored."""
-        return [found["Key"] for found in self._client().list_objects_v2(Bucket=self.bucket).get("Contents", [])]
+    def results(self) -> list[str]:
+        """The keys of the results of steps that are stored."""
+        found = self._client().list_objects_v2(Bucket=self.bucket).get("Contents", [])
+        return [item["Key"] for item in found if not is_of_a_request(item["Key"])]
 
     def close(self) -> None:
         """End both."""

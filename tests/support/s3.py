@@ -65,9 +65,18 @@ class S3Service:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [o["Key"] for page in pages for o in page.get("Contents", [])]
 
+    def results(self, prefix: str = "") -> list[str]:
+        """The keys of the results of steps under a prefix: not of the requests that were answered within them."""
+        return [key for key in self.keys(prefix) if not is_of_a_request(key)]
+
     def read(self, key: str) -> bytes:
         """The content of an object."""
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+
+def is_of_a_request(path: str) -> bool:
+    """Whether a record is of a request that was answered within a step."""
+    return "requests/" in path
 
 
 @pytest.fixture(scope="session")
