@@ -83,7 +83,7 @@ async def test_what_is_not_there_is_named(tmp_path: Path):
         await read_stored_result("nobody-ran-this", "asked")
     with pytest.raises(ResultStorageError, match=r"no step 'ask'\. It has: asked, split"):
         await read_stored_result(run_id, "ask")
-    for path in (tmp_path / "r").iterdir():
+    for path in filter(Path.is_file, (tmp_path / "r").iterdir()):
         path.write_bytes(path.read_bytes().replace(b"answer:", b"Answer:"))
     with pytest.raises(ResultStorageError, match="seal"):
         await read_stored_result(run_id, "asked")

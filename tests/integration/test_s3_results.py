@@ -12,11 +12,12 @@ from prefect_aws import AwsClientParameters, AwsCredentials
 from prefect_aws.s3 import S3Bucket
 from pydantic import SecretStr
 
-from fastroai import Pipeline, StepConfig
+from fastroai import Pipeline, PipelineConfig, StepConfig
 from fastroai.executors import PrefectExecutor
 from tests.integration.models import PRICE, Ask, CountingModel
 from tests.integration.read_back import read_run
 from tests.support.s3 import S3Service, is_of_a_request
+from tests.support.steps import Give
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -171,7 +172,17 @@ async def test_compressed_and_uncompressed_results_are_both_read(in_s3: S3Servic
         monkeypatch.setenv("FASTROAI_RESULT_COMPRESSION", compression)
         await two_steps(model).execute({"topic": "t"}, None)
     assert model.calls == 2
-    assert all(in_s3.read(key).startswith(b"\x1f\x8b") for key in in_s3.results())  # noqa: SIM118  # not a dict
+    assert all(in_s3.read(key).startswith(b"\x1f\x8b") for key in in_s3.results())  # not a dict
+
+
+async def test_there_are_connections_for_many_steps_at_once(in_s3: S3Service, caplog: pytest.LogCaptureFixture):
+    steps = {f"step {n}": Give(n) for n in range(70)}
+    pipeline = Pipeline("many", dict(steps), output_step="step 0", config=PipelineConfig(cache_policy="inputs"))
+    for _ in range(2):
+        result = await pipeline.execute({}, None)
+        assert result.not_stored == {}
+    assert {step.runs for step in steps.values()} == {1}
+    assert "Connection pool is full" not in caplog.text
 
 
 async def test_nothing_but_results_stays_in_the_bucket(in_s3: S3Service):

@@ -12,6 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect_aws import AwsClientParameters, AwsCredentials
+from prefect_aws.s3 import S3Bucket
+from pydantic import SecretStr
 
 from fastroai import Pipeline
 from fastroai.errors import ResultStorageError
@@ -142,6 +145,24 @@ async def test_an_endpoint_that_never_answers_is_given_up(
         point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url, FASTROAI_S3_READ_TIMEOUT="1")
         with pytest.raises(ResultStorageError, match="FASTROAI_S3_ENDPOINT_URL"):
             await run_with(model, f"s3://{s3.bucket}/p")
+    assert model.calls == 0
+
+
+async def test_a_block_that_sets_no_limits_gets_short_ones(
+    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+):
+    """botocore waits 60 s for an answer, five times."""
+    monkeypatch.setenv("FASTROAI_S3_READ_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        credentials = AwsCredentials(
+            aws_access_key_id=s3.access_key_id,
+            aws_secret_access_key=SecretStr(s3.secret_access_key),
+            region_name=s3.region,
+            aws_client_parameters=AwsClientParameters(endpoint_url=url),
+        )
+        with pytest.raises(ResultStorageError, match=f"s3://{s3.bucket}/p"):
+            await run_with(model, S3Bucket(bucket_name=s3.bucket, bucket_folder="p", credentials=credentials))
     assert model.calls == 0
 
 
