@@ -46,9 +46,15 @@ class StoredJournal:
         await self._store.write(f"{FOLDER}/{key}", content, None)
 
 
-def journal_of(pipeline: str, step_id: str, store: RecordStore) -> Journal:
-    """The journal of a step of the flow run that is active here."""
-    return Journal(digest([run_scope(), pipeline, step_id]), StoredJournal(store, reads=_was_executed_before()))
+def journal_of(pipeline: str, step_id: str, scope: str | None, store: RecordStore | None) -> Journal:
+    """The journal of a step of the flow run that is active here.
+
+    Args:
+        scope: The step's `cache_scope`: tenants do not share answers either.
+        store: None: what is answered is known in this process only.
+    """
+    step = digest([run_scope(), pipeline, step_id, scope])
+    return Journal(step, None if store is None else StoredJournal(store, reads=_was_executed_before()))
 
 
 def _was_executed_before() -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect import Task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
@@ -219,11 +220,15 @@ class StepTasks:
         return StoredStep(stored) if self._tasks[step_id].task.persist_result else None
 
     def _open_journal(self, node: PlannedStep) -> None:
+        """Have the step's answers recorded: beside its result if that may be used again, else in process."""
         step_run, task = self._run.step_run(node.step_id), self._tasks[node.step_id].task
-        durable = node.config.durable or self._durable
-        if step_run.journal is None and durable == "request" and task.persist_result:
-            storage: Any = task.result_storage
-            step_run.journal = journal_of(self._run.name, node.step_id, storage.store)
+        if step_run.journal is not None or (node.config.durable or self._durable) != "request":
+            return
+        reusable = task.persist_result and task.cache_policy is not NO_CACHE
+        storage: Any = task.result_storage
+        step_run.journal = journal_of(
+            self._run.name, node.step_id, node.config.cache_scope, storage.store if reusable else None
+        )
 
     def _stored_form(self, node: PlannedStep, record: StepRecord) -> tuple[dict[str, Any], str]:
         """What is stored of a finished step, and what identifies its output in the keys of its dependents.
