@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import LedgerUnavailableError
 from ..ledger import LedgerEntry
 from ..selection import Selection
 from ..totals import Totals
 from .memory import MemoryStore
+
+if TYPE_CHECKING:
+    from .heartbeat import Heartbeat
 
 MEMORY = "memory://"
 
@@ -69,9 +74,27 @@ async def configured_store(default: str | None = None) -> LedgerStore | None:
     """
     from ...settings import load_settings  # only here: pydantic-settings takes its time to import
 
-    settings = load_settings()
-    url = settings.ledger_url.get_secret_value() if settings.ledger_url is not None else default
-    return None if url is None else await shared_store(url, required=settings.ledger_required)
+    url = _configured_url() or default
+    return None if url is None else await shared_store(url, required=load_settings().ledger_required)
+
+
+def configured_heartbeat() -> Heartbeat:
+    """What holds leases in the ledger that `FASTROAI_LEDGER_URL` names, or else the default one; one per process.
+
+    Raises:
+        LedgerUnavailableError: The URL is of no database a ledger can be kept in.
+    """
+    from .database import Database, database_url
+    from .heartbeat import Heartbeat
+    from .leases import MemoryTable, SqlTable
+
+    url = _configured_url() or default_url()
+    with _sharing:
+        key = url, os.getpid()  # after a fork, the thread and what it holds are the parent's
+        if key not in _heartbeats:
+            table = MemoryTable() if url == MEMORY else SqlTable(Database(database_url(url), writes=True))
+            _heartbeats[key] = Heartbeat(table)
+        return _heartbeats[key]
 
 
 async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
@@ -99,6 +122,7 @@ async def flush_shared(url: str) -> None:
 
 _shared: dict[tuple[str, bool], LedgerStore] = {}
 _ready: set[tuple[str, bool]] = set()
+_heartbeats: dict[tuple[str, int], Heartbeat] = {}
 _sharing = threading.Lock()
 _in_memory = MemoryStore()
 
@@ -109,6 +133,24 @@ def _make(url: str, required: bool, spill_folder: Path | None) -> LedgerStore:
     from .sql import SqlStore
 
     return SqlStore(url, required=required, spill_folder=spill_folder or _home() / "unwritten")
+
+
+def _configured_url() -> str | None:
+    from ...settings import load_settings
+
+    url = load_settings().ledger_url
+    return None if url is None else url.get_secret_value()
+
+
+@atexit.register
+def _stop_heartbeats() -> None:
+    for (_, pid), heartbeat in _heartbeats.items():
+        if pid == os.getpid():
+            heartbeat.stop(_EXIT_PATIENCE)
+
+
+_EXIT_PATIENCE = 5.0
+"""Seconds a process waits at its end for its last leases to be given up."""
 
 
 def _home() -> Path:

@@ -84,6 +84,22 @@ outcomes = Table(
 )
 """At most one final row per entry, and one before it that says why the outcome was unknown. Never changed."""
 
+leases = Table(
+    "fastroai_leases",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("token", Text, nullable=False),  # of one holding, never used again
+    Column("host", Text, nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("pipeline", Text),
+    Column("run_key", Text),
+    Column("since", BigInteger, nullable=False),  # as intents.sent_at, like the next; by the clock of all who share it
+    Column("renewed_at", BigInteger, nullable=False),
+    Column("duration", BigInteger, nullable=False),  # microseconds
+)
+"""What somebody is at work on; whose last renewal is further away than the duration is dead. Deleted at the end."""
+
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
         """CREATE TABLE fastroai_intents (
@@ -105,6 +121,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE fastroai_intents ADD COLUMN flow_tags TEXT",
         "CREATE INDEX fastroai_intents_sent_at ON fastroai_intents (sent_at)",
         "CREATE INDEX fastroai_intents_run_key ON fastroai_intents (run_key) WHERE run_key IS NOT NULL",
+    ),
+    3: (
+        """CREATE TABLE fastroai_leases (
+            kind TEXT NOT NULL, name TEXT NOT NULL, token TEXT NOT NULL, host TEXT NOT NULL, pid BIGINT NOT NULL,
+            pipeline TEXT, run_key TEXT, since BIGINT NOT NULL, renewed_at BIGINT NOT NULL, duration BIGINT NOT NULL,
+            PRIMARY KEY (kind, name))""",
     ),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and PostgreSQL alike.
