@@ -11,6 +11,7 @@ FastroAIError
 ├── UnknownModelPriceError        no price is listed for a model (also a LookupError)
 ├── LedgerUnavailableError        the ledger's database can't be opened or written; nothing is sent
 │   └── LedgerNotFoundError       there is no ledger to read yet
+├── RunLeaseError                 a run's key is held elsewhere: lost to another process, or asked for from within
 ├── ResultStorageError            results can't be kept: storage unreachable, or an output of no storable type
 └── ExecutorUnavailableError      an executor was asked for that can't be used here (also an ImportError)
 
@@ -118,6 +119,10 @@ class LedgerUnavailableError(FastroAIError):
 
 class LedgerNotFoundError(LedgerUnavailableError):
     """There is no ledger where one was to be read. Nothing was made there."""
+
+
+class RunLeaseError(FastroAIError):
+    """A run may not go on, because another execution of the same work does, or waits for it. Nothing more is sent."""
 
 
 class ResultStorageError(FastroAIError):

@@ -83,6 +83,12 @@ class FastroAISettings(BaseSettings):
         description="Whether nothing is sent while the ledger can't be written. `false`: runs go on, and the entries "
         "are kept in `~/.fastroai/unwritten` to be written later.",
     )
+    lease_seconds: float = Field(
+        default=30.0,
+        ge=1,
+        description="Seconds without a sign of life after which a run counts as dead: another one with its `run_key` "
+        "goes on, and `fastroai runs resume` takes it up.",
+    )
     model: str | None = Field(
         default=None,
         description="Model of the jobs in flows/, as `provider:model` or `offline`. Unset: `openai:gpt-5-mini` with an "

@@ -9,6 +9,7 @@ from ..errors import (
     DispatchSkippedError,
     PipelineValidationError,
     ResultStorageError,
+    RunLeaseError,
     SettingsError,
     StepExecutionError,
     UnknownModelPriceError,
@@ -24,6 +25,7 @@ _PERMANENT = (
     DispatchSkippedError,
     PipelineValidationError,
     ResultStorageError,
+    RunLeaseError,
     SettingsError,
     UnknownModelPriceError,
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import Flow
 from prefect.context import FlowRunContext
+from prefect.exceptions import Abort
 
 from ..pipelines.config import Durable
 from ..pipelines.plan import ExecutionPlan
@@ -17,6 +18,7 @@ from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
 from ._prefect.steps import literal_name
+from .lease import only_execution
 from .protocol import ExecutionResult, PlanExecutor
 
 if TYPE_CHECKING:
@@ -62,12 +64,14 @@ class PrefectExecutor(PlanExecutor):
         run_key: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
-        """See `PlanExecutor.execute_plan`. A run with a key is a flow run of that name.
+        """See `PlanExecutor.execute_plan`. A run with a key is a flow run of that name, and waits for another with it.
 
         Raises:
             LedgerUnavailableError: The ledger can't be written, and must be; nothing was run.
             ExecutorUnavailableError: No Prefect server answers; nothing was run.
             ResultStorageError: Results could not be kept; nothing was run.
+            RunLeaseError: It is executed from within itself; or another process took it over, as this one gave no
+                sign of life.
         """
         attribution = Attribution(run_key=run_key, pipeline=name, tags=tags or {})
         ended: list[ExecutionResult | BaseException] = []
@@ -78,7 +82,7 @@ class PrefectExecutor(PlanExecutor):
                 ended.append(result)
                 return result
             except BaseException as error:
-                ended.append(error)
+                ended.append((isinstance(error, Abort) and error.__cause__) or error)
                 raise
             finally:
                 await stop_retrying_if_silent()
@@ -87,7 +91,8 @@ class PrefectExecutor(PlanExecutor):
             await check_server()
         named = {} if run_key is None else {"flow_run_name": literal_name(run_key)}
         flow: Any = build_call(name, plan, body, named | dict(self._options.flow_config))
-        failure = await _run_to_its_end(flow, name)
+        async with only_execution(name, run_key):
+            failure = await _run_to_its_end(flow, name)
         return _result(name, ended[-1] if ended else None, failure)
 
     def build_flow(
@@ -118,28 +123,28 @@ class PrefectExecutor(PlanExecutor):
         )
 
 
-async def _run_to_its_end(flow: Any, name: str) -> Exception | None:
+async def _run_to_its_end(flow: Any, name: str) -> BaseException | None:
     """Run a flow in a task of its own, in whose context Prefect may be told to give up; returns what it raised."""
     caller = asyncio.current_task()
     assert caller is not None
     cancelled = caller.cancelling()
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         await asyncio.create_task(flow(), name=name)
-    except Exception as error:
+    except (Exception, Abort) as error:
         failure = error
     if caller.cancelling() > cancelled:
         raise asyncio.CancelledError from failure  # Prefect may have ended with an error of its own instead
     return failure
 
 
-def _result(name: str, ended: ExecutionResult | BaseException | None, failure: Exception | None) -> ExecutionResult:
+def _result(name: str, ended: ExecutionResult | BaseException | None, failure: BaseException | None) -> ExecutionResult:
     """What the steps came to, whatever Prefect could note of it."""
     if ended is None:
         raise failure or RuntimeError(f"Prefect ended the run of {name!r} without executing it")
     if isinstance(ended, asyncio.CancelledError) and failure is not None:
         raise failure  # Prefect cancelled the flow, for example at its deadline; nobody cancelled the caller
-    if failure is not None and failure is not ended:
+    if failure is not None and failure is not ended and not isinstance(failure, Abort):
         # The steps are done and paid for; that Prefect could not note the end must not lose them.
         logger.warning("Prefect could not record the end of the run of %r: %s", name, failure)
     if isinstance(ended, BaseException):

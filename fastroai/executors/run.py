@@ -12,8 +12,7 @@ from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState, StepUsage
 from ..pipelines.step_run import RunBooks, StepRun
 from ..tracing.tracer import NoOpTracer, Tracer
-from ..usage.ledger import Attribution, LedgerEntry, RunLedger
-from ..usage.store import LedgerStore
+from ..usage.ledger import Attribution, DurableLedger, LedgerEntry, RunLedger
 from .protocol import ExecutionResult, StepRecord
 from .scheduler import Outcome
 
@@ -42,7 +41,7 @@ class Run:
         tracer: Tracer | None,
         *,
         identity: Attribution,
-        store: LedgerStore | None,
+        store: DurableLedger | None,
     ) -> None:
         self.plan = plan
         self.inputs = inputs

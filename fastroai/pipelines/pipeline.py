@@ -86,7 +86,8 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
             deps: Live objects for the steps, handed on as they are and never stored.
             tracer: Receives a span for the run and one for each step.
             run_key: Names the piece of work, for example `"invoice-2026-11"`: executed again under the same key, a run
-                under Prefect goes on where the last one stopped, and what all of them sent is booked under it.
+                under Prefect goes on where the last one stopped, and what all of them sent is booked under it. While
+                one is under way, another waits for it.
             tags: Whom the run is for, for example `{"team": "search", "customer": "acme"}`: each of its ledger entries
                 carries them. Texts, which everyone who reads the ledger can see.
 
@@ -94,6 +95,8 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
             InputValidationError: The input does not fit `input_type`, or `run_key` or `tags` are no texts; no step has
                 run.
             LedgerUnavailableError: The ledger can't be written, and must be; no step has run.
+            RunLeaseError: It is executed from within itself, or another process took it over as this one gave no sign
+                of life.
             StepExecutionError: A step failed; `partial_result` says what was finished and spent.
         """
         from ..executors import get_executor

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from prefect import Flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
@@ -18,13 +19,15 @@ from ...pipelines.canonical import digest
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
 from ...settings import load_settings
-from ...usage.ledger import Attribution
+from ...usage.ledger import Attribution, DurableLedger
 from ...usage.store import configured_store, default_url
+from ..lease import GuardedStore
 from ..protocol import ExecutionResult
 from ..run import Run
 from ..scheduler import run_plan
 from .artifacts import ArtifactWriter, write_output_artifact
 from .attribution import with_flow_run
+from .life import sign_of_life
 from .options import PrefectOptions
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
@@ -53,18 +56,34 @@ async def run_in_flow(
         LedgerUnavailableError: The ledger can't be written, and must be; nothing was run.
         ResultStorageError: Results could not be kept; nothing was run.
         StepExecutionError: A step failed and the run does not go on without it.
+        Abort: Somebody found the flow run dead and took it up.
     """
     context = FlowRunContext.get()
     assert context is not None, "called within a flow run"
     assert context.flow_run is not None
-    settings = load_settings()
     store = await configured_store(default_url())
+    async with sign_of_life(context.flow_run, attribution):
+        guarded = None if store is None else GuardedStore(store)
+        return await _run_steps(plan, inputs, deps, tracer, attribution, options, context.flow_run, guarded)
+
+
+async def _run_steps(
+    plan: ExecutionPlan,
+    inputs: dict[str, Any],
+    deps: Any,
+    tracer: Any,
+    attribution: Attribution,
+    options: PrefectOptions,
+    flow_run: FlowRun,
+    store: DurableLedger | None,
+) -> ExecutionResult:
+    settings = load_settings()
     storage = await open_storage(plan, options.default_storage(settings), settings)
     tasks = compile_tasks(plan, options.default_task_config, storage.by_step)
-    identity = await with_flow_run(attribution, context.flow_run)
+    identity = await with_flow_run(attribution, flow_run)
     run = Run(plan, inputs, deps, tracer, identity=identity, store=store)
     async with ArtifactWriter(settings.artifact_timeout) as artifacts:
-        steps = StepTasks(run, tasks, artifacts, context.flow_run.id, options.durable)
+        steps = StepTasks(run, tasks, artifacts, flow_run.id, options.durable)
         with steps.active():
             try:
                 async with storage, run.span(f"pipeline.{run.name}") as span_id:
