@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
-from . import costs, results, run
+from . import costs, results, run, runs
 from .outcome import FAILED, INTERRUPTED, WRONG_USAGE, UsageError, complain
 
-COMMANDS = (run, costs, results)
+COMMANDS = (run, costs, runs, results)
 """In the order of the help. Each has `register(commands)`, and imports what it runs only when it is run."""
 
 
