@@ -75,7 +75,7 @@ STORABLE: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("declared", "value"), STORABLE, ids=lambda v: str(v)[:50])
+@pytest.mark.parametrize(("declared", "value"), STORABLE)
 def test_what_teams_return_is_storable(declared: Any, value: Any) -> None:
     """The property above would also hold of a codec that refuses everything."""
     codec = codec_for(declared)
@@ -247,7 +247,7 @@ FORGED: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("declared", "record"), FORGED, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize(("declared", "record"), FORGED)
 def test_a_value_that_the_codec_does_not_write_is_not_read(declared: Any, record: Any) -> None:
     with pytest.raises(ResultStorageError, match="'typed'"):
         codec_for(declared).decode(record)
@@ -316,7 +316,7 @@ AGENT_OUTPUTS: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("output_type", "declared"), AGENT_OUTPUTS, ids=lambda v: str(v)[:50])
+@pytest.mark.parametrize(("output_type", "declared"), AGENT_OUTPUTS)
 def test_the_type_of_an_agents_step_is_what_the_agent_gives(output_type: Any, declared: Any) -> None:
     agent: FastroAgent[Any] = FastroAgent(model=OfflineModel(), output_type=output_type)
     assert declared_output(agent.as_step("ask")) == declared
