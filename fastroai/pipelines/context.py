@@ -97,6 +97,7 @@ class StepContext(Generic[DepsT]):
 
     def get_input(self, key: str, default: Any = None) -> Any:
         """One value of the run's input, or the default where it has none of that name."""
+        self._step_run.reads.add(key)
         return self._inputs.get(key, default)
 
     def get_dependency(self, step_id: str, output_type: type[OutputT] | None = None) -> OutputT | Any:

@@ -51,6 +51,7 @@ class StepRun:
 
     Attributes:
         journal: Where answers are recorded. None: the step is not tried again.
+        reads: Keys of the run's input that the step has asked for.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class StepRun:
         "dispatches",
         "journal",
         "processing_time_ms",
+        "reads",
         "started",
         "step_id",
         "tool_calls",
@@ -76,6 +78,7 @@ class StepRun:
         self.tool_calls = 0
         self.processing_time_ms = 0
         self.journal: Journal | None = None
+        self.reads: set[str] = set()
         self._answered: defaultdict[Hashable, list[_Answered]] | None = None
         self._cursor: defaultdict[Hashable, int] | None = None
         self._final: list[BaseException] = []

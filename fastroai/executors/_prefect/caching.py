@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ class StepIdentity:
         pipeline: Two pipelines may have steps of the same name.
         step_id: Tasks of one factory share their source, so Prefect can't tell them apart.
         fingerprint: Another prompt, model, tool, output type or code gives another answer.
-        inputs: Digest of the run's input; every step may read all of it.
+        inputs: Digest of the run's input; every step may read all of it. Under a run key it does not count as a whole,
+            but each value of it that the step had read.
         dependencies: Digests of the outputs the step can read, by step id: what a step made of them depends on them.
         scope: `cache_scope`; tells apart what live deps decide (a tenant's database), which are never part of a key.
     """
@@ -68,6 +69,11 @@ class CacheKey:
         return digest(dataclasses.asdict(self))
 
 
+def digest_of_input(inputs: Mapping[str, Any], key: str) -> str:
+    """What tells one value of a run's input from another."""
+    return digest_or_unique(inputs[key]) if key in inputs else "absent"
+
+
 def digest_or_unique(value: Any) -> str:
     """A value's digest, or for one that has none a text that is never seen again, so that it never hits."""
     try:
@@ -86,7 +92,11 @@ class StepCachePolicy(CachePolicy):
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
         """The digest of a `CacheKey`."""
-        return CacheKey(inputs["identity"], run_scope() if self.scope == "run" else None).digest()
+        identity = inputs["identity"]
+        if self.scope == "run" and _run_key.get() is not None:
+            # The same piece of work may go on with another input: the record says which values the step had read.
+            identity = identity | {"inputs": "as read"}
+        return CacheKey(identity, run_scope() if self.scope == "run" else None).digest()
 
 
 _run_key: ContextVar[str | None] = ContextVar("fastroai_run_key", default=None)

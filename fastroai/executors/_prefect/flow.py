@@ -78,7 +78,8 @@ async def _run_steps(
     store: DurableLedger | None,
 ) -> ExecutionResult:
     settings = load_settings()
-    storage = await open_storage(plan, options.default_storage(settings), settings)
+    read = inputs if attribution.run_key is not None else None
+    storage = await open_storage(plan, options.default_storage(settings), settings, inputs=read)
     tasks = compile_tasks(plan, options.default_task_config, storage.by_step)
     identity = await with_flow_run(attribution, flow_run)
     run = Run(plan, inputs, deps, tracer, identity=identity, store=store)

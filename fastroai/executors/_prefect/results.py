@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefect.serializers import Serializer
@@ -65,10 +66,15 @@ class _StoredRecord(BaseModel):
     usage: StepUsage | None
     attempts: StrictInt
     duration_ms: StrictInt
+    reads: dict[str, str]
 
 
-def encode_record(record: StepRecord, codec: StepCodec) -> dict[str, Any]:
-    """A step's record as the plain JSON that is stored."""
+def encode_record(record: StepRecord, codec: StepCodec, reads: Mapping[str, str]) -> dict[str, Any]:
+    """A step's record as the plain JSON that is stored.
+
+    Args:
+        reads: Digest of each value of the run's input that the step has read.
+    """
     stored = _StoredRecord(
         step_id=record.step_id,
         output=codec.encode(record.output),
@@ -76,6 +82,7 @@ def encode_record(record: StepRecord, codec: StepCodec) -> dict[str, Any]:
         usage=record.usage,
         attempts=record.attempts,
         duration_ms=record.duration_ms,
+        reads=dict(reads),
     )
     return _as_json(stored)
 

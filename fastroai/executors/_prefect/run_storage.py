@@ -13,6 +13,7 @@ from prefect.filesystems import WritableFileSystem
 from ...errors import ResultStorageError
 from ...pipelines.plan import ExecutionPlan
 from ...settings import FastroAISettings
+from .caching import digest_of_input
 from .codec import loads_strictly
 from .record_store import RecordStore
 from .results import SERIALIZER
@@ -36,6 +37,8 @@ class StepStorage(WritableFileSystem):
 
     store: Any
     step_id: str
+    inputs: Any = None
+    """Of a run with a key: a record is of this run only if the step had read the same values. None: its key says so."""
 
     def _resolve_path(self, path: str) -> Any:
         return self.store.transport.resolve(path)
@@ -51,6 +54,10 @@ class StepStorage(WritableFileSystem):
         found = loads_strictly(record)
         if found["metadata"]["serializer"] != {"type": SERIALIZER} or type(found["result"]) is not str:
             raise ValueError(f"{path!r} was not written as a step's result")
+        if self.inputs is not None:
+            reads = loads_strictly(found["result"])["reads"]
+            if any(digest_of_input(self.inputs, key) != value for key, value in reads.items()):
+                raise ValueError(f"{path!r} was made of another input")
         return record
 
     async def write_path(self, path: str, content: bytes) -> None:
@@ -68,8 +75,10 @@ class RunStorage:
         not_stored: When settled: the steps whose results could not be stored, and why.
     """
 
-    def __init__(self, stores: Mapping[str, RecordStore]) -> None:
-        self.by_step = {step_id: StepStorage(store=store, step_id=step_id) for step_id, store in stores.items()}
+    def __init__(self, stores: Mapping[str, RecordStore], inputs: Mapping[str, Any] | None) -> None:
+        self.by_step = {
+            step_id: StepStorage(store=store, step_id=step_id, inputs=inputs) for step_id, store in stores.items()
+        }
         self.not_stored: dict[str, str] = {}
         self._stores = {id(store): store for store in stores.values()}
 
@@ -97,13 +106,16 @@ def describe_losses(not_stored: Mapping[str, str]) -> str:
     return f"Results that could not be stored, so that another run would pay for them again: {steps} ({causes})"
 
 
-async def open_storage(plan: ExecutionPlan, default: Any, settings: FastroAISettings) -> RunStorage:
+async def open_storage(
+    plan: ExecutionPlan, default: Any, settings: FastroAISettings, *, inputs: Mapping[str, Any] | None = None
+) -> RunStorage:
     """Each step's storage, every different one probed once.
 
     Args:
         plan: A step's own configuration of storage wins.
         default: Where results of the others go; None: where Prefect puts them.
         settings: Time limits, the secret, compression.
+        inputs: Of a run with a key, which may go on with another input.
 
     Raises:
         ResultStorageError: One of them can't be used.
@@ -117,7 +129,7 @@ async def open_storage(plan: ExecutionPlan, default: Any, settings: FastroAISett
             opened[key] = await open_store(choice, settings)
             await probe(opened[key])
         stores[step_id] = opened[key]
-    return RunStorage(stores)
+    return RunStorage(stores, inputs)
 
 
 async def open_store(choice: Any, settings: FastroAISettings) -> RecordStore:

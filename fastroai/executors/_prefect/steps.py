@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from prefect.filesystems import WritableFileSystem
 from ...errors import ResultStorageError
 from ...pipelines.config import Durable, expiration, retry_delay
 from ...pipelines.plan import ExecutionPlan, PlannedStep
-from ...usage.ledger import LedgerEntry
+from ...usage.ledger import EntryState, LedgerEntry
 from ..protocol import StepRecord
 from ..run import Run
 from ..step_runner import may_retry, run_step
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
-from .caching import StepIdentity, digest_or_unique, resolve_cache_policy, run_keyed
+from .caching import StepIdentity, digest_of_input, digest_or_unique, resolve_cache_policy, run_keyed
 from .codec import StepCodec
 from .journal import journal_of
 from .results import (
@@ -238,7 +238,7 @@ class StepTasks:
         """
         step_task = self._tasks[node.step_id]
         try:
-            stored = encode_record(record, step_task.codec)
+            stored = encode_record(record, step_task.codec, self._reads(node))
         except ResultStorageError as error:
             if _asks_for_storage(node):
                 raise
@@ -246,6 +246,10 @@ class StepTasks:
                 logger.warning("%s The run goes on; were it tried again, this step would run again.", error)
             return unstorable_record(record), digest_or_unique(object())
         return stored, digest_or_unique(stored["output"])
+
+    def _reads(self, node: PlannedStep) -> dict[str, str]:
+        inputs = self._run.inputs
+        return {key: digest_of_input(inputs, key) for key in sorted(self._run.step_run(node.step_id).reads)}
 
     def may_retry(self, node: PlannedStep) -> bool:
         """Whether the step's last failure may be followed by another attempt."""
@@ -272,9 +276,8 @@ class StepTasks:
             ledger = self._run.books.ledger
             attribution = step_run.next_attribution()
             ledger.restate(entry for entry in record.entries if entry.attribution.is_same_run(attribution))
-            for entry in record.entries:
-                if entry.is_spend:
-                    ledger.record(entry.replayed(attribution))
+            for entry in _paid(record.entries):
+                ledger.record(entry.replayed(attribution))
         self._run.outputs[node.step_id] = record.output
         self._output_digests[node.step_id] = digest_or_unique(stored.content["output"])
         return StepRecord(
@@ -321,6 +324,11 @@ class StepTasks:
             describe_costs(self._run.name, self._run.books.ledger.entries) + losses,
             flow_run_id=self._flow_run_id,
         )
+
+
+def _paid(entries: Iterable[LedgerEntry]) -> Iterable[LedgerEntry]:
+    """What a recorded step rests on, once: a request of an earlier attempt stands there as paid and as replayed."""
+    return {entry.replay_of or entry.id: entry for entry in entries if entry.state is not EntryState.REFUSED}.values()
 
 
 def _asks_for_storage(node: PlannedStep) -> bool:
