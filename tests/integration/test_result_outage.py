@@ -90,7 +90,7 @@ LOST: list[tuple[int, Moment, set[str]]] = [
 @pytest.mark.parametrize(
     ("number", "moment", "lost"),
     LOST,
-    ids=lambda value: "+".join(sorted(value)) or "none" if isinstance(value, set) else str(value),
+    ids=_named,
 )
 async def test_killed_before_during_or_after_a_step_the_run_ends_with_all_its_values(
     fragile_s3: FragileS3, number: int, moment: Moment, lost: set[str], monkeypatch: pytest.MonkeyPatch
