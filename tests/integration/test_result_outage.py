@@ -87,11 +87,11 @@ LOST: list[tuple[int, Moment, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("number", "moment", "lost"),
-    LOST,
-    ids=_named,
-)
+def _named(value: Any) -> str:
+    return "+".join(sorted(value)) or "none" if isinstance(value, set) else str(value)
+
+
+@pytest.mark.parametrize(("number", "moment", "lost"), LOST, ids=_named)
 async def test_killed_before_during_or_after_a_step_the_run_ends_with_all_its_values(
     fragile_s3: FragileS3, number: int, moment: Moment, lost: set[str], monkeypatch: pytest.MonkeyPatch
 ):
