@@ -13,9 +13,12 @@ import pytest
 
 from tests.support.postgres import postgres_server, postgres_url
 from tests.support.prefect_server import SHARED_DIR, own_shared_dir, prefect_api, prefect_server, release_shared_dir
+from tests.support.provider_process import provider
 from tests.support.s3 import s3, s3_server
 
-__all__ = ["postgres_server", "postgres_url", "prefect_api", "prefect_server", "s3", "s3_server"]
+pytest.register_assert_rewrite("tests.support.agreement", "tests.acceptance.books")
+
+__all__ = ["postgres_server", "postgres_url", "prefect_api", "prefect_server", "provider", "s3", "s3_server"]
 
 _SCRUBBED_PREFIXES = ("FASTROAI_", "PREFECT_", "AWS_", "OPENAI_", "LOGFIRE_")
 _KEPT = {SHARED_DIR}

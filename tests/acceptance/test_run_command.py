@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -14,16 +13,11 @@ import pytest
 from tests.acceptance.conftest import Command
 from tests.integration.read_back import read_run, usd
 from tests.support.cost_table import read_cost_table
-from tests.support.provider import KEY, LoopbackProvider
+from tests.support.provider import KEY
+from tests.support.provider_process import ProviderProcess
 
 DIGEST = ("fastroai.cli", "run", "flows.document_digest:pipeline")
 STEPS = ("read", "summaries", "topics", "open_points", "digest")
-
-
-@pytest.fixture
-def provider() -> Iterator[LoopbackProvider]:
-    with LoopbackProvider() as running:
-        yield running
 
 
 def test_a_digest_in_memory_shows_progress_a_result_of_its_input_and_costs_that_add_up(
@@ -91,7 +85,7 @@ def test_a_missing_path_is_one_message_and_nothing_was_sent(
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_key_is_one_message_and_costs_nothing(command: Command, documents: Path, provider: LoopbackProvider):
+def test_a_wrong_key_is_one_message_and_costs_nothing(command: Command, documents: Path, provider: ProviderProcess):
     done = command(
         *DIGEST,
         f"documents={documents}",
@@ -119,7 +113,7 @@ def test_no_key_is_one_message_and_nothing_was_sent(command: Command, documents:
 
 
 def test_with_a_key_the_job_asks_the_provider_and_is_not_simulated(
-    command: Command, documents: Path, provider: LoopbackProvider
+    command: Command, documents: Path, provider: ProviderProcess
 ):
     # The loopback provider answers in plain text, which is no structured output: what was billed is shown all the same.
     done = command(

@@ -1,0 +1,283 @@
+"""What a provider invoices and what the ledger's database says agree, line by line, whatever happens to a run."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic_ai import Agent
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.toolsets import FunctionToolset
+
+from fastroai import BaseStep, StepContext, step
+from fastroai.usage import EntryState
+from tests.acceptance.books import DIED, HUNG, LEFT, NOT_PAID, PAID, Books
+from tests.support.provider import KEY, Answer, Die, Hang, Refuse
+from tests.support.provider_process import ProviderProcess
+
+
+class City(BaseModel):
+    name: str
+
+
+# What differs between the two APIs is below the executors: one of them under Prefect is enough.
+@pytest.fixture(params=[("memory", "openai"), ("memory", "openai-chat"), ("prefect", "openai")], ids="-".join)
+def books(
+    request: pytest.FixtureRequest, provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Books:
+    return _books(request, provider, f"sqlite:///{tmp_path / 'ledger.db'}", monkeypatch)
+
+
+@pytest.fixture(params=[("memory", "openai"), ("prefect", "openai")], ids="-".join)
+def books_on_postgres(
+    request: pytest.FixtureRequest, provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch, postgres_url: str
+) -> Books:
+    return _books(request, provider, postgres_url, monkeypatch)
+
+
+def _books(
+    request: pytest.FixtureRequest, provider: ProviderProcess, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Books:
+    executor, api = request.param
+    if executor == "prefect":
+        request.getfixturevalue("prefect_api")
+    monkeypatch.setenv("FASTROAI_LEDGER_URL", ledger_url)
+    return Books(provider, api, executor, ledger_url)
+
+
+def streaming(agent: Any, message: str, *, leave_after: int | None = None) -> BaseStep[Any, list[str]]:
+    """A step that reads an answer as it comes, and may leave after some pieces."""
+
+    @step
+    async def stream(ctx: StepContext[Any]) -> list[str]:
+        pieces: list[str] = []
+        async with aclosing(agent.run_stream(message)) as chunks:
+            async for chunk in chunks:
+                pieces += [chunk.content] if chunk.content else []
+                if len(pieces) == leave_after:
+                    break
+        return pieces
+
+    return stream
+
+
+async def test_a_plain_answer(books: Books) -> None:
+    books.provider.script("Hi", Answer("Hello!", input_tokens=1_000_003, output_tokens=7, cached_tokens=999_999))
+    result = await books.run({"ask": books.agent().as_step("ask: Hi")})
+    assert result.output == "Hello!"
+    assert await books.agree() == [PAID]
+
+
+async def test_a_tool_loop(books: Books) -> None:
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    sums = [Answer(tool="add", args={"a": n, "b": 1}, input_tokens=100 + n) for n in range(3)]
+    books.provider.script("count", *sums, Answer("3", input_tokens=333))
+    result = await books.run({"count": books.agent(toolsets=[FunctionToolset([add])]).as_step("count: to three")})
+    assert result.output == "3"
+    assert await books.agree() == [PAID] * 4
+
+
+async def test_an_output_that_must_be_asked_for_twice(books: Books) -> None:
+    wrong = Answer(tool="final_result", args={"nom": "Oslo"})
+    books.provider.script("city", wrong, Answer(tool="final_result", args={"name": "Oslo"}, output_tokens=31))
+    result = await books.run({"city": books.agent(output_type=City).as_step("city: which?")})
+    assert result.output == City(name="Oslo")
+    assert await books.agree() == [PAID] * 2
+
+
+async def test_a_stream_to_its_end(books: Books) -> None:
+    books.provider.script("tell", Refuse(429), Answer("one two three", cached_tokens=11))
+    result = await books.run({"tell": streaming(books.agent(), "tell: all")})
+    assert result.output == ["one", " two", " three"]
+    assert await books.agree() == [NOT_PAID, PAID]
+
+
+async def test_a_stream_that_is_left(books: Books) -> None:
+    books.provider.script("tell", Answer("one two three", left_after=1))
+    result = await books.run({"tell": streaming(books.agent(), "tell: all", leave_after=1)})
+    assert result.output == ["one"]
+    assert await books.agree() == [LEFT]
+
+
+async def test_a_stream_that_breaks_off_and_is_asked_for_again(books: Books) -> None:
+    books.provider.script("tell", Die(), Answer("one two three"))
+    result = await books.run({"tell": streaming(books.agent(), "tell: all")}, retries=1)
+    assert result.output == ["one", " two", " three"]
+    assert await books.agree() == [DIED, PAID]
+
+
+async def test_a_request_that_is_not_answered_in_time(books: Books) -> None:
+    books.provider.script("wait", Hang())
+    result = await books.run({"wait": books.agent(timeout=1).as_step("wait: for it")})
+    assert result.output is None
+    assert await books.agree() == [HUNG]
+
+
+async def test_an_answer_that_comes_too_late(books: Books) -> None:
+    books.provider.script("wait", Answer("too late", left_after=0), Answer("in time"))
+    agent = books.agent(timeout=1)
+    result = await books.run({"wait": agent.as_step("wait: for it")}, retries=1)
+    assert result.output == "in time"
+    assert await books.agree() == [LEFT, PAID]
+
+
+async def test_a_step_whose_time_is_up_is_tried_again(books: Books) -> None:
+    books.provider.script("wait", Answer("first"), Hang(), Answer("second"))
+    agent = books.agent()
+
+    @step(timeout=2, retries=1, retry_delay=0.0)
+    async def two(ctx: StepContext[Any]) -> list[str]:
+        return [(await ctx.run(agent, f"wait: {number}")).output for number in range(2)]
+
+    result = await books.run({"wait": two})
+    assert result.output == ["first", "second"]
+    # The call that had succeeded is taken from the journal.
+    assert [e.state for e in await books.entries() if e.state is EntryState.REPLAYED] == [EntryState.REPLAYED]
+    assert await books.agree() == [PAID, HUNG, PAID]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_run_that_is_cancelled(books: Books, streamed: bool) -> None:
+    books.provider.script("ask", Answer("fine"))
+    books.provider.script("wait", Hang())
+    agent = books.agent()
+
+    @step
+    async def two(ctx: StepContext[Any]) -> None:
+        await ctx.run(agent, "both: ask")
+        if streamed:
+            [_ async for _ in agent.run_stream("both: wait")]
+        else:
+            await ctx.run(agent, "both: wait")
+
+    await books.run_until_it_hangs({"both": two})
+    assert await books.agree() == [PAID, HUNG]
+
+
+async def test_refusals_before_an_answer(books: Books) -> None:
+    books.provider.script("busy", Refuse(429), Refuse(500), Answer("at last"))
+    result = await books.run({"busy": books.agent().as_step("busy: now?")})
+    assert result.output == "at last"
+    assert await books.agree() == [NOT_PAID, NOT_PAID, PAID]
+
+
+async def test_refusals_to_the_end_of_each_attempt(books: Books) -> None:
+    books.provider.script("busy", Refuse(503))
+    result = await books.run({"busy": books.agent(max_retries=2).as_step("busy: now?")}, retries=1)
+    assert result.output is None
+    assert [e.attribution.attempt for e in result.entries] == [1, 1, 1, 2, 2, 2]
+    assert await books.agree() == [NOT_PAID] * 6
+
+
+async def test_what_the_sdk_of_a_ready_agent_would_send_again_by_itself(books: Books) -> None:
+    kind: Any = OpenAIResponsesModel if books.api == "openai" else OpenAIChatModel
+    client = OpenAIProvider(base_url=books.provider.base_url, api_key=KEY)
+    assert client.client.max_retries == 2
+    own = Agent(kind("gpt-5-mini", provider=client))
+    books.provider.script("busy", Refuse(500), Refuse(429), Answer("at last"))
+    result = await books.run({"busy": books.ready(own).as_step("busy: now?")})
+    assert result.output == "at last"
+    assert await books.agree() == [NOT_PAID, NOT_PAID, PAID]
+
+
+async def test_each_member_of_a_fallback_has_its_own_entry(books: Books, tmp_path: Path) -> None:
+    kind: Any = OpenAIResponsesModel if books.api == "openai" else OpenAIChatModel
+    with ProviderProcess(tmp_path / "other.jsonl") as other:
+        places = [(books.provider, "gpt-5-mini"), (books.provider, "gpt-4.1-mini"), (other, "gpt-5-mini")]
+        members = [kind(name, provider=OpenAIProvider(base_url=at.base_url, api_key=KEY)) for at, name in places]
+        books.provider.script("ask", Refuse(500), Refuse(529), Refuse(429), Refuse(503))
+        other.script("ask", Answer("from the other one", input_tokens=77))
+        fallback = books.ready(Agent(FallbackModel(*members)), max_retries=1)
+        result = await books.run({"ask": fallback.as_step("ask: somebody")})
+        assert result.output == "from the other one"
+        assert await books.agree(other) == [NOT_PAID] * 4 + [PAID]
+    hosts = [entry.provider_host for entry in result.entries]
+    assert hosts == [books.provider.host] * 4 + [other.host]
+    assert [line.asked for line in books.provider.lines] == ["gpt-5-mini"] * 2 + ["gpt-4.1-mini"] * 2
+
+
+async def test_agents_called_by_the_tools_of_others(books: Books) -> None:
+    inner = books.agent("gpt-4.1-mini", name="inner")
+
+    async def ask_a_colleague(question: str) -> str:
+        return str((await inner.run(f"outer: inner: {question}")).output)
+
+    calls = [Answer(tool="ask_a_colleague", args={"question": question}) for question in ("why", "how")]
+    books.provider.script("inner", Answer("because", input_tokens=10), Refuse(429), Answer("so", input_tokens=11))
+    books.provider.script("outer", *calls, Answer("done"))
+    outer = books.agent(name="outer", toolsets=[FunctionToolset([ask_a_colleague])])
+    result = await books.run({"outer": outer.as_step("outer: do it")})
+    assert result.output == "done"
+    assert await books.agree() == [PAID, PAID, PAID, NOT_PAID, PAID, PAID]
+    assert [entry.agent for entry in result.entries] == ["outer", "inner", "outer", "inner", "inner", "outer"]
+
+
+async def test_a_step_that_fails_behind_an_answer_does_not_ask_again(books: Books) -> None:
+    agent, attempts = books.agent(), []
+
+    @step(retries=1, retry_delay=0.0)
+    async def fails_once(ctx: StepContext[Any]) -> str:
+        answer = await ctx.run(agent, "once: please")
+        attempts.append(ctx.attempt)
+        if len(attempts) == 1:
+            raise RuntimeError("behind the answer")
+        return answer.output
+
+    result = await books.run({"once": fails_once})
+    assert [entry.state for entry in result.entries] == [EntryState.CHARGED, EntryState.REPLAYED]
+    assert await books.agree() == [PAID]
+
+
+async def test_a_run_that_is_executed_again_under_its_key(books: Books) -> None:
+    agent = books.agent()
+    steps = {"ask": agent.as_step("ask: this"), "then": agent.as_step("then: that")}
+    books.provider.script("that", Refuse(400), Answer("now it works"))
+    edges = {"then": ["ask"]}
+    failed, done = [await books.run(steps, edges) for _ in range(2)]
+    assert (failed.output, done.output) == (None, "now it works")
+    if books.executor == "prefect":
+        assert [entry.state.value for entry in done.entries] == ["replayed", "charged"]
+        assert await books.agree() == [PAID, NOT_PAID, PAID]
+    else:
+        assert await books.agree() == [PAID, NOT_PAID, PAID, PAID]
+
+
+async def test_fifty_steps_at_once(books: Books) -> None:
+    await fifty_steps_agree(books)
+
+
+async def fifty_steps_agree(books: Books) -> None:
+    agent = books.agent()
+    names = [f"s{number}" for number in range(50)]
+    for number, name in enumerate(names):
+        answer = Answer(input_tokens=100 + number, output_tokens=number + 1, cached_tokens=number)
+        refusals = (Refuse(429), Refuse(500))[: number % 3]
+        books.provider.script(f"{name}:", *refusals, answer)
+    result = await books.run({name: agent.as_step(f"{name}: Hi") for name in names})
+    outcomes = await books.agree()
+    assert len(result.step_outputs) == 50
+    assert outcomes.count(PAID) == 50
+    assert outcomes.count(NOT_PAID) == 49
+
+
+class TestPostgreSQL:
+    """The same where several machines may write."""
+
+    async def test_fifty_steps_at_once(self, books_on_postgres: Books) -> None:
+        await fifty_steps_agree(books_on_postgres)
+
+    async def test_a_run_that_is_cancelled(self, books_on_postgres: Books) -> None:
+        await test_a_run_that_is_cancelled(books_on_postgres, streamed=True)
+
+    async def test_a_stream_that_breaks_off_and_is_asked_for_again(self, books_on_postgres: Books) -> None:
+        await test_a_stream_that_breaks_off_and_is_asked_for_again(books_on_postgres)
+
+    async def test_a_run_that_is_executed_again_under_its_key(self, books_on_postgres: Books) -> None:
+        await test_a_run_that_is_executed_again_under_its_key(books_on_postgres)

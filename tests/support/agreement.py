@@ -1,0 +1,80 @@
+"""Whether a ledger and a provider's invoice agree: line by line, and in their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from fastroai.usage import EntryState, LedgerEntry
+from tests.support.invoice import InvoiceLine, invoiced_usd
+
+Pair = tuple[InvoiceLine, LedgerEntry]
+
+STATES = {
+    "answered": {EntryState.CHARGED},
+    "left": {EntryState.UNSETTLED},
+    "hung": {EntryState.UNSETTLED},
+    "died": {EntryState.UNSETTLED},
+    "refused": {EntryState.REFUSED},
+}
+"""What an entry may say of a request, by what became of it at the provider."""
+
+
+def paired(lines: Iterable[InvoiceLine], entries: Iterable[LedgerEntry]) -> list[Pair]:
+    """Each line with its entry, in the lines' order: by the answer's id, or else by who asked whom for what, and when.
+
+    Where an entry is of a pipeline's step, its prompts must begin with the step's id and a colon.
+
+    Raises:
+        AssertionError: A line does not have exactly one entry, or an entry not exactly one line.
+    """
+    left = [entry for entry in entries if entry.state is not EntryState.REPLAYED]
+    pairs: list[Pair] = []
+    for line in lines:
+        fitting = [entry for entry in left if fits(line, entry)]
+        assert len(fitting) == 1, f"{line}\nhas {len(fitting)} entries among\n{_listed(left)}"
+        left.remove(fitting[0])
+        pairs.append((line, fitting[0]))
+    assert not left, f"Entries without a line:\n{_listed(left)}"
+    return pairs
+
+
+def fits(line: InvoiceLine, entry: LedgerEntry) -> bool:
+    """Whether a line and an entry can be of the same request: no fact of one says otherwise."""
+    step_id = entry.attribution.step_id
+    return (
+        (entry.response_id is None or entry.response_id == line.response_id)
+        and entry.provider_host == line.host
+        and (entry.model_asked or "").partition(":")[2] == line.asked
+        and (step_id is None or line.prompt.startswith(f"{step_id}:"))
+        and entry.sent_at <= line.received
+        and (entry.settled_at is None or line.received <= entry.settled_at)
+    )
+
+
+def assert_told_alike(line: InvoiceLine, entry: LedgerEntry) -> None:
+    """A line and its entry say the same of tokens, model, outcome and cost."""
+    assert entry.state in STATES[line.became], f"{line}\n{entry}"
+    if entry.state is EntryState.CHARGED:
+        tokens = entry.tokens
+        assert (entry.response_id, entry.model_answered) == (line.response_id, line.model)
+        assert (tokens.input_tokens, tokens.output_tokens) == (line.input_tokens, line.output_tokens)
+        assert tokens.cache_read_tokens == line.cached_tokens
+        assert entry.cost_usd == line.price_usd
+    else:
+        assert entry.cost_usd is None
+
+
+def assert_agree(lines: Sequence[InvoiceLine], entries: Iterable[LedgerEntry]) -> list[Pair]:
+    """Each line has its one entry and each entry its one line; what was answered costs the same in both."""
+    entries = list(entries)
+    pairs = paired(lines, entries)
+    for line, entry in pairs:
+        assert_told_alike(line, entry)
+    charged = sum((entry.cost_usd or Decimal(0) for entry in entries if entry.state is EntryState.CHARGED), Decimal(0))
+    assert charged == invoiced_usd(line for line in lines if line.became == "answered")
+    return pairs
+
+
+def _listed(entries: Iterable[LedgerEntry]) -> str:
+    return "\n".join(map(repr, entries)) or "none"
