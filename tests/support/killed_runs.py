@@ -1,0 +1,235 @@
+"""Runs a pipeline in processes that are killed at random moments, and again until it ends; one JSON line for each.
+
+`python -m tests.support.killed_runs EXECUTOR KILLS SEED RESULTS`: one run is left alone and shows how long a run takes.
+Then come runs under keys of their own, each in as many processes as it needs, until so many were killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import random
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_ai.toolsets import FunctionToolset
+
+from fastroai import BaseStep, FastroAgent, Pipeline, StepConfig, StepContext, step
+from fastroai.testing import fixed_prices
+from tests.support.behaviours import Answer, Behaviour, Refuse, Turns
+
+WIDTH = 4
+"""Steps that run at once, each with one request under way at most."""
+
+IMPORTS = ("pydantic_ai.models.openai", "openai.resources", "genai_prices.data", "fastroai.usage.store.sql")
+IMPORTS_UNDER_PREFECT = ("fastroai.executors.prefect", "prefect.flow_engine", "prefect.task_engine")
+"""What a run imports: once, before all processes."""
+
+SLOWEST = 0.12
+_LOOP = Turns(
+    (
+        Answer(tool="look_up", args={"word": "mill"}, input_tokens=101, slowest=SLOWEST),
+        Answer(tool="look_up", args={"word": "wheel"}, input_tokens=152, cached_tokens=90, slowest=SLOWEST),
+        Answer("It grinds.", input_tokens=203, output_tokens=17, slowest=SLOWEST),
+    )
+)
+_BRIEF = Answer("Rye.", input_tokens=61, output_tokens=3, slowest=SLOWEST)
+SCRIPT: dict[str, tuple[Behaviour, ...]] = {
+    "in a loop": (_LOOP,),
+    "in a word": (_BRIEF,),
+    "word by word": (Answer("one two three four five six seven", output_tokens=7, slowest=SLOWEST),),
+    "when busy": (*(Refuse(429), _BRIEF, _BRIEF, Refuse(500), _BRIEF) * 40, _BRIEF),
+}
+"""What the provider does, by the end of a prompt. Prompts begin with the step and the number of the process."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process.
+
+    Attributes:
+        began, ended: Seconds since the epoch; all it did lies between.
+        killed: Whether it was killed; otherwise the run came to its end.
+        stored: The steps of the run whose results are stored now.
+        output: Of the run, where it came to its end.
+        first_step: When the first step began that was not replayed.
+        paid: USD of the requests of this process.
+        replayed: USD of those that were replayed in it.
+    """
+
+    number: int
+    run_key: str
+    began: float
+    ended: float
+    killed: bool
+    stored: list[str]
+    output: Any = None
+    first_step: float | None = None
+    paid: str = "0"
+    replayed: str = "0"
+
+
+class Process:
+    """What steps are told of the process they run in."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.first_step: float | None = None
+
+    def prompt(self, step_id: str, question: str) -> str:
+        """A question of a step, so that the invoice says who asked it."""
+        self.first_step = self.first_step or time.time()
+        return f"{step_id}: {self.number} {question}"
+
+
+def pipeline(executor: str, results: Path) -> Pipeline[Process, Any, Any]:
+    """Two layers of steps at once, then three steps one after the other, then one that joins them.
+
+    Each step's result is in a folder of the step's name.
+    """
+    # The script refuses by turns, whoever asks: more retries than one request can need.
+    agent = FastroAgent(model="openai:gpt-5-mini", cost_calculator=fixed_prices(), max_retries=9)
+    looking = FastroAgent(
+        model="openai:gpt-5-mini", cost_calculator=fixed_prices(), toolsets=[FunctionToolset([look_up])]
+    )
+    lanes = range(WIDTH)
+    steps: dict[str, BaseStep[Process, Any]] = {
+        **{f"a{n}": _asks(looking, "in a loop") for n in lanes},
+        **{f"b{n}": _asks(agent, "in a word", "when busy") for n in lanes},
+        "c1": _streams(agent),
+        "c2": _asks(looking, "in a loop", "in a word"),
+        "c3": _asks(agent, "when busy"),
+        "end": _joins(),
+    }
+    edges = {
+        **{f"b{n}": [f"a{n}", f"a{(n + 1) % WIDTH}"] for n in lanes},
+        "c1": [f"b{n}" for n in lanes],
+        "c2": ["c1"],
+        "c3": ["c2"],
+        "end": ["c3", *(f"b{n}" for n in lanes)],
+    }
+    configs = {step_id: StepConfig(result_storage=str(results / step_id)) for step_id in steps}
+    return Pipeline("killed", steps, edges, "end", step_configs=configs, executor=executor)
+
+
+def look_up(word: str) -> str:
+    """What is known of a word."""
+    return f"{word}: old"
+
+
+def _asks(agent: FastroAgent[Any], *questions: str) -> BaseStep[Process, list[str]]:
+    @step
+    async def ask(ctx: StepContext[Process]) -> list[str]:
+        return [(await ctx.run(agent, ctx.deps.prompt(ctx.step_id, question))).output for question in questions]
+
+    return ask
+
+
+def _streams(agent: FastroAgent[Any]) -> BaseStep[Process, str]:
+    @step
+    async def stream(ctx: StepContext[Process]) -> str:
+        return "".join([c.content async for c in agent.run_stream(ctx.deps.prompt(ctx.step_id, "word by word"))])
+
+    return stream
+
+
+def _joins() -> BaseStep[Process, Any]:
+    @step
+    async def join(ctx: StepContext[Process]) -> list[Any]:
+        return [ctx.get_dependency("c3"), *(ctx.get_dependency(f"b{n}") for n in range(WIDTH))]
+
+    return join
+
+
+def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[Attempt]:
+    """The processes, one after the other."""
+    chance, number, run = random.Random(seed), 0, 0
+    whole = _attempt(executor, results, 0, "left-alone", set(), None)
+    yield whole
+    assert whole.first_step is not None
+    while kills:
+        run += 1
+        known, ended = set(_files(results)), False
+        while not ended:
+            number += 1
+            after = chance.uniform(whole.first_step - whole.began, whole.ended - whole.began) if kills else None
+            attempt = _attempt(executor, results, number, f"run-{run}", known, after)
+            kills, ended = kills - attempt.killed, not attempt.killed
+            yield attempt
+
+
+def _attempt(
+    executor: str, results: Path, number: int, run_key: str, known: set[Path], kill_after: float | None
+) -> Attempt:
+    """Run the pipeline in a process that is killed after some seconds, if it still runs then."""
+    assert threading.active_count() == 1, "a fork would take only one of them along"
+    reading, out = os.pipe()
+    began = time.time()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        _run(executor, results, number, run_key, out)
+    os.close(out)
+    with open(os.pidfd_open(child)) as process:
+        if kill_after is not None:
+            select.select([process], [], [], kill_after)
+            os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with os.fdopen(reading) as report:
+        said = report.read()
+    if status not in (0, -signal.SIGKILL):
+        sys.exit(f"Process {number} ended with {status}.")
+    killed = status != 0
+    # What it said before it was killed does not count: the run had not ended.
+    told = {} if killed else json.loads(said)
+    stored = sorted({file.parent.name for file in _files(results) if file not in known and _is_whole(file)})
+    return Attempt(number, run_key, began, time.time(), killed, stored, **told)
+
+
+def _run(executor: str, results: Path, number: int, run_key: str, out: int) -> None:
+    try:
+        process = Process(number)
+        result = asyncio.run(pipeline(executor, results).execute({}, process, run_key=run_key))
+        assert result.usage is not None
+        said = {
+            "output": result.output,
+            "first_step": process.first_step,
+            "paid": str(result.usage.total_cost_usd),
+            "replayed": str(result.usage.total_replayed_cost_usd),
+        }
+        os.write(out, json.dumps(said).encode())
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _files(results: Path) -> Iterator[Path]:
+    return (file for file in results.rglob("*") if file.is_file() and not file.name.startswith("."))
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a record was written to its end: its process may have been killed before."""
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    which, how_many, seeded_with, folder = sys.argv[1:]
+    for module in IMPORTS + (IMPORTS_UNDER_PREFECT if which == "prefect" else ()):
+        importlib.import_module(module)
+    for done in attempts(which, int(how_many), int(seeded_with), Path(folder)):
+        print(json.dumps(asdict(done)), flush=True)  # noqa: T201 - whoever started it reads this
