@@ -131,6 +131,11 @@ class LedgerEntry:
         """This entry with its outcome, settled now."""
         return replace(self, state=state, settled_at=datetime.now(UTC), **changes)  # type: ignore[arg-type]  # kwargs of replace
 
+    def not_sent(self, error: BaseException) -> LedgerEntry:
+        """This entry when booking it failed, so that its request was not sent. The same whoever says so."""
+        reason = f"Not sent: {type(error).__name__} while it was booked."
+        return replace(self, state=EntryState.REFUSED, settled_at=self.sent_at, error=reason)
+
     def replayed(self, attribution: Attribution) -> LedgerEntry:
         """A new entry that says this one's answer was used again, for nothing, under another attribution."""
         now = datetime.now(UTC)
@@ -209,8 +214,7 @@ class RunLedger:
             await self._store.intend(entry)
         except BaseException as error:
             # The store books the same, as soon as it can.
-            reason = f"Not sent: {type(error).__name__} while it was booked."
-            self._note(entry.settled(EntryState.REFUSED, error=reason))
+            self._note(entry.not_sent(error))
             raise
 
     def record(self, entry: LedgerEntry) -> None:

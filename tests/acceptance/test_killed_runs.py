@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,8 +81,9 @@ def step_of(entry: LedgerEntry) -> str:
 
 
 def place_of(line: InvoiceLine) -> Place:
-    step_id, _, rest = line.prompt.partition(": ")
-    return int(rest.split(" ")[0]), step_id
+    process = re.match(r"/process-(\d+)/", line.path)
+    assert process is not None
+    return int(process[1]), line.prompt.partition(":")[0]
 
 
 def compare(lines: Sequence[InvoiceLine], entries: Iterable[LedgerEntry], attempts: Sequence[Attempt]) -> Compared:
@@ -139,6 +142,23 @@ def assert_no_stored_step_is_sent_again(lines: Iterable[InvoiceLine], attempts: 
         before |= set(attempt.stored)
         found += len(attempt.stored) if attempt.killed else 0
     return found
+
+
+def assert_recorded_answers_are_not_asked_for_again(lines: Iterable[InvoiceLine], attempts: Sequence[Attempt]) -> int:
+    """What a process was answered is recorded, but for the last answer of each step under way when it was killed.
+
+    So a run that ends has asked for each answer once, and once more for each that was lost. The number of lost ones.
+    """
+    billed = Counter(place_of(line) for line in lines if line.billed)
+    needed, lost = attempts[0].recorded, 0
+    for previous, attempt in pairwise(attempts):
+        before = previous.recorded if previous.run_key == attempt.run_key else {}
+        for step_id in needed:
+            gone = billed[attempt.number, step_id] - (attempt.recorded.get(step_id, 0) - before.get(step_id, 0))
+            assert gone in ((0, 1) if attempt.killed and step_id not in attempt.stored else (0,)), (step_id, attempt)
+            lost += gone
+        assert attempt.killed or attempt.recorded == needed, attempt
+    return lost
 
 
 def assert_replays_were_paid_for(entries: Sequence[LedgerEntry]) -> int:
@@ -203,9 +223,10 @@ async def test_killed_thirty_times_under_prefect(
     assert_each_run_ended_well(attempts)
     stored = assert_no_stored_step_is_sent_again(provider.lines, attempts)
     replayed = assert_replays_were_paid_for(entries)
+    lost = assert_recorded_answers_are_not_asked_for_again(provider.lines, attempts)
     # The kills hit: requests under way, and runs with steps behind them.
     hits = len(compared.unknown + compared.unsent)
-    print(f"{hits} of 30 kills hit requests, {stored} results were stored then, {replayed} requests replayed")  # noqa: T201
+    print(f"{hits} of 30 kills hit {lost} requests, {stored} results were stored, {replayed} requests replayed")  # noqa: T201
     assert hits >= 5
     assert stored >= 5
     assert replayed >= 5

@@ -10,20 +10,8 @@ from hypothesis import strategies as st
 
 from fastroai import BaseStep, Pipeline, PipelineConfig, StepContext, StepExecutionError
 from tests.support.clock import on_virtual_clock
+from tests.support.graphs import Graph, graphs
 from tests.support.steps import PATIENCE
-
-Graph = dict[str, list[str]]
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> Graph:
-    """Dependencies of up to 12 steps, given in an order that is not their own."""
-    size = draw(st.integers(1, 12))
-    ids = draw(st.permutations([f"s{i}" for i in range(size)]))
-    graph: Graph = {}
-    for number, step_id in enumerate(ids):
-        graph[step_id] = draw(st.lists(st.sampled_from(ids[:number]), unique=True, max_size=4)) if number else []
-    return {step_id: graph[step_id] for step_id in draw(st.permutations(ids))}
 
 
 class Log:

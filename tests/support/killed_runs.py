@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ SCRIPT: dict[str, tuple[Behaviour, ...]] = {
     "word by word": (Answer("one two three four five six seven", output_tokens=7, slowest=SLOWEST),),
     "when busy": (*(Refuse(429), _BRIEF, _BRIEF, Refuse(500), _BRIEF) * 40, _BRIEF),
 }
-"""What the provider does, by the end of a prompt. Prompts begin with the step and the number of the process."""
+"""What the provider does, by the end of a prompt. Prompts begin with the step's id."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Attempt:
         began, ended: Seconds since the epoch; all it did lies between.
         killed: Whether it was killed; otherwise the run came to its end.
         stored: The steps of the run whose results are stored now.
+        recorded: By step of the run: how many answers to requests are recorded now.
         output: Of the run, where it came to its end.
         first_step: When the first step began that was not replayed.
         paid: USD of the requests of this process.
@@ -73,6 +75,7 @@ class Attempt:
     ended: float
     killed: bool
     stored: list[str]
+    recorded: dict[str, int]
     output: Any = None
     first_step: float | None = None
     paid: str = "0"
@@ -80,16 +83,14 @@ class Attempt:
 
 
 class Process:
-    """What steps are told of the process they run in."""
+    """What steps tell of the process they run in."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.first_step: float | None = None
 
-    def prompt(self, step_id: str, question: str) -> str:
-        """A question of a step, so that the invoice says who asked it."""
+    def begin_step(self) -> None:
+        """Note when the first step began."""
         self.first_step = self.first_step or time.time()
-        return f"{step_id}: {self.number} {question}"
 
 
 def pipeline(executor: str, results: Path) -> Pipeline[Process, Any, Any]:
@@ -130,7 +131,8 @@ def look_up(word: str) -> str:
 def _asks(agent: FastroAgent[Any], *questions: str) -> BaseStep[Process, list[str]]:
     @step
     async def ask(ctx: StepContext[Process]) -> list[str]:
-        return [(await ctx.run(agent, ctx.deps.prompt(ctx.step_id, question))).output for question in questions]
+        ctx.deps.begin_step()
+        return [(await ctx.run(agent, f"{ctx.step_id}: {question}")).output for question in questions]
 
     return ask
 
@@ -138,7 +140,8 @@ def _asks(agent: FastroAgent[Any], *questions: str) -> BaseStep[Process, list[st
 def _streams(agent: FastroAgent[Any]) -> BaseStep[Process, str]:
     @step
     async def stream(ctx: StepContext[Process]) -> str:
-        return "".join([c.content async for c in agent.run_stream(ctx.deps.prompt(ctx.step_id, "word by word"))])
+        ctx.deps.begin_step()
+        return "".join([chunk.content async for chunk in agent.run_stream(f"{ctx.step_id}: word by word")])
 
     return stream
 
@@ -192,13 +195,15 @@ def _attempt(
     killed = status != 0
     # What it said before it was killed does not count: the run had not ended.
     told = {} if killed else json.loads(said)
-    stored = sorted({file.parent.name for file in _files(results) if file not in known and _is_whole(file)})
-    return Attempt(number, run_key, began, time.time(), killed, stored, **told)
+    stored, recorded = _kept(results, known)
+    return Attempt(number, run_key, began, time.time(), killed, stored, recorded, **told)
 
 
 def _run(executor: str, results: Path, number: int, run_key: str, out: int) -> None:
     try:
-        process = Process(number)
+        # The path says in the invoice which process asked, without being part of what is asked.
+        os.environ["OPENAI_BASE_URL"] = os.environ["OPENAI_BASE_URL"].replace("/v1", f"/process-{number}/v1")
+        process = Process()
         result = asyncio.run(pipeline(executor, results).execute({}, process, run_key=run_key))
         assert result.usage is not None
         said = {
@@ -218,13 +223,24 @@ def _files(results: Path) -> Iterator[Path]:
     return (file for file in results.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a record was written to its end: its process may have been killed before."""
-    try:
-        json.loads(file.read_bytes())
-    except ValueError:
-        return False
-    return True
+def _kept(results: Path, known: set[Path]) -> tuple[list[str], dict[str, int]]:
+    """The steps whose results are stored, and how many answers are recorded of each, but for what was known before.
+
+    What was not written to its end, because its process was killed, does not count.
+    """
+    stored: list[str] = []
+    recorded: Counter[str] = Counter()
+    for file in set(_files(results)) - known:
+        step_id, *folders = file.relative_to(results).parent.parts
+        try:
+            content = json.loads(file.read_bytes())
+        except ValueError:
+            continue
+        if not folders:
+            stored.append(step_id)
+        elif "response" in content:  # and not the result of a tool
+            recorded[step_id] += 1
+    return sorted(stored), dict(recorded)
 
 
 if __name__ == "__main__":

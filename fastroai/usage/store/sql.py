@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from ...errors import LedgerNotFoundError
-from ..ledger import EntryState, LedgerEntry
+from ..ledger import LedgerEntry
 from ..selection import Selection
 from ..totals import Totals
 from .database import Database, database_url, unavailable
@@ -106,8 +106,7 @@ class SqlStore:
         try:
             written = await self._written(write)
         except BaseException as error:
-            reason = f"Not sent: {type(error).__name__} while it was booked."
-            self.settle(entry.settled(EntryState.REFUSED, error=reason))
+            self.settle(entry.not_sent(error))
             raise
         if written:
             self._intended.add(entry.id)
