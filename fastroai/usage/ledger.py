@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -171,6 +171,15 @@ def total_usd(entries: Iterable[LedgerEntry]) -> Decimal:
     """Known spend of the entries in USD, exact. Replayed and refused ones are no spend; unknown costs add nothing."""
     with localcontext(EXACT):
         return sum(map(_spent, entries), _NOTHING)
+
+
+def replays(entries: Iterable[LedgerEntry], attribution: Attribution) -> Iterator[LedgerEntry]:
+    """The entries that say a record's answers are used again: one for each request that was paid for.
+
+    In the record one may have been a replay already, of an answer that its step was given before it was interrupted.
+    """
+    paid = {entry.replay_of or entry.id: entry for entry in entries if entry.is_spend or entry.replay_of is not None}
+    return (entry.replayed(attribution) for entry in paid.values())
 
 
 class DurableLedger(Protocol):

@@ -235,18 +235,34 @@ async def test_a_step_that_fails_behind_an_answer_does_not_ask_again(books: Book
     assert await books.agree() == [PAID]
 
 
-async def test_a_run_that_is_executed_again_under_its_key(books: Books) -> None:
+async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(books: Books) -> None:
     agent = books.agent()
-    steps = {"ask": agent.as_step("ask: this"), "then": agent.as_step("then: that")}
-    books.provider.script("that", Refuse(400), Answer("now it works"))
-    edges = {"then": ["ask"]}
-    failed, done = [await books.run(steps, edges) for _ in range(2)]
-    assert (failed.output, done.output) == (None, "now it works")
-    if books.executor == "prefect":
-        assert [entry.state.value for entry in done.entries] == ["replayed", "charged"]
-        assert await books.agree() == [PAID, NOT_PAID, PAID]
-    else:
-        assert await books.agree() == [PAID, NOT_PAID, PAID, PAID]
+
+    @step
+    async def both(ctx: StepContext[Any]) -> list[str]:
+        return [(await ctx.run(agent, f"both: {which} half")).output for which in ("first", "second")]
+
+    steps = {"both": both, "then": agent.as_step("then: the rest")}
+    books.provider.script("first", Answer("one", input_tokens=201))
+    books.provider.script("second", Refuse(400), Answer("two", input_tokens=302))
+    books.provider.script("rest", Refuse(400), Answer("done"))
+    runs = [await books.run(steps, {"then": ["both"]}) for _ in range(3)]
+    assert [run.output for run in runs] == [None, None, "done"]
+    outcomes = await books.agree()
+    if books.executor == "memory":
+        assert outcomes == [PAID, NOT_PAID, PAID, PAID, NOT_PAID, PAID, PAID, PAID]
+        return
+    assert outcomes == [PAID, NOT_PAID, PAID, NOT_PAID, PAID]
+    # Each answer is used again as often as it is needed, and each time by a reference to the one entry that paid.
+    assert [[e.state.value for e in run.entries] for run in runs] == [
+        ["charged", "refused"],
+        ["replayed", "charged", "refused"],
+        ["replayed", "replayed", "charged"],
+    ]
+    first, second = runs[0].entries[0], runs[1].entries[1]
+    assert {e.replay_of for e in runs[2].entries[:2]} == {first.id, second.id}
+    assert runs[2].usage is not None
+    assert runs[2].usage.total_replayed_cost_usd == (first.cost_usd or 0) + (second.cost_usd or 0)
 
 
 async def test_fifty_steps_at_once(books: Books) -> None:
@@ -279,5 +295,5 @@ class TestPostgreSQL:
     async def test_a_stream_that_breaks_off_and_is_asked_for_again(self, books_on_postgres: Books) -> None:
         await test_a_stream_that_breaks_off_and_is_asked_for_again(books_on_postgres)
 
-    async def test_a_run_that_is_executed_again_under_its_key(self, books_on_postgres: Books) -> None:
-        await test_a_run_that_is_executed_again_under_its_key(books_on_postgres)
+    async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(self, books_on_postgres: Books) -> None:
+        await test_a_run_that_is_executed_again_under_its_key_until_it_ends(books_on_postgres)

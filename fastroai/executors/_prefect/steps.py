@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from prefect.filesystems import WritableFileSystem
 from ...errors import ResultStorageError
 from ...pipelines.config import Durable, expiration, retry_delay
 from ...pipelines.plan import ExecutionPlan, PlannedStep
-from ...usage.ledger import EntryState, LedgerEntry
+from ...usage.ledger import LedgerEntry, replays
 from ..protocol import StepRecord
 from ..run import Run
 from ..step_runner import may_retry, run_step
@@ -276,8 +276,8 @@ class StepTasks:
             ledger = self._run.books.ledger
             attribution = step_run.next_attribution()
             ledger.restate(entry for entry in record.entries if entry.attribution.is_same_run(attribution))
-            for entry in _paid(record.entries):
-                ledger.record(entry.replayed(attribution))
+            for entry in replays(record.entries, attribution):
+                ledger.record(entry)
         self._run.outputs[node.step_id] = record.output
         self._output_digests[node.step_id] = digest_or_unique(stored.content["output"])
         return StepRecord(
@@ -324,11 +324,6 @@ class StepTasks:
             describe_costs(self._run.name, self._run.books.ledger.entries) + losses,
             flow_run_id=self._flow_run_id,
         )
-
-
-def _paid(entries: Iterable[LedgerEntry]) -> Iterable[LedgerEntry]:
-    """What a recorded step rests on, once: a request of an earlier attempt stands there as paid and as replayed."""
-    return {entry.replay_of or entry.id: entry for entry in entries if entry.state is not EntryState.REFUSED}.values()
 
 
 def _asks_for_storage(node: PlannedStep) -> bool:
