@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from fastroai import BaseStep, FastroAgent, Pipeline, PipelineConfig, PipelineResult, StepExecutionError
+from fastroai import (
+    BaseStep,
+    CostCalculator,
+    FastroAgent,
+    Pipeline,
+    PipelineConfig,
+    PipelineResult,
+    StepExecutionError,
+)
 from fastroai.testing import fixed_prices
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.support.agreement import Pair, assert_agree
-from tests.support.invoice import invoiced_usd
+from tests.support.invoice import Price, fixed_price, invoiced_usd, list_price
 from tests.support.provider_process import ProviderProcess
 
 MODELS = ("gpt-5-mini", "gpt-4.1-mini")
@@ -27,20 +35,30 @@ class Books:
         api: `openai` or `openai-chat`.
         executor: `memory` or `prefect`.
         ledger_url: Of an empty database; nothing but the runs of this object is booked there.
+        price: What a line of the invoice costs.
     """
 
     provider: ProviderProcess
     api: str
     executor: str
     ledger_url: str
+    price: Price = fixed_price
+
+    def at_list_prices(self) -> Books:
+        """The same, with agents that know no price but the listed one."""
+        return replace(self, price=list_price)
+
+    @property
+    def _calculator(self) -> CostCalculator:
+        return fixed_prices(*MODELS) if self.price is fixed_price else CostCalculator()
 
     def agent(self, model: str = "gpt-5-mini", **options: Any) -> FastroAgent[Any]:
         """An agent on the provider."""
-        return FastroAgent(model=f"{self.api}:{model}", cost_calculator=fixed_prices(*MODELS), **options)
+        return FastroAgent(model=f"{self.api}:{model}", cost_calculator=self._calculator, **options)
 
     def ready(self, agent: Any, **options: Any) -> FastroAgent[Any]:
         """A user's own pydantic-ai agent."""
-        return FastroAgent(agent=agent, cost_calculator=fixed_prices(*MODELS), **options)
+        return FastroAgent(agent=agent, cost_calculator=self._calculator, **options)
 
     async def run(
         self, steps: Mapping[str, BaseStep[Any, Any]], dependencies: Any = None, **config: Any
@@ -95,10 +113,10 @@ class Books:
             What became of each request at the provider, and in the ledger; of one provider after the other.
         """
         lines = [line for provider in (self.provider, *further) for line in provider.lines]
-        pairs: list[Pair] = assert_agree(lines, await self.entries())
+        pairs: list[Pair] = assert_agree(lines, await self.entries(), self.price)
         async with Ledger.open(self.ledger_url) as ledger:
             [totals] = await ledger.totals()
-        assert totals.cost_usd == invoiced_usd(line for line in lines if line.became == "answered")
+        assert totals.cost_usd == invoiced_usd((line for line in lines if line.became == "answered"), self.price)
         assert totals.requests == len(lines)
         assert totals.refused == sum(not line.billed for line in lines)
         assert totals.unsettled == sum(line.became in ("left", "hung", "died") for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,34 @@ async def fifty_steps_agree(books: Books) -> None:
     assert len(result.step_outputs) == 50
     assert outcomes.count(PAID) == 50
     assert outcomes.count(NOT_PAID) == 49
+
+
+async def test_at_list_prices_where_the_provider_is_said_to_bill_as_openai(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", json.dumps({books.provider.host: "openai"}))
+    books = books.at_list_prices()
+    tokens = {"input_tokens": 1_234_567, "cached_tokens": 7_891, "output_tokens": 333}
+    calls = [Answer(tool="ask_a_colleague", args={"question": str(n)}, **tokens) for n in range(2)]
+    books.provider.script("inner", Refuse(429), Answer("because", input_tokens=3, cached_tokens=1, output_tokens=1))
+    books.provider.script("outer", *calls, Answer("done", input_tokens=999))
+    books.provider.script("told", Answer("one two three", **tokens))
+    books.provider.script("left", Answer("one two three", left_after=1))
+    inner = books.agent("gpt-4.1-mini")
+
+    async def ask_a_colleague(question: str) -> str:
+        return str((await inner.run(f"outer: inner: {question}")).output)
+
+    outer = books.agent(toolsets=[FunctionToolset([ask_a_colleague])])
+    steps = {
+        "left": streaming(books.agent(), "left: soon", leave_after=1),
+        "told": streaming(inner, "told: all"),
+        "outer": outer.as_step("outer: do it"),
+    }
+    result = await books.run(steps)
+    assert result.output == "done"
+    outcomes = await books.agree()
+    assert (outcomes.count(PAID), outcomes.count(NOT_PAID), outcomes.count(LEFT)) == (6, 1, 1)
 
 
 class TestPostgreSQL:

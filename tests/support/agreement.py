@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from fastroai.usage import EntryState, LedgerEntry
-from tests.support.invoice import InvoiceLine, invoiced_usd
+from tests.support.invoice import InvoiceLine, Price, fixed_price, invoiced_usd
 
 Pair = tuple[InvoiceLine, LedgerEntry]
 
@@ -52,7 +52,7 @@ def fits(line: InvoiceLine, entry: LedgerEntry) -> bool:
     )
 
 
-def assert_told_alike(line: InvoiceLine, entry: LedgerEntry) -> None:
+def assert_told_alike(line: InvoiceLine, entry: LedgerEntry, price: Price = fixed_price) -> None:
     """A line and its entry say the same of tokens, model, outcome and cost."""
     assert entry.state in STATES[line.became], f"{line}\n{entry}"
     if entry.state is EntryState.CHARGED:
@@ -60,19 +60,21 @@ def assert_told_alike(line: InvoiceLine, entry: LedgerEntry) -> None:
         assert (entry.response_id, entry.model_answered) == (line.response_id, line.model)
         assert (tokens.input_tokens, tokens.output_tokens) == (line.input_tokens, line.output_tokens)
         assert tokens.cache_read_tokens == line.cached_tokens
-        assert entry.cost_usd == line.price_usd
+        assert entry.cost_usd == price(line)
     else:
         assert entry.cost_usd is None
 
 
-def assert_agree(lines: Sequence[InvoiceLine], entries: Iterable[LedgerEntry]) -> list[Pair]:
+def assert_agree(
+    lines: Sequence[InvoiceLine], entries: Iterable[LedgerEntry], price: Price = fixed_price
+) -> list[Pair]:
     """Each line has its one entry and each entry its one line; what was answered costs the same in both."""
     entries = list(entries)
     pairs = paired(lines, entries)
     for line, entry in pairs:
-        assert_told_alike(line, entry)
+        assert_told_alike(line, entry, price)
     charged = sum((entry.cost_usd or Decimal(0) for entry in entries if entry.state is EntryState.CHARGED), Decimal(0))
-    assert charged == invoiced_usd(line for line in lines if line.became == "answered")
+    assert charged == invoiced_usd((line for line in lines if line.became == "answered"), price)
     return pairs
 
 

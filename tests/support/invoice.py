@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -53,11 +53,34 @@ class InvoiceLine:
         """When it was received."""
         return datetime.fromtimestamp(self.received_at, UTC)
 
-    @property
-    def price_usd(self) -> Decimal:
-        """What it costs at `fixed_prices()`: 1e-6 USD for an input token, a tenth where cached, two for an output."""
-        tenths = 10 * (self.input_tokens - self.cached_tokens) + self.cached_tokens + 20 * self.output_tokens
-        return Decimal(tenths) / 10_000_000
+
+def fixed_price(line: InvoiceLine) -> Decimal:
+    """USD of a line at `fixed_prices()`: 1e-6 for an input token, a tenth of it where cached, two for an output one."""
+    return _price(line, "1", "0.1", "2")
+
+
+def list_price(line: InvoiceLine) -> Decimal:
+    """USD of a line as OpenAI lists it.
+
+    Source: https://platform.openai.com/docs/pricing, standard processing.
+    """
+    return _price(line, *LISTED[line.asked])
+
+
+LISTED = {"gpt-5-mini": ("0.25", "0.025", "2.00"), "gpt-4.1-mini": ("0.40", "0.10", "1.60")}
+"""USD per million tokens: input, cached input, output."""
+
+
+def _price(line: InvoiceLine, full: str, cached: str, output: str) -> Decimal:
+    parts = (
+        (line.input_tokens - line.cached_tokens) * Decimal(full),
+        line.cached_tokens * Decimal(cached),
+        line.output_tokens * Decimal(output),
+    )
+    return sum(parts, Decimal(0)) / 1_000_000
+
+
+Price = Callable[[InvoiceLine], Decimal]
 
 
 class Invoice:
@@ -107,6 +130,6 @@ def read_invoice(file: Path) -> list[InvoiceLine]:
     return list({line.number: line for line in lines}.values())
 
 
-def invoiced_usd(lines: Iterable[InvoiceLine]) -> Decimal:
+def invoiced_usd(lines: Iterable[InvoiceLine], price: Price = fixed_price) -> Decimal:
     """What some lines cost together."""
-    return sum((line.price_usd for line in lines), Decimal(0))
+    return sum(map(price, lines), Decimal(0))

@@ -74,7 +74,7 @@ class ProviderProcess:
     @property
     def lines(self) -> list[InvoiceLine]:
         """The invoice, once it says of each request what became of it."""
-        return self._lines_when(lambda lines: all(line.delivered is not None for line in lines))
+        return self.lines_when(lambda lines: all(line.delivered is not None for line in lines))
 
     @property
     def billed(self) -> list[InvoiceLine]:
@@ -83,9 +83,10 @@ class ProviderProcess:
 
     def wait_until_it_hangs(self) -> None:
         """Blocks until a request was received that is not going to be answered."""
-        self._lines_when(lambda lines: any(line.outcome == "hung" for line in lines))
+        self.lines_when(lambda lines: any(line.outcome == "hung" for line in lines))
 
-    def _lines_when(self, condition: Callable[[list[InvoiceLine]], bool]) -> list[InvoiceLine]:
+    def lines_when(self, condition: Callable[[list[InvoiceLine]], bool]) -> list[InvoiceLine]:
+        """The invoice, once something can be said of it."""
         deadline = time.monotonic() + _PATIENCE
         while not condition(lines := read_invoice(self._invoice)):
             assert time.monotonic() < deadline, f"The invoice stays as it is: {lines}"
