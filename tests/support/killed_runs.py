@@ -7,6 +7,7 @@ Then come runs under keys of their own, each in as many processes as it needs, u
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib
 import json
 import os
@@ -160,14 +161,18 @@ def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[At
     whole = _attempt(executor, results, 0, "left-alone", set(), None)
     yield whole
     assert whole.first_step is not None
+    length = whole.ended - whole.began
+    starting = (whole.first_step - whole.began) / length
     while kills:
         run += 1
         known, ended = set(_files(results)), False
         while not ended:
             number += 1
-            after = chance.uniform(whole.first_step - whole.began, whole.ended - whole.began) if kills else None
+            after = length * chance.uniform(starting, 1) if kills else None
             attempt = _attempt(executor, results, number, f"run-{run}", known, after)
             kills, ended = kills - attempt.killed, not attempt.killed
+            # How long a process takes depends on what is left to do, and on what else the machine does.
+            length = 1.1 * length if attempt.killed else attempt.ended - attempt.began
             yield attempt
 
 
@@ -180,6 +185,7 @@ def _attempt(
     began = time.time()
     child = os.fork()
     if not child:
+        _die_with_parent()
         os.close(reading)
         _run(executor, results, number, run_key, out)
     os.close(out)
@@ -223,6 +229,14 @@ def _files(results: Path) -> Iterator[Path]:
     return (file for file in results.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
+def _die_with_parent() -> None:
+    """A test that is killed itself leaves no process behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG = 1
+
+
 def _kept(results: Path, known: set[Path]) -> tuple[list[str], dict[str, int]]:
     """The steps whose results are stored, and how many answers are recorded of each, but for what was known before.
 
@@ -244,6 +258,7 @@ def _kept(results: Path, known: set[Path]) -> tuple[list[str], dict[str, int]]:
 
 
 if __name__ == "__main__":
+    _die_with_parent()
     which, how_many, seeded_with, folder = sys.argv[1:]
     for module in IMPORTS + (IMPORTS_UNDER_PREFECT if which == "prefect" else ()):
         importlib.import_module(module)
