@@ -22,7 +22,7 @@ import pytest
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.support.agreement import assert_told_alike, fits
 from tests.support.invoice import InvoiceLine, invoiced_usd
-from tests.support.killed_runs import SCRIPT, WIDTH, Attempt
+from tests.support.killed_runs import LEASE_SECONDS, SCRIPT, WIDTH, Attempt
 from tests.support.provider_process import ProviderProcess
 
 REPOSITORY = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def run_killed(executor: str, kills: int, results: Path, provider: ProviderProce
     for prompt, behaviours in SCRIPT.items():
         provider.script(prompt, *behaviours)
     command = [sys.executable, "-m", "tests.support.killed_runs", executor, str(kills), str(seed), str(results)]
-    environment = os.environ | {"PREFECT_LOGGING_LEVEL": "ERROR"}
+    environment = os.environ | {"PREFECT_LOGGING_LEVEL": "ERROR", "FASTROAI_LEASE_SECONDS": str(LEASE_SECONDS)}
     # In a session of its own, so that none of its processes outlives this test.
     with subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
