@@ -175,13 +175,18 @@ print(asyncio.run(Pipeline("temporary", {"only": only}).execute({}, None)).outpu
 """
 
 
-def test_without_a_server_the_terminal_tells_of_the_temporary_one_and_the_two_ways_out(tmp_path: Path):
+def program(source: str, **variables: str | None) -> subprocess.CompletedProcess[str]:
+    """Run a program without a server, in the test's environment with these variables; a None unsets one."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API", "FASTROAI_"))}
-    environment |= {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_LOGGING_LEVEL": "WARNING"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=170, check=False
+    environment |= {"PREFECT_LOGGING_LEVEL": "WARNING", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {k: v for k, v in (environment | variables).items() if v is not None}
+    return subprocess.run(
+        [sys.executable, "-c", source], env=environment, capture_output=True, text=True, timeout=170, check=False
     )
+
+
+def test_without_a_server_the_terminal_tells_of_the_temporary_one_and_the_two_ways_out(tmp_path: Path):
+    done = program(PROGRAM, PREFECT_HOME=str(tmp_path / "home"))
     assert done.stdout.strip() == "done", done.stderr
     assert "temporary" in done.stderr
     assert "PREFECT_API_URL" in done.stderr
@@ -201,3 +206,50 @@ async def test_without_a_server_and_with_the_temporary_one_forbidden_nothing_is_
     ):
         await under_prefect(model).execute({"topic": "t"}, None)
     assert model.calls == 0
+
+
+@pytest.mark.parametrize("broken", ["database", "folder"])
+def test_a_temporary_server_that_can_not_start_is_told_with_what_it_said(tmp_path: Path, broken: str):
+    home = tmp_path / "home"
+    if broken == "database":
+        home.mkdir()
+        (home / "prefect.db").write_text("no database, but long enough to be taken for a damaged one")
+    else:
+        home.write_text("no folder")
+        home = home / "below"
+    done = program(PROGRAM, PREFECT_HOME=str(home))
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("fastroai.errors.ExecutorUnavailableError: The temporary Prefect server did not start")
+    assert {"database": "file is not a database", "folder": "unable to open database file"}[broken] in said
+    assert f"PREFECT_HOME={str(home)!r}" in said
+    assert "FASTROAI_EXECUTOR=memory" in said
+
+
+ASKS_THE_SERVER = """
+import asyncio
+from fastroai import Pipeline, step
+from prefect import get_client
+
+@step
+async def only(context):
+    async with get_client() as client:
+        return (await client._client.get("/admin/settings")).json()["server"]["analytics_enabled"]
+
+print(asyncio.run(Pipeline("temporary", {"only": only}).execute({}, None)).output)
+"""
+
+
+def test_the_temporary_server_does_not_phone_home(tmp_path: Path):
+    done = program(ASKS_THE_SERVER, PREFECT_HOME=str(tmp_path / "home"), PREFECT_SERVER_ANALYTICS_ENABLED=None)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_user_who_chose_decides_whether_the_temporary_server_phones_home(chosen: bool):
+    from prefect.settings import PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
+
+    from fastroai.executors._prefect.temporary_server import _environment
+
+    with temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: chosen}):
+        assert _environment()["PREFECT_SERVER_ANALYTICS_ENABLED"] == str(chosen)

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from uuid import UUID
 
-import anyio.to_thread
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
-    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
 )
 
 from ...errors import ExecutorUnavailableError
+from .temporary_server import start_temporary_server
 
-NOTICE = (
-    "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip the wait, set "
-    "PREFECT_API_URL to a running server (`prefect server start`), or run in process with FASTROAI_EXECUTOR=memory.\n"
-)
-
-STARTUP_SECONDS = 120
 CHECK_SECONDS = 10
 ANSWER_SECONDS = 2
 RECORDING_SECONDS = 10
@@ -41,7 +32,7 @@ async def check_server() -> None:
     """
     url = PREFECT_API_URL.value()
     if not url:
-        await _start_temporary_server()
+        await start_temporary_server()
         return
     try:
         async with asyncio.timeout(CHECK_SECONDS), get_client() as client:
@@ -89,28 +80,3 @@ async def wait_for_task_runs(task_run_ids: Sequence[UUID]) -> None:
 async def _final_task_runs(client: PrefectClient, task_run_ids: list[UUID]) -> int:
     task_runs = await client.read_task_runs(task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=task_run_ids)))
     return sum(task_run.state is not None and task_run.state.is_final() for task_run in task_runs)
-
-
-async def _start_temporary_server() -> None:
-    """Start it here, with patience: on a fresh or busy machine Prefect's own 20 s are not always enough."""
-    if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
-        raise ExecutorUnavailableError(
-            "No Prefect server is set and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is off. Set PREFECT_API_URL to a running "
-            "server (`prefect server start`), or run in process with FASTROAI_EXECUTOR=memory."
-        )
-    from prefect.server.api.server import SubprocessASGIServer
-
-    server = SubprocessASGIServer()  # one per process; Prefect's clients find it running
-    if server.running:
-        return
-    sys.stderr.write(NOTICE)
-    sys.stderr.flush()
-    patience = max(STARTUP_SECONDS, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
-    try:
-        await anyio.to_thread.run_sync(server.start, patience)
-    except Exception as error:
-        raise ExecutorUnavailableError(
-            f"The temporary Prefect server could not be started within {patience} s: {error} Nothing was run or spent. "
-            "Set PREFECT_API_URL to a running server (`prefect server start`), or run in process with "
-            "FASTROAI_EXECUTOR=memory."
-        ) from error
