@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import costs, results, run, runs
-from .outcome import FAILED, INTERRUPTED, WRONG_USAGE, UsageError, complain
+from .leaving import leave_abandoned_threads
+from .outcome import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, Terminated, UsageError, complain
 
 COMMANDS = (run, costs, runs, results)
 """In the order of the help. Each has `register(commands)`, and imports what it runs only when it is run."""
@@ -23,8 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the command's name. None: those of the process.
 
     Returns:
-        0 done; 1 it failed, which stderr explains; 2 wrong usage; 3 books that don't balance; 130 interrupted.
+        0 done; 1 it failed, which stderr explains; 2 wrong usage; 3 books that don't balance; 130 interrupted;
+        143 terminated.
     """
+    if argv is not None:
+        return _main(argv)
+    ending = leave_abandoned_threads()
+    ending.code = _main(argv)
+    return ending.code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (not arguments.takes_rest or any(argument.startswith("-") for argument in rest)):
@@ -37,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("fastroai: interrupted.\n")
         return INTERRUPTED
+    except Terminated:
+        sys.stderr.write("fastroai: terminated.\n")
+        return TERMINATED
     except BrokenPipeError:
         # Whoever read the output has enough of it; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

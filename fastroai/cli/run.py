@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import logging
 import sys
@@ -22,6 +21,7 @@ from ..console.values import render
 from ..errors import StepExecutionError
 from ..pipelines.pipeline import Pipeline
 from ..pipelines.schemas import PipelineResult
+from .leaving import run_until_terminated
 from .outcome import FAILED, UsageError, complain
 
 AnyPipeline = Pipeline[Any, Any, Any]
@@ -62,7 +62,9 @@ def _run(arguments: argparse.Namespace) -> int:
     sys.stderr.write(f"Running {pipeline.name!r} ({type(executor).__name__})\n")
     sys.stderr.flush()
     try:
-        result = asyncio.run(pipeline.with_executor(executor).execute(inputs, None, ProgressTracer(sys.stderr)))
+        result = run_until_terminated(
+            pipeline.with_executor(executor).execute(inputs, None, ProgressTracer(sys.stderr))
+        )
     except StepExecutionError as error:
         if isinstance(error.partial_result, PipelineResult):
             _show_spent_until_failure(pipeline, error.partial_result, under_prefect)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from prefect import Flow
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
@@ -75,10 +79,12 @@ class PrefectExecutor(PlanExecutor):
         """
         attribution = Attribution(run_key=run_key, pipeline=name, tags=tags or {})
         ended: list[ExecutionResult | BaseException] = []
+        sigterm_handler = signal.getsignal(signal.SIGTERM)
 
         async def body() -> ExecutionResult:
             try:
-                result = await run_in_flow(plan, inputs, deps, tracer, attribution, self._options)
+                with _terminated_as_before(sigterm_handler):
+                    result = await run_in_flow(plan, inputs, deps, tracer, attribution, self._options)
                 ended.append(result)
                 return result
             except BaseException as error:
@@ -124,18 +130,39 @@ class PrefectExecutor(PlanExecutor):
 
 
 async def _run_to_its_end(flow: Any, name: str) -> BaseException | None:
-    """Run a flow in a task of its own, in whose context Prefect may be told to give up; returns what it raised."""
-    caller = asyncio.current_task()
-    assert caller is not None
-    cancelled = caller.cancelling()
-    failure: BaseException | None = None
+    """Run a flow in a task of its own, in whose context Prefect may be told to give up; returns what it raised.
+
+    A cancellation reaches that task once, and what it then does is waited for, whoever cancels: a cancel scope, such as
+    the deadline of a flow around this one, cancels again and again, so that Prefect could not note how the run ended.
+    """
+    task = asyncio.create_task(flow(), name=name)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            with anyio.CancelScope(shield=cancelled is not None):
+                await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            task.cancel()
+    failure = asyncio.CancelledError() if task.cancelled() else task.exception()
+    if cancelled is not None:
+        raise cancelled from failure  # Prefect may have ended with an error of its own instead
+    if failure is None or isinstance(failure, Exception | Abort):
+        return failure
+    raise failure
+
+
+@contextmanager
+def _terminated_as_before(handler: Any) -> Iterator[None]:
+    """Leave SIGTERM to a program that handles it itself: Prefect's handler raises in whatever the event loop does."""
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    prefects = signal.signal(signal.SIGTERM, handler)
     try:
-        await asyncio.create_task(flow(), name=name)
-    except (Exception, Abort) as error:
-        failure = error
-    if caller.cancelling() > cancelled:
-        raise asyncio.CancelledError from failure  # Prefect may have ended with an error of its own instead
-    return failure
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, prefects)
 
 
 def _result(name: str, ended: ExecutionResult | BaseException | None, failure: BaseException | None) -> ExecutionResult:

@@ -14,10 +14,11 @@ from prefect.cache_policies import INPUTS
 from pydantic import BaseModel, Field
 
 from fastroai import BaseStep, Pipeline, PipelineResult, StepConfig, StepContext, StepExecutionError, step
+from fastroai.tracing import NoOpTracer
 from fastroai.usage.ledger import EntryState
 from tests.integration.models import PRICE, Ask, CountingModel
 from tests.integration.read_back import read_run, table, usd
-from tests.support.steps import Give
+from tests.support.steps import Give, WaitsForever
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -66,6 +67,32 @@ async def test_inside_a_flow_the_run_is_a_subflow_of_it():
     child = await read_run(inner_id, tasks=1, artifacts=2)
     assert child.flow_name == "inner"
     assert child.flow_run.parent_task_run_id in {t.id for t in parent.all_task_runs}
+
+
+async def test_the_deadline_of_the_flow_around_it_ends_the_run_on_the_server_too():
+    waits = WaitsForever()
+    pipeline = Pipeline("cut off", {"paid": Ask(CountingModel().agent()), "waits": waits}, output_step="paid")
+    run_ids: list[str] = []
+
+    class Notes(NoOpTracer):
+        @asynccontextmanager
+        async def span(self, name: str, **attributes: Any) -> AsyncIterator[str]:
+            from prefect.runtime import flow_run
+
+            run_ids.append(str(flow_run.id))
+            async with super().span(name, **attributes) as span_id:
+                yield span_id
+
+    @flow(name="outer with a deadline", timeout_seconds=4)
+    async def outer() -> None:
+        await pipeline.execute({"topic": "t"}, None, Notes())
+
+    with pytest.raises(TimeoutError):
+        await outer()
+    assert waits.cleaned_up
+    stored = await read_run(run_ids[0], tasks=2, artifacts=3)
+    assert stored.flow_run.state_name in ("Crashed", "Cancelled")
+    assert usd(stored.rows()) == PRICE
 
 
 async def test_two_pipelines_may_run_at_once_inside_a_flow():
