@@ -127,6 +127,11 @@ def load_settings() -> FastroAISettings:
     return _cached[1]
 
 
+def process_environment() -> dict[str, str]:
+    """All variables, to hand on to a process that is started; settings are read with `load_settings`."""
+    return dict(os.environ)
+
+
 _VARIABLES = tuple(
     str(field.validation_alias or PREFIX + name.upper()) for name, field in FastroAISettings.model_fields.items()
 )

@@ -26,6 +26,7 @@ from prefect.settings import (
 )
 
 from ...errors import ExecutorUnavailableError
+from ...settings import process_environment
 
 NOTICE = (
     "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip the wait, set "
@@ -106,7 +107,7 @@ def _environment() -> dict[str, str]:
     """That of this process and of Prefect's settings; nobody asked this server to phone home."""
     return {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        **os.environ,
+        **process_environment(),
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
