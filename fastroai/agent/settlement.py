@@ -17,7 +17,7 @@ from pydantic_ai.usage import RequestUsage
 
 from ..errors import SettingsError, UnknownModelPriceError
 from ..usage.calculator import CostCalculator
-from ..usage.ledger import EntryState, LedgerEntry, TokenCounts
+from ..usage.ledger import NOT_SENT, EntryState, LedgerEntry, TokenCounts
 from ..usage.pricing import Ceiling, Price, further_usage, is_private_endpoint, tier_context
 from ..usage.units import microcents_to_usd
 from .bounds import tokens_at_most
@@ -93,7 +93,7 @@ def settle_failure(
     """
     reason = _reason(error)
     if left is False and status is None:
-        return entry.settled(EntryState.REFUSED, error=f"Not sent: {reason}")
+        return entry.settled(EntryState.REFUSED, error=f"{NOT_SENT}{reason}")
     if isinstance(error, ModelHTTPError):
         refused = not error.in_stream and error.status_code not in _GATEWAY_TIMEOUTS
         return entry.settled(EntryState.REFUSED if refused else EntryState.UNSETTLED, error=reason)
@@ -102,7 +102,7 @@ def settle_failure(
         state = EntryState.REFUSED if _refuses(status) else EntryState.UNSETTLED
         return entry.settled(state, error=reason if status is None else f"HTTP {status}; {reason}")
     if isinstance(error, UserError) or (isinstance(error, ModelConnectionError) and error.phase in NOT_SENT_PHASES):
-        return entry.settled(EntryState.REFUSED, error=f"Not sent: {reason}")
+        return entry.settled(EntryState.REFUSED, error=f"{NOT_SENT}{reason}")
     return entry.settled(EntryState.UNSETTLED, error=reason)
 
 

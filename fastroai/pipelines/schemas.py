@@ -19,7 +19,7 @@ OutputT = TypeVar("OutputT")
 
 _TOKENS = tuple(TokenCounts.__dataclass_fields__)
 _COUNTERS = (*_TOKENS, "request_count", "tool_call_count", "processing_time_ms")
-_BOOKS = ("cost_usd", "replayed_cost_usd", "replayed_count", "unsettled_count", "unpriced_count")
+_BOOKS = ("cost_usd", "replayed_cost_usd", "replayed_count", "unsettled_count", "unpriced_count", "refused_count")
 
 
 class ConversationStatus(str, Enum):  # noqa: UP042  # the published base classes: str() of a member is part of the API
@@ -56,6 +56,7 @@ class StepUsage(BaseModel):
         replayed_cost_usd: What replayed requests cost when they were paid: saved now.
         unsettled_count: Requests that were sent and whose outcome, so also their price, is unknown.
         unpriced_count: Requests that were answered by a model without a known price.
+        refused_count: Those of `request_count` that a provider refused or that could not be sent; nothing is billed.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -77,6 +78,7 @@ class StepUsage(BaseModel):
     replayed_count: int = 0
     unsettled_count: int = 0
     unpriced_count: int = 0
+    refused_count: int = 0
 
     def model_post_init(self, context: Any, /) -> None:
         if self.cost_usd is None:
@@ -108,9 +110,15 @@ class StepUsage(BaseModel):
             model=next((e.model_answered for e in entries if e.model_answered), None),
             replayed_cost_usd=sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0)),
             replayed_count=len(replayed),
-            unsettled_count=sum(e.state is EntryState.UNSETTLED for e in entries),
-            unpriced_count=sum(e.state is EntryState.UNPRICED for e in entries),
+            unsettled_count=_count(entries, EntryState.UNSETTLED),
+            unpriced_count=_count(entries, EntryState.UNPRICED),
+            refused_count=_count(entries, EntryState.REFUSED),
         )
+
+    @property
+    def share_priced(self) -> float | None:
+        """Share of the requests that count as spend whose cost is known in full. None: there are none."""
+        return _share_priced(self.request_count, self.refused_count, self.unsettled_count + self.unpriced_count)
 
     def __add__(self, other: StepUsage) -> StepUsage:
         sums = {name: getattr(self, name) + getattr(other, name) for name in (*_COUNTERS, *_BOOKS)}
@@ -145,6 +153,7 @@ class PipelineUsage(BaseModel):
     total_replayed_count: int = 0
     total_unsettled_count: int = 0
     total_unpriced_count: int = 0
+    total_refused_count: int = 0
     wall_time_ms: int = 0
     steps: dict[str, StepUsage] = Field(default_factory=dict)
 
@@ -168,6 +177,21 @@ class PipelineUsage(BaseModel):
     def total_cost_dollars(self) -> float:
         """Total cost in USD, as a float for display; `total_cost_usd` is exact."""
         return self.total_cost_microcents / 1_000_000
+
+    @property
+    def share_priced(self) -> float | None:
+        """Share of the requests that count as spend whose cost is known in full. None: there are none."""
+        unknown = self.total_unsettled_count + self.total_unpriced_count
+        return _share_priced(self.total_request_count, self.total_refused_count, unknown)
+
+
+def _count(entries: Iterable[LedgerEntry], state: EntryState) -> int:
+    return sum(e.request_count for e in entries if e.state is state)
+
+
+def _share_priced(requests: int, refused: int, unknown: int) -> float | None:
+    spend = requests - refused
+    return (spend - unknown) / spend if spend > 0 else None
 
 
 class PipelineResult(BaseModel, Generic[OutputT]):

@@ -133,7 +133,7 @@ class LedgerEntry:
 
     def not_sent(self, error: BaseException) -> LedgerEntry:
         """This entry when booking it failed, so that its request was not sent. The same whoever says so."""
-        reason = f"Not sent: {type(error).__name__} while it was booked."
+        reason = f"{NOT_SENT}{type(error).__name__} while it was booked."
         return replace(self, state=EntryState.REFUSED, settled_at=self.sent_at, error=reason)
 
     def replayed(self, attribution: Attribution) -> LedgerEntry:
@@ -159,6 +159,9 @@ class LedgerEntry:
         """The model it is booked under: the one asked for, which stays the same whatever became of the request."""
         return self.model_asked or self.model_answered
 
+
+NOT_SENT = "Not sent: "
+"""How the `error` of a refused entry begins that did not get as far as a provider."""
 
 SPEND = frozenset({EntryState.CHARGED, EntryState.UNPRICED, EntryState.UNSETTLED})
 """The states whose cost counts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC
 from decimal import Decimal
@@ -57,6 +57,20 @@ class Totals:
         spend = self.charged + self.unpriced + self.unsettled
         return self.charged / spend if spend else None
 
+
+def with_unknown(amount: str, entries: Sequence[LedgerEntry]) -> str:
+    """An amount as it is shown, told apart from what the rest of some paid or replayed entries cost.
+
+    Args:
+        amount: The sum of what is known.
+    """
+    open_ = sum(e.request_count for e in entries if e.cost_usd is None or e.state in _NOT_IN_FULL)
+    if not open_:
+        return amount
+    return "unknown" if all(e.cost_usd is None for e in entries) else f"{amount} + {open_} unknown"
+
+
+_NOT_IN_FULL = (EntryState.UNPRICED, EntryState.UNSETTLED)
 
 COUNTS = ("requests", "charged", "unpriced", "unsettled", "refused", "replayed", "simulated")
 AMOUNTS = ("cost_usd", "simulated_usd", "upper_bound_usd", "replayed_usd")

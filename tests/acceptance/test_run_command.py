@@ -103,6 +103,23 @@ def test_a_wrong_key_is_one_message_and_costs_nothing(command: Command, document
     assert len(provider.lines) <= 4
 
 
+def test_a_provider_that_can_not_be_reached_is_named_with_what_to_look_at(
+    command: Command, documents: Path, unused_tcp_port: int
+):
+    done = command(
+        *DIGEST,
+        f"documents={documents}",
+        FASTROAI_EXECUTOR="memory",
+        OPENAI_API_KEY=KEY,
+        OPENAI_BASE_URL=f"http://127.0.0.1:{unused_tcp_port}/v1",
+    )
+    assert done.returncode == 1
+    assert "were not sent: ModelConnectionError" in done.stderr
+    assert f"Not reached: 127.0.0.1:{unused_tcp_port}. Check the network" in done.stderr
+    assert "OPENAI_BASE_URL" in done.stderr
+    assert "refused by the provider" not in done.stderr
+
+
 def test_no_key_is_one_message_and_nothing_was_sent(command: Command, documents: Path):
     done = command(*DIGEST, f"documents={documents}", FASTROAI_EXECUTOR="memory", FASTROAI_MODEL="openai:gpt-5-mini")
     assert done.returncode == 1

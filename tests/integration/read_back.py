@@ -128,5 +128,6 @@ async def everything_stored(flow_run_id: str | UUID) -> str:
 
 
 def usd(rows: Sequence[dict[str, Any]]) -> Decimal:
-    """The cost of a table's rows."""
-    return sum((Decimal(row["cost_usd"]) for row in rows), Decimal(0))
+    """What is known of the cost of a table's rows."""
+    known = [row["cost_usd"].partition(" + ")[0] for row in rows]
+    return sum((Decimal(amount) for amount in known if amount != "unknown"), Decimal(0))

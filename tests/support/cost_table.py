@@ -28,9 +28,14 @@ def read_cost_table(output: str) -> CostTable:
     _, body, rest = re.split(r"\n-[- ]+\n", output, maxsplit=2)
     lines: dict[str, tuple[Decimal, ...]] = {}
     for line in body.splitlines():
-        step_id, model, *numbers = line.split()
+        step_id, model, *numbers = _known(line).split()
         lines[f"{step_id} {model}"] = _decimals(numbers)
-    return CostTable(lines, _decimals(rest.splitlines()[0].split()[1:]))
+    return CostTable(lines, _decimals(_known(rest.splitlines()[0]).split()[1:]))
+
+
+def _known(line: str) -> str:
+    """A line with the known part of its cost."""
+    return re.sub(r" \+ \d+ unknown$| unknown$", lambda found: " 0" if found[0] == " unknown" else "", line)
 
 
 def _decimals(cells: list[str]) -> tuple[Decimal, ...]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -263,6 +263,30 @@ def test_replayed_requests_are_counted_apart_and_cost_nothing():
 def test_an_unknown_cost_is_said_and_not_shown_as_part_of_the_total():
     table = cost_table([LedgerEntry(state=EntryState.UNSETTLED, attribution=Attribution(step_id="s"))])
     assert "Not in the total: 1 request(s) whose cost is not known" in table
+
+
+def test_a_cost_that_is_not_known_is_never_shown_as_an_amount():
+    at = Attribution(step_id="s")
+    unpriced = LedgerEntry(state=EntryState.UNPRICED, attribution=at, model_answered="mine", request_count=2)
+    paid = LedgerEntry(state=EntryState.CHARGED, attribution=at, model_answered="gpt", cost_usd=Decimal("0.125"))
+    lines = cost_table([unpriced, paid, replace(paid, model_answered="mine")]).splitlines()
+    assert next(line for line in lines if " mine " in line).endswith(" 0.125 + 2 unknown")
+    assert next(line for line in lines if " gpt " in line).rstrip().endswith(" 0.125")
+    assert next(line for line in lines if line.startswith("total")).endswith(" 0.250 + 2 unknown")
+    assert "Priced: 50.0 % of the requests." in lines
+
+    lines = cost_table([unpriced]).splitlines()
+    assert [line.split()[-1] for line in lines if " mine " in line or line.startswith("total")] == ["unknown"] * 2
+    assert not any(line.startswith("Priced") for line in cost_table([paid]).splitlines())
+
+
+def test_requests_that_reached_no_provider_are_not_said_to_be_refused_by_one():
+    error = "Not sent: ModelConnectionError: Connection error."
+    unsent = LedgerEntry(state=EntryState.REFUSED, provider_host="api.example.com", error=error)
+    table = cost_table([unsent])
+    assert "1 request(s) were not sent: ModelConnectionError" in table
+    assert "Not reached: api.example.com. Check the network" in table
+    assert "refused by the provider" not in table
 
 
 def test_refused_requests_are_said():

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
+from math import floor
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from pydantic_core import to_jsonable_python
 
 from ...settings import load_settings
 from ...usage.ledger import EntryState, LedgerEntry, total_usd
+from ...usage.totals import totals_of, with_unknown
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -72,16 +74,23 @@ def _row(head: Row, entries: Iterable[LedgerEntry]) -> Row:
     entries = list(entries)
     sent = [e for e in entries if e.state is not EntryState.REPLAYED]
     spend = [e for e in entries if e.is_spend]
-    unknown = sum(e.cost_usd is None for e in spend)
     return head | {
         "requests": sum(e.request_count for e in sent),
         "replayed": len(entries) - len(sent),
         "input_tokens": sum(e.tokens.input_tokens for e in spend),
         "output_tokens": sum(e.tokens.output_tokens for e in spend),
-        "cost_usd": plain_usd(total_usd(spend)),
-        "requests_without_price": unknown,
-        "saved_usd": plain_usd(sum((e.cost_usd or Decimal(0) for e in entries if e not in sent), Decimal(0))),
+        "cost_usd": with_unknown(plain_usd(total_usd(spend)), spend),
+        "requests_without_price": sum(e.request_count for e in spend if e.cost_usd is None),
+        "saved_usd": _saved([e for e in entries if e.state is EntryState.REPLAYED]),
     }
+
+
+def _saved(replayed: list[LedgerEntry]) -> str:
+    return with_unknown(plain_usd(sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0))), replayed)
+
+
+def _dollars(told: str) -> str:
+    return told if told == "unknown" else f"${told}"
 
 
 def plain_usd(amount: Decimal) -> str:
@@ -95,15 +104,16 @@ def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | N
     entries = tuple(entries)
     sent = sum(e.request_count for e in entries if e.state is not EntryState.REPLAYED)
     replayed = [e for e in entries if e.state is EntryState.REPLAYED]
-    parts = [f"**{title}**: **${plain_usd(total_usd(entries))}** for {sent} request{'' if sent == 1 else 's'}"]
+    spend = [e for e in entries if e.is_spend]
+    cost = _dollars(with_unknown(plain_usd(total_usd(spend)), spend))
+    parts = [f"**{title}**: **{cost}** for {sent} request{'' if sent == 1 else 's'}"]
     if attempts is not None:
         parts.append(f"{attempts} attempt{'' if attempts == 1 else 's'}")
     if replayed:
-        saved = sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0))
-        parts.append(f"{len(replayed)} replayed, which saved ${plain_usd(saved)}")
-    unknown = sum(e.is_spend and e.cost_usd is None for e in entries)
-    if unknown:
-        parts.append(f"the cost of {unknown} is not known and not included")
+        parts.append(f"{len(replayed)} replayed, which saved {_dollars(_saved(replayed))}")
+    [totals] = totals_of(spend)
+    if totals.share_priced is not None and totals.share_priced < 1:
+        parts.append(f"{floor(totals.share_priced * 100)} % of the requests are priced, the rest is not included")
     if any(e.simulated for e in entries):
         parts.append("simulated by an offline model at the listed model's prices, nothing was paid")
     return " · ".join(parts)
