@@ -14,9 +14,12 @@ from pydantic_ai.exceptions import ModelTimeoutError, UserError
 from pydantic_ai.messages import ModelMessage, UserContent
 from pydantic_ai.models import Model, infer_model
 from pydantic_ai.output import OutputSpec
+from pydantic_ai.providers import Provider, infer_provider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import AbstractToolset
 
+from ..providers import canonical_provider
+from ..settings import load_settings
 from ..tracing.tracer import NoOpTracer, Tracer
 from ..usage.calculator import CostCalculator
 from .journal import ToolJournal
@@ -256,7 +259,7 @@ class FastroAgent(Generic[OutputT]):
         if not isinstance(model, str):
             return
         try:
-            made = infer_model(model)
+            made = infer_model(model, _provider)
         except Exception:
             return  # the run raises the same, unless another model was put in this one's place
         retry_nothing(made)
@@ -313,6 +316,16 @@ class FastroAgent(Generic[OutputT]):
 
     def _extract_tool_calls_from_messages(self, messages: Iterable[Any]) -> list[dict[str, Any]]:
         return tool_calls_in(messages)
+
+
+def _provider(name: str) -> Provider[Any]:
+    """A provider for a model's name; OpenAI's with the key of the settings, which may be in `.env` only."""
+    key = load_settings().openai_api_key if canonical_provider(name) == "openai" else None
+    if key is None or name.startswith("gateway/"):
+        return infer_provider(name)
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    return OpenAIProvider(api_key=key.get_secret_value())
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Command
+from tests.acceptance.conftest import PATIENCE, REPOSITORY, Command
 from tests.integration.read_back import read_run, usd
 from tests.support.cost_table import read_cost_table
 from tests.support.provider import KEY
@@ -127,6 +130,21 @@ def test_no_key_is_one_message_and_nothing_was_sent(command: Command, documents:
     assert "Nothing: no request was sent." in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_key_in_the_dotenv_file_is_the_one_that_is_used(documents: Path, provider: ProviderProcess, tmp_path: Path):
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY={KEY}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", *DIGEST, f"documents={documents}", "--executor", "memory"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_BASE_URL": provider.base_url},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert provider.billed, done.stderr
+    assert "OPENAI_API_KEY" not in done.stderr
+    assert "401" not in done.stderr
 
 
 def test_with_a_key_the_job_asks_the_provider_and_is_not_simulated(
