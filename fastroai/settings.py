@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -108,6 +109,13 @@ class FastroAISettings(BaseSettings):
         default=None, validation_alias="OPENAI_API_KEY", description="OpenAI's key, under the name its SDK uses."
     )
 
+    @field_validator("result_storage")
+    @classmethod
+    def _check_result_storage(cls, value: str | None) -> str | None:
+        if value is not None and not names_storage(value):
+            raise ValueError(f"names no storage: {STORAGE_FORMS}")
+        return value
+
     @field_validator("provider_hosts", mode="before")
     @classmethod
     def _read_provider_hosts(cls, value: object) -> dict[str, str]:
@@ -153,6 +161,17 @@ def _parse() -> FastroAISettings:
         return FastroAISettings()
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
+
+
+STORAGE_FORMS = "give s3://bucket/prefix, s3-bucket/block-name or a local folder"
+
+
+def names_storage(text: str) -> bool:
+    """Whether a text has one of the forms of `result_storage`; whether the storage is there is found out by a run."""
+    if bucket := re.match(r"s3://(?=[^/])|s3-bucket/(?=.)", text):
+        return bool(bucket)
+    # A near miss must not become a folder of that name; one can still be given as ./name.
+    return bool(text.strip()) and not re.match(r"s3[:-]|[a-z][a-z0-9+.-]*:/", text, re.IGNORECASE)
 
 
 def _provider_hosts(value: Any) -> dict[str, str]:

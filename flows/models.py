@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic_ai.models import Model
+from pydantic_ai.providers import infer_provider_class
 
 from fastroai import FastroAgent, StepContext
 from fastroai.errors import SettingsError
@@ -25,7 +26,7 @@ def choose_model() -> str | Model:
     `FASTROAI_MODEL=offline` simulates also where there is a key.
 
     Raises:
-        SettingsError: `FASTROAI_MODEL` names no provider.
+        SettingsError: `FASTROAI_MODEL` names no provider, or none that can be used here.
     """
     settings = load_settings()
     if settings.model is None and settings.openai_api_key is not None:
@@ -39,7 +40,20 @@ def choose_model() -> str | Model:
             f"FASTROAI_MODEL={settings.model!r} names no provider. Give provider:model, for example {DEFAULT_MODEL}, "
             f"or {OFFLINE!r} to simulate."
         )
+    if settings.model != "test":
+        _check_provider(settings.model)
     return settings.model
+
+
+def _check_provider(model: str) -> None:
+    provider = model.partition(":")[0].removeprefix("gateway/")
+    try:
+        infer_provider_class(provider)
+    except (ValueError, ImportError) as error:
+        raise SettingsError(
+            f"FASTROAI_MODEL={model!r}: {provider!r} is no provider that can be used here ({error}). Give "
+            f"provider:model, for example {DEFAULT_MODEL}, or {OFFLINE!r} to simulate."
+        ) from error
 
 
 async def ask_all(context: StepContext[Any], agent: FastroAgent[OutputT], messages: Sequence[str]) -> list[OutputT]:

@@ -149,3 +149,20 @@ def test_every_setting_is_described(name: str) -> None:
     description = FastroAISettings.model_fields[name].description
     assert description
     assert description.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "form", ["ftp://x/y", "s3://", "s3:///prefix", "s3-bucket/", "s3:/bucket", "gs://bucket", "   "]
+)
+def test_a_storage_of_no_known_form_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", form)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert f"FASTROAI_RESULT_STORAGE={form!r}" in str(caught.value)
+    assert "s3://bucket/prefix, s3-bucket/block-name or a local folder" in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["s3://bucket", "s3://bucket/p", "s3-bucket/name", "results", "/srv/r", "./s3:x"])
+def test_a_storage_of_a_known_form_is_taken(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", form)
+    assert load_settings().result_storage == form

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from prefect.filesystems import LocalFileSystem, WritableFileSystem
 from prefect.results import aget_default_result_storage
 
 from ...errors import ResultStorageError
-from ...settings import FastroAISettings
+from ...settings import STORAGE_FORMS, FastroAISettings, names_storage
 
 if TYPE_CHECKING:
     from prefect_aws.s3 import S3Bucket
@@ -31,19 +30,13 @@ async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFi
         return choice
     if isinstance(choice, Path):
         return _folder(choice)
-    if not isinstance(choice, str) or not choice.strip():
-        raise ResultStorageError(f"result_storage={choice!r}: {_FORMS}")
+    if not isinstance(choice, str) or not names_storage(choice):
+        raise ResultStorageError(f"result_storage={choice!r}: {STORAGE_FORMS}, or a Prefect storage block.")
     if choice.startswith("s3://"):
         return _s3_bucket(choice, settings)
-    if choice.startswith("s3-bucket/") and choice != "s3-bucket/":
+    if choice.startswith("s3-bucket/"):
         return await _saved_block(choice)
-    # A near miss must not become a folder of that name; one can still be given as ./name.
-    if re.match(r"s3[:-]|[a-z][a-z0-9+.-]*:/", choice, re.IGNORECASE):
-        raise ResultStorageError(f"result_storage={choice!r}: {_FORMS}")
     return _folder(Path(choice))
-
-
-_FORMS = "give s3://bucket/prefix, s3-bucket/block-name, a local folder, or a Prefect storage block."
 
 
 async def _storage_of_the_flow() -> WritableFileSystem:
@@ -61,8 +54,6 @@ def _s3_bucket(uri: str, settings: FastroAISettings) -> S3Bucket:
     from prefect_aws.s3 import S3Bucket
 
     parts = urlsplit(uri)
-    if not parts.netloc:
-        raise ResultStorageError(f"result_storage={uri!r} names no bucket: {_FORMS}")
     key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
     credentials = AwsCredentials(
         aws_access_key_id=key_id.get_secret_value() if key_id else None,
