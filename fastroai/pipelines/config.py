@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from ..settings import CachePolicyName
@@ -58,8 +60,9 @@ class StepConfig(metaclass=_RemembersGiven):
     `persist_result`, `result_storage` and those that begin with `cache_` have no effect in memory.
 
     Raises:
-        ValueError: A number is negative, `retry_delay` is an empty list, `durable` or a cache policy's name is unknown,
-            an expiration is not positive or longer than 100 years, or a scope is not a text or empty.
+        ValueError: A value is of another type, a number is negative or not finite, `retry_delay` is an empty list,
+            `durable` or a cache policy's name is unknown, an expiration is not positive or longer than 100 years, or a
+            scope is not a text or empty.
     """
 
     timeout: float | None = None
@@ -102,13 +105,6 @@ class PipelineConfig(StepConfig):
     on_error: OnError = "fail"
     max_concurrency: int | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.on_error not in ("fail", "continue"):
-            raise ValueError(f"on_error={self.on_error!r}: choose 'fail' or 'continue'.")
-        if self.max_concurrency is not None and self.max_concurrency < 1:
-            raise ValueError(f"max_concurrency={self.max_concurrency!r}: give 1 or more, or None for no limit.")
-
 
 _LAYERED = tuple(f.name for f in fields(StepConfig))
 
@@ -119,19 +115,51 @@ def check_config(config: StepConfig) -> None:
     Raises:
         ValueError: Names the field, the value and what is allowed.
     """
-    delays = config.retry_delay if isinstance(config.retry_delay, list) else [config.retry_delay]
-    if not delays or any(delay < 0 for delay in delays):
-        raise ValueError(f"retry_delay={config.retry_delay!r}: give seconds >= 0, or a list with at least one.")
+    _require(config, "timeout", _is_amount, "seconds >= 0, or None for no limit", optional=True)
+    _require(config, "retries", _is_count, "a whole number >= 0")
+    _require(config, "retry_delay", _is_delay, "seconds >= 0, or a list of them with at least one")
+    _require(config, "cost_budget", _is_count, "a whole number >= 0 of 1e-6 USD, or None for no limit", optional=True)
+    _require(config, "persist_result", _is_choice, "True, False or None", optional=True)
     if config.durable not in (None, "step", "request"):
         raise ValueError(f"durable={config.durable!r}: choose 'request' or 'step'.")
-    for name, value in (
-        ("timeout", config.timeout),
-        ("retries", config.retries),
-        ("cost_budget", config.cost_budget),
-    ):
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value!r}: give a number >= 0.")
+    if isinstance(config, PipelineConfig):
+        _require(config, "trace", _is_choice, "True or False")
+        _require(config, "max_concurrency", _is_positive, "a whole number >= 1, or None for no limit", optional=True)
+        if config.on_error not in ("fail", "continue"):
+            raise ValueError(f"on_error={config.on_error!r}: choose 'fail' or 'continue'.")
     _check_cache(config)
+
+
+def _require(
+    config: StepConfig, name: str, holds: Callable[[Any], bool], allowed: str, *, optional: bool = False
+) -> None:
+    value = getattr(config, name)
+    if not (holds(value) or (optional and value is None)):
+        raise ValueError(f"{name}={value!r}: give {allowed}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_amount(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < float("inf")
+
+
+def _is_delay(value: Any) -> bool:
+    return bool(value) and all(map(_is_amount, value)) if isinstance(value, list) else _is_amount(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and _is_amount(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_count(value) and value >= 1
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _check_cache(config: StepConfig) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ..errors import InputValidationError, PipelineValidationError, StepExecutionError
 from .base import BaseStep
 from .config import PipelineConfig, StepConfig
-from .plan import ExecutionPlan
+from .plan import ExecutionPlan, check_name
 from .schemas import PipelineResult, PipelineUsage
 
 if TYPE_CHECKING:
@@ -239,6 +239,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
 def _check_definition(name: Any, steps: Any, output_step: Any, input_type: Any) -> None:
     if not isinstance(name, str) or not name.strip():
         raise PipelineValidationError(f"A pipeline's name must be a non-empty string, not {name!r}.")
+    check_name("Pipeline name", name)
     if input_type is not None and not (isinstance(input_type, type) and issubclass(input_type, BaseModel)):
         raise PipelineValidationError(f"input_type must be a pydantic model class, not {input_type!r}.")
     if output_step is not None and isinstance(steps, Mapping) and steps and output_step not in steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from ..errors import PipelineValidationError
 from .base import BaseStep
 from .config import PipelineConfig, StepConfig, check_config, resolve_config
 from .fingerprint import fingerprint
+
+SHOWN_OF_A_CYCLE = 5
+"""Steps of a long cycle that its message names, at either end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +89,25 @@ def _check_steps(steps: Any) -> None:
     for step_id, step in steps.items():
         if not isinstance(step_id, str) or not step_id:
             raise PipelineValidationError(f"Step id {step_id!r} must be a non-empty string.")
+        check_name("Step id", step_id)
         if isinstance(step, type) or not callable(getattr(step, "execute", None)):
             raise PipelineValidationError(
                 f"Step '{step_id}' is {step!r}, which has no execute(context). "
                 "Use an instance of a BaseStep, a function decorated with @step, or agent.as_step(prompt)."
             )
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that can't be sent in a header or shown on one line.
+
+    Raises:
+        PipelineValidationError: It has control characters, line breaks or lone surrogates.
+    """
+    bad = sorted({c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")})
+    if bad:
+        raise PipelineValidationError(
+            f"{what} {name!r} has characters that are not to be seen: {', '.join(map(repr, bad))}. Leave them out."
+        )
 
 
 def _checked_dependencies(steps: Mapping[str, Any], dependencies: Any) -> dict[str, tuple[str, ...]]:
@@ -118,6 +136,11 @@ def _checked_dependencies(steps: Mapping[str, Any], dependencies: Any) -> dict[s
 def _check_configs(steps: Mapping[str, Any], config: Any, step_configs: Any) -> None:
     if config is not None and not isinstance(config, PipelineConfig):
         raise PipelineValidationError(f"config must be a PipelineConfig, not {config!r}.")
+    if config is not None:
+        try:
+            check_config(config)
+        except ValueError as error:
+            raise PipelineValidationError(f"Configuration of the pipeline: {error}") from error
     if not isinstance(step_configs, Mapping):
         raise PipelineValidationError(f"step_configs must be a dict of step id to StepConfig, not {step_configs!r}.")
     for step_id, step_config in step_configs.items():
@@ -159,9 +182,9 @@ def _ordered(edges: Mapping[str, tuple[str, ...]]) -> tuple[list[str], dict[str,
             if not missing[dependent]:
                 ready.append(dependent)
     if len(order) < len(edges):
-        cycle = " -> ".join(_find_cycle(edges, {step_id for step_id, count in missing.items() if count}))
+        cycle = _find_cycle(edges, {step_id for step_id, count in missing.items() if count})
         raise PipelineValidationError(
-            f"Dependencies form a cycle (each depends on the next): {cycle}. Remove one of them."
+            f"Dependencies form a cycle (each depends on the next): {_told(cycle)}. Remove one of them."
         )
     return order, {step_id: tuple(ids) for step_id, ids in dependents.items()}
 
@@ -175,6 +198,13 @@ def _find_cycle(edges: Mapping[str, tuple[str, ...]], unordered: set[str]) -> li
         step_id = next(dependency for dependency in edges[step_id] if dependency in unordered)
     steps = list(path)
     return [*steps[steps.index(step_id) :], step_id]
+
+
+def _told(cycle: list[str]) -> str:
+    if len(cycle) <= 2 * SHOWN_OF_A_CYCLE + 1:
+        return " -> ".join(cycle)
+    first, last = cycle[:SHOWN_OF_A_CYCLE], cycle[-SHOWN_OF_A_CYCLE:]
+    return " -> ".join([*first, f"… ({len(cycle) - 1:,} steps in all)", *last])
 
 
 def _names(steps: Mapping[str, Any]) -> str:
