@@ -23,6 +23,7 @@ _WORD = re.compile(r"[^\W_][\w+-]*", re.UNICODE)
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+(?=[\"'(\[]?[^\sa-z])")
 _LINE_MARKS = re.compile(r"^\s*(?:#{1,6}\s+|[-*+•]\s+|>\s+|\d{1,3}[.)]\s+|={3,}$|-{3,}$)+")
 _PAIR = re.compile(r"^\s*(?:[-*+•]\s+)?\**([^\W\d][\w /.-]{0,40}?)\**\s*[:=]\**\s+(\S.*?)\s*$")
+_TABLE_ROW = re.compile(r"^\s*\|.*\|\s*$")
 _PROJECT_URL = re.compile(r"([A-Za-z][\w ]*), (https?://\S+)")
 _MARKUP = (
     (re.compile(r"^\s*(```|~~~).*?^\s*\1\s*$", re.MULTILINE | re.DOTALL), ""),
@@ -158,10 +159,15 @@ class Material:
 
 
 def _without_markup(text: str) -> str:
-    """Plain text: without HTML tags, images, code blocks, link targets, emphasis, and lines that are mostly drawing."""
+    """Plain text: without HTML tags, images, code blocks, link targets, emphasis, lines that are mostly drawing.
+
+    Without tables, too, where there is anything else: their rows are no sentences.
+    """
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
-    return "\n".join(line for line in text.splitlines() if not line.strip() or _is_mostly_words(line))
+    lines = [line for line in text.splitlines() if not line.strip() or _is_mostly_words(line)]
+    prose = [line for line in lines if not _TABLE_ROW.match(line)]
+    return "\n".join(prose if any(_WORD.search(line) for line in prose) else lines)
 
 
 def _is_mostly_words(line: str) -> bool:

@@ -392,3 +392,14 @@ class TestMaterial:
 def test_importing_fastroai_does_not_import_the_fakes() -> None:
     code = "import fastroai, sys; assert not any(m.startswith('fastroai.testing') for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_of_tables_are_no_sentences_unless_there_is_nothing_else():
+    from fastroai.testing.material import Material
+
+    table = "| question | meaning |\n|---|---|\n| `open` | It is unclear what this means. |\n"
+    assert [s.text for s in Material(f"Who pays?\n\n{table}\nNobody knows.").sentences] == [
+        "Who pays?",
+        "Nobody knows.",
+    ]
+    assert any("unclear" in s.text for s in Material(table).sentences)
