@@ -103,3 +103,16 @@ def test_every_link_and_picture_is_there(page: Path):
 
 def test_the_picture_is_small_enough_to_load():
     assert (REPOSITORY / "docs" / "cost-artifact.png").stat().st_size < 300_000
+
+
+def test_a_file_that_a_reader_saves_in_the_clone_is_none_of_the_linters_business(tmp_path: Path):
+    def lint() -> int:
+        done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=tmp_path, check=False)
+        return done.returncode
+
+    (tmp_path / "pyproject.toml").write_text((REPOSITORY / "pyproject.toml").read_text())
+    (tmp_path / "notes.py").write_text("print('mine')\n")
+    assert lint() == 0
+    (tmp_path / "fastroai").mkdir()
+    (tmp_path / "fastroai" / "ours.py").write_text("print('ours')\n")
+    assert lint() == 1
