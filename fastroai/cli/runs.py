@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FastroAIError
+from .leaving import run_until_terminated
 from .outcome import FAILED, UsageError, complain
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     if bool(arguments.runs) == arguments.all:
         raise UsageError("Say which runs to resume: RUN …, or --all.")
-    code: int = asyncio.run(_on_server(_resume_chosen(arguments.runs)))
+    code: int = run_until_terminated(_on_server(_resume_chosen(arguments.runs)))
     return code
 
 
