@@ -45,8 +45,31 @@ class Package(BaseModel):
 
     @property
     def declared(self) -> str:
-        """The licence by name, from the most exact source there is; empty where nothing declares one."""
-        return self.expression or self.licence or ", ".join(self.classifiers)
+        """The licence, from the most exact source there is; empty where nothing declares one.
+
+        As its SPDX id where the name tells which one is meant, so that one licence has one name.
+        """
+        return self.expression or spdx_id(self.licence) or ", ".join(map(spdx_id, self.classifiers))
+
+
+_SPDX_IDS = {
+    "Apache-2.0": ("apache 2", "apache 2.0", "asl 2.0"),
+    "BSD-2-Clause": ("bsd 2 clause", "2 clause bsd", "simplified bsd"),
+    "BSD-3-Clause": ("bsd 3 clause", "3 clause bsd", "new bsd", "modified bsd"),
+    "ISC": ("isc", "isc iscl"),
+    "MIT": ("mit", "expat", "mit expat"),
+    "MPL-2.0": ("mpl 2", "mpl 2.0", "mozilla public 2.0", "mozilla public 2.0 mpl 2.0"),
+    "Unlicense": ("unlicense", "unlicense unlicense"),
+    "Zlib": ("zlib", "zlib libpng"),
+}
+_IDS_BY_NAME = {name: spdx for spdx, names in _SPDX_IDS.items() for name in names}
+_SAYS_NOTHING = {"the", "license", "licence", "software", "version", "v"}
+
+
+def spdx_id(name: str) -> str:
+    """The SPDX id of a licence's common name; the name itself where it does not tell which licence is meant."""
+    words = re.findall(r"[a-z]+|\d+(?:\.\d+)*", name.lower())
+    return _IDS_BY_NAME.get(" ".join(word for word in words if word not in _SAYS_NOTHING), name)
 
 
 class Packages(BaseModel):
