@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -111,7 +112,10 @@ def _parse_inputs(pipeline: AnyPipeline, pairs: Sequence[str]) -> dict[str, Any]
             hint = get_close_matches(key, known, n=1)
             meant = f" Did you mean {hint[0]!r}?" if hint else ""
             raise UsageError(f"Pipeline {pipeline.name!r} has no input {key!r}.{meant} Its inputs: {', '.join(known)}.")
-        inputs[key] = _parse_value(text, known.get(key))
+        inputs[key] = value = _parse_value(text, known.get(key))
+        if value == text and key in known and _takes_only_a_list(known[key], text):
+            written = json.dumps([part.strip() for part in text.split(",")], ensure_ascii=False)
+            raise UsageError(f"{pair!r}: {key!r} is a list. Write it as JSON: {shlex.quote(f'{key}={written}')}")
     return inputs
 
 
@@ -123,14 +127,20 @@ def _parse_value(text: str, field: FieldInfo | None) -> Any:
         return text
     if field is None or isinstance(parsed, str):
         return parsed
+    return next((candidate for candidate in (parsed, text) if _takes(field, candidate)), parsed)
+
+
+def _takes_only_a_list(field: FieldInfo, text: str) -> bool:
+    return not _takes(field, text) and any(_takes(field, parts) for parts in ([text], text.split(",")))
+
+
+def _takes(field: FieldInfo, value: Any) -> bool:
     accepts: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # made here
-    for candidate in (parsed, text):
-        try:
-            accepts.validate_python(candidate)
-        except ValidationError:
-            continue
-        return candidate
-    return parsed
+    try:
+        accepts.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _show(pipeline: AnyPipeline, result: PipelineResult[Any], under_prefect: bool) -> None:

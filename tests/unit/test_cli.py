@@ -233,6 +233,26 @@ def test_a_run_in_memory_points_to_no_server_even_where_prefect_is_loaded(run):
     assert "prefect" not in run("jobs:failing", "--executor", "memory").err
 
 
+@pytest.mark.parametrize("text", ["1,2", "[1,2"])
+def test_a_text_for_a_list_says_how_to_write_one_or_what_is_wrong(run, text: str):
+    ran = run("jobs:plain", f"numbers={text}", "--executor", "memory")
+    if text == "1,2":
+        assert ran.code == 2
+        assert """Write it as JSON: 'numbers=["1", "2"]'""" in ran.err
+    else:
+        assert ran.code == 1
+        assert "numbers: Input should be a valid list" in ran.err
+    assert ran.out == ""
+
+
+def test_a_bad_variable_is_named_in_memory_too(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", "ftp://x/y")
+    ran = run("jobs:plain", "--executor", "memory")
+    assert ran.code == 1
+    assert "FASTROAI_RESULT_STORAGE='ftp://x/y'" in ran.err
+    assert ran.out == ""
+
+
 amounts = st.none() | st.decimals(min_value=0, max_value=1000, places=12)
 entries = st.builds(
     LedgerEntry,

@@ -184,6 +184,31 @@ class TestChooseModel:
         with pytest.raises(SettingsError, match="FASTROAI_MODEL='gpt-5-mini' names no provider"):
             choose()
 
+    @pytest.mark.parametrize("name", ["bogus:claude", ":gpt", "open ai:gpt-5-mini"])
+    def test_a_provider_that_does_not_exist_is_refused(self, choose: Any, monkeypatch: pytest.MonkeyPatch, name: str):
+        monkeypatch.setenv("FASTROAI_MODEL", name)
+        with pytest.raises(SettingsError, match=f"FASTROAI_MODEL='{name}'.*is no provider"):
+            choose()
+
+
+@pytest.mark.parametrize(
+    ("names", "spdx"),
+    [
+        (["Apache-2.0", "Apache License 2.0", "Apache License, Version 2.0", "apache 2.0"], "Apache-2.0"),
+        (["MIT", "MIT License", "The MIT License"], "MIT"),
+        (["BSD-3-Clause", "BSD 3-Clause License", "3-Clause BSD License", "new BSD"], "BSD-3-Clause"),
+        (["MPL-2.0", "Mozilla Public License 2.0 (MPL 2.0)"], "MPL-2.0"),
+    ],
+)
+def test_one_licence_has_one_name(names: list[str], spdx: str):
+    assert {Package(name="p", version="1", licence=name).declared for name in names} == {spdx}
+    assert {Package(name="p", version="1", classifiers=[name]).declared for name in names} == {spdx}
+
+
+@pytest.mark.parametrize("name", ["Apache Software License", "BSD License", "Dual License", "MIT OR Apache-2.0", ""])
+def test_a_name_that_does_not_tell_which_licence_is_meant_stays(name: str):
+    assert Package(name="p", version="1", licence=name).declared == name
+
 
 async def test_answers_come_in_the_order_of_their_messages():
     ask_all = import_module("flows.models").ask_all
