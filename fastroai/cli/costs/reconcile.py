@@ -24,8 +24,9 @@ from ...usage.reconcile import COLUMNS, InvoiceLine, Reconciliation, read_invoic
 from ...usage.totals import step_key
 from ...usage.units import EXACT
 from ..outcome import NOT_BALANCED, UsageError
+from ..times import duration
 from .report import exact
-from .selection import Filters, duration
+from .selection import Filters
 
 
 def reconcile_invoice(arguments: argparse.Namespace) -> int:

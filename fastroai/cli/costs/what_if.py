@@ -19,8 +19,9 @@ from ...usage.totals import grouping
 from ...usage.units import EXACT
 from ...usage.what_if import Repriced, WhatIf, what_if
 from ..outcome import FAILED, UsageError
+from ..times import moment
 from .report import SEVERAL_TAGS, exact, key_column, no_room_for
-from .selection import Filters, moment
+from .selection import Filters
 
 _MOST_REASONS = 5
 
