@@ -18,6 +18,9 @@ Compression = Literal["none", "gzip"]
 LARGEST = 256 * 1024 * 1024
 """Bytes of a record that is compressed."""
 
+BEGINNING = 8192
+"""Bytes of what is stored that are enough to tell a record by."""
+
 _SEALED = re.compile(rb'\{"seal":"(sha256|hmac-sha256):([0-9a-f]{64})",(?=")')
 _GZIP = b"\x1f\x8b"
 _AUTO_FORMAT = 16  # zlib's word for gzip's header
@@ -83,6 +86,20 @@ class Seal:
         if self.secret is None:
             return hashlib.sha256(message).hexdigest()
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()
+
+
+def beginning_of_sealed(stored: bytes) -> bytes | None:
+    """How a record begins, told from how it is stored begins; None where that is no seal.
+
+    Nothing is checked but the form, so it does not take the secret. For who has to tell records from other files.
+    """
+    if stored.startswith(_GZIP):
+        try:
+            stored = zlib.decompressobj(zlib.MAX_WBITS | _AUTO_FORMAT).decompress(stored, BEGINNING)
+        except zlib.error:
+            return None
+    found = _SEALED.match(stored)
+    return None if found is None else b"{" + stored[found.end() :]
 
 
 def _expanded(stored: bytes, largest: int) -> bytes:

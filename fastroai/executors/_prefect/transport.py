@@ -112,12 +112,12 @@ class S3Transport:
 
     def __init__(self, block: Any, settings: FastroAISettings) -> None:
         self._block = block
-        self._bucket: str = block.bucket_name
+        self.bucket: str = block.bucket_name
         self._settings = settings
         # Not anyio's own limit, which the threads of plain step functions share.
         self._limit = anyio.CapacityLimiter(CONNECTIONS)
         endpoint = block.credentials.aws_client_parameters.endpoint_url or "AWS"
-        self.identity = f"s3://{self._bucket}/{block.bucket_folder} at {endpoint}"
+        self.identity = f"s3://{self.bucket}/{block.bucket_folder} at {endpoint}"
 
     def resolve(self, path: str) -> Any:
         """See `Transport`."""
@@ -128,12 +128,12 @@ class S3Transport:
         from botocore.exceptions import ClientError
 
         def get(client: Any) -> bytes:
-            answer = client.get_object(Bucket=self._bucket, Key=self.resolve(name))
+            answer = client.get_object(Bucket=self.bucket, Key=self.resolve(name))
             content: bytes = answer["Body"].read()
             return content
 
         try:
-            return await self._in_thread(get)
+            return await self.in_thread(get)
         except ClientError as error:
             # Where keys may not be listed, S3 says 403 of one that is not there.
             if self.may_pass(error):
@@ -143,12 +143,12 @@ class S3Transport:
     async def put(self, name: str, content: bytes) -> None:
         """See `Transport`."""
         key = self.resolve(name)
-        await self._in_thread(lambda client: client.put_object(Bucket=self._bucket, Key=key, Body=content))
+        await self.in_thread(lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=content))
 
     async def delete(self, name: str) -> None:
         """See `Transport`."""
         key = self.resolve(name)
-        await self._in_thread(lambda client: client.delete_object(Bucket=self._bucket, Key=key))
+        await self.in_thread(lambda client: client.delete_object(Bucket=self.bucket, Key=key))
 
     def may_pass(self, error: Exception) -> bool:
         """Whether it is a silent or an overloaded server, rather than one that says no."""
@@ -160,7 +160,9 @@ class S3Transport:
         passing = (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError)
         return isinstance(error, passing) or not isinstance(error, botocore.BotoCoreError)
 
-    async def _in_thread(self, call: Callable[[Any], T]) -> T:
+    async def in_thread(self, call: Callable[[Any], T]) -> T:
+        """Call with a client, in one of as many threads as there are connections."""
+
         def with_client() -> T:
             client = _client(self._block.credentials, self._settings.s3_connect_timeout, self._settings.s3_read_timeout)
             return call(client)
