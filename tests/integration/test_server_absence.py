@@ -18,6 +18,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from prefect.events.worker import EventsWorker
 
 from fastroai import BaseStep, Pipeline, StepContext, StepExecutionError
 from fastroai.errors import ExecutorUnavailableError
@@ -97,6 +98,14 @@ def mortal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[i
     with prefect_settings(url, tmp_path / "r", monkeypatch):
         yield pid
     release_shared_dir(folder)
+    _forget_events_worker()
+
+
+def _forget_events_worker() -> None:
+    """Prefect sends the events of a process to the server that it met first; later tests have another one."""
+    for key, service in list(EventsWorker._instances.items()):
+        if isinstance(service, EventsWorker):
+            del EventsWorker._instances[key]
 
 
 class Stops(BaseStep[Any, str]):
