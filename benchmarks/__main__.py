@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import imports, makespan, memory, metering, peer, prefect_path
+from . import imports, makespan, memory, metering, peer, prefect_path, resume
 from .report import Section, document
 from .workers import HERE, progress
 
-PARTS = ("memory", "makespan", "import", "metering", "prefect")
+PARTS = ("memory", "makespan", "import", "metering", "prefect", "resume")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,17 +20,19 @@ def main(argv: list[str] | None = None) -> None:
     chosen = [part for part in PARTS if part in arguments.only]
     needs_peer = {"memory", "makespan"} & set(chosen)
     peer_python = peer.peer_python() if needs_peer and not arguments.no_peer else None
-    measures: dict[str, Callable[[], Section]] = {
-        "memory": lambda: memory.measure(arguments.quick, peer_python),
-        "makespan": lambda: makespan.measure(arguments.quick, peer_python),
-        "import": lambda: imports.measure(arguments.quick),
-        "metering": lambda: metering.measure(arguments.quick),
-        "prefect": lambda: prefect_path.measure(arguments.quick),
+    measures: dict[str, Callable[[], list[Section]]] = {
+        "memory": lambda: [memory.measure(arguments.quick, peer_python)],
+        "makespan": lambda: [makespan.measure(arguments.quick, peer_python)],
+        "import": lambda: [imports.measure(arguments.quick)],
+        "metering": lambda: [metering.measure(arguments.quick)],
+        "prefect": lambda: [prefect_path.measure(arguments.quick)],
+        "resume": lambda: resume.measure(arguments.quick),
     }
-    sections = []
+    sections: list[Section] = []
     for part in chosen:
-        sections.append(measures[part]())
-        for verdict in sections[-1].verdicts:
+        measured = measures[part]()
+        sections += measured
+        for verdict in (verdict for section in measured for verdict in section.verdicts):
             progress("  ".join(verdict.cells()))
     text = document(sections, command=_command(arguments, chosen), peer_version=peer.VERSION if peer_python else None)
     sys.stdout.write(text)

@@ -70,7 +70,9 @@ def prefect_server() -> Iterator[Server]:
             try:
                 url = f"http://127.0.0.1:{port}/api"
                 _wait_until_healthy(server, url, Path(home) / "server.log")
-                yield Server({**quiet, "PREFECT_API_URL": url}, server.pid)
+                # Not the ledger of whoever measures.
+                ledger = {"FASTROAI_LEDGER_URL": f"sqlite:///{Path(home) / 'ledger.db'}"}
+                yield Server({**quiet, **ledger, "PREFECT_API_URL": url}, server.pid)
             finally:
                 _stop(server)
 

@@ -35,18 +35,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One question: what was asked and how, the figures, the verdicts."""
+    """One question: what was asked and how, the figures, the verdicts where something was promised."""
 
     title: str
     method: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[Verdict] = field(default=())
     notes: Sequence[str] = field(default=())
 
     def markdown(self) -> str:
         parts = [f"## {self.title}", self.method, table(self.header, self.rows), *self.notes]
-        parts.append(table(["question", "ratio", "limit", "outcome"], [v.cells() for v in self.verdicts]))
+        if self.verdicts:
+            parts.append(table(["question", "ratio", "limit", "outcome"], [v.cells() for v in self.verdicts]))
         return "\n\n".join(parts)
 
 
