@@ -46,7 +46,7 @@ class StepIdentity:
 
     def as_parameter(self) -> dict[str, Any]:
         """Plain JSON, which hashes the same everywhere."""
-        return dataclasses.asdict(self)
+        return _fields(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,12 @@ class CacheKey:
 
     def digest(self) -> str:
         """SHA-256 of all fields as canonical JSON, in hex."""
-        return digest(dataclasses.asdict(self))
+        return digest(_fields(self))
+
+
+def _fields(value: StepIdentity | CacheKey) -> dict[str, Any]:
+    """The fields as they are: `dataclasses.asdict` copies all that they hold."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def digest_of_input(inputs: Mapping[str, Any], key: str) -> str:

@@ -14,7 +14,6 @@ from ...pipelines.schemas import StepUsage
 from ...usage.ledger import LedgerEntry
 from ..protocol import StepRecord
 from .codec import StepCodec, loads_strictly
-from .sameness import same
 
 FORMAT: Literal[1] = 1
 SERIALIZER: Literal["fastroai-json"] = "fastroai-json"
@@ -106,9 +105,9 @@ def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
     try:
         found = getattr(stored, "content", None)
         content = _StoredRecord.model_validate(found)
-        if not same(_as_json(content), found):  # pydantic takes the text "1" for 1; we never wrote it
+        if json.dumps(_as_json(content)) != json.dumps(found):  # pydantic takes the text "1" for 1; we never wrote it
             raise ValueError("it is not written as a record is")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultStorageError(f"The stored result of step '{codec.step_id}' can't be read: {error}") from error
     if content.step_id != codec.step_id:
         raise ResultStorageError(f"What is stored for step '{codec.step_id}' is of step '{content.step_id}'.")

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from prefect.filesystems import WritableFileSystem
+from pydantic import PrivateAttr
 
 from ...errors import ResultStorageError
 from ...pipelines.plan import ExecutionPlan
@@ -39,6 +40,7 @@ class StepStorage(WritableFileSystem):
     step_id: str
     inputs: Any = None
     """Of a run with a key: a record is of this run only if the step had read the same values. None: its key says so."""
+    _checked: bytes | None = PrivateAttr(None)
 
     def _resolve_path(self, path: str) -> Any:
         return self.store.transport.resolve(path)
@@ -51,6 +53,8 @@ class StepStorage(WritableFileSystem):
         """
         # Prefect reads a record once to see that it is there, and once more to use it.
         record: bytes = await self.store.read(path, twice=True)
+        if record is self._checked:
+            return record
         found = loads_strictly(record)
         if found["metadata"]["serializer"] != {"type": SERIALIZER} or type(found["result"]) is not str:
             raise ValueError(f"{path!r} was not written as a step's result")
@@ -58,6 +62,7 @@ class StepStorage(WritableFileSystem):
             reads = loads_strictly(found["result"])["reads"]
             if any(digest_of_input(self.inputs, key) != value for key, value in reads.items()):
                 raise ValueError(f"{path!r} was made of another input")
+        self._checked = record
         return record
 
     async def write_path(self, path: str, content: bytes) -> None:

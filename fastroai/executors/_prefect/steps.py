@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
+from prefect.utilities.annotations import quote
 
 from ...errors import ResultStorageError
 from ...pipelines.config import Durable, expiration, retry_delay
@@ -182,7 +183,9 @@ class StepTasks:
         identity = self._identity(node)
         wait_for = [self._states[dependency] for dependency in node.dependencies]
         run_task: Any = task  # Prefect types the call of an async task as if it were not awaited
-        state: State[Any] = await run_task(identity.as_parameter(), wait_for=wait_for, return_state=True)
+        # Quoted, or Prefect would look for states in each field of it.
+        parameter = quote(identity.as_parameter())
+        state: State[Any] = await run_task(parameter, wait_for=wait_for, return_state=True)
         self._states[step_id] = state
         if state.state_details.task_run_id is not None:
             self._task_run_ids[step_id] = state.state_details.task_run_id

@@ -77,11 +77,16 @@ class BlockTransport:
         base = getattr(block, "basepath", None)
         self.identity = f"{type(block).__qualname__} {base or id(block)}"
         self.can_delete = isinstance(block, LocalFileSystem)
+        self._resolved: dict[str, Any] = {}
 
     def resolve(self, path: str) -> Any:
         """See `Transport`."""
-        resolve = getattr(self._block, "_resolve_path", None)
-        return path if resolve is None else resolve(path)
+        # Remembered, because a folder asks the file system for each part of a path, and each record's is asked often.
+        if path not in self._resolved:
+            resolve = getattr(self._block, "_resolve_path", None)
+            resolved = path if resolve is None else resolve(path)
+            self._resolved[path] = self._resolved[str(resolved)] = resolved
+        return self._resolved[path]
 
     async def get(self, name: str) -> bytes:
         """See `Transport`."""
