@@ -184,10 +184,19 @@ class TestOutcomes:
         assert (entry.state, entry.error) == (EntryState.UNSETTLED, "RuntimeError: broken")
 
     async def test_a_cancelled_request_leaves_the_outcome_open(self) -> None:
-        ledger = RunLedger()
-        with dispatch_scope(ledger), pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.02):
-                await FastroAgent(model=ScriptedModel("Hi", delay=30)).run("Hi")
+        ledger, asked = RunLedger(), asyncio.Event()
+
+        async def never(messages: Any, info: Any) -> str:
+            asked.set()
+            await asyncio.Event().wait()
+            return "too late"
+
+        with dispatch_scope(ledger):
+            running = asyncio.create_task(FastroAgent(model=ScriptedModel(never)).run("Hi"))
+        await asked.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
         assert states(list(ledger.entries)) == ["unsettled"]
 
     async def test_what_an_offline_model_answers_is_marked(self) -> None:
