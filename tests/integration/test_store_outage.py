@@ -115,6 +115,19 @@ async def test_a_ledger_that_is_not_required_books_later(url: str, spill: Path) 
     await store.close()
 
 
+async def test_entries_outlive_the_deletion_of_the_file_they_wait_in(url: str, spill: Path) -> None:
+    close_off(url)
+    store = await open_store(url, required=False, spill_folder=spill)
+    await book(store, "waits")
+    for file in files(spill):
+        file.unlink()
+    open_up(url)
+    await book(store, "later")
+    await store.flush()
+    assert await states(url) == dict.fromkeys(("waits", "later"), EntryState.CHARGED)
+    await store.close()
+
+
 async def test_what_a_process_could_not_write_the_next_one_writes(url: str, spill: Path) -> None:
     close_off(url)
     store = await open_store(url, required=False, spill_folder=spill)

@@ -65,7 +65,11 @@ class Spill:
 
     def entries(self) -> list[LedgerEntry]:
         """What is kept."""
-        return [*(read_entries(self.path) if self.path else ()), *self._memory]
+        if self._file is None:
+            return list(self._memory)
+        # Through the open file, which is there also when somebody deleted its name.
+        self._file.seek(0)
+        return [*_parse(self._file.read(), self.path), *self._memory]
 
     def replace(self, entries: Iterable[LedgerEntry]) -> None:
         """Keep these instead: the others were written."""
@@ -109,7 +113,7 @@ class Spill:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             path = self._folder / f"{self._prefix}-{os.getpid()}-{uuid4().hex[:8]}.jsonl"
             opening = path.with_suffix(".opening")
-            file = opening.open("ab", buffering=0)
+            file = opening.open("ab+", buffering=0)
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Only now under the name by which files are taken over.
@@ -120,11 +124,11 @@ class Spill:
 
 def read_entries(path: Path) -> list[LedgerEntry]:
     """The entries of a file; a last line that was cut off, or one that is no entry, is logged and left out."""
-    return list(_read(path))
+    return list(_parse(path.read_bytes(), path))
 
 
-def _read(path: Path) -> Iterator[LedgerEntry]:
-    for line in filter(None, path.read_bytes().split(b"\n")):
+def _parse(content: bytes, path: Path | None) -> Iterator[LedgerEntry]:
+    for line in filter(None, content.split(b"\n")):
         try:
             yield _entry.validate_json(line)
         except ValidationError:

@@ -103,6 +103,7 @@ class Writer:
                 logger.exception("Writing to the ledger in %s failed; what was to be written is kept.", self._name)
                 self._keep(batch)
                 self._answer(dict.fromkeys(batch, error))
+                self._plan_retry(after_a_try=True)
         if len(self._spill):
             where = self._spill.path or "memory"
             logger.warning("%d ledger entries for %s are left in %s.", len(self._spill), self._name, where)
