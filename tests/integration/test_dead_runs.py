@@ -21,7 +21,7 @@ from fastroai.usage.store import configured_heartbeat
 from fastroai.usage.store.leases import Claim, Holding
 from tests.integration.read_back import read_run
 from tests.support.gated_run import REPOSITORY, Gate, RunProcess, prompts, until
-from tests.support.provider import KEY, LoopbackProvider
+from tests.support.provider_process import ProviderProcess
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(500)]
 
@@ -35,14 +35,6 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "6")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-
-
-@pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackProvider]:
-    with LoopbackProvider() as running:
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        yield running
 
 
 @pytest.fixture
@@ -87,7 +79,7 @@ async def under_way(gate: Gate) -> Holding:
 
 
 async def test_a_deployed_run_whose_worker_was_killed_is_finished_by_another(
-    provider: LoopbackProvider, gate: Gate
+    provider: ProviderProcess, gate: Gate
 ) -> None:
     flow_run_id = await deploy_and_run(gate)
     worker = start_worker()
@@ -121,7 +113,7 @@ async def test_a_deployed_run_whose_worker_was_killed_is_finished_by_another(
 
 
 async def test_a_run_that_execute_started_is_marked_as_crashed_and_says_how_it_goes_on(
-    provider: LoopbackProvider, gate: Gate, run: RunProcess, tmp_path: Path
+    provider: ProviderProcess, gate: Gate, run: RunProcess, tmp_path: Path
 ) -> None:
     flow_run_id = (await under_way(gate)).claim.name
     run.kill()
@@ -141,7 +133,7 @@ async def test_a_run_that_execute_started_is_marked_as_crashed_and_says_how_it_g
 
 
 async def test_a_process_that_only_slept_stops_when_its_run_was_taken_up(
-    provider: LoopbackProvider, gate: Gate, run: RunProcess
+    provider: ProviderProcess, gate: Gate, run: RunProcess
 ) -> None:
     flow_run_id = (await under_way(gate)).claim.name
     run.process.send_signal(signal.SIGSTOP)

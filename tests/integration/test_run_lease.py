@@ -18,7 +18,7 @@ from fastroai.usage.store import configured_heartbeat
 from fastroai.usage.store.leases import Claim
 from tests.support.gated_run import Gate, RunProcess, prompts, until
 from tests.support.models import counted_agent
-from tests.support.provider import KEY, LoopbackProvider
+from tests.support.provider_process import ProviderProcess
 from tests.support.steps import Give
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(500)]
@@ -38,14 +38,6 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 @pytest.fixture
 def sqlite_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
-
-
-@pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackProvider]:
-    with LoopbackProvider() as running:
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        yield running
 
 
 @pytest.fixture
@@ -92,7 +84,7 @@ async def left_over() -> list[str]:
 
 
 async def test_the_second_process_waits_says_for_whom_and_takes_the_results(
-    ledger_url: str, provider: LoopbackProvider, gate: Gate, start: Start
+    ledger_url: str, provider: ProviderProcess, gate: Gate, start: Start
 ) -> None:
     holder = start()
     other = await waiting_behind(holder, gate, start)
@@ -107,7 +99,7 @@ async def test_the_second_process_waits_says_for_whom_and_takes_the_results(
 
 
 async def test_a_holder_that_was_killed_is_followed_by_the_one_that_waits(
-    sqlite_ledger: None, short_lease: None, provider: LoopbackProvider, gate: Gate, start: Start
+    sqlite_ledger: None, short_lease: None, provider: ProviderProcess, gate: Gate, start: Start
 ) -> None:
     holder = start()
     other = await waiting_behind(holder, gate, start)
@@ -119,7 +111,7 @@ async def test_a_holder_that_was_killed_is_followed_by_the_one_that_waits(
 
 
 async def test_a_holder_that_slept_until_another_took_over_stops_and_sends_nothing(
-    ledger_url: str, short_lease: None, provider: LoopbackProvider, gate: Gate, start: Start
+    ledger_url: str, short_lease: None, provider: ProviderProcess, gate: Gate, start: Start
 ) -> None:
     holder = start()
     other = await waiting_behind(holder, gate, start)
@@ -138,7 +130,7 @@ async def test_a_holder_that_slept_until_another_took_over_stops_and_sends_nothi
 
 
 async def test_a_holder_whose_event_loop_is_busy_keeps_its_lease(
-    sqlite_ledger: None, provider: LoopbackProvider, gate: Gate, start: Start, monkeypatch: pytest.MonkeyPatch
+    sqlite_ledger: None, provider: ProviderProcess, gate: Gate, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "4")
     holder = start(busy=True)
@@ -151,7 +143,7 @@ async def test_a_holder_whose_event_loop_is_busy_keeps_its_lease(
 
 
 async def test_four_processes_at_once_pay_once(
-    ledger_url: str, provider: LoopbackProvider, gate: Gate, start: Start
+    ledger_url: str, provider: ProviderProcess, gate: Gate, start: Start
 ) -> None:
     gate.open()
     reports = await start(times=4).all_ended(4)

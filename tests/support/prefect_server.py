@@ -34,10 +34,9 @@ _SERVER_ENVIRONMENT = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_LEVEL": "WARNING",
-    # When marking a run as late meets another write, Prefect keeps SQLite's lock, and the server answers nobody.
-    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
-    # Two cores and SQLite: a slow answer is better than a failed one.
-    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    # One who holds SQLite's lock may want a second connection while those who wait for the lock have all of them: until
+    # they give up, the server answers nobody.
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "3",
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
 }
 
