@@ -34,10 +34,13 @@ _SERVER_ENVIRONMENT = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_LEVEL": "WARNING",
-    # One who holds SQLite's lock may want a second connection while those who wait for the lock have all of them: until
-    # they give up, the server answers nobody.
-    "PREFECT_SERVER_DATABASE_TIMEOUT": "3",
+    # Two cores and SQLite: a slow answer is better than a failed one.
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+    # What they note of a worker that is gone, or of a late run, can hold SQLite's lock for the minute for which others
+    # wait for it; the server then answers nobody.
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
 }
 
 
