@@ -18,7 +18,8 @@ from prefect.settings import (
 from ...errors import ExecutorUnavailableError
 from .temporary_server import start_temporary_server
 
-CHECK_SECONDS = 10
+CHECK_SECONDS = 30
+"""Prefect's server on SQLite may wait long for a lock: one that is only busy is not gone, and its runs not refused."""
 ANSWER_SECONDS = 2
 RECORDING_SECONDS = 10
 PAGE = 100
