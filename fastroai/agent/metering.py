@@ -21,7 +21,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
-from ..usage.ledger import Attribution, LedgerEntry, RunLedger
+from ..usage.ledger import Attribution, LedgerEntry, RunLedger, replays
 from ..usage.store import configured_store
 from .journal import Journal, JournaledModel
 from .layers import endpoint, innermost
@@ -184,8 +184,7 @@ class RequestMeter(AbstractCapability[Any]):
     def replayed(self, entries: Sequence[LedgerEntry]) -> None:
         """Book that an answer is used again which earlier requests paid for."""
         self._ledger.restate(entry for entry in entries if entry.attribution.is_same_run(self._attribution))
-        for entry in entries:
-            again = entry.replayed(self._attribution)
+        for again in replays(entries, self._attribution):
             self._sent.append(again.id)
             self._ledger.record(again)
 

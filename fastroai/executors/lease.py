@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import LedgerUnavailableError, RunLeaseError
 from ..settings import load_settings
-from ..usage.ledger import EntryState, LedgerEntry
+from ..usage.ledger import LedgerEntry
 from ..usage.store import LedgerStore, configured_heartbeat
 from ..usage.store.heartbeat import Heartbeat, Lease
 from ..usage.store.leases import Claim, Holding
@@ -218,6 +218,5 @@ class GuardedStore:
             for held in self._held:
                 await held.check()
         except BaseException as error:
-            reason = f"Not sent: {type(error).__name__} after it was booked."
-            self._store.settle(entry.settled(EntryState.REFUSED, error=reason))
+            self._store.settle(entry.not_sent(error))  # as the run's own ledger books it
             raise
