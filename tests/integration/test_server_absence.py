@@ -172,6 +172,30 @@ async def not_for_ever() -> AsyncIterator[None]:
     assert time.monotonic() - began < NOT_FOR_EVER
 
 
+STOPS_ITS_SERVER = """
+import asyncio, os, signal, sys
+from fastroai import Pipeline, step
+
+@step
+async def stops(context):
+    os.killpg(int(sys.argv[1]), signal.SIGSTOP)
+    return "done"
+
+print(asyncio.run(Pipeline("outlives", {"stops": stops}).execute({}, None)).output)
+"""
+
+
+async def test_a_program_whose_server_hangs_ends_all_the_same(mortal_server: int):
+    command = [sys.executable, "-c", STOPS_ITS_SERVER, str(mortal_server)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    async with not_for_ever():
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, text=True, timeout=170
+        )
+    assert done.stdout == "done\n", done.stderr
+    assert done.returncode == 0
+
+
 PROGRAM = """
 import asyncio
 from fastroai import Pipeline, step

@@ -25,18 +25,21 @@ class PostgresServer:
 
     Args:
         fsync: Whether commits are on disk when they return, as in production; tests of anything else don't wait for it.
+
+    Attributes:
+        folder: All it wrote, until it is closed.
     """
 
     def __init__(self, *, fsync: bool = False) -> None:
         self._bin = _binaries()
         self._as = _unprivileged_user()
         self._fsync = "on" if fsync else "off"
-        self._folder = Path(tempfile.mkdtemp(prefix="fastroai-postgres-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="fastroai-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
         try:
             if "user" in self._as:
-                shutil.chown(self._folder, self._as["user"])
+                shutil.chown(self.folder, self._as["user"])
             self._run("initdb", "-D", str(self._data), "-U", "tests", "-A", "trust", "-E", "UTF8", "--no-sync")
             self.start()
         except BaseException:
@@ -45,7 +48,7 @@ class PostgresServer:
 
     @property
     def _data(self) -> Path:
-        return self._folder / "data"
+        return self.folder / "data"
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -57,14 +60,14 @@ class PostgresServer:
             "max_connections": "50",
         }
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        with (self._folder / "log").open("ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", self._data, *arguments], stdout=log, stderr=log, **self._as
             )
         deadline = time.monotonic() + _WAIT
         while subprocess.run([self._bin / "pg_isready", *self._address], capture_output=True).returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()[-2000:]}")
+                raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -77,7 +80,7 @@ class PostgresServer:
     def close(self) -> None:
         """Stop it and remove all it wrote."""
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def new_database(self) -> str:
         """The URL of an empty database."""

@@ -14,10 +14,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.postgres import PostgresServer
 
 SHARED_DIR = "FASTROAI_TESTS_SHARED_DIR"
 """Folder of one pytest run, inherited by its xdist workers: who owns the run, and where its server listens."""
@@ -34,13 +36,9 @@ _SERVER_ENVIRONMENT = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_LEVEL": "WARNING",
-    # Two cores and SQLite: a slow answer is better than a failed one.
+    # Two cores for all: a slow answer is better than a failed one.
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
-    # What they note of a worker that is gone, or of a late run, can hold SQLite's lock for the minute for which others
-    # wait for it; the server then answers nobody.
-    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
 }
 
 
@@ -57,6 +55,8 @@ def release_shared_dir(folder: Path) -> None:
     address = _read_address(folder)
     if address is not None:
         _stop(int(address["pid"]))
+        # Left there by a server that a test has killed.
+        shutil.rmtree(str(address["database"]), ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -74,7 +74,7 @@ def server_url(folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> str:
-    """API URL of a real Prefect server with a SQLite database of its own."""
+    """API URL of a real Prefect server with a database of its own."""
     return server_url(Path(os.environ[SHARED_DIR]))
 
 
@@ -115,7 +115,7 @@ def _start(folder: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while not _healthy(folder):
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             (folder / _ADDRESS).unlink(missing_ok=True)
             pytest.fail(f"The Prefect server did not start:\n{(folder / _LOG).read_text()[-4000:]}", pytrace=False)
@@ -146,6 +146,7 @@ def _stop(pid: int) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT
         try:
             os.killpg(pid, number)
+            os.killpg(pid, signal.SIGCONT)
         except ProcessLookupError:
             return
         while time.monotonic() < deadline:
@@ -170,15 +171,22 @@ def _alive(pid: int) -> bool:
 
 def _serve(folder: Path) -> None:
     """The server process: bind a free port, say where, and end no later than the pytest run that wanted it."""
+    # uvicorn hands the signal on when it has stopped: then this process ends as any does, and its database with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    owner = int((folder / _OWNER).read_text())
+    with _database(folder) as database:
+        threading.Thread(target=_die_with, args=(owner, folder), daemon=True).start()
+        _listen(folder, database)
+
+
+def _listen(folder: Path, database: Path) -> None:
     import uvicorn
 
-    owner = int((folder / _OWNER).read_text())
-    threading.Thread(target=_die_with, args=(owner, folder), daemon=True).start()
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
     partial = folder / f"{_ADDRESS}.partial"
-    partial.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    partial.write_text(json.dumps({"url": url, "pid": os.getpid(), "database": str(database)}))
     partial.rename(folder / _ADDRESS)
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
@@ -190,13 +198,31 @@ def _serve(folder: Path) -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
+@contextmanager
+def _database(folder: Path) -> Iterator[Path]:
+    """Start PostgreSQL for the server where it is installed, else leave it SQLite; gives the folder of the data.
+
+    Under the load of a whole suite, Prefect's server on SQLite waits up to a minute for the lock, and answers nobody.
+    """
+    try:
+        postgres = PostgresServer()
+    except FileNotFoundError:
+        yield folder
+        return
+    with closing(postgres):
+        url = postgres.new_database().replace("postgresql://", "postgresql+asyncpg://")
+        os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
+        yield postgres.folder
+
+
 def _die_with(owner: int, folder: Path) -> None:
     while True:
         try:
             os.kill(owner, 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
-            os._exit(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         time.sleep(1)
 
 

@@ -16,11 +16,10 @@ from prefect.settings import (
 )
 
 from ...errors import ExecutorUnavailableError
+from .services import ANSWER_SECONDS, exit_without_a_silent_server
 from .temporary_server import start_temporary_server
 
-CHECK_SECONDS = 30
-"""Prefect's server on SQLite may wait long for a lock: one that is only busy is not gone, and its runs not refused."""
-ANSWER_SECONDS = 2
+CHECK_SECONDS = 10
 RECORDING_SECONDS = 10
 PAGE = 100
 
@@ -52,6 +51,7 @@ async def stop_retrying_if_silent() -> None:
     Prefect tries each call for more than a minute; the steps are done, and their results should not wait for that.
     Only for a task that ends with the flow: the setting stays in its context.
     """
+    exit_without_a_silent_server()
     try:
         async with asyncio.timeout(ANSWER_SECONDS), get_client() as client:
             await client.api_version()

@@ -1,0 +1,49 @@
+"""Prefect's services, which send logs and states in the background: no exit of a process waits for a dead server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextvars import copy_context
+from typing import Any
+from weakref import WeakSet
+
+from prefect._internal.concurrency.services import QueueService
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+ANSWER_SECONDS = 2
+
+_covered: WeakSet[QueueService[Any]] = WeakSet()
+
+
+def exit_without_a_silent_server() -> None:
+    """Have the services of this process give up at its exit, if their server is silent then.
+
+    Each tries for many minutes otherwise. As long as the process lives they go on: the server may come back.
+    """
+    # A temporary server ends with this process, in an order of its own.
+    if not PREFECT_API_URL.value():
+        return
+    new = [service for service in QueueService._instances.values() if service not in _covered]  # type: ignore[misc]
+    if new:
+        _covered.update(new)
+        # As theirs, which come before `atexit`; the last one registered is the first one called.
+        threading._register_atexit(copy_context().run, _give_up_if_silent, new)  # type: ignore[attr-defined]
+
+
+def _give_up_if_silent(services: Sequence[QueueService[Any]]) -> None:
+    waiting = [(service._loop, service._task) for service in services if not service._stopped]
+    if not waiting or _server_answers():
+        return
+    for loop, task in waiting:
+        if loop is not None and task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+
+
+def _server_answers() -> bool:
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(sync_client=True, httpx_settings={"timeout": ANSWER_SECONDS}) as client,
+    ):
+        return client.api_healthcheck() is None
