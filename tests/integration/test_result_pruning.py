@@ -144,11 +144,15 @@ async def test_a_pruned_step_runs_again_and_one_that_was_not_is_replayed(tmp_pat
 
 @pytest.mark.usefixtures("prefect_api")
 async def test_errors_of_failed_steps_and_results_under_prefects_own_keys_are_deleted_too(tmp_path: Path):
-    steps = {"fails": Give(RuntimeError("no")), "keyed": Give("k")}
-    configs = {"keyed": StepConfig(cache_policy=INPUTS)}
-    executor = PrefectExecutor(result_storage=tmp_path / "r")
+    pipeline: Pipeline[Any, Any, Any] = Pipeline(
+        "named",
+        {"keyed": Give("k"), "fails": Give(RuntimeError("no"))},
+        {"fails": ["keyed"]},
+        step_configs={"keyed": StepConfig(cache_policy=INPUTS)},
+        executor=PrefectExecutor(result_storage=tmp_path / "r"),
+    )
     with pytest.raises(Exception, match="no"):
-        await Pipeline("named", dict(steps), output_step="keyed", step_configs=configs, executor=executor).execute({})
+        await pipeline.execute({})
     assert len(files(tmp_path / "r")) == 2
     age(tmp_path / "r", MONTH)
     pruned = await prune_results(older_than=HOUR, storage=tmp_path / "r")

@@ -1,10 +1,12 @@
-"""Bytes in and out of one storage: S3 with one request each, any other Prefect storage through its block."""
+"""Bytes in and out of one storage: S3 with one request each, a folder, any other Prefect storage through its block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
@@ -60,7 +62,7 @@ def transport_to(storage: WritableFileSystem, settings: FastroAISettings) -> Tra
     """The transport for a storage block."""
     if hasattr(storage, "bucket_name") and hasattr(getattr(storage, "credentials", None), "get_boto3_session"):
         return S3Transport(storage, settings)
-    return BlockTransport(storage)
+    return FolderTransport(storage) if isinstance(storage, LocalFileSystem) else BlockTransport(storage)
 
 
 def relative_name(resolve: Callable[[str], Any], path: str) -> str:
@@ -72,11 +74,12 @@ def relative_name(resolve: Callable[[str], Any], path: str) -> str:
 class BlockTransport:
     """Any Prefect storage block."""
 
+    can_delete = False
+
     def __init__(self, block: Any) -> None:
         self._block = block
         base = getattr(block, "basepath", None)
         self.identity = f"{type(block).__qualname__} {base or id(block)}"
-        self.can_delete = isinstance(block, LocalFileSystem)
         self._resolved: dict[str, Any] = {}
 
     def resolve(self, path: str) -> Any:
@@ -102,12 +105,47 @@ class BlockTransport:
 
     async def delete(self, name: str) -> None:
         """See `Transport`."""
-        if self.can_delete:
-            await anyio.Path(self.resolve(name)).unlink()
 
     def may_pass(self, error: Exception) -> bool:
         """See `Transport`."""
         return True
+
+
+class FolderTransport(BlockTransport):
+    """A folder of this machine, in which a file is there as a whole or not at all, whoever is killed or cancelled."""
+
+    can_delete = True
+
+    def __init__(self, block: LocalFileSystem) -> None:
+        super().__init__(block)
+        # Not anyio's own limit, which the threads of plain step functions share.
+        self._limit = anyio.CapacityLimiter(CONNECTIONS)
+
+    async def get(self, name: str) -> bytes:
+        """See `Transport`."""
+        try:
+            return await anyio.to_thread.run_sync(self.resolve(name).read_bytes, limiter=self._limit)
+        except OSError as error:
+            raise NotThereError(name) from error
+
+    async def put(self, name: str, content: bytes) -> None:
+        """See `Transport`."""
+        await anyio.to_thread.run_sync(_write, self.resolve(name), content, limiter=self._limit)
+
+    async def delete(self, name: str) -> None:
+        """See `Transport`."""
+        await anyio.to_thread.run_sync(self.resolve(name).unlink, limiter=self._limit)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}-{uuid4().hex}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 class S3Transport:
