@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
-from ..usage.ledger import Attribution, LedgerEntry, RunLedger, replays
+from ..usage.ledger import Attribution, EntryState, LedgerEntry, RunLedger, replays
 from ..usage.store import configured_store
 from .journal import Journal, JournaledModel
 from .layers import endpoint, innermost
@@ -84,11 +85,11 @@ class Foreseen:
 
     Attributes:
         service_tier: The tier it asks for.
-        upper_bound_usd: What it can cost at most.
+        upper_bound: Finds out what it can cost at most, in USD; None: that can't be told.
     """
 
     service_tier: str | None = None
-    upper_bound_usd: Decimal | None = None
+    upper_bound: Callable[[], Decimal | None] = lambda: None
 
 
 class RequestMeter(AbstractCapability[Any]):
@@ -156,10 +157,10 @@ class RequestMeter(AbstractCapability[Any]):
         Raises:
             UnknownModelPriceError: `FASTROAI_UNPRICED` refuses it. Nothing is sent or booked.
         """
-        self._pricer.require_price(model, settings)
-        return Foreseen(
-            asked_service_tier(model, settings), self._pricer.upper_bound(model, messages, settings, parameters)
-        )
+        if self._ledger.refuses_unpriced:
+            self._pricer.require_price(model, settings)
+        upper_bound = partial(self._pricer.upper_bound, model, messages, settings, parameters)
+        return Foreseen(asked_service_tier(model, settings), upper_bound)
 
     async def intend(self, model: _MeteredModel, foreseen: Foreseen) -> LedgerEntry:
         """Book a request that is about to be sent.
@@ -174,7 +175,8 @@ class RequestMeter(AbstractCapability[Any]):
             provider=model.system,
             provider_host=model.host,
             service_tier=foreseen.service_tier,
-            upper_bound_usd=foreseen.upper_bound_usd,
+            # Without a ledger that outlives the process nobody asks before the outcome is unknown.
+            upper_bound_usd=foreseen.upper_bound() if self._ledger.is_durable else None,
             simulated=model.simulated,
         )
         self._sent.append(entry.id)
@@ -196,19 +198,33 @@ class RequestMeter(AbstractCapability[Any]):
     async def send(self, model: _MeteredModel, foreseen: Foreseen) -> Send:
         """Book a request that is about to be sent, and follow what leaves for it."""
         entry = await self.intend(model, foreseen)
-        return Send(entry, model.sender, lambda: self.intend(model, foreseen), self._ledger.record)
+        return Send(
+            entry, model.sender, lambda: self.intend(model, foreseen), lambda entry: self._record(entry, foreseen)
+        )
 
     def answered(self, entry: LedgerEntry, response: ModelResponse, model: Model) -> None:
         """Settle a request whose answer is complete."""
         self._ledger.record(settle_answer(entry, response, model, self._pricer))
 
-    def failed(self, send: Send, error: BaseException) -> None:
+    def failed(self, send: Send, foreseen: Foreseen, error: BaseException) -> None:
         """Settle a request that raised. Synchronous, like all settling: a task may be being cancelled."""
-        self._ledger.record(send.failed(error))
+        self._record(send.failed(error), foreseen)
 
-    def streamed(self, entry: LedgerEntry, stream: StreamedResponse, model: Model, error: BaseException | None) -> None:
+    def streamed(
+        self,
+        entry: LedgerEntry,
+        foreseen: Foreseen,
+        stream: StreamedResponse,
+        model: Model,
+        error: BaseException | None,
+    ) -> None:
         """Settle a streamed request that came to its end, or was left."""
-        self._ledger.record(settle_stream(entry, stream, model, self._pricer, error))
+        self._record(settle_stream(entry, stream, model, self._pricer, error), foreseen)
+
+    def _record(self, entry: LedgerEntry, foreseen: Foreseen) -> None:
+        if entry.state is EntryState.UNSETTLED and entry.upper_bound_usd is None:
+            entry = replace(entry, upper_bound_usd=foreseen.upper_bound())
+        self._ledger.record(entry)
 
     def retries_of(self, model: _MeteredModel, settings: ModelSettings | None) -> int:
         """How many times a request may be sent again: its own setting, the agent's, else the client's."""
@@ -252,7 +268,7 @@ class _MeteredModel(WrapperModel):
                 with send:
                     response = await self.wrapped.request(messages, settings, model_request_parameters)
             except BaseException as error:
-                meter.failed(send, error)
+                meter.failed(send, foreseen, error)
                 delay = retry_delay(error, sends) if sends <= retries else None
                 if delay is None:
                     raise
@@ -286,7 +302,7 @@ class _MeteredModel(WrapperModel):
                         )
                     break
                 except BaseException as error:
-                    meter.failed(send, error)
+                    meter.failed(send, foreseen, error)
                     delay = retry_delay(error, sends) if sends <= retries else None
                     if delay is None:
                         raise
@@ -294,19 +310,20 @@ class _MeteredModel(WrapperModel):
             try:
                 yield stream
             except BaseException as error:
-                meter.streamed(send.entry, stream, self.wrapped, error)
+                meter.streamed(send.entry, foreseen, stream, self.wrapped, error)
                 raise
-            meter.streamed(send.entry, stream, self.wrapped, None)
+            meter.streamed(send.entry, foreseen, stream, self.wrapped, None)
 
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
     ) -> ModelResponse:
-        send = await self._meter.send(self, Foreseen())
+        foreseen = Foreseen()
+        send = await self._meter.send(self, foreseen)
         try:
             with send:
                 response = await self.wrapped.compact_messages(request_context, instructions=instructions)
         except BaseException as error:
-            self._meter.failed(send, error)
+            self._meter.failed(send, foreseen, error)
             raise
         self._meter.answered(send.entry, response, self.wrapped)
         return response

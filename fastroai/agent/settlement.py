@@ -140,7 +140,6 @@ class Pricer:
 
     def __init__(self, calculator: Any) -> None:
         self._calculator = calculator
-        self._refuses: bool | None = None
         self._known: set[_Asked] = set()
         self._ceilings: dict[_Asked, Ceiling | None] = {}
 
@@ -177,7 +176,7 @@ class Pricer:
             return _reason(error)
 
     def require_price(self, model: Model, settings: ModelSettings | None = None) -> None:
-        """Refuse a request for which no price is known, when `FASTROAI_UNPRICED` is `fail`. To be called before a send.
+        """Refuse a request for which no price is known: before a send, where `FASTROAI_UNPRICED` is `fail`.
 
         What is looked for is the price of the model as it is asked for. Simulated models are never refused, nor models
         behind Pydantic AI's gateway, which tells the price with the answer.
@@ -186,11 +185,7 @@ class Pricer:
             UnknownModelPriceError: No price is known. The message names model, provider, host and remedies.
             SettingsError: A variable has a value it may not have.
         """
-        if self._refuses is None:
-            from ..settings import load_settings  # only here: pydantic-settings takes its time to import
-
-            self._refuses = load_settings().unpriced == "fail"
-        if not self._refuses or getattr(model, "simulated", False) is True:
+        if getattr(model, "simulated", False) is True:
             return
         if not hasattr(self._calculator, "price") or model.system == "test" or model.model_id.startswith("gateway/"):
             return

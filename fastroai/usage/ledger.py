@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from enum import StrEnum
+from functools import cached_property
 from typing import Protocol
 from uuid import uuid4
 
@@ -212,6 +213,17 @@ class RunLedger:
     def is_durable(self) -> bool:
         """Whether entries outlive the process."""
         return self._store is not None
+
+    @cached_property
+    def refuses_unpriced(self) -> bool:
+        """Whether `FASTROAI_UNPRICED` is `fail`, as it was when the run first asked.
+
+        Raises:
+            SettingsError: A variable has a value it may not have.
+        """
+        from ..settings import load_settings  # only here: pydantic-settings takes its time to import
+
+        return load_settings().unpriced == "fail"
 
     async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent. A store has it on disk when this returns.

@@ -101,16 +101,18 @@ def list_price(
         UnknownModelPriceError: None of the readings is listed.
         ValueError: The counts contradict each other.
     """
-    from genai_prices import calc_price
+    from genai_prices import Usage, calc_price
 
     when = at or datetime.now(UTC)
+    # As genai-prices would read it, which takes it longer than all the rest.
+    counts = Usage(**{name: count for name in _usage_names() if (count := getattr(usage, name, None)) is not None})
     tags = {key: value for key, value in (context or {}).items() if isinstance(value, str)}
     refusal: UnknownModelPriceError | None = None
     for ref in refs:
         try:
             where = _where_listed(ref, url)
             with localcontext(EXACT):
-                found = calc_price(usage, ref.model, genai_request_timestamp=when, price_context=tags or None, **where)
+                found = calc_price(counts, ref.model, genai_request_timestamp=when, price_context=tags or None, **where)
                 fees = _request_fees(found, usage)
             if tags and (tier := _unlisted_tier(found.provider, found.model, tags)):
                 raise _unlisted(ref, url, f"the price list does not have its service tier {tier!r}")
@@ -143,10 +145,15 @@ def tier_context(tier: str | None) -> dict[str, str]:
 
 
 @cache
-def _further_names() -> frozenset[str]:
+def _usage_names() -> tuple[str, ...]:
     from genai_prices.data_units import unit_data
 
-    return frozenset(unit_data) - set(TokenCounts.__dataclass_fields__) - {"requests"}
+    return tuple(name for name in unit_data if name != "requests")  # each usage is of one
+
+
+@cache
+def _further_names() -> frozenset[str]:
+    return frozenset(_usage_names()) - set(TokenCounts.__dataclass_fields__)
 
 
 def _version(updated: datetime | None) -> str:

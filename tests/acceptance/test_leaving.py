@@ -96,6 +96,8 @@ def running(folder: Path, pipeline: str, *arguments: str, **environment: str) ->
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell has its background jobs ignore Ctrl-C, and what they start: these tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         yield Running(process)

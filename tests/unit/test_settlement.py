@@ -28,7 +28,7 @@ from pydantic_ai.usage import RequestUsage
 from fastroai import CostCalculator
 from fastroai.agent.service_tiers import asked_service_tier
 from fastroai.agent.settlement import Pricer, settle_answer
-from fastroai.errors import SettingsError, UnknownModelPriceError
+from fastroai.errors import UnknownModelPriceError
 from fastroai.testing import OfflineModel, ScriptedModel, fixed_prices
 from fastroai.usage.ledger import EntryState, LedgerEntry
 
@@ -191,14 +191,6 @@ class TestOpenRouter:
 
 
 class TestRequirePrice:
-    @pytest.fixture
-    def _fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("FASTROAI_UNPRICED", "fail")
-
-    def test_by_default_nothing_is_refused(self) -> None:
-        Pricer(CostCalculator()).require_price(openai("no-such-model"))
-
-    @pytest.mark.usefixtures("_fail")
     def test_an_unlisted_model_is_refused_with_the_remedies(self) -> None:
         with pytest.raises(UnknownModelPriceError) as caught:
             Pricer(CostCalculator()).require_price(openai("no-such-model", "http://me:hunter2@127.0.0.1:8000/v1"))
@@ -213,7 +205,6 @@ class TestRequirePrice:
             assert part in str(caught.value)
         assert "hunter2" not in str(caught.value)
 
-    @pytest.mark.usefixtures("_fail")
     @pytest.mark.parametrize(
         "model",
         [
@@ -231,12 +222,10 @@ class TestRequirePrice:
     def test_listed_and_simulated_models_pass(self, model: Model) -> None:
         Pricer(CostCalculator()).require_price(model)
 
-    @pytest.mark.usefixtures("_fail")
     def test_an_override_is_a_price_even_zero(self) -> None:
         pricer = Pricer(fixed_prices("no-such-model", input_per_mtok=0, output_per_mtok=0))
         pricer.require_price(openai("no-such-model", "http://127.0.0.1:8000/v1"))
 
-    @pytest.mark.usefixtures("_fail")
     def test_a_named_host_has_its_providers_prices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         local = openai(url="http://127.0.0.1:8000/v1")
         with pytest.raises(UnknownModelPriceError):
@@ -244,27 +233,14 @@ class TestRequirePrice:
         monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8000": "openai"}')
         Pricer(CostCalculator()).require_price(local)
 
-    @pytest.mark.usefixtures("_fail")
     def test_a_known_model_does_not_vouch_for_its_namesake_elsewhere(self) -> None:
         pricer = Pricer(CostCalculator())
         pricer.require_price(openai())
         with pytest.raises(UnknownModelPriceError):
             pricer.require_price(openai(url="http://127.0.0.1:8000/v1"))
 
-    @pytest.mark.usefixtures("_fail")
     def test_a_tier_without_a_price_is_refused(self) -> None:
         pricer = Pricer(CostCalculator())
         pricer.require_price(openai("gpt-4"))
         with pytest.raises(UnknownModelPriceError, match="priority"):
             pricer.require_price(openai("gpt-4"), ModelSettings(service_tier="priority"))
-
-    @pytest.mark.parametrize(
-        ("variable", "value"),
-        [("FASTROAI_UNPRICED", "maybe"), ("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8000": "acme"}')],
-    )
-    def test_a_bad_setting_is_told_before_anything_is_sent(
-        self, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
-    ) -> None:
-        monkeypatch.setenv(variable, value)
-        with pytest.raises(SettingsError, match=variable):
-            Pricer(CostCalculator()).require_price(ScriptedModel("Hi"))
