@@ -19,7 +19,6 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import AbstractToolset
 
 from ..providers import canonical_provider
-from ..settings import load_settings
 from ..tracing.tracer import NoOpTracer, Tracer
 from ..usage.calculator import CostCalculator
 from .journal import ToolJournal
@@ -320,6 +319,8 @@ class FastroAgent(Generic[OutputT]):
 
 def _provider(name: str) -> Provider[Any]:
     """A provider for a model's name; OpenAI's with the key of the settings, which may be in `.env` only."""
+    from ..settings import load_settings  # only here: pydantic-settings takes its time to import
+
     key = load_settings().openai_api_key if canonical_provider(name) == "openai" else None
     if key is None or name.startswith("gateway/"):
         return infer_provider(name)

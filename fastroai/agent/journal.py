@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter
@@ -30,10 +31,6 @@ from pydantic_core import to_jsonable_python
 from ..usage.ledger import LedgerEntry
 
 FORMAT = 1
-
-_response = TypeAdapter(ModelResponse)
-_entries = TypeAdapter(tuple[LedgerEntry, ...])
-_tool_return = TypeAdapter(ToolReturnPart)
 
 _SENT = ("kind", "parts", "instructions", "provider_response_id")
 """Fields of messages that a model is sent; the others tell of the run."""
@@ -176,8 +173,8 @@ class JournaledModel(WrapperModel):
         if record is None:
             return None
         try:
-            response = _response.validate_json(json.dumps(record["response"]))
-            entries = _entries.validate_json(json.dumps(record["entries"]))
+            response: ModelResponse = _adapter(ModelResponse).validate_json(json.dumps(record["response"]))
+            entries = _adapter(tuple[LedgerEntry, ...]).validate_json(json.dumps(record["entries"]))
         except (KeyError, ValueError):
             return None
         self._books.replayed(entries)
@@ -190,8 +187,8 @@ class JournaledModel(WrapperModel):
         await self._books.settled()
         await self._journal.write(
             place,
-            response=_response.dump_python(response, mode="json"),
-            entries=_entries.dump_python(paid, mode="json"),
+            response=_adapter(ModelResponse).dump_python(response, mode="json"),
+            entries=_adapter(tuple[LedgerEntry, ...]).dump_python(paid, mode="json"),
         )
 
 
@@ -226,7 +223,7 @@ class ToolJournal(AbstractCapability[Any]):
         place = self._journal.place("tool", call.tool_name, call.tool_call_id, _as_json(args))
         record = await self._journal.read(place)
         if record is not None:
-            return _tool_return.validate_python(record["returned"]).content
+            return _adapter(ToolReturnPart).validate_python(record["returned"]).content
         result = await handler(args)
         if (returned := _recordable(result, call)) is not None:
             await self._journal.write(place, returned=returned)
@@ -239,12 +236,18 @@ def _recordable(result: Any, call: ToolCallPart) -> Any:
         return None
     part = ToolReturnPart(tool_name=call.tool_name, content=result, tool_call_id=call.tool_call_id)
     try:
-        returned = json.loads(_tool_return.dump_json(part))
-        again = _tool_return.validate_python(returned)
+        returned = json.loads(_adapter(ToolReturnPart).dump_json(part))
+        again = _adapter(ToolReturnPart).validate_python(returned)
         same = again.model_response_str() == part.model_response_str() and len(again.files) == len(part.files)
     except (ValueError, TypeError):
         return None
     return returned if same else None
+
+
+@cache
+def _adapter(type_: Any) -> TypeAdapter[Any]:
+    """Made when it is needed: that takes longer than to import all the rest of this module."""
+    return TypeAdapter(type_)
 
 
 def _as_json(value: Any) -> Any:

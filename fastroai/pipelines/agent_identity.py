@@ -13,7 +13,6 @@ from pydantic_ai.agent import AbstractAgent, WrapperAgent
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.models import Model
 from pydantic_ai.models.fallback import FallbackModel
-from pydantic_ai.models.test import TestModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.toolsets import AbstractToolset
 
@@ -125,7 +124,7 @@ def _given_to_all() -> list[Any]:
 
 
 def _plain_agent_capabilities() -> Any:
-    return Agent(TestModel())._root_capability.capabilities
+    return Agent()._root_capability.capabilities
 
 
 def _kind(value: Any, describer: Describer) -> Any:

@@ -8,8 +8,6 @@ from datetime import timedelta
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from ..settings import CachePolicyName
-
 OnError = Literal["fail", "continue"]
 Durable = Literal["step", "request"]
 
@@ -164,9 +162,12 @@ def _is_choice(value: Any) -> bool:
 
 def _check_cache(config: StepConfig) -> None:
     policy, scope = config.cache_policy, config.cache_scope
-    if isinstance(policy, str) and policy not in get_args(CachePolicyName):
-        names = ", ".join(map(repr, get_args(CachePolicyName)))
-        raise ValueError(f"cache_policy={policy!r} is unknown: give {names} or a Prefect CachePolicy.")
+    if isinstance(policy, str):
+        from ..settings import CachePolicyName  # only here: pydantic-settings takes its time to import
+
+        if policy not in get_args(CachePolicyName):
+            names = ", ".join(map(repr, get_args(CachePolicyName)))
+            raise ValueError(f"cache_policy={policy!r} is unknown: give {names} or a Prefect CachePolicy.")
     if scope is not None and not (isinstance(scope, str) and scope):
         raise ValueError(f"cache_scope={scope!r}: give a text that is not empty, for example a tenant's id.")
     expiration(config)
