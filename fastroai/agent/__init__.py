@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .agent import FastroAgent
+from .delegation import book_all_agents
 from .schemas import (
     DEFAULT_MAX_RETRIES,
     DEFAULT_MAX_TOKENS,
@@ -31,6 +32,8 @@ __all__ = [
     "FastroAgent",
     "StreamChunk",
 ]
+
+book_all_agents()
 
 
 def __getattr__(name: str) -> Any:

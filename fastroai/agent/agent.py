@@ -96,7 +96,7 @@ class FastroAgent(Generic[OutputT]):
 
     @property
     def agent(self) -> Agent[Any, OutputT]:
-        """The pydantic-ai agent, for what this class does not offer. Runs made through it are not booked."""
+        """The pydantic-ai agent, for what this class does not offer. Its own runs are booked within a step only."""
         return self._agent
 
     async def run(

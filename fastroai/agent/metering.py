@@ -361,6 +361,11 @@ class _MeteredParts(WrapperModel):
             yield stream
 
 
+def is_metered(model: object) -> bool:
+    """Whether a model counts its requests."""
+    return isinstance(model, _MeteredModel | _MeteredParts | JournaledModel)
+
+
 def _metered(model: Model, meter: RequestMeter) -> Model:
     if _has_fallback(model):
         return _MeteredParts(model, _copy_with_metered_members(model, meter))

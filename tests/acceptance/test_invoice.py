@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent
+from pydantic_ai import Agent, RunContext
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -218,6 +218,53 @@ async def test_agents_called_by_the_tools_of_others(books: Books) -> None:
     assert result.output == "done"
     assert await books.agree() == [PAID, PAID, PAID, NOT_PAID, PAID, PAID]
     assert [entry.agent for entry in result.entries] == ["outer", "inner", "outer", "inner", "inner", "outer"]
+
+
+async def test_agents_of_pydantic_ai_that_steps_and_tools_run_by_themselves(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", json.dumps({books.provider.host: "openai"}))
+    books = books.at_list_prices()
+    inner = Agent(f"{books.api}:gpt-4.1-mini", name="inner")
+    outer = Agent(f"{books.api}:gpt-5-mini", name="outer")
+    attempts: list[int] = []
+
+    @outer.tool
+    async def ask_a_colleague(ctx: RunContext[None], question: str) -> str:
+        return (await inner.run(f"by_itself: inner: {question}", usage=ctx.usage)).output
+
+    @step(retries=1)
+    async def by_itself(ctx: StepContext[Any]) -> str:
+        answer = (await outer.run("by_itself: outer: do it")).output
+        async with inner.run_stream("by_itself: told") as told:
+            answer += "".join([piece async for piece in told.stream_text(delta=True)])
+        attempts.append(ctx.attempt)
+        if len(attempts) == 1:
+            raise RuntimeError("behind the answers")
+        return answer
+
+    books.provider.script("inner:", Refuse(429), Answer("because", input_tokens=10))
+    books.provider.script("outer:", Answer(tool="ask_a_colleague", args={"question": "why"}), Answer("done, "))
+    books.provider.script("told", Answer("one two"))
+    asked = books.agent(name="asked", toolsets=[FunctionToolset([by_pydantic_ai(inner)])])
+    books.provider.script("asked: how", Answer(tool="delegate", args={"question": "how"}), Answer("so"))
+    result = await books.run({"by_itself": by_itself, "asked": asked.as_step("asked: how")}, {"asked": ["by_itself"]})
+    assert result.step_outputs == {"by_itself": "done, one two", "asked": "so"}
+    paid = [entry for entry in result.entries if entry.state is not EntryState.REPLAYED]
+    assert [entry.agent for entry in paid] == ["outer", "inner", "inner", "outer", "inner", "asked", "inner", "asked"]
+    assert [entry.attribution.step_id for entry in paid] == ["by_itself"] * 5 + ["asked"] * 3
+    replayed = [entry.agent for entry in result.entries if entry.state is EntryState.REPLAYED]
+    assert replayed == ["outer", "outer", "inner"]  # the tool's result is in the journal
+    assert (await books.agree()).count(PAID) == 7
+
+
+def by_pydantic_ai(agent: Agent[None, str]) -> Any:
+    """A tool that runs an agent."""
+
+    async def delegate(question: str) -> str:
+        return (await agent.run(f"asked: inner: {question}")).output
+
+    return delegate
 
 
 async def test_a_step_that_fails_behind_an_answer_does_not_ask_again(books: Books) -> None:
