@@ -16,7 +16,7 @@ from tests.support.prefect_server import SHARED_DIR, own_shared_dir, prefect_api
 from tests.support.provider_process import provider
 from tests.support.s3 import s3, s3_server
 
-pytest.register_assert_rewrite("tests.support.agreement", "tests.acceptance.books")
+pytest.register_assert_rewrite("tests.support.agreement", "tests.acceptance.books", "tests.acceptance.killed_books")
 
 __all__ = ["postgres_server", "postgres_url", "prefect_api", "prefect_server", "provider", "s3", "s3_server"]
 

@@ -14,21 +14,26 @@ import os
 import random
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.toolsets import FunctionToolset
 
 from fastroai import BaseStep, FastroAgent, Pipeline, StepConfig, StepContext, step
 from fastroai.testing import fixed_prices
 from tests.support.behaviours import Answer, Behaviour, Refuse, Turns
+
+if TYPE_CHECKING:
+    from tests.support.provider_process import ProviderProcess
 
 WIDTH = 4
 """Steps that run at once, each with one request under way at most."""
@@ -37,9 +42,16 @@ LEASE_SECONDS = 1
 SILENCE = LEASE_SECONDS + 0.1
 """Seconds after which a killed process counts as dead: the next one then begins without waiting for it."""
 
+WORKER, RESULTS = "KILLED_RUNS_WORKER", "KILLED_RUNS_RESULTS"
+"""Environment variables that a worker is given: its name, and the folder for the folders of its flow runs."""
+
 IMPORTS = ("pydantic_ai.models.openai", "openai.resources", "genai_prices.data", "fastroai.usage.store.sql")
 IMPORTS_UNDER_PREFECT = ("fastroai.executors.prefect", "prefect.flow_engine", "prefect.task_engine")
 """What a run imports: once, before all processes."""
+
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE = 400.0
+"""Seconds after which the runs count as hanging."""
 
 SLOWEST = 0.12
 _LOOP = Turns(
@@ -64,6 +76,8 @@ class Attempt:
     """One process.
 
     Attributes:
+        process: Its name. Requests it sends have the path `/process-NAME/v1/…`.
+        run: The run's key, or the flow run's id where it has none.
         began, ended: Seconds since the epoch; all it did lies between.
         killed: Whether it was killed; otherwise the run came to its end.
         stored: The steps of the run whose results are stored now.
@@ -74,8 +88,8 @@ class Attempt:
         replayed: USD of those that were replayed in it.
     """
 
-    number: int
-    run_key: str
+    process: str
+    run: str
     began: float
     ended: float
     killed: bool
@@ -159,6 +173,27 @@ def _joins() -> BaseStep[Process, Any]:
     return join
 
 
+def run_killed(executor: str, kills: int, results: Path, provider: ProviderProcess) -> list[Attempt]:
+    """Do all this in a process of its own, with a provider that keeps to the script."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - shown when the test fails
+    for prompt, behaviours in SCRIPT.items():
+        provider.script(prompt, *behaviours)
+    command = [sys.executable, "-m", "tests.support.killed_runs", executor, str(kills), str(seed), str(results)]
+    environment = os.environ | {"PREFECT_LOGGING_LEVEL": "ERROR", "FASTROAI_LEASE_SECONDS": str(LEASE_SECONDS)}
+    # In a session of its own, so that none of its processes outlives this test.
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            told, _ = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return [Attempt(**json.loads(line)) for line in told.splitlines()]
+
+
 def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[Attempt]:
     """The processes, one after the other."""
     chance, number, run = random.Random(seed), 0, 0
@@ -207,14 +242,13 @@ def _attempt(
     killed = status != 0
     # What it said before it was killed does not count: the run had not ended.
     told = {} if killed else json.loads(said)
-    stored, recorded = _kept(results, known)
-    return Attempt(number, run_key, began, time.time(), killed, stored, recorded, **told)
+    stored, recorded = kept(results, known)
+    return Attempt(str(number), run_key, began, time.time(), killed, stored, recorded, **told)
 
 
 def _run(executor: str, results: Path, number: int, run_key: str, out: int) -> None:
     try:
-        # The path says in the invoice which process asked, without being part of what is asked.
-        os.environ["OPENAI_BASE_URL"] = os.environ["OPENAI_BASE_URL"].replace("/v1", f"/process-{number}/v1")
+        sign_requests(str(number))
         process = Process()
         result = asyncio.run(pipeline(executor, results).execute({}, process, run_key=run_key))
         assert result.usage is not None
@@ -231,6 +265,11 @@ def _run(executor: str, results: Path, number: int, run_key: str, out: int) -> N
     os._exit(0)
 
 
+def sign_requests(process: str) -> None:
+    """Have the path say in the invoice which process asked, without being part of what is asked."""
+    os.environ["OPENAI_BASE_URL"] = os.environ["OPENAI_BASE_URL"].replace("/v1", f"/process-{process}/v1")
+
+
 def _files(results: Path) -> Iterator[Path]:
     return (file for file in results.rglob("*") if file.is_file() and not file.name.startswith("."))
 
@@ -243,14 +282,14 @@ def _die_with_parent() -> None:
 _PR_SET_PDEATHSIG = 1
 
 
-def _kept(results: Path, known: set[Path]) -> tuple[list[str], dict[str, int]]:
+def kept(results: Path, known: Collection[Path] = ()) -> tuple[list[str], dict[str, int]]:
     """The steps whose results are stored, and how many answers are recorded of each, but for what was known before.
 
     What was not written to its end, because its process was killed, does not count.
     """
     stored: list[str] = []
     recorded: Counter[str] = Counter()
-    for file in set(_files(results)) - known:
+    for file in set(_files(results)).difference(known):
         step_id, *folders = file.relative_to(results).parent.parts
         try:
             content = json.loads(file.read_bytes())
