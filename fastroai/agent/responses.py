@@ -47,7 +47,8 @@ def read_response(
     usage = read_usage(result)
     model = answering_model(result) or fallback_model
     if entries:
-        tokens = {name: sum(getattr(e.tokens, name) for e in entries if e.is_spend) for name in TOKEN_COUNTERS}
+        spent = [entry.tokens for entry in entries if entry.is_spend]
+        tokens = {name: sum([getattr(counts, name) for counts in spent]) for name in TOKEN_COUNTERS}
         total_tokens = tokens["input_tokens"] + tokens["output_tokens"]
         cost_usd = _known_cost(entries)
         cost = usd_to_microcents(cost_usd) if cost_usd is not None else 0

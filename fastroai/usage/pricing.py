@@ -20,6 +20,7 @@ from .model_names import BEDROCK, ModelRef
 from .units import EXACT
 
 if TYPE_CHECKING:
+    from genai_prices import Usage
     from genai_prices.types import ModelInfo, ModelPrice, PriceCalculation, Provider, TieredPrices
 
 
@@ -101,11 +102,10 @@ def list_price(
         UnknownModelPriceError: None of the readings is listed.
         ValueError: The counts contradict each other.
     """
-    from genai_prices import Usage, calc_price
+    from genai_prices import calc_price
 
     when = at or datetime.now(UTC)
-    # As genai-prices would read it, which takes it longer than all the rest.
-    counts = Usage(**{name: count for name in _usage_names() if (count := getattr(usage, name, None)) is not None})
+    counts = _counts(usage)
     tags = {key: value for key, value in (context or {}).items() if isinstance(value, str)}
     refusal: UnknownModelPriceError | None = None
     for ref in refs:
@@ -142,6 +142,15 @@ def further_usage(usage: object) -> dict[str, float]:
 def tier_context(tier: str | None) -> dict[str, str]:
     """A service tier as `list_price` takes it; genai-prices calls some of them otherwise."""
     return dict(_TIERS.get(tier, {"service_tier": tier})) if tier else {}
+
+
+def _counts(usage: object) -> Usage:
+    """A usage object as genai-prices would read it, which takes it longer than all the rest."""
+    from genai_prices import Usage
+
+    counts = dict.fromkeys(_BILLED_TOOLS, 0)  # what is not named is looked for among all there is
+    counts |= {name: count for name in _usage_names() if (count := getattr(usage, name, None)) is not None}
+    return Usage(**counts)
 
 
 @cache
