@@ -12,7 +12,6 @@ from typing import Any
 from ..errors import PipelineValidationError
 from .base import BaseStep
 from .config import PipelineConfig, StepConfig, check_config, resolve_config
-from .fingerprint import fingerprint
 
 SHOWN_OF_A_CYCLE = 5
 """Steps of a long cycle that its message names, at either end."""
@@ -50,6 +49,8 @@ class ExecutionPlan:
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
         """The identity of each step's code, taken once: what a step keeps on itself later is no part of it."""
+        from .fingerprint import fingerprint  # only here: who caches nothing has no use for it
+
         return {step_id: fingerprint(node.step) for step_id, node in self.steps.items()}
 
     @classmethod

@@ -6,17 +6,18 @@ import atexit
 import os
 import threading
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import LedgerUnavailableError
 from ..ledger import LedgerEntry
-from ..selection import Selection
-from ..totals import Totals
-from .memory import MemoryStore
 
 if TYPE_CHECKING:
+    from ..selection import Selection
+    from ..totals import Totals
     from .heartbeat import Heartbeat
+    from .memory import MemoryStore
 
 MEMORY = "memory://"
 
@@ -124,12 +125,18 @@ _shared: dict[tuple[str, bool], LedgerStore] = {}
 _ready: set[tuple[str, bool]] = set()
 _heartbeats: dict[tuple[str, int], Heartbeat] = {}
 _sharing = threading.Lock()
-_in_memory = MemoryStore()
+
+
+@cache
+def _in_memory() -> MemoryStore:
+    from .memory import MemoryStore
+
+    return MemoryStore()
 
 
 def _make(url: str, required: bool, spill_folder: Path | None) -> LedgerStore:
     if url == MEMORY:
-        return _in_memory
+        return _in_memory()
     from .sql import SqlStore
 
     return SqlStore(url, required=required, spill_folder=spill_folder or _home() / "unwritten")
