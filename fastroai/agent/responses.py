@@ -171,7 +171,7 @@ def _estimate(calculator: Any, model: str | None, tokens: Mapping[str, int]) -> 
 def _conversation(result: Any) -> list[ModelRequest | ModelResponse]:
     try:
         messages = result.all_messages()
-    except Exception:
+    except Exception:  # whoever made the agent, its answer is paid for and not lost for want of its messages
         return []
     if not isinstance(messages, list | tuple):
         return []

@@ -232,7 +232,7 @@ class Pricer:
                 return None
             ceiling = self._ceiling(model, asked_service_tier(model, settings))
             return ceiling.usd(*tokens) if ceiling else None
-        except Exception:
+        except Exception:  # no request fails for want of a bound
             logger.debug("What a request to %r can cost at most can't be told", model.model_name, exc_info=True)
             return None
 

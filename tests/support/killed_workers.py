@@ -68,7 +68,8 @@ async def deploy(client: PrefectClient) -> UUID:
         flow_id=await client.create_flow_from_name("killed"),
         name="often",
         work_pool_name=POOL,
-        path=str(REPOSITORY),
+        # With a path, a worker copies the whole checkout for each run; one that is killed leaves its copies behind.
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}],
         entrypoint="tests/support/killed_flow.py:flow",
         enforce_parameter_schema=False,
     )
