@@ -16,12 +16,14 @@ from pydantic_ai import Agent
 from pydantic_ai.usage import RequestUsage
 
 from fastroai import FastroAgent
-from fastroai.agent.metering import dispatch_scope
+from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.ledger.store import open_store
+from fastroai.ledger.store.mapping import intent_row
+from fastroai.ledger.store.schema import intents
+from fastroai.metering.scope import dispatch_scope
+from fastroai.pricing.token_counts import TokenCounts
 from fastroai.testing import ScriptedModel
-from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, RunLedger, TokenCounts
-from fastroai.usage.store import open_store
-from fastroai.usage.store.rows import intent_row
-from fastroai.usage.store.schema import intents
 
 USAGE = RequestUsage(input_tokens=1_200, output_tokens=180)
 AT = Attribution(run_id="run", pipeline="benchmark", step_id="ask", dispatch=1)
@@ -43,13 +45,13 @@ async def plain(count: int) -> float:
 
 async def metered(count: int) -> float:
     agent: FastroAgent[str] = FastroAgent(model=ScriptedModel("Hello!", usage=USAGE, repeat=True))
-    with dispatch_scope(RunLedger(), AT):
+    with dispatch_scope(RequestRecorder(), AT):
         return await each(count, lambda: agent.run("Hi"))
 
 
 async def booked(count: int, folder: Path) -> float:
     """Intent and settlement of a request, the last one written when the time ends."""
-    store = await open_store(f"sqlite:///{folder / 'ledger.db'}", spill_folder=folder)
+    store = await open_store(f"sqlite:///{folder / 'ledger.db'}", outbox_folder=folder)
 
     async def book() -> None:
         entry = LedgerEntry(attribution=AT, agent="a", model_asked="openai:gpt-5-mini", provider_host="api.openai.com")

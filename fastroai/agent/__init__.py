@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..metering.instrumentation import book_all_agents
 from .agent import FastroAgent
-from .delegation import book_all_agents
 from .schemas import (
     DEFAULT_MAX_RETRIES,
     DEFAULT_MAX_TOKENS,

@@ -18,15 +18,23 @@ from pydantic_ai.providers import Provider, infer_provider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import AbstractToolset
 
+from ..metering.http_attempts import retry_nothing
+from ..metering.meter import RequestMeter
+from ..metering.scope import current_scope, scope_outside_of_runs
+from ..pricing.calculator import CostCalculator
 from ..providers import canonical_provider
+from ..replay.tools import ToolJournal
 from ..tracing.tracer import NoOpTracer, Tracer
-from ..usage.calculator import CostCalculator
-from .journal import ToolJournal
-from .metering import RequestMeter, current_scope, scope_outside_of_runs
 from .responses import read_response, tool_calls_in, tool_calls_of_run
-from .schemas import DEFAULT_MODEL, AgentConfig, ChatResponse, OutputT, StreamChunk, complain_of_unknown
+from .schemas import (
+    DEFAULT_MODEL,
+    AgentConfig,
+    ChatResponse,
+    OutputT,
+    StreamChunk,
+    complain_of_unknown,
+)
 from .streaming import HandOver, in_own_task, stream_content
-from .wire import retry_nothing
 
 if TYPE_CHECKING:
     from ..pipelines.agent_step import AgentStepWrapper

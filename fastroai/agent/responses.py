@@ -11,8 +11,8 @@ from typing import Any, Final
 from pydantic_ai.messages import ModelRequest, ModelResponse
 from pydantic_ai.usage import RunUsage
 
-from ..usage.ledger import EntryState, LedgerEntry, total_usd
-from ..usage.units import EXACT, usd_to_microcents
+from ..ledger.entries import EntryState, LedgerEntry, total_usd
+from ..pricing.money import EXACT, usd_to_microcents
 from .schemas import ChatResponse
 
 logger = logging.getLogger("fastroai.agent")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, model_validator
 from pydantic_ai.models import Model
 from typing_extensions import TypeVar
 
-from ..usage.ledger import LedgerEntry
+from ..ledger.entries import LedgerEntry
 
 DEFAULT_MODEL: Final = "openai:gpt-4o"
 DEFAULT_MAX_TOKENS: Final = 4096

@@ -10,8 +10,16 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import costs, results, run, runs
-from .leaving import leave_abandoned_threads
-from .outcome import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, Terminated, UsageError, complain
+from .exit_codes import (
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    WRONG_USAGE,
+    Terminated,
+    UsageError,
+    complain,
+)
+from .shutdown import leave_abandoned_threads
 
 COMMANDS = (run, costs, runs, results)
 """In the order of the help. Each has `register(commands)`, and imports what it runs only when it is run."""

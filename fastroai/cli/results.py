@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from .outcome import FAILED, UsageError
-from .times import duration, shown
+from .exit_codes import FAILED, UsageError
+from .parsing import duration, shown
 
 if TYPE_CHECKING:
-    from ..executors._prefect.pruning import Pruned
+    from ..executors._prefect.retention import Pruned
 
 _STORAGE = "where it is, as FASTROAI_RESULT_STORAGE; default: as that variable says"
 _NAMED_FAILURES = 20
@@ -65,7 +65,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _prune(arguments: argparse.Namespace) -> int:
     age = duration("--older-than", arguments.older_than)
-    from ..executors._prefect.pruning import cutoff, prune_results
+    from ..executors._prefect.retention import cutoff, prune_results
 
     now = datetime.now(UTC)
     try:

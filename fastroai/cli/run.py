@@ -16,14 +16,14 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from ..console.progress import ProgressTracer
-from ..console.run_costs import cost_table
-from ..console.values import render
 from ..errors import StepExecutionError
 from ..pipelines.pipeline import Pipeline
 from ..pipelines.schemas import PipelineResult
-from .leaving import run_until_terminated
-from .outcome import FAILED, UsageError, complain
+from .exit_codes import FAILED, UsageError, complain
+from .rendering.progress import ProgressTracer
+from .rendering.run_costs import cost_table
+from .rendering.values import render
+from .shutdown import run_until_terminated
 
 AnyPipeline = Pipeline[Any, Any, Any]
 
@@ -165,7 +165,7 @@ def _show_spent_until_failure(pipeline: AnyPipeline, partial: PipelineResult[Any
 
 
 def _where_to_look(pipeline_name: str, run_id: str | None) -> list[str]:
-    from ..executors._prefect.ui import where_to_look  # only after a run under Prefect, which has loaded it
+    from ..executors._prefect.links import where_to_look  # only after a run under Prefect, which has loaded it
 
     return [] if run_id is None else where_to_look(pipeline_name, run_id)
 

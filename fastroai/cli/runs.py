@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FastroAIError
-from .leaving import run_until_terminated
-from .outcome import FAILED, UsageError, complain
+from .exit_codes import FAILED, UsageError, complain
+from .shutdown import run_until_terminated
 
 if TYPE_CHECKING:
-    from ..executors._prefect.dead_runs import TrackedRun
+    from ..executors._prefect.zombie_runs import TrackedRun
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +36,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from ..executors._prefect.dead_runs import tracked_runs
+    from ..executors._prefect.zombie_runs import tracked_runs
 
     runs, elsewhere = asyncio.run(_on_server(tracked_runs()))
     sys.stdout.write(table(runs) if runs else "No run is under way, and none died.\n")
@@ -67,7 +67,7 @@ async def _on_server(work: Any) -> Any:
 
 
 async def _resume_chosen(names: Sequence[str]) -> int:
-    from ..executors._prefect.dead_runs import resume, tracked_runs
+    from ..executors._prefect.zombie_runs import resume, tracked_runs
 
     runs, _ = await tracked_runs()
     code = 0

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from ..agent.journal import Journal
+from ..ledger.entries import Attribution
+from ..ledger.store import configured_store
 from ..pipelines.config import retry_delay
 from ..pipelines.plan import ExecutionPlan, PlannedStep
-from ..usage.ledger import Attribution
-from ..usage.store import configured_store
+from ..replay.journal import Journal
 from .protocol import ExecutionResult, PlanExecutor, StepRecord
-from .run import Run
 from .scheduler import run_plan
-from .step_runner import may_retry, run_step
+from .session import Run
+from .step import may_retry, run_step
 
 if TYPE_CHECKING:
     from ..tracing.tracer import Tracer

@@ -15,14 +15,14 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 
+from ..leases.run_lease import only_execution
+from ..ledger.entries import Attribution
 from ..pipelines.config import Durable
 from ..pipelines.plan import ExecutionPlan
-from ..usage.ledger import Attribution
 from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
-from ._prefect.steps import literal_name
-from .lease import only_execution
+from ._prefect.tasks import literal_name
 from .protocol import ExecutionResult, PlanExecutor
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ..ledger.entries import LedgerEntry
 from ..pipelines.base import BaseStep
 from ..pipelines.config import PipelineConfig, StepConfig
 from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState, StepUsage
-from ..usage.ledger import LedgerEntry
 
 if TYPE_CHECKING:
     from ..errors import StepExecutionError

@@ -14,7 +14,13 @@ from .context import StepContext
 from .decorators import step
 from .pipeline import Pipeline
 from .router import BasePipeline
-from .schemas import ConversationState, ConversationStatus, PipelineResult, PipelineUsage, StepUsage
+from .schemas import (
+    ConversationState,
+    ConversationStatus,
+    PipelineResult,
+    PipelineUsage,
+    StepUsage,
+)
 
 __all__ = [
     "BasePipeline",

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from ..agent.failures import is_permanent
 from ..errors import DispatchSkippedError
+from ..metering.retries import is_permanent
 from .config import StepConfig, retry_delay
-from .step_run import RunBooks, StepRun
+from .step_run import RunBooks, StepState
 
 if TYPE_CHECKING:
     from ..agent.agent import FastroAgent
@@ -54,7 +54,7 @@ class StepContext(Generic[DepsT]):
         tracer: Tracer | None = None,
         config: StepConfig | None = None,
         *,
-        step_run: StepRun | None = None,
+        step_run: StepState | None = None,
     ) -> None:
         self._step_id = step_id
         self._inputs = inputs
@@ -63,7 +63,7 @@ class StepContext(Generic[DepsT]):
         self._tracer = tracer
         self._config = config if config is not None else StepConfig()
         self._stands_alone = step_run is None
-        self._step_run = step_run if step_run is not None else StepRun(step_id, RunBooks())
+        self._step_run = step_run if step_run is not None else StepState(step_id, RunBooks())
 
     @property
     def step_id(self) -> str:

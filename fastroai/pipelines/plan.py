@@ -49,7 +49,7 @@ class ExecutionPlan:
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
         """The identity of each step's code, taken once: what a step keeps on itself later is no part of it."""
-        from .fingerprint import fingerprint  # only here: who caches nothing has no use for it
+        from ..fingerprint.steps import fingerprint  # only here: who caches nothing has no use for it
 
         return {step_id: fingerprint(node.step) for step_id, node in self.steps.items()}
 

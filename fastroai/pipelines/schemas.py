@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from ..agent.schemas import ChatResponse
 from ..errors import StepExecutionError
-from ..usage.ledger import EntryState, LedgerEntry, TokenCounts, total_usd
-from ..usage.units import microcents_to_usd, usd_to_microcents
+from ..ledger.entries import EntryState, LedgerEntry, total_usd
+from ..pricing.money import microcents_to_usd, usd_to_microcents
+from ..pricing.token_counts import TokenCounts
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from ..agent.journal import Journal
-from ..agent.metering import DispatchScope, dispatch_scope
 from ..agent.schemas import ChatResponse
 from ..errors import CostBudgetExceededError
-from ..usage.ledger import Attribution, EntryState, LedgerEntry, RunLedger, TokenCounts
-from ..usage.units import microcents_to_usd, usd_to_microcents
+from ..ledger.entries import Attribution, EntryState, LedgerEntry
+from ..ledger.recorder import RequestRecorder
+from ..metering.scope import DispatchScope, dispatch_scope
+from ..pricing.money import microcents_to_usd, usd_to_microcents
+from ..pricing.token_counts import TokenCounts
+from ..replay.journal import Journal
 from .schemas import StepUsage
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
@@ -30,7 +32,7 @@ class RunBooks:
 
     identity: Attribution = _NOBODY
     """What all its entries have in common: run, pipeline, tags, deployment."""
-    ledger: RunLedger = field(default_factory=RunLedger)
+    ledger: RequestRecorder = field(default_factory=RequestRecorder)
     cost_budget: int | None = None
     """Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched."""
 
@@ -42,7 +44,7 @@ class _Answered:
     entries: tuple[LedgerEntry, ...]
 
 
-class StepRun:
+class StepState:
     """One step within a run: the attempt it is at, what it spent, and the agent calls that succeeded in it.
 
     What was answered in a failed attempt is not asked again in the next one. Model requests and tool calls are found in

@@ -1,6 +1,6 @@
 """Fakes for tests and for runs without a key: models that answer in process, and prices that stay."""
 
-from .offline import OfflineModel
+from ..simulation.offline import OfflineModel
 from .prices import fixed_prices
 from .scripted import Reply, ScriptedModel, ToolCall
 

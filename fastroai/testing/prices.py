@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..usage.calculator import CostCalculator
+from ..pricing.calculator import CostCalculator
 
 
 def fixed_prices(

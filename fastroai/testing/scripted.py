@@ -15,7 +15,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 from pydantic_core import to_json, to_jsonable_python
 
-from .local_model import LocalModel
+from ..simulation.local_model import LocalModel, structured_part
 
 
 @dataclass(frozen=True)
@@ -106,24 +106,6 @@ def _parts(reply: Reply, parameters: ModelRequestParameters) -> list[ModelRespon
 def _call(call: ToolCall) -> ToolCallPart:
     args = to_json(dict(call.args)).decode()
     return ToolCallPart(call.name, args) if call.id is None else ToolCallPart(call.name, args, tool_call_id=call.id)
-
-
-def structured_part(value: Any, parameters: ModelRequestParameters, *, name: str = "") -> ModelResponsePart:
-    """A structured output as this request wants it: a call of its output tool, or JSON as text.
-
-    Args:
-        value: The output, as JSON values.
-        parameters: Of the request.
-        name: Name of the output's type, which tells several output tools apart.
-    """
-    tools = parameters.output_tools
-    if not tools:
-        return TextPart(to_json(value).decode())
-    tool = next((tool for tool in tools if name and tool.name.endswith(f"_{name}")), tools[0])
-    if not isinstance(value, Mapping):
-        # pydantic-ai wraps what is no object into one with a single field.
-        value = {next(iter(tool.parameters_json_schema.get("properties", {"response": None}))): value}
-    return ToolCallPart(tool.name, to_json(value).decode())
 
 
 def _info(

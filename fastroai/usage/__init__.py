@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .calculator import CostCalculator
-from .ledger import EntryState, LedgerEntry
-from .pricing import Price
+from ..ledger.entries import EntryState, LedgerEntry
+from ..pricing.calculator import CostCalculator
+from ..pricing.price_list import Price
 
 if TYPE_CHECKING:
-    from .books import Ledger
-    from .totals import Totals
+    from ..ledger.aggregation import Totals
+    from ..ledger.ledger import Ledger
 
 __all__ = ["CostCalculator", "EntryState", "Ledger", "LedgerEntry", "Price", "Totals"]
 
@@ -16,11 +16,11 @@ __all__ = ["CostCalculator", "EntryState", "Ledger", "LedgerEntry", "Price", "To
 def __getattr__(name: str) -> Any:
     # What reads a ledger is imported when it is asked for: a run does not need it.
     if name == "Ledger":
-        from .books import Ledger
+        from ..ledger.ledger import Ledger
 
         return Ledger
     if name == "Totals":
-        from .totals import Totals
+        from ..ledger.aggregation import Totals
 
         return Totals
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,8 +16,8 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 
+from fastroai.ledger.entries import total_usd
 from fastroai.usage import Ledger
-from fastroai.usage.ledger import total_usd
 from tests.acceptance.conftest import REPOSITORY, Command
 from tests.integration.read_back import everything_stored, read_run, usd
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from fastroai import ConversationState, ConversationStatus, Pipeline, PipelineConfig, StepContext, step
+from fastroai import (
+    ConversationState,
+    ConversationStatus,
+    Pipeline,
+    PipelineConfig,
+    StepContext,
+    step,
+)
 from tests.support.models import COST, counted_agent
 from tests.support.steps import Give, Join, soon
 

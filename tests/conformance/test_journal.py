@@ -14,7 +14,14 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.toolsets import FunctionToolset
 
-from fastroai import FastroAgent, Pipeline, PipelineResult, StepContext, StepExecutionError, step
+from fastroai import (
+    FastroAgent,
+    Pipeline,
+    PipelineResult,
+    StepContext,
+    StepExecutionError,
+    step,
+)
 from fastroai.testing import ScriptedModel, ToolCall, fixed_prices
 from fastroai.usage import EntryState
 from tests.support.steps import Give

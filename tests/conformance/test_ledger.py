@@ -13,12 +13,19 @@ import pytest
 from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.toolsets import FunctionToolset
 
-from fastroai import FastroAgent, InputValidationError, Pipeline, StepContext, StepExecutionError, step
+from fastroai import (
+    FastroAgent,
+    InputValidationError,
+    Pipeline,
+    StepContext,
+    StepExecutionError,
+    step,
+)
 from fastroai.errors import LedgerUnavailableError
+from fastroai.ledger.entries import total_usd
+from fastroai.ledger.store import configured_store
 from fastroai.testing import ScriptedModel, ToolCall, fixed_prices
 from fastroai.usage import EntryState, Ledger, LedgerEntry
-from fastroai.usage.ledger import total_usd
-from fastroai.usage.store import configured_store
 from tests.support.models import COST, counted_agent
 from tests.support.steps import Give
 

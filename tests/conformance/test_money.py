@@ -20,8 +20,8 @@ from fastroai import (
     StepExecutionError,
     step,
 )
+from fastroai.ledger.entries import total_usd
 from fastroai.usage import EntryState
-from fastroai.usage.ledger import total_usd
 from tests.support.chat import answering, chat_response, offline_agent
 from tests.support.models import COST, INPUT_TOKENS, OUTPUT_TOKENS, counted_agent
 from tests.support.steps import Give, Join, WaitsForever, soon

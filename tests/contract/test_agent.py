@@ -16,7 +16,15 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.toolsets import FunctionToolset
 
 import fastroai.agent
-from fastroai import AgentConfig, AgentStepWrapper, ChatResponse, CostCalculator, FastroAgent, SimpleTracer, StreamChunk
+from fastroai import (
+    AgentConfig,
+    AgentStepWrapper,
+    ChatResponse,
+    CostCalculator,
+    FastroAgent,
+    SimpleTracer,
+    StreamChunk,
+)
 from fastroai.agent import (
     DEFAULT_MAX_RETRIES,
     DEFAULT_MAX_TOKENS,

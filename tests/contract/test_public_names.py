@@ -58,7 +58,7 @@ MODULES = [
     "fastroai.tools.decorators",
     "fastroai.tools.toolsets",
     "fastroai.tracing.tracer",
-    "fastroai.usage.calculator",
+    "fastroai.pricing.calculator",
 ]
 
 HOMES: dict[str, set[str]] = {
@@ -74,7 +74,7 @@ HOMES: dict[str, set[str]] = {
     "fastroai.tools.decorators": {"safe_tool"},
     "fastroai.tools.toolsets": {"FunctionToolsetBase", "SafeToolset"},
     "fastroai.tracing.tracer": {"Tracer", "SimpleTracer", "LogfireTracer", "NoOpTracer"},
-    "fastroai.usage.calculator": {"CostCalculator"},
+    "fastroai.pricing.calculator": {"CostCalculator"},
 }
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from fastroai import BaseStep, Pipeline, PipelineConfig, PipelineValidationError, StepConfig, StepContext, step
+from fastroai import (
+    BaseStep,
+    Pipeline,
+    PipelineConfig,
+    PipelineValidationError,
+    StepConfig,
+    StepContext,
+    step,
+)
 from fastroai.pipelines.config import expiration
 
 

@@ -7,8 +7,8 @@ from decimal import Decimal
 
 import pytest
 
+from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
 from fastroai.pipelines.schemas import PipelineUsage, StepUsage
-from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry
 from tests.integration.read_back import usd
 
 UNPRICED = LedgerEntry(state=EntryState.UNPRICED, model_answered="mine")

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 
-from fastroai import BaseStep, Pipeline, PipelineConfig, PipelineResult, StepConfig, StepContext, step
+from fastroai import (
+    BaseStep,
+    Pipeline,
+    PipelineConfig,
+    PipelineResult,
+    StepConfig,
+    StepContext,
+    step,
+)
 from fastroai.executors import PrefectExecutor
 from fastroai.executors._prefect.caching import digest_or_unique
 from tests.integration.models import Ask, CountingModel

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from fastroai import ConversationState, ConversationStatus, Pipeline, PipelineResult, StepContext, step
+from fastroai import (
+    ConversationState,
+    ConversationStatus,
+    Pipeline,
+    PipelineResult,
+    StepContext,
+    step,
+)
 from tests.integration.read_back import read_run
 from tests.support.models import counted_agent
 

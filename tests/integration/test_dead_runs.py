@@ -17,8 +17,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
-from fastroai.usage.store import configured_heartbeat
-from fastroai.usage.store.leases import Claim, Holding
+from fastroai.leases.shared import configured_heartbeat
+from fastroai.leases.table import LeaseRecord, LeaseRequest
 from tests.integration.read_back import read_run
 from tests.support.gated_run import REPOSITORY, Gate, RunProcess, prompts, until
 from tests.support.provider_process import ProviderProcess
@@ -57,7 +57,7 @@ async def runs(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def holdings() -> list[Holding]:
+async def holdings() -> list[LeaseRecord]:
     return await asyncio.wrap_future(configured_heartbeat().holdings("flow_run"))
 
 
@@ -71,7 +71,7 @@ async def dead(flow_run_id: str) -> None:
     assert " gated " in line
 
 
-async def under_way(gate: Gate) -> Holding:
+async def under_way(gate: Gate) -> LeaseRecord:
     """Wait until the run is at its gate."""
     await until(lambda: gate.is_reached)
     [holding] = await holdings()
@@ -153,7 +153,7 @@ async def test_what_ended_after_all_is_forgotten_and_what_is_unknown_is_left_alo
         ended, unknown = await _flow_run(client, flow_id), uuid4()
         await client.set_flow_run_state(ended, _completed(), force=True)
     for id_ in (ended, unknown):
-        claim = Claim(kind="flow_run", name=str(id_), seconds=0.001)
+        claim = LeaseRequest(kind="flow_run", name=str(id_), seconds=0.001)
         await asyncio.wrap_future(configured_heartbeat().take(claim, lambda: None))
     configured_heartbeat().stop(5)  # as if its process had died
     listed = await runs()

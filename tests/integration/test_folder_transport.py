@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from prefect.filesystems import LocalFileSystem
 
-from fastroai.executors._prefect.transport import NotThereError, Transport, transport_to
 from fastroai.settings import load_settings
+from fastroai.storage.object_store import NotThereError, ObjectStore, object_store_for
 
 LENGTH = 4_000_000
 
 
-def folder(path: Path) -> Transport:
-    return transport_to(LocalFileSystem(basepath=str(path)), load_settings())
+def folder(path: Path) -> ObjectStore:
+    return object_store_for(LocalFileSystem(basepath=str(path)), load_settings())
 
 
 def files(path: Path) -> dict[str, int]:

@@ -13,9 +13,17 @@ from prefect import flow, task
 from prefect.cache_policies import INPUTS
 from pydantic import BaseModel, Field
 
-from fastroai import BaseStep, Pipeline, PipelineResult, StepConfig, StepContext, StepExecutionError, step
+from fastroai import (
+    BaseStep,
+    Pipeline,
+    PipelineResult,
+    StepConfig,
+    StepContext,
+    StepExecutionError,
+    step,
+)
+from fastroai.ledger.entries import EntryState
 from fastroai.tracing import NoOpTracer
-from fastroai.usage.ledger import EntryState
 from tests.integration.models import PRICE, Ask, CountingModel
 from tests.integration.read_back import read_run, table, usd
 from tests.support.steps import Give, WaitsForever

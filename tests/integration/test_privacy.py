@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from fastroai import BaseStep, Pipeline, PipelineConfig, StepConfig, StepContext, StepExecutionError
+from fastroai import (
+    BaseStep,
+    Pipeline,
+    PipelineConfig,
+    StepConfig,
+    StepContext,
+    StepExecutionError,
+)
 from tests.integration.models import CountingModel
 from tests.integration.read_back import everything_stored, read_run
 from tests.support.s3 import S3Service

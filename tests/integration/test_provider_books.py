@@ -19,9 +19,10 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.toolsets import FunctionToolset
 
 from fastroai import FastroAgent
-from fastroai.agent.metering import dispatch_scope
+from fastroai.ledger.entries import EntryState, LedgerEntry
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.metering.scope import dispatch_scope
 from fastroai.testing import fixed_prices
-from fastroai.usage.ledger import EntryState, LedgerEntry, RunLedger
 from tests.support.agreement import assert_agree, paired
 from tests.support.provider import KEY, MODEL, Answer, Refuse
 from tests.support.provider_process import ProviderProcess
@@ -38,7 +39,7 @@ def agent_on(model: str, **options: Any) -> FastroAgent[Any]:
 
 async def books_of(run: Any) -> list[LedgerEntry]:
     """The entries of a run, whatever becomes of it."""
-    ledger = RunLedger()
+    ledger = RequestRecorder()
     with dispatch_scope(ledger), suppress(ModelAPIError):
         await run
     return list(ledger.entries)
@@ -134,7 +135,7 @@ async def test_nobody_listening_is_no_spend(tmp_path: Path, monkeypatch: pytest.
         url = provider.base_url
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    ledger = RunLedger()
+    ledger = RequestRecorder()
     with dispatch_scope(ledger), pytest.raises(ModelConnectionError):
         await agent_on("openai:gpt-5-mini", max_retries=0).run("Hi")
     (entry,) = ledger.entries

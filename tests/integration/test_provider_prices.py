@@ -20,13 +20,14 @@ from pydantic_ai.providers.openrouter import OpenRouterProvider
 from pydantic_ai.settings import ModelSettings
 
 from fastroai import CostCalculator, FastroAgent
-from fastroai.agent.metering import dispatch_scope
-from fastroai.usage.ledger import EntryState, LedgerEntry, RunLedger
+from fastroai.ledger.entries import EntryState, LedgerEntry
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.metering.scope import dispatch_scope
 from tests.support.canned import CannedServer
 
 
 async def entry_of(model: Model, settings: ModelSettings | None = None, **options: Any) -> LedgerEntry:
-    ledger = RunLedger()
+    ledger = RequestRecorder()
     with dispatch_scope(ledger):
         await FastroAgent(model=model, **options).run("Hi", model_settings=settings)
     (entry,) = ledger.entries

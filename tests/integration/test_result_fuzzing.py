@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from fastroai import BaseStep, Pipeline, PipelineConfig, StepContext
 from fastroai.executors import PrefectExecutor
-from fastroai.executors._prefect.seal import Seal
+from fastroai.storage.signing import Signer
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -88,7 +88,7 @@ def resealed(alter: Callable[[dict[str, Any]], Any]) -> Change:
         del record["seal"]
         altered = alter(record)
         raw = altered if isinstance(altered, bytes) else json.dumps(altered).encode()
-        return Seal().close(name, raw) if raw.startswith(b'{"') else raw
+        return Signer().close(name, raw) if raw.startswith(b'{"') else raw
 
     return change
 
@@ -182,7 +182,7 @@ CHANGES: dict[str, Change] = {
     "metadata null": resealed(lambda record: record | {"metadata": None}),
     "the old form": resealed(lambda record: {"data": pickled(""), "serializer": {"type": "pickle"}}),
     "of another step": with_stored(lambda stored: stored | {"step_id": "somebody else"}),
-    "sealed with a secret": lambda content, name: Seal(secret=b"x" * 16).close(
+    "sealed with a secret": lambda content, name: Signer(secret=b"x" * 16).close(
         name, b"{" + content[content.index(b',"') + 1 :]
     ),
 }
@@ -257,10 +257,10 @@ async def test_with_a_secret_nobody_without_it_can_plant_a_record(
     """Each forgery here would be taken without a secret: it has our format, a right checksum, another amount."""
     monkeypatch.setenv("FASTROAI_RESULT_SECRET", SECRET)
     forgers = {
-        "with a checksum": Seal(),
-        "with another secret": Seal(secret=b"another secret of 32 characters."),
-        "with an empty secret": Seal(secret=b""),
-        "compressed": Seal(compression="gzip"),
+        "with a checksum": Signer(),
+        "with another secret": Signer(secret=b"another secret of 32 characters."),
+        "with an empty secret": Signer(secret=b""),
+        "compressed": Signer(compression="gzip"),
     }
     steps = {name: Pay() for name in forgers}
     pipeline = made_of(steps, tmp_path / "r")

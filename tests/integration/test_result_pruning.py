@@ -25,8 +25,8 @@ from fastroai import Pipeline, PipelineConfig, StepConfig
 from fastroai.cli import main
 from fastroai.errors import ResultStorageError
 from fastroai.executors import PrefectExecutor
-from fastroai.executors._prefect.pruning import Pruned, prune_results
-from fastroai.executors._prefect.seal import Seal
+from fastroai.executors._prefect.retention import Pruned, prune_results
+from fastroai.storage.signing import Signer
 from tests.integration.models import Ask, CountingModel
 from tests.support.s3 import S3Service
 from tests.support.steps import Give
@@ -64,7 +64,7 @@ def result_of(name: str) -> bytes:
     """A result under this name, as it is stored."""
     metadata = {"storage_key": f"/somewhere/{name}", "serializer": {"type": "fastroai-json"}}
     record = json.dumps({"metadata": metadata, "result": "{}"}, separators=(",", ":")).encode()
-    return Seal().close(name, record)
+    return Signer().close(name, record)
 
 
 def counts(pruned: Pruned) -> tuple[int, int, int, int]:
@@ -100,7 +100,7 @@ async def test_only_old_records_of_ours_are_deleted_from_a_folder_that_others_us
     (folder / ("de" * 32)).write_bytes(b"")
     (folder / ("ef" * 32)).write_bytes(result_of("0f" * 32))  # moved from another name
     (folder / "requests").mkdir()
-    (folder / "requests" / ("ab" * 32 + "-1")).write_bytes(Seal().close("x", b'{"format":1,"place":"other-1","a":1}'))
+    (folder / "requests" / ("ab" * 32 + "-1")).write_bytes(Signer().close("x", b'{"format":1,"place":"other-1","a":1}'))
     (folder / "notes.txt").write_bytes(result_of("notes.txt"))
     (folder / "deeper").mkdir()
     (folder / "deeper" / ("ab" * 32)).write_bytes(result_of("ab" * 32))

@@ -13,9 +13,9 @@ import pytest
 
 from fastroai import Pipeline, StepContext, StepExecutionError, step
 from fastroai.errors import LedgerUnavailableError, RunLeaseError
+from fastroai.leases.shared import configured_heartbeat
+from fastroai.leases.table import LeaseRequest
 from fastroai.usage import EntryState, Ledger
-from fastroai.usage.store import configured_heartbeat
-from fastroai.usage.store.leases import Claim
 from tests.support.gated_run import Gate, RunProcess, prompts, until
 from tests.support.models import counted_agent
 from tests.support.provider_process import ProviderProcess
@@ -226,7 +226,7 @@ async def test_a_run_that_ends_badly_gives_its_leases_up(outcome: str) -> None:
 
 @pytest.mark.usefixtures("sqlite_ledger")
 async def test_whoever_stops_waiting_leaves_nothing_behind() -> None:
-    claim = Claim(kind="run_key", name='["waits", "k"]', seconds=60)
+    claim = LeaseRequest(kind="run_key", name='["waits", "k"]', seconds=60)
     await asyncio.wrap_future(configured_heartbeat().take(claim, lambda: None))
     pipeline: Pipeline[Any, Any, int] = Pipeline("waits", {"a": Give(1)})
     run = asyncio.create_task(pipeline.execute({}, None, run_key="k"))

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from fastroai.database.engine import Database, database_url
 from fastroai.errors import LedgerUnavailableError
-from fastroai.usage.store.database import Database, database_url
-from fastroai.usage.store.heartbeat import Heartbeat, Lease
-from fastroai.usage.store.leases import Claim, Holding, LeaseTable, MemoryTable, SqlTable
+from fastroai.leases.heartbeat import Heartbeat, Lease
+from fastroai.leases.table import LeaseRecord, LeaseRequest, LeaseTable, MemoryTable, SqlTable
 
 HOUR = 3_600_000_000
 
@@ -47,15 +47,15 @@ def heartbeat(table: LeaseTable) -> Iterator[Heartbeat]:
     running.stop(10)
 
 
-def claim(seconds: float = 60, name: str = "work") -> Claim:
-    return Claim(kind="run_key", name=name, seconds=seconds, pipeline="p", run_key="k")
+def claim(seconds: float = 60, name: str = "work") -> LeaseRequest:
+    return LeaseRequest(kind="run_key", name=name, seconds=seconds, pipeline="p", run_key="k")
 
 
 def test_one_holds_it_and_the_other_is_told_who(table: LeaseTable) -> None:
     mine, theirs = claim(), replace(claim(), host="elsewhere", pid=7)
     assert table.take(theirs) is None
     holding = table.take(mine)
-    assert isinstance(holding, Holding)
+    assert isinstance(holding, LeaseRecord)
     assert holding.claim == theirs
     assert holding.is_alive
     assert [held.claim for held in table.holdings("run_key")] == [theirs]

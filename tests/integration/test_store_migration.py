@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect, text
 
+from fastroai.database.engine import Database, database_url
+from fastroai.database.migrations import CURRENT, MIGRATIONS, metadata, version_of
 from fastroai.errors import LedgerUnavailableError
+from fastroai.ledger.store import open_store
 from fastroai.usage import EntryState, Ledger
-from fastroai.usage.store import open_store
-from fastroai.usage.store.database import Database, database_url
-from fastroai.usage.store.schema import CURRENT, MIGRATIONS, metadata, version_of
 from tests.support.ledger_entries import charged
 
 VERSION_1 = [

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from fastroai.errors import LedgerUnavailableError
+from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.store import LedgerStore, open_store
+from fastroai.ledger.store.outbox import read_entries
 from fastroai.usage import EntryState, Ledger, LedgerEntry
-from fastroai.usage.selection import Selection
-from fastroai.usage.store import LedgerStore, open_store
-from fastroai.usage.store.spill import read_entries
 from tests.support.ledger_entries import charged
 from tests.support.postgres import PostgresServer
 
-ALL = Selection()
+ALL = LedgerFilter()
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def states(url: str) -> dict[str, EntryState]:
 async def test_a_required_ledger_that_can_not_be_opened_is_an_error_that_names_it(url: str, spill: Path) -> None:
     close_off(url)
     with pytest.raises(LedgerUnavailableError) as caught:
-        await open_store(url, spill_folder=spill)
+        await open_store(url, outbox_folder=spill)
     assert url in str(caught.value)
     assert "FASTROAI_LEDGER_REQUIRED=false" in str(caught.value)
 
@@ -75,13 +75,13 @@ async def test_the_password_of_a_ledger_is_not_shown(spill: Path) -> None:
         nobody.bind(("127.0.0.1", 0))
         url = f"postgresql://me:hidden@127.0.0.1:{nobody.getsockname()[1]}/books"
         with pytest.raises(LedgerUnavailableError) as caught:
-            await open_store(url, spill_folder=spill)
+            await open_store(url, outbox_folder=spill)
     assert "hidden" not in str(caught.value)
     assert "127.0.0.1" in str(caught.value)
 
 
 async def test_a_required_ledger_that_goes_away_refuses_intents_and_keeps_outcomes(url: str, spill: Path) -> None:
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
     await store.intend(LedgerEntry(id="before"))
     close_off(url)
     with pytest.raises(LedgerUnavailableError):
@@ -102,7 +102,7 @@ async def test_a_required_ledger_that_goes_away_refuses_intents_and_keeps_outcom
 
 async def test_a_ledger_that_is_not_required_books_later(url: str, spill: Path) -> None:
     close_off(url)
-    store = await open_store(url, required=False, spill_folder=spill)
+    store = await open_store(url, required=False, outbox_folder=spill)
     for number in range(3):
         await book(store, f"first-{number}")
     [file] = files(spill)
@@ -117,7 +117,7 @@ async def test_a_ledger_that_is_not_required_books_later(url: str, spill: Path) 
 
 async def test_entries_outlive_the_deletion_of_the_file_they_wait_in(url: str, spill: Path) -> None:
     close_off(url)
-    store = await open_store(url, required=False, spill_folder=spill)
+    store = await open_store(url, required=False, outbox_folder=spill)
     await book(store, "waits")
     for file in files(spill):
         file.unlink()
@@ -130,12 +130,12 @@ async def test_entries_outlive_the_deletion_of_the_file_they_wait_in(url: str, s
 
 async def test_what_a_process_could_not_write_the_next_one_writes(url: str, spill: Path) -> None:
     close_off(url)
-    store = await open_store(url, required=False, spill_folder=spill)
+    store = await open_store(url, required=False, outbox_folder=spill)
     await book(store, "kept")
     await store.close()
     assert len(files(spill)) == 1
     open_up(url)
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
     await store.flush()
     assert await states(url) == {"kept": EntryState.CHARGED}
     assert files(spill) == []
@@ -150,14 +150,14 @@ async def test_what_a_killed_process_had_kept_is_written_but_not_what_a_living_o
     other.start()
     assert await asyncio.to_thread(ready.wait, 60)
     open_up(url)
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
     await store.flush()
     assert await store.entries(ALL) == []
     await store.close()
     assert other.pid is not None
     os.kill(other.pid, signal.SIGKILL)
     other.join()
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
     await store.flush()
     assert {entry.id for entry in await store.entries(ALL)} == {"kept"}
     await store.close()
@@ -165,7 +165,7 @@ async def test_what_a_killed_process_had_kept_is_written_but_not_what_a_living_o
 
 def keep_and_wait(url: str, spill: Path, ready: object) -> None:
     async def main() -> None:
-        store = await open_store(url, required=False, spill_folder=spill)
+        store = await open_store(url, required=False, outbox_folder=spill)
         await store.intend(LedgerEntry(id="kept"))
         ready.set()  # type: ignore[attr-defined]  # an event of multiprocessing
         # Nothing more is handed over, and the next try by itself is at least half a second away.
@@ -175,7 +175,7 @@ def keep_and_wait(url: str, spill: Path, ready: object) -> None:
 
 
 async def test_a_file_that_was_deleted_is_made_again(url: str, spill: Path) -> None:
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
     await book(store, "old")
     await store.flush()
     for file in Path(url.removeprefix("sqlite:///")).parent.iterdir():
@@ -187,14 +187,14 @@ async def test_a_file_that_was_deleted_is_made_again(url: str, spill: Path) -> N
 
 async def test_a_line_that_was_cut_off_spoils_no_other(url: str, spill: Path) -> None:
     close_off(url)
-    store = await open_store(url, required=False, spill_folder=spill)
+    store = await open_store(url, required=False, outbox_folder=spill)
     await book(store, "one")
     await store.close()
     [file] = files(spill)
     with file.open("ab") as more:
         more.write(b'\n{"id": "cut o')
     open_up(url)
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
     await store.flush()
     assert await states(url) == {"one": EntryState.CHARGED}
     await store.close()
@@ -203,7 +203,7 @@ async def test_a_line_that_was_cut_off_spoils_no_other(url: str, spill: Path) ->
 async def test_entries_wait_in_memory_where_no_file_can_be_made(url: str, tmp_path: Path) -> None:
     (tmp_path / "blocked").touch()
     close_off(url)
-    store = await open_store(url, required=False, spill_folder=tmp_path / "blocked" / "unwritten")
+    store = await open_store(url, required=False, outbox_folder=tmp_path / "blocked" / "unwritten")
     await book(store, "one")
     open_up(url)
     await store.flush()
@@ -212,7 +212,7 @@ async def test_entries_wait_in_memory_where_no_file_can_be_made(url: str, tmp_pa
 
 
 async def test_another_writer_that_takes_its_time_is_waited_for(url: str, spill: Path) -> None:
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
     other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     intent = asyncio.create_task(store.intend(LedgerEntry(id="patient")))
@@ -227,8 +227,8 @@ async def test_another_writer_that_takes_its_time_is_waited_for(url: str, spill:
 
 async def test_a_postgresql_server_that_restarts_is_found_again(spill: Path, postgres_server: PostgresServer) -> None:
     url = postgres_server.new_database()
-    store = await open_store(url, spill_folder=spill)
-    tolerant = await open_store(url, required=False, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
+    tolerant = await open_store(url, required=False, outbox_folder=spill)
     await book(store, "before")
     await store.flush()
     postgres_server.stop()
@@ -250,7 +250,7 @@ async def test_a_postgresql_server_that_restarts_is_found_again(spill: Path, pos
 async def test_a_connection_that_broke_is_made_anew_without_anyone_noticing(postgres_url: str, spill: Path) -> None:
     import asyncpg
 
-    store = await open_store(postgres_url, spill_folder=spill)
+    store = await open_store(postgres_url, outbox_folder=spill)
     await book(store, "before")
     await store.flush()
     admin = await asyncpg.connect(postgres_url)

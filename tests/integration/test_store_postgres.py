@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastroai.cli import main
+from fastroai.database.engine import Database, database_url
 from fastroai.errors import LedgerNotFoundError
+from fastroai.ledger.aggregation import GROUPINGS, totals_of
+from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.store.mapping import as_stored
+from fastroai.ledger.store.queries import read_entries, read_totals
 from fastroai.usage import Ledger, LedgerEntry
-from fastroai.usage.selection import Selection
-from fastroai.usage.store.database import Database, database_url
-from fastroai.usage.store.reading import read_entries, read_totals
-from fastroai.usage.store.rows import as_stored
-from fastroai.usage.totals import GROUPINGS, totals_of
 from tests.support.ledger_entries import charged, entries, fill, selections
 
 
@@ -26,7 +26,7 @@ def test_on_postgresql_totals_are_the_same(postgres_url: str) -> None:
 
     @given(st.lists(entries(), max_size=6), selections)
     @settings(max_examples=15, deadline=None)
-    def check(booked: list[LedgerEntry], selection: Selection) -> None:
+    def check(booked: list[LedgerEntry], selection: LedgerFilter) -> None:
         fill(database, booked)
         found = database.run(lambda connection: read_entries(connection, selection))
         stored = sorted(map(as_stored, booked), key=lambda entry: (entry.sent_at, entry.id))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fastroai import FastroAgent
-from fastroai.agent.metering import dispatch_scope
 from fastroai.errors import SettingsError, UnknownModelPriceError
-from fastroai.usage.ledger import RunLedger
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.metering.scope import dispatch_scope
 from tests.support.behaviours import Answer
 from tests.support.provider_process import ProviderProcess
 
@@ -20,8 +20,8 @@ def answering(provider: ProviderProcess) -> None:
     provider.script("Hi", Answer("Hello!"))
 
 
-async def ask() -> RunLedger:
-    ledger = RunLedger()
+async def ask() -> RequestRecorder:
+    ledger = RequestRecorder()
     with dispatch_scope(ledger):
         await FastroAgent(model=MODEL).run("Hi")
     return ledger
@@ -40,7 +40,7 @@ async def test_by_default_it_is_sent_and_booked_as_unpriced(
 
 async def test_with_fail_nothing_is_sent_or_booked(provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_UNPRICED", "fail")
-    ledger = RunLedger()
+    ledger = RequestRecorder()
     with dispatch_scope(ledger), pytest.raises(UnknownModelPriceError, match="FASTROAI_PROVIDER_HOSTS"):
         await FastroAgent(model=MODEL).run("Hi")
     assert ledger.entries == ()

@@ -32,9 +32,10 @@ from pydantic_ai.retries import AsyncHTTPX2TenacityTransport, RetryConfig
 from tenacity import retry_if_exception_type, retry_if_result, stop_after_attempt
 
 from fastroai import CostCalculator, FastroAgent
-from fastroai.agent.metering import dispatch_scope
-from fastroai.agent.wire import Send
-from fastroai.usage.ledger import LedgerEntry, RunLedger
+from fastroai.ledger.entries import LedgerEntry
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.metering.http_attempts import Send
+from fastroai.metering.scope import dispatch_scope
 from tests.support.scripted_http import DROP, HANG, ScriptedHTTP
 
 PRICES = CostCalculator(
@@ -108,9 +109,9 @@ def ready(model: Model, **options: Any) -> FastroAgent[Any]:
     return FastroAgent(agent=Agent(model), cost_calculator=PRICES, **options)
 
 
-async def books_of(agent: FastroAgent[Any], ledger: RunLedger | None = None, **options: Any) -> list[LedgerEntry]:
+async def books_of(agent: FastroAgent[Any], ledger: RequestRecorder | None = None, **options: Any) -> list[LedgerEntry]:
     """The entries of one run, whatever becomes of it."""
-    ledger = RunLedger() if ledger is None else ledger
+    ledger = RequestRecorder() if ledger is None else ledger
     with dispatch_scope(ledger), suppress(ModelAPIError, httpx2.HTTPError):
         await agent.run("Hi", **options)
     return list(ledger.entries)
@@ -156,7 +157,7 @@ async def test_a_ready_client_tries_as_often_as_it_would_and_each_time_is_booked
 @pytest.mark.parametrize("make", [*ANSWERED, anthropic_on_bedrock])
 async def test_a_lost_connection_is_unsettled_each_time(make: Callable[[str], Model]) -> None:
     with ScriptedHTTP(DROP) as server:
-        ledger = RunLedger()
+        ledger = RequestRecorder()
         with dispatch_scope(ledger), pytest.raises(Exception):  # noqa: B017, PT011 - each SDK has its own
             await ready(make(server.url)).run("Hi")
     assert len(server.arrived) == len(ledger.entries) >= 1
@@ -165,7 +166,7 @@ async def test_a_lost_connection_is_unsettled_each_time(make: Callable[[str], Mo
 
 @pytest.mark.parametrize("make", [openai_chat, partial(openai_through, retrying()), bedrock, anthropic_on_bedrock])
 async def test_each_attempt_is_booked_before_it_leaves(make: Callable[[str], Model]) -> None:
-    ledger, booked = RunLedger(), []
+    ledger, booked = RequestRecorder(), []
     with ScriptedHTTP(500) as server:
         server.on_arrival = lambda: booked.append(len(ledger.entries))
         await books_of(ready(make(server.url)), ledger)
@@ -283,7 +284,7 @@ class TestTransports:
         assert states(entries) == ["unsettled", "charged"]
 
     async def test_a_stream(self) -> None:
-        ledger = RunLedger()
+        ledger = RequestRecorder()
         with ScriptedHTTP(500, 200) as server, dispatch_scope(ledger):
             agent = ready(openai_through(retrying(), server.url))
             assert "".join([chunk.content async for chunk in agent.run_stream("Hi")]) == "Hi"
@@ -344,7 +345,7 @@ class TestTheClientOfSomebodyElse:
 
     async def test_its_other_requests_are_not_booked(self) -> None:
         client = create_async_httpx2_client()
-        ledger = RunLedger()
+        ledger = RequestRecorder()
         with ScriptedHTTP(200) as server:
             agent = ready(openai_chat(server.url, http_client=client))
             others = [client.post(f"{server.url}/v1/chat/completions", json={}) for _ in range(5)]
@@ -400,7 +401,7 @@ class TestTheClientOfSomebodyElse:
 
 
 async def test_a_cancelled_call_of_boto_has_an_entry_for_each_attempt_it_still_makes() -> None:
-    ledger, arrived = RunLedger(), asyncio.Event()
+    ledger, arrived = RequestRecorder(), asyncio.Event()
     loop = asyncio.get_running_loop()
     with ScriptedHTTP(500) as server, dispatch_scope(ledger):
         server.on_arrival = lambda: loop.call_soon_threadsafe(arrived.set)

@@ -45,7 +45,7 @@ SILENCE = LEASE_SECONDS + 0.1
 WORKER, RESULTS = "KILLED_RUNS_WORKER", "KILLED_RUNS_RESULTS"
 """Environment variables that a worker is given: its name, and the folder for the folders of its flow runs."""
 
-IMPORTS = ("pydantic_ai.models.openai", "openai.resources", "genai_prices.data", "fastroai.usage.store.sql")
+IMPORTS = ("pydantic_ai.models.openai", "openai.resources", "genai_prices.data", "fastroai.ledger.store.sql_store")
 IMPORTS_UNDER_PREFECT = ("fastroai.executors.prefect", "prefect.flow_engine", "prefect.task_engine")
 """What a run imports: once, before all processes."""
 

@@ -21,8 +21,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 
-from fastroai.usage.store import configured_heartbeat
-from fastroai.usage.store.leases import Holding
+from fastroai.leases.shared import configured_heartbeat
+from fastroai.leases.table import LeaseRecord
 from tests.support.killed_runs import RESULTS, SLOWEST, WORKER, Attempt, kept
 from tests.support.provider_process import ProviderProcess
 
@@ -294,7 +294,7 @@ def _output(folder: Path) -> Any:
     return json.loads(json.loads(file.read_bytes())["result"])["output"]["value"]
 
 
-async def _holdings() -> list[Holding]:
+async def _holdings() -> list[LeaseRecord]:
     return await asyncio.wrap_future(configured_heartbeat().holdings("flow_run"))
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, TokenCounts
-from fastroai.usage.selection import Selection
-from fastroai.usage.store.database import Database, Insert
-from fastroai.usage.store.rows import intent_row, outcome_row
-from fastroai.usage.store.schema import intents, outcomes
+from fastroai.database.engine import Database, Insert
+from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
+from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.store.mapping import intent_row, outcome_row
+from fastroai.ledger.store.schema import intents, outcomes
+from fastroai.pricing.token_counts import TokenCounts
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -79,7 +80,7 @@ _outcomes: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 
 selections = st.builds(
-    Selection,
+    LedgerFilter,
     run_id=st.none() | st.just("a"),
     run_key=st.none() | st.just("b"),
     pipeline=st.none() | st.just("a"),

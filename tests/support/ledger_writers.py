@@ -12,8 +12,9 @@ import time
 from decimal import Decimal
 from pathlib import Path
 
-from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, TokenCounts
-from fastroai.usage.store import LedgerStore, open_store
+from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
+from fastroai.ledger.store import LedgerStore, open_store
+from fastroai.pricing.token_counts import TokenCounts
 
 COST = Decimal("0.000123456789")
 
@@ -30,7 +31,7 @@ def charged(sent: LedgerEntry) -> LedgerEntry:
 
 async def write(url: str, name: str, count: int, spill: Path) -> None:
     """Many coroutines, each with a request of its own."""
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
 
     async def request(number: int) -> None:
         sent = entry(f"{name}-{number}")
@@ -44,7 +45,7 @@ async def write(url: str, name: str, count: int, spill: Path) -> None:
 
 async def write_until_killed(url: str, name: str, spill: Path, out: int) -> None:
     """Requests without end, ten at a time; each intent and each flushed outcome is reported when it is committed."""
-    store = await open_store(url, spill_folder=spill)
+    store = await open_store(url, outbox_folder=spill)
     os.write(out, b'["ready", ""]\n')
     await asyncio.gather(*(_requests(store, f"{name}-{lane}", out) for lane in range(10)))
 

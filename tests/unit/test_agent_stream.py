@@ -15,9 +15,10 @@ from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.toolsets import FunctionToolset
 
 from fastroai import FastroAgent, StreamChunk
-from fastroai.agent.metering import current_scope, dispatch_scope
+from fastroai.ledger.entries import EntryState
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.metering.scope import current_scope, dispatch_scope
 from fastroai.testing import ScriptedModel, ToolCall
-from fastroai.usage.ledger import EntryState, RunLedger
 
 
 class City(BaseModel):
@@ -77,7 +78,7 @@ async def test_a_ready_agent_streams_and_is_metered() -> None:
 
 
 async def test_leaving_early_is_in_the_books() -> None:
-    ledger = RunLedger()
+    ledger = RequestRecorder()
     with dispatch_scope(ledger):
         async with aclosing(FastroAgent(model=ScriptedModel("one two three")).run_stream("Hi")) as chunks:
             async for _ in chunks:
@@ -89,7 +90,7 @@ async def test_leaving_early_is_in_the_books() -> None:
 
 
 async def test_leaving_early_without_closing_disturbs_nobody() -> None:
-    ledger, complaints = RunLedger(), []
+    ledger, complaints = RequestRecorder(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     agent = FastroAgent(model=ScriptedModel("one two three", repeat=True))
     with dispatch_scope(ledger):
@@ -105,7 +106,7 @@ async def test_leaving_early_without_closing_disturbs_nobody() -> None:
 
 
 async def test_a_cancelled_consumer_cancels_the_request() -> None:
-    ledger, asked = RunLedger(), asyncio.Event()
+    ledger, asked = RequestRecorder(), asyncio.Event()
 
     async def never(*_: object) -> str:
         asked.set()

@@ -15,22 +15,31 @@ FLOORS: list[tuple[str, int]] = [
     ("fastroai.errors", 0),
     ("fastroai.settings", 0),
     ("fastroai.providers", 0),
-    ("fastroai.usage", 1),
+    ("fastroai.pricing", 1),
+    ("fastroai.database", 1),
+    ("fastroai.serialization", 1),
     ("fastroai.tracing", 1),
     ("fastroai.tools", 1),
-    ("fastroai.agent", 2),
-    ("fastroai.pipelines", 3),
+    ("fastroai.ledger", 2),
+    ("fastroai.usage", 2),
+    ("fastroai.leases", 2),
+    ("fastroai.storage", 2),
+    ("fastroai.replay", 3),
+    ("fastroai.metering", 3),
+    ("fastroai.agent", 4),
+    ("fastroai.pipelines", 5),
+    ("fastroai.fingerprint", 5),
     # Names of executors by choice, the protocol, and what both executors share.
-    ("fastroai.executors", 4),
-    ("fastroai.executors.in_memory", 5),
-    ("fastroai.executors.prefect", 5),
-    ("fastroai.executors._prefect", 5),
-    ("fastroai.testing", 5),
-    ("fastroai.cli", 6),
-    ("fastroai.console", 6),
-    ("fastroai", 6),
-    ("flows", 6),
-    ("deployments", 6),
+    ("fastroai.executors", 6),
+    ("fastroai.executors.in_memory", 7),
+    ("fastroai.executors.prefect", 7),
+    ("fastroai.executors._prefect", 7),
+    ("fastroai.simulation", 7),
+    ("fastroai.testing", 7),
+    ("fastroai.cli", 8),
+    ("fastroai", 8),
+    ("flows", 8),
+    ("deployments", 8),
 ]
 """The longest matching name counts."""
 
@@ -40,6 +49,7 @@ UPWARD: set[tuple[str, str]] = {
     ("fastroai.pipelines.pipeline", "fastroai.executors.protocol"),
     # PipelineExecutor, the published name of the engine in process.
     ("fastroai.pipelines.executor", "fastroai.executors.in_memory"),
+    # The storage blocks of Prefect, resolved by its adapter.
     # FastroAgent.as_step, and AgentStepWrapper as a name of fastroai.agent.
     ("fastroai.agent.agent", "fastroai.pipelines.agent_step"),
     ("fastroai.agent", "fastroai.pipelines.agent_step"),
@@ -47,11 +57,11 @@ UPWARD: set[tuple[str, str]] = {
 """(module, what it imports from above), each inside a function. `fastroai.executors` loads executors by name."""
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "prefect": ("fastroai.executors.prefect", "fastroai.executors._prefect"),
+    "prefect": ("fastroai.executors.prefect", "fastroai.executors._prefect", "fastroai.storage"),
     "prefect_aws": ("fastroai.executors.prefect", "fastroai.executors._prefect"),
-    "genai_prices": ("fastroai.usage.pricing",),
-    "sqlite3": ("fastroai.usage.store",),
-    "sqlalchemy": ("fastroai.usage.store",),
+    "genai_prices": ("fastroai.pricing.price_list", "fastroai.pricing.max_cost"),
+    "sqlite3": ("fastroai.database", "fastroai.ledger.store", "fastroai.leases"),
+    "sqlalchemy": ("fastroai.database", "fastroai.ledger.store", "fastroai.leases"),
 }
 """Packages with one home in fastroai/."""
 
@@ -164,12 +174,14 @@ def test_a_package_is_imported_in_its_home_only(package: str) -> None:
 
 
 def test_genai_prices_is_imported_only_when_a_price_is_asked_for() -> None:
-    found = [i for i in imports("fastroai.usage.pricing") if i.target.split(".")[0] == "genai_prices"]
+    found = [i for i in imports("fastroai.pricing.price_list") if i.target.split(".")[0] == "genai_prices"]
     assert found
     assert [str(i) for i in found if not (i.lazy or i.typing_only)] == []
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("fastroai", "flows")) and "prefect" not in m])
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.startswith(("fastroai", "flows")) and "prefect" not in m and "storage" not in m]
+)
 def test_no_module_outside_the_adapter_imports_prefect_when_it_is_imported(module: str) -> None:
     eager = [
         str(found)

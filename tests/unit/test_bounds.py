@@ -39,13 +39,14 @@ from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RequestUsage
 
 from fastroai import CostCalculator
-from fastroai.agent.bounds import FOR_TOOLS, PER_PART, PER_REQUEST, tokens_at_most
-from fastroai.agent.settlement import Pricer, settle_answer
+from fastroai.ledger.entries import LedgerEntry
+from fastroai.metering.outcomes import settle_answer
+from fastroai.metering.pricer import Pricer
+from fastroai.metering.token_bounds import FOR_TOOLS, PER_PART, PER_REQUEST, tokens_at_most
+from fastroai.pricing.max_cost import list_max_cost
+from fastroai.pricing.model_names import ModelRef
+from fastroai.simulation.local_model import estimate_usage
 from fastroai.testing import ScriptedModel, fixed_prices
-from fastroai.testing.local_model import estimate_usage
-from fastroai.usage.ledger import LedgerEntry
-from fastroai.usage.model_names import ModelRef
-from fastroai.usage.pricing import price_ceiling
 
 NONE = ModelRequestParameters()
 LIMIT: dict[str, Any] = {"max_tokens": 100}
@@ -289,8 +290,8 @@ def test_no_listed_price_is_above_its_ceiling(provider: Any) -> None:
     calculator = CostCalculator()
     days = [datetime(2026, 11, 20, hour, 30, tzinfo=UTC) for hour in (2, 8, 17)]
     for model in provider.models:
-        ceiling = price_ceiling([ModelRef(provider.id, model.id.lower())], at=days[0], tier="fast-mode")
-        ceiling = ceiling or price_ceiling([ModelRef(provider.id, model.id.lower())], at=days[0])
+        ceiling = list_max_cost([ModelRef(provider.id, model.id.lower())], at=days[0], tier="fast-mode")
+        ceiling = ceiling or list_max_cost([ModelRef(provider.id, model.id.lower())], at=days[0])
         if ceiling is None:
             continue
         contexts = [{}, *(variant.when for variant in model.price_variants or ())]

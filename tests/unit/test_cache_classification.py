@@ -19,9 +19,9 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 from fastroai import AgentConfig, CostCalculator, FastroAgent, PipelineConfig, StepConfig
 from fastroai.executors._prefect.caching import CacheKey, StepIdentity
-from fastroai.pipelines.agent_identity import NOT_ABOUT_THE_ANSWER
+from fastroai.fingerprint.agents import NOT_ABOUT_THE_ANSWER
+from fastroai.fingerprint.steps import fingerprint
 from fastroai.pipelines.decorators import FunctionStep
-from fastroai.pipelines.fingerprint import fingerprint
 
 
 class Points(BaseModel):

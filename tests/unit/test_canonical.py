@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
-from fastroai.pipelines.canonical import canonical_json, digest
+from fastroai.serialization.canonical_json import canonical_json, digest
 
 
 class Colour(StrEnum):
@@ -167,7 +167,7 @@ def test_what_has_no_content_that_is_known_has_no_digest():
 @pytest.mark.parametrize("seed", ["0", "1", "42"])
 def test_no_hash_seed_changes_a_digest(seed: str):
     program = (
-        "from fastroai.pipelines.canonical import digest\n"
+        "from fastroai.serialization.canonical_json import digest\n"
         "print(digest([{'b', 'a', 'c', 'd'}, frozenset([('x', 1), ('y', 2)]), {(1, 'a'): {'z': 0.0}}]))"
     )
     done = subprocess.run(

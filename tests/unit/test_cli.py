@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fastroai.cli import main
-from fastroai.console.run_costs import cost_lines, cost_table
-from fastroai.console.values import render
-from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, TokenCounts, total_usd
+from fastroai.cli.rendering.run_costs import cost_lines, cost_table
+from fastroai.cli.rendering.values import render
+from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry, total_usd
+from fastroai.pricing.token_counts import TokenCounts
 from tests.support.cost_table import read_cost_table
 
 JOBS = """

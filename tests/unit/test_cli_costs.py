@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastroai.console.table import display_width
+from fastroai.cli.rendering.table import display_width
+from fastroai.database.engine import Database, database_url
+from fastroai.ledger.aggregation import GROUPINGS, totals_of
+from fastroai.ledger.store.mapping import as_stored
+from fastroai.pricing.money import EXACT
+from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState, LedgerEntry
-from fastroai.usage.ledger import TokenCounts
-from fastroai.usage.store.database import Database, database_url
-from fastroai.usage.store.rows import as_stored
-from fastroai.usage.totals import GROUPINGS, totals_of
-from fastroai.usage.units import EXACT
 from tests.support.command import Books, books
 from tests.support.ledger_entries import START, charged, entries, fill
 
@@ -372,7 +372,7 @@ def test_the_command_never_imports_prefect(books: Books) -> None:
 def test_a_run_does_not_load_what_reads_a_ledger() -> None:
     code = (
         "import sys, fastroai.cli as cli; cli._parser();"
-        "assert not {'sqlalchemy', 'prefect', 'fastroai.usage.books'} & set(sys.modules)"
+        "assert not {'sqlalchemy', 'prefect', 'fastroai.ledger.ledger'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

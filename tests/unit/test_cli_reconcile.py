@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastroai.console.table import display_width
+from fastroai.cli.rendering.table import display_width
 from fastroai.usage import EntryState, LedgerEntry
 from tests.support.command import Books, books
 from tests.support.ledger_entries import START, charged

@@ -8,10 +8,10 @@ from decimal import Decimal
 
 import pytest
 
-from fastroai.console.table import display_width
+from fastroai.cli.rendering.table import display_width
+from fastroai.ledger.repricing import what_if
+from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState, LedgerEntry
-from fastroai.usage.ledger import TokenCounts
-from fastroai.usage.what_if import what_if
 from tests.support.command import Books, books
 from tests.support.ledger_entries import charged
 

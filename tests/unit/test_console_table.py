@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroai.console.table import (
+from fastroai.cli.rendering.table import (
     Column,
     amounts,
     bar,

@@ -21,8 +21,8 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.test import TestModel
 
 from fastroai import BaseStep, FastroAgent, StepContext, step
-from fastroai.pipelines import source
-from fastroai.pipelines.fingerprint import fingerprint
+from fastroai.fingerprint import functions as source
+from fastroai.fingerprint.steps import fingerprint
 
 PROMPTS = '''
 """Prompts."""
@@ -397,7 +397,7 @@ def test_a_program_that_is_run_has_the_fingerprints_of_the_module_that_is_import
     program = f"""
 if __name__ == "__main__":
     import json
-    from fastroai.pipelines.fingerprint import fingerprint
+    from fastroai.fingerprint.steps import fingerprint
     print(json.dumps({{name: fingerprint(globals()[name]) for name in {EVERY!r}}}))
 """
     (tmp_path / "prompts.py").write_text(PROMPTS)

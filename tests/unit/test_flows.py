@@ -15,8 +15,8 @@ import pytest
 
 from fastroai import FastroAgent, Pipeline, PipelineResult, StepContext, StepExecutionError
 from fastroai.errors import InputValidationError, SettingsError
+from fastroai.ledger.entries import total_usd
 from fastroai.testing import OfflineModel, ScriptedModel
-from fastroai.usage.ledger import total_usd
 from flows.packages import Package, PackageError, collect_packages, family_of
 
 REPOSITORY = Path(__file__).parents[2]

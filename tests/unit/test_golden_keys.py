@@ -30,8 +30,8 @@ KEYS = {
 PROGRAM = """
 import json
 from fastroai.executors._prefect.caching import CacheKey, StepIdentity
-from fastroai.pipelines.canonical import digest
-from fastroai.pipelines.fingerprint import fingerprint
+from fastroai.serialization.canonical_json import digest
+from fastroai.fingerprint.steps import fingerprint
 from tests.support.golden_steps import STEPS
 
 inputs = digest({"text": "alpha", "amount": 0.0, "tags": {"a", "b", "c"}})
@@ -50,7 +50,7 @@ print(json.dumps([found, keys]))
 
 PURE = """
 import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("source", "fastroai/pipelines/source.py")
+spec = importlib.util.spec_from_file_location("source", "fastroai/fingerprint/functions.py")
 source = importlib.util.module_from_spec(spec)
 sys.modules["source"] = source
 spec.loader.exec_module(source)

@@ -26,10 +26,12 @@ from pydantic_ai.toolsets import FunctionToolset
 from pydantic_ai.usage import RequestUsage
 
 from fastroai import CostCalculator, FastroAgent
-from fastroai.agent.metering import RequestMeter, current_scope, dispatch_scope
-from fastroai.agent.transience import retry_delay
+from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.metering.meter import RequestMeter
+from fastroai.metering.retries import retry_delay
+from fastroai.metering.scope import current_scope, dispatch_scope
 from fastroai.testing import OfflineModel, ScriptedModel, ToolCall, fixed_prices
-from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, RunLedger
 
 HTTP = {"model_name": "gpt-5-mini", "headers": {"retry-after-ms": "1"}}
 
@@ -40,7 +42,7 @@ def refusal(status: int) -> ModelHTTPError:
 
 async def books_of(model: Model, *, raises: type[BaseException] | None = None, **options: Any) -> list[LedgerEntry]:
     """The entries of one run of an agent on a model."""
-    ledger = RunLedger()
+    ledger = RequestRecorder()
     with dispatch_scope(ledger):
         run = FastroAgent(model=model, **options).run("Hi")
         if raises is None:
@@ -60,13 +62,13 @@ class TestScope:
         assert current_scope() is None
 
     def test_the_innermost_counts(self) -> None:
-        with dispatch_scope(RunLedger(), Attribution(step_id="outer")) as outer:
-            with dispatch_scope(RunLedger(), Attribution(step_id="inner")):
+        with dispatch_scope(RequestRecorder(), Attribution(step_id="outer")) as outer:
+            with dispatch_scope(RequestRecorder(), Attribution(step_id="inner")):
                 assert current_scope() is not outer
             assert current_scope() is outer
 
     async def test_entries_carry_its_attribution(self) -> None:
-        ledger = RunLedger()
+        ledger = RequestRecorder()
         attribution = Attribution(run_id="r1", step_id="write", attempt=2, dispatch=1)
         with dispatch_scope(ledger, attribution):
             await FastroAgent(model=ScriptedModel("Hi")).run("Hi")
@@ -82,7 +84,7 @@ class TestScope:
         outer = FastroAgent(
             model=ScriptedModel(ToolCall("ask"), "outer"), toolsets=[FunctionToolset([ask])], name="outer"
         )
-        ledger = RunLedger()
+        ledger = RequestRecorder()
         with dispatch_scope(ledger, Attribution(step_id="s", dispatch=1)):
             response = await outer.run("Hi")
         assert [entry.agent for entry in ledger.of_step("s")] == ["outer", "inner", "outer"]
@@ -91,8 +93,8 @@ class TestScope:
     async def test_fifty_runs_at_once_keep_their_books_apart(self) -> None:
         agent = FastroAgent(model=ScriptedModel("Hi", repeat=True, delay=0.001))
 
-        async def one(number: int) -> RunLedger:
-            ledger = RunLedger()
+        async def one(number: int) -> RequestRecorder:
+            ledger = RequestRecorder()
             with dispatch_scope(ledger, Attribution(step_id=str(number))):
                 await agent.run("Hi")
             return ledger
@@ -113,7 +115,7 @@ class TestOutcomes:
         assert "genai-prices" in (entry.price_source or "")
 
     async def test_the_intent_is_recorded_before_the_send(self) -> None:
-        ledger = RunLedger()
+        ledger = RequestRecorder()
         seen: list[str] = []
 
         def look(*_: object) -> str:
@@ -184,7 +186,7 @@ class TestOutcomes:
         assert (entry.state, entry.error) == (EntryState.UNSETTLED, "RuntimeError: broken")
 
     async def test_a_cancelled_request_leaves_the_outcome_open(self) -> None:
-        ledger, asked = RunLedger(), asyncio.Event()
+        ledger, asked = RequestRecorder(), asyncio.Event()
 
         async def never(messages: Any, info: Any) -> str:
             asked.set()
@@ -227,7 +229,7 @@ class TestFallback:
 
     async def test_a_stream_falls_back_too(self) -> None:
         model = FallbackModel(ScriptedModel(refusal(404)), ScriptedModel("one two"))
-        ledger = RunLedger()
+        ledger = RequestRecorder()
         with dispatch_scope(ledger):
             chunks = [chunk async for chunk in FastroAgent(model=model).run_stream("Hi")]
         assert "".join(chunk.content for chunk in chunks) == "one two"

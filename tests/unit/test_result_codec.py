@@ -16,10 +16,18 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 from pydantic_ai.output import NativeOutput, PromptedOutput, TextOutput, ToolOutput
 
-from fastroai import BaseStep, ConversationState, ConversationStatus, FastroAgent, StepContext, step
+from fastroai import (
+    BaseStep,
+    ConversationState,
+    ConversationStatus,
+    FastroAgent,
+    StepContext,
+    step,
+)
 from fastroai.errors import ResultStorageError
-from fastroai.executors._prefect.codec import StepCodec, is_plain, loads_strictly
-from fastroai.executors._prefect.declared import declared_output
+from fastroai.executors.output_types import declared_output
+from fastroai.executors.step_codec import StepCodec
+from fastroai.serialization.strict_json import is_plain, loads_strictly
 from fastroai.testing import OfflineModel
 from tests.support.typed_values import Colour, Named, One, Point, Twin, declared_values, spelled
 
@@ -174,7 +182,7 @@ def test_an_iterator_is_refused_and_not_used_up(declared: Any) -> None:
 def test_a_set_is_written_the_same_in_every_process() -> None:
     """Keys of dependents are made of it."""
     program = (
-        "import json\nfrom pydantic import TypeAdapter\nfrom fastroai.executors._prefect.codec import StepCodec\n"
+        "import json\nfrom pydantic import TypeAdapter\nfrom fastroai.executors.step_codec import StepCodec\n"
         "names = {f'name {n}' for n in range(40)}\n"
         "codec = StepCodec('s', set[str], TypeAdapter(set[str]))\nprint(json.dumps(codec.encode(names)))"
     )

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroai.executors._prefect.seal import Seal
 from fastroai.settings import load_settings
+from fastroai.storage.signing import Signer
 
 NAME = "3f0c/key"
 RECORD = json.dumps(
@@ -22,13 +22,13 @@ RECORD = json.dumps(
 SECRET = b"a secret of 24 characters"
 
 SEALS = [
-    Seal(secret=secret, compression=compression)
+    Signer(secret=secret, compression=compression)
     for secret in (None, SECRET)
     for compression in ("none", "gzip")  # type: ignore[attr-defined]
 ]
 
 
-def opened(seal: Seal, content: bytes, name: str = NAME) -> bytes | None:
+def opened(seal: Signer, content: bytes, name: str = NAME) -> bytes | None:
     """What is read of a stored record; None where it is refused."""
     try:
         return seal.open(name, content)
@@ -37,12 +37,12 @@ def opened(seal: Seal, content: bytes, name: str = NAME) -> bytes | None:
 
 
 @pytest.mark.parametrize("seal", SEALS, ids=str)
-def test_a_record_is_read_as_it_was_written(seal: Seal) -> None:
+def test_a_record_is_read_as_it_was_written(seal: Signer) -> None:
     assert opened(seal, seal.close(NAME, RECORD)) == RECORD
 
 
 @pytest.mark.parametrize("seal", SEALS, ids=str)
-def test_no_flipped_bit_is_read_as_another_record(seal: Seal) -> None:
+def test_no_flipped_bit_is_read_as_another_record(seal: Signer) -> None:
     stored = seal.close(NAME, RECORD)
     refused = 0
     for position in range(8 * len(stored)):
@@ -56,7 +56,7 @@ def test_no_flipped_bit_is_read_as_another_record(seal: Seal) -> None:
 
 
 @pytest.mark.parametrize("seal", SEALS, ids=str)
-def test_no_part_of_a_record_is_read(seal: Seal) -> None:
+def test_no_part_of_a_record_is_read(seal: Signer) -> None:
     stored = seal.close(NAME, RECORD)
     for length in range(len(stored)):
         assert opened(seal, stored[:length]) is None
@@ -67,7 +67,7 @@ def test_no_part_of_a_record_is_read(seal: Seal) -> None:
 
 
 @pytest.mark.parametrize("seal", SEALS, ids=str)
-def test_a_record_is_not_read_under_another_name(seal: Seal) -> None:
+def test_a_record_is_not_read_under_another_name(seal: Signer) -> None:
     stored = seal.close(NAME, RECORD)
     for name in ("", "3f0c", "3f0c/key2", "3F0C/key", f"{NAME}\n", "other"):
         assert opened(seal, stored, name) is None
@@ -82,11 +82,11 @@ def test_other_content_is_not_read(content: bytes) -> None:
 
 
 def test_with_a_secret_only_its_own_seal_is_read() -> None:
-    mine = Seal(secret=SECRET)
-    assert opened(mine, Seal(secret=SECRET + b"2").close(NAME, RECORD)) is None
-    assert opened(mine, Seal().close(NAME, RECORD)) is None
-    assert opened(Seal(), mine.close(NAME, RECORD)) is None
-    plain = Seal().close(NAME, RECORD)
+    mine = Signer(secret=SECRET)
+    assert opened(mine, Signer(secret=SECRET + b"2").close(NAME, RECORD)) is None
+    assert opened(mine, Signer().close(NAME, RECORD)) is None
+    assert opened(Signer(), mine.close(NAME, RECORD)) is None
+    plain = Signer().close(NAME, RECORD)
     assert opened(mine, plain.replace(b"sha256:", b"hmac-sha256:")) is None
     keyless = hashlib.sha256(SECRET + RECORD).hexdigest().encode()
     assert opened(mine, b'{"seal":"hmac-sha256:' + keyless + b'",' + RECORD[1:]) is None
@@ -100,16 +100,16 @@ def test_compressed_or_not_a_record_is_read_under_either_setting() -> None:
 
 
 def test_compression_makes_a_long_record_small_and_always_the_same() -> None:
-    seal, record = Seal(compression="gzip"), b'{"result":"' + b"word " * 10_000 + b'"}'
+    seal, record = Signer(compression="gzip"), b'{"result":"' + b"word " * 10_000 + b'"}'
     assert len(seal.close(NAME, record)) < len(record) / 50
     assert seal.close(NAME, record) == seal.close(NAME, record)
 
 
 def test_what_expands_beyond_the_bound_is_refused_before_it_is_expanded() -> None:
-    sealed = Seal().close(NAME, b'{"result":"' + b"0" * 50_000_000 + b'"}')
+    sealed = Signer().close(NAME, b'{"result":"' + b"0" * 50_000_000 + b'"}')
     bomb = gzip.compress(sealed, compresslevel=1)
-    assert opened(Seal(), bomb) is not None, "it is a right record otherwise"
-    bounded = Seal(largest=1_000_000)
+    assert opened(Signer(), bomb) is not None, "it is a right record otherwise"
+    bounded = Signer(largest=1_000_000)
     with pytest.raises(ValueError, match="expands to more than 1000000 bytes"):
         bounded.open(NAME, bomb)
 
@@ -117,26 +117,26 @@ def test_what_expands_beyond_the_bound_is_refused_before_it_is_expanded() -> Non
 def test_a_record_beyond_the_bound_is_written_as_it_is_and_read() -> None:
     rng = random.Random(1)
     record = json.dumps({"result": rng.randbytes(2_000).hex()}).encode()
-    seal = Seal(compression="gzip", largest=1_000)
+    seal = Signer(compression="gzip", largest=1_000)
     stored = seal.close(NAME, record)
     assert stored.startswith(b"{")
     assert opened(seal, stored) == record
 
 
 def test_two_gzip_streams_in_a_row_are_no_record() -> None:
-    sealed = Seal().close(NAME, RECORD)
-    assert opened(Seal(), gzip.compress(sealed[:20]) + gzip.compress(sealed[20:])) is None
-    assert opened(Seal(), zlib.compress(sealed)) is None
+    sealed = Signer().close(NAME, RECORD)
+    assert opened(Signer(), gzip.compress(sealed[:20]) + gzip.compress(sealed[20:])) is None
+    assert opened(Signer(), zlib.compress(sealed)) is None
 
 
 def test_only_json_objects_are_sealed() -> None:
     for record in (b"", b"{}", b"[1]", b"\x80\x04."):
         with pytest.raises(ValueError, match="JSON objects"):
-            Seal().close(NAME, record)
+            Signer().close(NAME, record)
 
 
 def test_a_stored_record_stays_json_that_people_can_read() -> None:
-    stored = json.loads(Seal().close(NAME, RECORD))
+    stored = json.loads(Signer().close(NAME, RECORD))
     assert stored.pop("seal").startswith("sha256:")
     assert stored == json.loads(RECORD)
 
@@ -144,8 +144,8 @@ def test_a_stored_record_stays_json_that_people_can_read() -> None:
 def test_secret_and_compression_come_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_RESULT_SECRET", SECRET.decode())
     monkeypatch.setenv("FASTROAI_RESULT_COMPRESSION", "gzip")
-    assert Seal.of(load_settings()) == Seal(secret=SECRET, compression="gzip")
+    assert Signer.of(load_settings()) == Signer(secret=SECRET, compression="gzip")
 
 
 def test_the_secret_does_not_show() -> None:
-    assert SECRET.decode() not in repr(Seal(secret=SECRET))
+    assert SECRET.decode() not in repr(Signer(secret=SECRET))

@@ -26,11 +26,12 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
 from fastroai import CostCalculator
-from fastroai.agent.service_tiers import asked_service_tier
-from fastroai.agent.settlement import Pricer, settle_answer
 from fastroai.errors import UnknownModelPriceError
+from fastroai.ledger.entries import EntryState, LedgerEntry
+from fastroai.metering.outcomes import settle_answer
+from fastroai.metering.pricer import Pricer
+from fastroai.metering.service_tiers import asked_service_tier
 from fastroai.testing import OfflineModel, ScriptedModel, fixed_prices
-from fastroai.usage.ledger import EntryState, LedgerEntry
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 

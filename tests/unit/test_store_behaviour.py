@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 
+from fastroai.database.engine import Database
 from fastroai.errors import LedgerNotFoundError, LedgerUnavailableError
+from fastroai.ledger.entries import Attribution
+from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.store import LedgerStore, open_store, shared_store
+from fastroai.ledger.store.memory_store import MemoryStore
+from fastroai.ledger.store.sql_store import SqlStore
 from fastroai.usage import EntryState, Ledger, LedgerEntry
-from fastroai.usage.ledger import Attribution
-from fastroai.usage.selection import Selection
-from fastroai.usage.store import LedgerStore, open_store, shared_store
-from fastroai.usage.store.database import Database
-from fastroai.usage.store.memory import MemoryStore
-from fastroai.usage.store.sql import SqlStore
 from tests.support.ledger_entries import charged
 
-ALL = Selection()
+ALL = LedgerFilter()
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ async def test_a_process_that_is_forked_off_writes_for_itself(url: str) -> None:
 
 def test_what_was_handed_over_is_written_when_the_process_ends(url: str) -> None:
     program = (
-        "import asyncio, sys; from fastroai.usage.store import shared_store\n"
+        "import asyncio, sys; from fastroai.ledger.store import shared_store\n"
         "from tests.support.ledger_entries import charged\n"
         "async def main():\n"
         "    store = await shared_store(sys.argv[1])\n"

@@ -9,9 +9,9 @@ from decimal import Decimal
 
 import pytest
 
+from fastroai.ledger.reconciliation import InvoiceLine, read_invoice, reconcile
+from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState, LedgerEntry
-from fastroai.usage.ledger import TokenCounts
-from fastroai.usage.reconcile import InvoiceLine, read_invoice, reconcile
 from tests.support.ledger_entries import START, charged
 
 MODEL = "gpt-5-mini-2025-08-07"

@@ -12,20 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroai.usage.ledger import Attribution, EntryState, LedgerEntry, TokenCounts
-from fastroai.usage.store.rows import (
+from fastroai.database.values import microseconds, moment
+from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
+from fastroai.ledger.store.mapping import (
     as_stored,
     flow_tag_fragments,
     from_units,
     intent_row,
-    microseconds,
-    moment,
     outcome_row,
     tag_fragments,
     tags_json,
     to_units,
 )
-from fastroai.usage.store.schema import intents, outcomes
+from fastroai.ledger.store.schema import intents, outcomes
+from fastroai.pricing.token_counts import TokenCounts
 from tests.support.ledger_entries import charged, entries
 
 plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastroai.database.engine import Database, database_url
+from fastroai.ledger.aggregation import GROUPINGS, Totals, totals_of
+from fastroai.ledger.entries import total_usd
+from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.store.mapping import as_stored
+from fastroai.ledger.store.queries import read_entries, read_totals
 from fastroai.usage import EntryState, LedgerEntry
-from fastroai.usage.ledger import total_usd
-from fastroai.usage.selection import Selection
-from fastroai.usage.store.database import Database, database_url
-from fastroai.usage.store.reading import read_entries, read_totals
-from fastroai.usage.store.rows import as_stored
-from fastroai.usage.totals import GROUPINGS, Totals, totals_of
 from tests.support.ledger_entries import charged, entries, fill, selections
 
 by_any = st.sampled_from([None, *GROUPINGS, "tag:team", 'tag:a"b'])
@@ -33,7 +33,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 @given(st.lists(entries(), max_size=6), selections, by_any)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_totals_in_the_database_are_the_sums_of_the_entries(
-    database: Database, booked: list[LedgerEntry], selection: Selection, by: str | None
+    database: Database, booked: list[LedgerEntry], selection: LedgerFilter, by: str | None
 ) -> None:
     fill(database, booked)
     stored = sorted(map(as_stored, booked), key=lambda entry: (entry.sent_at, entry.id))
@@ -58,7 +58,7 @@ def total_usd_of(groups: tuple[Totals, ...]) -> Decimal:
 
 def test_amounts_beyond_the_databases_integers_add_up(database: Database) -> None:
     fill(database, [charged("9000000") for _ in range(5)] + [charged("99999999999"), charged("0.000000000000001")])
-    [whole] = database.run(lambda connection: read_totals(connection, Selection(), None))
+    [whole] = database.run(lambda connection: read_totals(connection, LedgerFilter(), None))
     assert whole.cost_usd == Decimal("100044999999.000000000000001")
 
 
@@ -93,7 +93,7 @@ def test_an_unknown_grouping_names_those_there_are() -> None:
 
 def test_a_naive_time_is_refused() -> None:
     with pytest.raises(ValueError, match="since must be timezone-aware"):
-        Selection(since=datetime(2026, 1, 1))
+        LedgerFilter(since=datetime(2026, 1, 1))
 
 
 def test_entries_of_one_tag_value_are_a_group() -> None:

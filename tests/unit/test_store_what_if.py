@@ -9,9 +9,9 @@ from decimal import Decimal
 import pytest
 
 from fastroai import CostCalculator
+from fastroai.ledger.repricing import what_if
+from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState
-from fastroai.usage.ledger import TokenCounts
-from fastroai.usage.what_if import what_if
 from tests.support.ledger_entries import charged
 
 MILLION = TokenCounts(input_tokens=1_000_000, output_tokens=1_000_000)

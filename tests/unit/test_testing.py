@@ -20,10 +20,10 @@ from pydantic_ai.toolsets import FunctionToolset
 from pydantic_ai.usage import RequestUsage
 
 from fastroai import CostCalculator, FastroAgent
+from fastroai.simulation.local_model import estimate_tokens
+from fastroai.simulation.material import Material, keywords_of
+from fastroai.simulation.schema_filling import SchemaFiller
 from fastroai.testing import OfflineModel, ScriptedModel, ToolCall, fixed_prices
-from fastroai.testing.local_model import estimate_tokens
-from fastroai.testing.material import Material, keywords_of
-from fastroai.testing.schema_filling import SchemaFiller
 
 PACKAGE = """\
 Name: orchard
@@ -395,7 +395,7 @@ def test_importing_fastroai_does_not_import_the_fakes() -> None:
 
 
 def test_rows_of_tables_are_no_sentences_unless_there_is_nothing_else():
-    from fastroai.testing.material import Material
+    from fastroai.simulation.material import Material
 
     table = "| question | meaning |\n|---|---|\n| `open` | It is unclear what this means. |\n"
     assert [s.text for s in Material(f"Who pays?\n\n{table}\nNobody knows.").sentences] == [

@@ -18,9 +18,11 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RequestUsage
 
 from fastroai.errors import SettingsError, UnknownModelPriceError
+from fastroai.ledger.entries import EntryState, LedgerEntry, total_usd
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.pricing.money import usd_to_microcents
+from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import CostCalculator, Price
-from fastroai.usage.ledger import EntryState, LedgerEntry, RunLedger, TokenCounts, total_usd
-from fastroai.usage.units import usd_to_microcents
 
 USAGE = RequestUsage(input_tokens=1000, output_tokens=500)
 OPENAI = "https://api.openai.com/v1"
@@ -429,7 +431,7 @@ def test_an_override_is_the_decimal_formula(
 @given(st.lists(st.tuples(counts, counts), min_size=1, max_size=30))
 def test_the_sum_of_requests_is_exact_and_rounded_once(requests: list[tuple[int, int]]) -> None:
     calculator = CostCalculator({"mine": {"input_per_mtok": 0.15, "output_per_mtok": 0.6}})
-    ledger = RunLedger()
+    ledger = RequestRecorder()
     for input_tokens, output_tokens in requests:
         tokens = TokenCounts(input_tokens=input_tokens, output_tokens=output_tokens)
         usage = RequestUsage(input_tokens=input_tokens, output_tokens=output_tokens)

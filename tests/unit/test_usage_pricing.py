@@ -8,9 +8,9 @@ import pytest
 from genai_prices.data import providers
 from pydantic_ai.models import KnownModelName
 
+from fastroai.pricing.endpoints import is_private_endpoint
+from fastroai.pricing.model_names import ModelRef, read_model_name, spellings
 from fastroai.providers import PROVIDERS, canonical_provider, host_and_port, provider_at
-from fastroai.usage.model_names import ModelRef, read_model_name, spellings
-from fastroai.usage.pricing import is_private_endpoint
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroai.usage.units import MICROCENTS_PER_USD, microcents_to_usd, usd_to_microcents
+from fastroai.pricing.money import MICROCENTS_PER_USD, microcents_to_usd, usd_to_microcents
 
 amounts = st.decimals(min_value=0, max_value=10**9, places=12, allow_nan=False, allow_infinity=False)
 

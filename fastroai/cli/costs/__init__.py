@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ...usage.totals import GROUPINGS, grouping
+from ...ledger.aggregation import GROUPINGS, grouping
 from .selection import add_filters
 
 GROUPED = f"{', '.join(GROUPINGS)}, or tag:NAME for the values of one tag"

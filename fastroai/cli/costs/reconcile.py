@@ -15,16 +15,22 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
-from ...console.table import Column, amounts, printable, prose, show, table, terminal_width
 from ...errors import LedgerNotFoundError
+from ...ledger.aggregation import step_key
+from ...ledger.entries import LedgerEntry, total_usd
+from ...ledger.ledger import Ledger
+from ...ledger.reconciliation import (
+    COLUMNS,
+    InvoiceLine,
+    Reconciliation,
+    read_invoice,
+    reconcile,
+)
+from ...pricing.money import EXACT
 from ...providers import canonical_provider
-from ...usage.books import Ledger
-from ...usage.ledger import LedgerEntry, total_usd
-from ...usage.reconcile import COLUMNS, InvoiceLine, Reconciliation, read_invoice, reconcile
-from ...usage.totals import step_key
-from ...usage.units import EXACT
-from ..outcome import NOT_BALANCED, UsageError
-from ..times import duration
+from ..exit_codes import NOT_BALANCED, UsageError
+from ..parsing import duration
+from ..rendering.table import Column, amounts, printable, prose, show, table, terminal_width
 from .report import exact
 from .selection import Filters
 

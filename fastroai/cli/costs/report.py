@@ -11,12 +11,22 @@ from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any
 
-from ...console.table import Column, lengths, percent, places_of, printable, prose, show, table, terminal_width
+from ...database.location import MEMORY
 from ...errors import LedgerNotFoundError
-from ...usage.books import Ledger, ledger_url
-from ...usage.store import MEMORY
-from ...usage.totals import AMOUNTS, COUNTS, Totals, merged
-from ...usage.units import EXACT
+from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, merged
+from ...ledger.ledger import Ledger, ledger_url
+from ...pricing.money import EXACT
+from ..rendering.table import (
+    Column,
+    lengths,
+    percent,
+    places_of,
+    printable,
+    prose,
+    show,
+    table,
+    terminal_width,
+)
 from .selection import Filters
 
 _HEADINGS = {"day": "day (UTC)", "step": "pipeline/step"}

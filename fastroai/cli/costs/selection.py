@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from ..outcome import UsageError
-from ..times import moment, shown
+from ..exit_codes import UsageError
+from ..parsing import moment, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

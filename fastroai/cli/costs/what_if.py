@@ -11,15 +11,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
-from ...console.table import Column, lengths, places_of, printable, prose, show, table, terminal_width
 from ...errors import LedgerNotFoundError
-from ...usage.books import Ledger
-from ...usage.ledger import LedgerEntry
-from ...usage.totals import grouping
-from ...usage.units import EXACT
-from ...usage.what_if import Repriced, WhatIf, what_if
-from ..outcome import FAILED, UsageError
-from ..times import moment
+from ...ledger.aggregation import grouping
+from ...ledger.entries import LedgerEntry
+from ...ledger.ledger import Ledger
+from ...ledger.repricing import Repriced, WhatIf, what_if
+from ...pricing.money import EXACT
+from ..exit_codes import FAILED, UsageError
+from ..parsing import moment
+from ..rendering.table import (
+    Column,
+    lengths,
+    places_of,
+    printable,
+    prose,
+    show,
+    table,
+    terminal_width,
+)
 from .report import SEVERAL_TAGS, exact, key_column, no_room_for
 from .selection import Filters
 

@@ -19,9 +19,9 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from pydantic_core import to_jsonable_python
 
+from ...ledger.aggregation import totals_of, with_unknown
+from ...ledger.entries import EntryState, LedgerEntry, total_usd
 from ...settings import load_settings
-from ...usage.ledger import EntryState, LedgerEntry, total_usd
-from ...usage.totals import totals_of, with_unknown
 
 logger = logging.getLogger("fastroai.executors")
 

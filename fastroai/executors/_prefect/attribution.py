@@ -10,7 +10,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
-from ...usage.ledger import Attribution
+from ...ledger.entries import Attribution
 
 logger = logging.getLogger("fastroai.executors")
 

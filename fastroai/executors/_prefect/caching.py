@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.context import FlowRunContext, TaskRunContext
 
 from ...errors import PipelineValidationError
-from ...pipelines.canonical import digest
+from ...serialization.canonical_json import digest
 from ...settings import CachePolicyName, load_settings
 
 KEY_FORMAT = 2

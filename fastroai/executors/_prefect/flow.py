@@ -14,24 +14,26 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
+from ...database.location import default_url
 from ...errors import StepExecutionError
-from ...pipelines.canonical import digest
+from ...leases.run_lease import GuardedStore
+from ...ledger.entries import Attribution
+from ...ledger.recorder import DurableLedger
+from ...ledger.store import configured_store
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
+from ...serialization.canonical_json import digest
 from ...settings import load_settings
-from ...usage.ledger import Attribution, DurableLedger
-from ...usage.store import configured_store, default_url
-from ..lease import GuardedStore
 from ..protocol import ExecutionResult
-from ..run import Run
 from ..scheduler import run_plan
+from ..session import Run
 from .artifacts import ArtifactWriter, write_output_artifact
 from .attribution import with_flow_run
-from .life import sign_of_life
+from .flow_run_lease import sign_of_life
 from .options import PrefectOptions
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
-from .steps import StepTasks, compile_tasks
+from .tasks import StepTasks, compile_tasks
 
 NOT_STORED = "ResultsNotStored"
 """Name of the state of a run whose steps are done while some of their results are not stored."""

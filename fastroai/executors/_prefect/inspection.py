@@ -14,8 +14,9 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, Tas
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
 from ...errors import ResultStorageError
+from ...serialization.strict_json import loads_strictly
 from ...settings import load_settings
-from .codec import StepCodec, loads_strictly
+from ..step_codec import StepCodec
 from .results import StoredStep, decode_record
 from .run_storage import StepStorage, open_store
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prefect.context import FlowRunContext
 
-from ...agent.journal import Journal
 from ...errors import ResultStorageError
-from ...pipelines.canonical import digest
+from ...replay.journal import Journal
+from ...serialization.canonical_json import digest
+from ...storage.object_store import NotThereError
+from ...storage.result_store import ResultStore
 from .caching import run_scope
-from .record_store import RecordStore
-from .transport import NotThereError
 
 FOLDER = "requests"
 
@@ -22,7 +22,7 @@ class StoredJournal:
         reads: Whether anything can be there: not when the run is executed for the first time.
     """
 
-    def __init__(self, store: RecordStore, *, reads: bool) -> None:
+    def __init__(self, store: ResultStore, *, reads: bool) -> None:
         self._store = store
         self._reads = reads
 
@@ -46,7 +46,7 @@ class StoredJournal:
         await self._store.write(f"{FOLDER}/{key}", content, None)
 
 
-def journal_of(pipeline: str, step_id: str, scope: str | None, store: RecordStore | None) -> Journal:
+def journal_of(pipeline: str, step_id: str, scope: str | None, store: ResultStore | None) -> Journal:
     """The journal of a step of the flow run that is active here.
 
     Args:

@@ -10,10 +10,11 @@ from prefect.serializers import Serializer
 from pydantic import BaseModel, ConfigDict, StrictInt
 
 from ...errors import ResultStorageError
+from ...ledger.entries import LedgerEntry
 from ...pipelines.schemas import StepUsage
-from ...usage.ledger import LedgerEntry
+from ...serialization.strict_json import loads_strictly
 from ..protocol import StepRecord
-from .codec import StepCodec, loads_strictly
+from ..step_codec import StepCodec
 
 FORMAT: Literal[1] = 1
 SERIALIZER: Literal["fastroai-json"] = "fastroai-json"

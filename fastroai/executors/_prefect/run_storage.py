@@ -13,14 +13,14 @@ from pydantic import PrivateAttr
 
 from ...errors import ResultStorageError
 from ...pipelines.plan import ExecutionPlan
+from ...serialization.strict_json import loads_strictly
 from ...settings import FastroAISettings
+from ...storage.object_store import NotThereError, ObjectStore, object_store_for
+from ...storage.result_store import ResultStore
+from ...storage.signing import Signer
+from .blocks import describe_storage, resolve_storage
 from .caching import digest_of_input
-from .codec import loads_strictly
-from .record_store import RecordStore
 from .results import SERIALIZER
-from .seal import Seal
-from .storage import describe_storage, resolve_storage
-from .transport import NotThereError, Transport, transport_to
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -80,7 +80,7 @@ class RunStorage:
         not_stored: When settled: the steps whose results could not be stored, and why.
     """
 
-    def __init__(self, stores: Mapping[str, RecordStore], inputs: Mapping[str, Any] | None) -> None:
+    def __init__(self, stores: Mapping[str, ResultStore], inputs: Mapping[str, Any] | None) -> None:
         self.by_step = {
             step_id: StepStorage(store=store, step_id=step_id, inputs=inputs) for step_id, store in stores.items()
         }
@@ -125,8 +125,8 @@ async def open_storage(
     Raises:
         ResultStorageError: One of them can't be used.
     """
-    opened: dict[Any, RecordStore] = {}
-    stores: dict[str, RecordStore] = {}
+    opened: dict[Any, ResultStore] = {}
+    stores: dict[str, ResultStore] = {}
     for step_id, node in plan.steps.items():
         choice = node.config.result_storage if node.config.result_storage is not None else default
         key = choice if isinstance(choice, str) else id(choice)
@@ -137,22 +137,22 @@ async def open_storage(
     return RunStorage(stores, inputs)
 
 
-async def open_store(choice: Any, settings: FastroAISettings) -> RecordStore:
+async def open_store(choice: Any, settings: FastroAISettings) -> ResultStore:
     """The records in a storage, which is not asked yet whether it works.
 
     Raises:
         ResultStorageError: It is none.
     """
     storage = await resolve_storage(choice, settings)
-    return RecordStore(
-        transport_to(storage, settings),
-        Seal.of(settings),
+    return ResultStore(
+        object_store_for(storage, settings),
+        Signer.of(settings),
         retry_seconds=settings.result_retry_seconds,
         described=describe_storage(choice, storage),
     )
 
 
-async def probe(store: RecordStore) -> None:
+async def probe(store: ResultStore) -> None:
     """Write, read and delete a small object.
 
     Raises:
@@ -170,7 +170,7 @@ async def probe(store: RecordStore) -> None:
         ) from error
 
 
-async def _write_read_delete(transport: Transport) -> None:
+async def _write_read_delete(transport: ObjectStore) -> None:
     name = f".fastroai-probe-{uuid4().hex}" if transport.can_delete else ".fastroai-probe"
     await transport.put(name, PROBE)
     content = await transport.get(name)

@@ -16,7 +16,7 @@ from prefect.settings import (
 )
 
 from ...errors import ExecutorUnavailableError
-from .services import ANSWER_SECONDS, exit_without_a_silent_server
+from .shutdown import ANSWER_SECONDS, exit_without_a_silent_server
 from .temporary_server import start_temporary_server
 
 CHECK_SECONDS = 10

@@ -1,0 +1,1 @@
+"""The database that ledger and leases share."""

@@ -1,0 +1,1 @@
+"""What a step's code is, as one text that is the same everywhere."""

@@ -1,0 +1,169 @@
+"""What an agent's answers depend on: models, prompts, settings, tools and output types, as plain lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, get_origin
+
+from pydantic_ai import Agent
+from pydantic_ai.agent import AbstractAgent, WrapperAgent
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.models import Model
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.toolsets import AbstractToolset
+
+from ..agent.agent import FastroAgent
+
+if TYPE_CHECKING:
+    from .steps import Describer
+
+NOT_ABOUT_THE_ANSWER = {
+    "timeout": "decides whether an answer comes, not which",
+    "request_timeout": "decides whether an answer comes, not which",
+    "max_retries": "sends the same request again",
+    "cache": "what the provider keeps of a prompt changes its price",
+    "service_tier": "changes price and speed",
+}
+"""Model settings that are left out of a fingerprint, each with its reason."""
+
+_LIBRARIES = ("pydantic_ai", "fastroai")
+_PARTS = (AbstractAgent, Model, AbstractToolset, AbstractCapability)
+# How a tool's schema was made; the schema itself is described.
+_MEANS = frozenset({"docstring_format", "require_parameter_descriptions", "schema_generator", "output_schema"})
+# Objects made when a schema is built; their types differ with what is installed.
+_BUILT = frozenset({"validator"})
+_PRIVATE = ("_id", "_instructions", "_source", "_registry")
+
+
+def is_part_of_an_agent(value: Any) -> bool:
+    """Whether this module knows what counts about an object: pydantic-ai's own ones, and what is derived from them."""
+    return isinstance(value, _PARTS) or type(value).__module__.partition(".")[0] == "pydantic_ai"
+
+
+def describe_agent(agent: FastroAgent[Any], describer: Describer) -> Any:
+    """An agent as its runs use it. Its name, hooks, prices and retries of a request do not change an answer."""
+    built = agent._is_built
+    return [
+        "agent",
+        None if type(agent) is FastroAgent else describer.root(type(agent)),
+        _ready_agent(agent.agent, describer, agent.config.model if built else None),
+        _settings(agent._build_default_model_settings(), describer),
+        _member(agent._run_options, describer),
+    ]
+
+
+def describe_part(value: Any, describer: Describer) -> Any:
+    """A pydantic-ai object by what counts about it."""
+    if isinstance(value, AbstractAgent):
+        return _ready_agent(value, describer)
+    if isinstance(value, Model):
+        return _model(value, describer)
+    return [_kind(value, describer), [[name, _member(item, describer)] for name, item in _state(value)]]
+
+
+def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = None) -> Any:
+    while isinstance(agent, WrapperAgent):
+        agent = agent.wrapped
+    if not isinstance(agent, Agent):
+        return ["agent of another kind", type(agent).__qualname__]
+    capabilities = [describe_part(part, describer) for part in agent._root_capability.capabilities if _answers(part)]
+    return {
+        "model": _model(model if model is not None else agent.model, describer),
+        "system prompts": describer.value(agent._system_prompts),
+        "system prompt functions": [[describer.root(f.function), f.dynamic] for f in agent._system_prompt_functions],
+        "instructions": [_member(source.instruction, describer) for source in agent._instructions],
+        "output": _member(agent.output_type, describer),
+        "output validators": [describer.root(validator.function) for validator in agent._output_validators],
+        "settings": _settings(agent.model_settings, describer),
+        "tools": _member(agent._function_toolset.tools, describer),
+        "toolsets": [_member(toolset, describer) for toolset in (*agent._user_toolsets, *agent._dynamic_toolsets)],
+        "capabilities": [described for described in capabilities if described not in _given_to_all()],
+        # A tool or validator can see which try is its last, and give something else then.
+        "retries": [agent._max_tool_retries, agent._max_output_retries],
+        "end strategy": agent.end_strategy,
+        # A tool that is too slow is answered with a request to try again.
+        "tool timeout": describer.value(agent._tool_timeout),
+        # Validators and tools can read these.
+        "validation context": _member(agent._validation_context, describer),
+        "metadata": _member(agent._metadata, describer),
+    }
+
+
+def _model(model: Any, describer: Describer) -> Any:
+    """A model by its names; where it is reached, and by which key, is left out."""
+    while isinstance(model, WrapperModel):
+        model = model.wrapped
+    if not isinstance(model, Model):
+        return model if model is None or isinstance(model, str) else ["type", type(model).__qualname__]
+    if isinstance(model, FallbackModel):
+        return ["fallback", [_model(member, describer) for member in model.models]]
+    return [type(model).__qualname__, model.model_id, _settings(model.settings, describer)]
+
+
+def _settings(settings: Any, describer: Describer) -> Any:
+    if isinstance(settings, Mapping):
+        return sorted(
+            [name, describer.value(value)] for name, value in settings.items() if name not in NOT_ABOUT_THE_ANSWER
+        )
+    return _member(settings, describer)
+
+
+def _answers(capability: Any) -> bool:
+    """Whether a capability may change answers; those that make runs durable only keep them."""
+    return not type(capability).__module__.startswith("pydantic_ai.durable_exec")
+
+
+@functools.cache
+def _given_to_all() -> list[Any]:
+    """The capabilities that pydantic-ai gives every agent; another version may give others."""
+    return [[_label(type(part)), [list(item) for item in _state(part)]] for part in _plain_agent_capabilities()]
+
+
+def _plain_agent_capabilities() -> Any:
+    return Agent()._root_capability.capabilities
+
+
+def _kind(value: Any, describer: Describer) -> Any:
+    """A library's class by its name; someone's own by its code."""
+    cls = type(value)
+    return _label(cls) if cls.__module__.partition(".")[0] in _LIBRARIES else describer.root(cls)
+
+
+def _label(cls: type) -> str:
+    return f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}"
+
+
+def _state(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object was given beyond the defaults, by name; what is worked out from that is left out."""
+    defaults: dict[str, Any] = {}
+    if dataclasses.is_dataclass(value):
+        own = {f.name: f.default for f in dataclasses.fields(value) if f.init and f.name not in _BUILT}
+        defaults = {name: default for name, default in own.items() if default is not dataclasses.MISSING}
+        names = [name for name in own if not name.startswith("_")]
+    else:
+        slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+        names = [name for name in (*getattr(value, "__dict__", {}), *slots) if not name.startswith("_")]
+    for name in sorted({*names, *_PRIVATE} - _MEANS):
+        item = getattr(value, name, None)
+        if item is None or item is False or (isinstance(item, list | tuple | dict | str) and not item):
+            continue
+        if name in defaults and type(item) is type(defaults[name]) and item == defaults[name]:
+            continue
+        yield name, item
+
+
+def _member(value: Any, describer: Describer) -> Any:
+    """A part of an agent's definition: functions and types are followed wherever they are defined."""
+    if isinstance(value, FunctionType | MethodType | functools.partial):
+        return describer.root(value)
+    if isinstance(value, type) or get_origin(value) is not None:
+        return describer.hint(value)
+    if isinstance(value, list | tuple):
+        return [_member(item, describer) for item in value]
+    if type(value) is dict:
+        return [[describer.value(key), _member(item, describer)] for key, item in value.items()]
+    return describer.value(value)

@@ -1,0 +1,125 @@
+"""What a class does and what an object of it holds, as plain lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from enum import Enum
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
+from typing import TYPE_CHECKING, Any, is_typeddict
+
+from pydantic import BaseModel, TypeAdapter
+
+if TYPE_CHECKING:
+    from .steps import Describer
+
+# Kept on classes by what made them, and not said in their source.
+_MACHINERY = frozenset({"_abc_impl", "model_fields", "model_computed_fields"})
+
+
+def describe_class(cls: type, describer: Describer) -> Any:
+    """A class: its bases, fields and schema, its methods' code, its attributes' values."""
+    bases = [describer.value(base) for base in cls.__bases__ if base is not object]
+    schema = json_schema(cls) if _has_schema(cls) else None
+    return ["class", cls.__qualname__, bases, schema, _fields(cls, describer), _members(cls, describer)]
+
+
+def describe_fields(value: Any, describer: Describer) -> Any:
+    """What an object holds, by name. Values that a `cached_property` keeps are none of its own."""
+    if isinstance(value, BaseModel):
+        held = {name: getattr(value, name, None) for name in type(value).model_fields}
+        held |= (value.model_extra or {}) | (value.__pydantic_private__ or {})
+    else:
+        slots = [name for cls in type(value).__mro__ for name in _slots(cls)]
+        held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+    return [
+        [name, describer.value(item)]
+        for name, item in sorted(held.items())
+        if not isinstance(getattr(type(value), name, None), functools.cached_property)
+    ]
+
+
+def json_schema(hint: Any) -> Any:
+    """The JSON schema of a type, docstrings and descriptions included, as a model is shown it; else its name."""
+    return _schema_of_class(hint) if isinstance(hint, type) else _schema(hint)
+
+
+@functools.lru_cache(maxsize=512)
+def _schema_of_class(cls: type) -> Any:
+    return _schema(cls)
+
+
+def _schema(hint: Any) -> Any:
+    try:
+        return TypeAdapter(hint).json_schema()
+    except Exception:  # any type that pydantic can't describe still has a name
+        return getattr(hint, "__qualname__", type(hint).__qualname__)
+
+
+def _has_schema(cls: type) -> bool:
+    return issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls) or is_typeddict(cls)
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = vars(cls).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _fields(cls: type, describer: Describer) -> Any:
+    """Defaults, and how pydantic's validators are applied, where a schema does not say it."""
+    if issubclass(cls, Enum):
+        return [[name, describer.value(member.value)] for name, member in cls.__members__.items()]
+    if issubclass(cls, BaseModel):
+        fields = [[name, _pydantic_field(field, describer)] for name, field in sorted(cls.model_fields.items())]
+        private = [[n, describer.value(a.default), describer.value(a.default_factory)] for n, a in _private(cls)]
+        applied = [
+            [kind.name, name, describer.value(decorator.info)]
+            for kind in dataclasses.fields(cls.__pydantic_decorators__)
+            if isinstance(decorators := getattr(cls.__pydantic_decorators__, kind.name), dict)
+            for name, decorator in sorted(decorators.items())
+        ]
+        return [fields, private, applied]
+    if dataclasses.is_dataclass(cls):
+        return [
+            [f.name, describer.value(f.default), describer.value(f.default_factory)] for f in dataclasses.fields(cls)
+        ]
+    return None
+
+
+def _pydantic_field(field: Any, describer: Describer) -> Any:
+    default = [describer.value(field.default), describer.value(field.default_factory)]
+    return [default, describer.parts(field.annotation), describer.value(field.metadata)]
+
+
+def _private(cls: type[BaseModel]) -> Any:
+    return sorted(cls.__private_attributes__.items())
+
+
+def _members(cls: type, describer: Describer) -> Any:
+    written = [(name, item) for name, item in sorted(vars(cls).items()) if _is_written(cls, name, item)]
+    return [[name, _member(item, describer)] for name, item in written]
+
+
+def _member(item: Any, describer: Describer) -> Any:
+    if isinstance(item, staticmethod | classmethod):
+        return [type(item).__name__, describer.value(item.__func__)]
+    if isinstance(item, property):
+        return ["property", *(describer.value(function) for function in (item.fget, item.fset, item.fdel))]
+    if isinstance(item, functools.cached_property):
+        return ["property", describer.value(item.func)]
+    return describer.value(item)
+
+
+def _is_written(cls: type, name: str, item: Any) -> bool:
+    """Whether a class's attribute stands in its source, and was not put there by Python or a library."""
+    if name in _MACHINERY or isinstance(item, MemberDescriptorType | GetSetDescriptorType):
+        return False
+    if isinstance(item, staticmethod | classmethod):
+        item = item.__func__
+    is_special = name.startswith("_") and name.endswith("_")
+    if isinstance(item, FunctionType):
+        # dataclasses and named tuples compile methods from text of their own.
+        code = inspect.unwrap(item).__code__
+        return not is_special or (item.__module__ == cls.__module__ and code.co_filename != "<string>")
+    return not is_special and not (issubclass(cls, Enum) and name in cls.__members__)

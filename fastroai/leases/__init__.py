@@ -1,0 +1,1 @@
+"""The right to execute a run, held in time by a heartbeat."""

@@ -1,0 +1,165 @@
+"""The thread that holds this process's leases: it gives signs of life, also while an event loop is busy."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from ..database.engine import unavailable
+from ..errors import LedgerUnavailableError
+from .table import Kind, LeaseRecord, LeaseRequest, LeaseTable
+
+logger = logging.getLogger("fastroai.usage")
+
+T = TypeVar("T")
+
+BEATS = 3
+"""Signs of life in the time after which a silent holder counts as dead."""
+_IDLE = 5.0
+"""Seconds without anything to do after which the connection is closed."""
+
+
+def now() -> float:
+    """Seconds on a clock that nobody sets and that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+class Lease:
+    """Something this process holds, or held until it was lost.
+
+    Attributes:
+        lost: Somebody else has taken it, or declared its holder dead.
+        seen: When it was certainly held, by `now`.
+    """
+
+    def __init__(self, claim: LeaseRequest, seen: float, on_loss: Callable[[], None]) -> None:
+        self.claim = claim
+        self.lost = False
+        self.seen = seen
+        self._on_loss = on_loss
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether nobody else can have taken it yet."""
+        return not self.lost and now() - self.seen < self.claim.seconds
+
+    def lose(self) -> None:
+        """Note that somebody else has it, and say so; called in the heartbeat's thread."""
+        self.lost = True
+        self._on_loss()
+
+
+class Heartbeat:
+    """Takes, renews and releases leases in a thread of its own, which is busy only while there are any.
+
+    Futures that are given out hold what the table said, or a `LedgerUnavailableError`.
+    """
+
+    def __init__(self, table: LeaseTable) -> None:
+        self._table = table
+        self._queue: SimpleQueue[tuple[Callable[[], Any] | None, Future[Any]]] = SimpleQueue()
+        self._held: dict[str, Lease] = {}
+        self._beat_at = 0.0
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="fastroai-heartbeat", daemon=True)
+        self._thread.start()
+
+    def take(self, claim: LeaseRequest, on_loss: Callable[[], None]) -> Future[Lease | LeaseRecord]:
+        """Take something; the result is who holds it where it is not free. `on_loss` is called in another thread."""
+
+        def work() -> Lease | LeaseRecord:
+            seen = now()
+            holding = self._table.take(claim)
+            if holding is not None:
+                return holding
+            due = seen + claim.seconds / BEATS
+            self._beat_at = min(self._beat_at, due) if self._held else due
+            lease = self._held[claim.token] = Lease(claim, seen, on_loss)
+            return lease
+
+        return self._submit(work)
+
+    def release(self, token: str) -> Future[None]:
+        """Give something up, also what is only being taken."""
+
+        def work() -> None:
+            self._held.pop(token, None)
+            self._table.release(token)
+
+        return self._submit(work)
+
+    def confirm(self) -> Future[None]:
+        """Give a sign of life now, and find out what was lost."""
+        return self._submit(self._beat)
+
+    def holdings(self, kind: Kind) -> Future[list[LeaseRecord]]:
+        """What anybody holds, or held until it died."""
+        return self._submit(lambda: self._table.holdings(kind))
+
+    def stop(self, timeout: float) -> None:
+        """Do what was asked for so far, and end."""
+        self._queue.put((None, Future()))
+        self._thread.join(timeout)
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._queue.put((work, future))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            if self._held and now() >= self._beat_at:
+                with suppress(LedgerUnavailableError):  # said; the next beat tries again
+                    self._beat()
+            try:
+                work, future = self._queue.get(timeout=max(0.0, self._beat_at - now()) if self._held else _IDLE)
+            except Empty:
+                if not self._held:
+                    self._table.close()
+                continue
+            if work is None:
+                break
+            try:
+                result = work()
+            except Exception as error:
+                _settle(future, future.set_exception, unavailable(self._table.name, error))
+            else:
+                _settle(future, future.set_result, result)
+        self._table.close()
+
+    def _beat(self) -> None:
+        """Renew all that is held.
+
+        Raises:
+            LedgerUnavailableError: The database does not answer. Nothing counts as lost.
+        """
+        if not self._held:
+            return
+        shortest = min(lease.claim.seconds for lease in self._held.values())
+        seen = now()
+        try:
+            lost = self._table.renew(list(self._held))
+        except Exception as error:
+            self._beat_at = now() + shortest / BEATS / 4
+            failure = unavailable(self._table.name, error)
+            if not self._failing:
+                logger.warning("No sign of life could be given for runs of this process: %s", failure)
+            self._failing = True
+            raise failure from error
+        self._failing = False
+        self._beat_at = seen + shortest / BEATS
+        for token in lost:
+            self._held.pop(token).lose()
+        for lease in self._held.values():
+            lease.seen = seen
+
+
+def _settle(future: Future[Any], settle: Callable[[Any], None], value: Any) -> None:
+    with suppress(InvalidStateError):  # nobody waits any more
+        settle(value)

@@ -1,0 +1,223 @@
+"""One execution of a piece of work at a time, over all processes that share a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
+
+from ..errors import LedgerUnavailableError, RunLeaseError
+from ..ledger.entries import LedgerEntry
+from ..ledger.store import LedgerStore
+from ..settings import load_settings
+from .heartbeat import Heartbeat, Lease
+from .shared import configured_heartbeat
+from .table import LeaseRecord, LeaseRequest
+
+logger = logging.getLogger("fastroai.executors")
+
+LONGEST_PAUSE = 1.0
+"""Seconds between two looks at whether what another holds is free."""
+RELEASE_PATIENCE = 5.0
+"""Seconds that the end of a run waits for its lease to be given up; it ends by itself otherwise."""
+
+
+@asynccontextmanager
+async def only_execution(pipeline: str, run_key: str | None) -> AsyncIterator[None]:
+    """Hold a pipeline's run key, if there is one, while the block runs; wait before it while another run holds it.
+
+    Raises:
+        RunLeaseError: It is asked for from within the run that holds it; or it was lost meanwhile to another process,
+            because this one gave no sign of life: then the block was cancelled.
+        LedgerUnavailableError: The ledger can't be reached, and must be.
+    """
+    if run_key is None:
+        yield
+        return
+    claim = LeaseRequest(
+        kind="run_key",
+        name=json.dumps([pipeline, run_key]),
+        seconds=load_settings().lease_seconds,
+        pipeline=pipeline,
+        run_key=run_key,
+    )
+    if any((held.lease.claim.kind, held.lease.claim.name) == (claim.kind, claim.name) for held in _held.get()):
+        raise RunLeaseError(
+            f"Pipeline {pipeline!r} with run_key={run_key!r} is executed from within its own run, which would wait for "
+            "itself. Give the inner one another run_key."
+        )
+    async with hold(claim, f"the run of {pipeline!r} with run_key={run_key!r}"):
+        yield
+
+
+@asynccontextmanager
+async def hold(claim: LeaseRequest, what: str) -> AsyncIterator[None]:
+    """Hold something while the block runs; wait before it while another does.
+
+    Args:
+        what: For messages.
+
+    Raises:
+        RunLeaseError: It was lost; the block was cancelled.
+        LedgerUnavailableError: The ledger can't be reached, and must be.
+    """
+    heartbeat = configured_heartbeat()
+    task = asyncio.current_task()
+    assert task is not None
+    loss = _Loss(task)
+    try:
+        lease = await _take(heartbeat, claim, what, loss.announce)
+    except LedgerUnavailableError as error:
+        if load_settings().ledger_required:
+            raise
+        logger.warning("Nothing keeps another process from executing %s, too: %s", what, error)
+        yield
+        return
+    token = _held.set((*_held.get(), _Held(heartbeat, lease, what)))
+    try:
+        yield
+    except BaseException as error:
+        # Other cancellations, and what ends the process, stay what they are.
+        if lease.lost and (loss.ends() or isinstance(error, Exception)):
+            raise _lost(what) from error
+        raise
+    finally:
+        loss.ends()
+        _held.reset(token)
+        if not lease.lost:
+            await _release(heartbeat, claim)
+
+
+class _Held:
+    """A lease of the run that is executed in this context."""
+
+    def __init__(self, heartbeat: Heartbeat, lease: Lease, what: str) -> None:
+        self.lease = lease
+        self._heartbeat = heartbeat
+        self._what = what
+
+    async def check(self) -> None:
+        """Make sure that it is still held.
+
+        Raises:
+            RunLeaseError: It is not.
+            LedgerUnavailableError: It can't be found out, and must be.
+        """
+        if not self.lease.is_certain:
+            try:
+                await asyncio.wrap_future(self._heartbeat.confirm())
+            except LedgerUnavailableError:
+                if load_settings().ledger_required:
+                    raise
+        if self.lease.lost:
+            raise _lost(self._what)
+
+
+_held: ContextVar[tuple[_Held, ...]] = ContextVar("fastroai_held_leases", default=())
+
+
+class _Loss:
+    """Cancels the task that holds a lease when that is lost, and tells this from other cancellations."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        self._loop = task.get_loop()
+        self._cancelling = task.cancelling()
+        self._cancelled = False
+        self._over = False
+
+    def announce(self) -> None:
+        """Called in the heartbeat's thread."""
+        with suppress(RuntimeError):  # the loop is closed, and with it the run
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if not self._over:
+            self._cancelled = True
+            self._task.cancel()
+
+    def ends(self) -> bool:
+        """The block is over: take the cancellation back; returns whether there was one, and no other."""
+        self._over = True
+        if not self._cancelled:
+            return False
+        self._cancelled = False
+        return self._task.uncancel() <= self._cancelling
+
+
+def _lost(what: str) -> RunLeaseError:
+    return RunLeaseError(
+        f"This process gave no sign of life for longer than FASTROAI_LEASE_SECONDS={load_settings().lease_seconds:g}, "
+        f"so another took over {what}. It was stopped here, and sends nothing more; what it had finished is kept."
+    )
+
+
+async def _take(heartbeat: Heartbeat, claim: LeaseRequest, what: str, on_loss: Callable[[], None]) -> Lease:
+    waits = False
+    pause = min(LONGEST_PAUSE, claim.seconds / 10)
+    try:
+        while True:
+            taken = await asyncio.wrap_future(heartbeat.take(claim, on_loss))
+            if isinstance(taken, Lease):
+                if waits:
+                    logger.warning("%s goes on here now.", _capital(what))
+                return taken
+            if not waits:
+                logger.warning("%s", _notice(what, taken))
+                waits = True
+            await asyncio.sleep(pause)
+    except asyncio.CancelledError:
+        heartbeat.release(claim.token)  # it may just have been taken
+        raise
+
+
+def _notice(what: str, by: LeaseRecord) -> str:
+    return (
+        f"{_capital(what)} is executed by process {by.claim.pid} on {by.claim.host} since "
+        f"{by.since:%Y-%m-%d %H:%M:%S} UTC. This one waits until that ends, and then finds its results; should it be "
+        f"dead, at most {by.claim.seconds:g} s."
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+async def _release(heartbeat: Heartbeat, claim: LeaseRequest) -> None:
+    released: Future[None] = heartbeat.release(claim.token)
+    done = asyncio.ensure_future(asyncio.wrap_future(released))
+    try:
+        await asyncio.wait({done}, timeout=RELEASE_PATIENCE)
+    finally:
+        if done.done() and not done.cancelled() and (error := done.exception()) is not None:
+            logger.warning("A lease could not be given up and ends by itself: %s", error)
+
+
+class GuardedStore:
+    """A ledger for a run that holds leases: a request is refused once one of them was lost."""
+
+    def __init__(self, store: LedgerStore) -> None:
+        self._store = store
+        self._held = _held.get()
+        self.settle = store.settle
+        self.flush = store.flush
+
+    async def intend(self, entry: LedgerEntry) -> None:
+        """Book a request that is about to be sent, and make sure that the run may still send it.
+
+        Raises:
+            RunLeaseError: It may not; the request is booked as refused.
+            LedgerUnavailableError: It can't be booked, and it is required that it is.
+        """
+        await self._store.intend(entry)
+        try:
+            for held in self._held:
+                await held.check()
+        except BaseException as error:
+            self._store.settle(entry.not_sent(error))  # as the run's own ledger books it
+            raise

@@ -1,0 +1,28 @@
+"""The table of leases."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Table,
+    Text,
+)
+
+from ..database.migrations import metadata
+
+leases = Table(
+    "fastroai_leases",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("token", Text, nullable=False),  # of one holding, never used again
+    Column("host", Text, nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("pipeline", Text),
+    Column("run_key", Text),
+    Column("since", BigInteger, nullable=False),  # as intents.sent_at, like the next; by the clock of all who share it
+    Column("renewed_at", BigInteger, nullable=False),
+    Column("duration", BigInteger, nullable=False),  # microseconds
+)
+"""What somebody is at work on; whose last renewal is further away than the duration is dead. Deleted at the end."""

@@ -1,0 +1,177 @@
+"""The ledger: one entry for each model request that was really sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from decimal import Decimal, localcontext
+from enum import StrEnum
+from uuid import uuid4
+
+from ..pricing.money import EXACT
+from ..pricing.token_counts import TokenCounts
+
+
+class EntryState(StrEnum):
+    """What is known of a request.
+
+    `CHARGED`: answered and priced. `UNPRICED`: answered, its price is unknown. `UNSETTLED`: sent, its outcome unknown
+    (crash, timeout, cancellation, aborted stream). `REFUSED`: the provider said no and bills nothing. `REPLAYED`: taken
+    from a record instead of being sent; not spend.
+    """
+
+    CHARGED = "charged"
+    UNPRICED = "unpriced"
+    UNSETTLED = "unsettled"
+    REFUSED = "refused"
+    REPLAYED = "replayed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """Whom a request is booked to."""
+
+    run_id: str | None = None
+    run_key: str | None = None
+    """What the caller named the run by, the same over all executions that carry one piece of work to its end."""
+    pipeline: str | None = None
+    step_id: str | None = None
+    attempt: int = 1
+    """Attempt of the step, from 1."""
+    dispatch: int = 0
+    """Number of the agent call within the attempt, from 1; 0 outside a step."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What the caller books by: team, customer, project."""
+    deployment: str | None = None
+    """Name of the deployment that the run belongs to."""
+    flow_tags: tuple[str, ...] = ()
+    """Tags of the flow run."""
+
+    def is_same_run(self, other: Attribution) -> bool:
+        """Whether both are of executions of one run: of one flow run, or under one key."""
+        if self.run_key is not None and self.run_key == other.run_key:
+            return self.pipeline == other.pipeline
+        return self.run_id is not None and self.run_id == other.run_id
+
+    def of_step(self, step_id: str, attempt: int, dispatch: int) -> Attribution:
+        """The same run's, for a dispatch of one of its steps."""
+        # Every step makes one: `replace` would take several times as long.
+        return Attribution(
+            run_id=self.run_id,
+            run_key=self.run_key,
+            pipeline=self.pipeline,
+            step_id=step_id,
+            attempt=attempt,
+            dispatch=dispatch,
+            tags=self.tags,
+            deployment=self.deployment,
+            flow_tags=self.flow_tags,
+        )
+
+
+_NO_TOKENS = TokenCounts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One model request. It is written as `UNSETTLED` before the send and replaced by its outcome afterwards."""
+
+    id: str = field(default_factory=lambda: str(uuid4()))
+    state: EntryState = EntryState.UNSETTLED
+    attribution: Attribution = Attribution()
+    agent: str | None = None
+    model_asked: str | None = None
+    """`provider:model` as it was asked for."""
+    model_answered: str | None = None
+    """The model name in the response, often a dated version."""
+    provider: str | None = None
+    """Who answered, under pydantic-ai's name."""
+    provider_host: str | None = None
+    service_tier: str | None = None
+    """The tier of the answer, or the one asked for while there is none."""
+    sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    settled_at: datetime | None = None
+    tokens: TokenCounts = _NO_TOKENS
+    further_usage: Mapping[str, float] = field(default_factory=dict)
+    """What else is billed or counted, under genai-prices' names: `cache_write_1h_tokens`, `web_searches`, seconds."""
+    cost_usd: Decimal | None = None
+    """USD, exact, fees included. None: not known."""
+    request_fees_usd: Decimal | None = None
+    """The part of `cost_usd` that is charged per request or search and not per token. None: not told apart."""
+    upper_bound_usd: Decimal | None = None
+    """What the request can have cost at most, as far as that can be said. For one whose outcome is unknown."""
+    price_source: str | None = None
+    """Data set, version and matched model of the price, or which override."""
+    price_version: str | None = None
+    """Version of the data set that the price is from."""
+    response_id: str | None = None
+    replay_of: str | None = None
+    """The entry that paid, for a `REPLAYED` one."""
+    request_count: int = 1
+    """Requests it stands for: more than one only when an agent that can not be metered reports a sum."""
+    simulated: bool = False
+    """Answered by an offline model: priced like the real one, but nothing was sent or paid."""
+    error: str | None = None
+    """Why the request was refused or its outcome is unknown."""
+
+    def settled(self, state: EntryState, **changes: object) -> LedgerEntry:
+        """This entry with its outcome, settled now."""
+        return replace(self, state=state, settled_at=datetime.now(UTC), **changes)  # type: ignore[arg-type]  # kwargs of replace
+
+    def not_sent(self, error: BaseException) -> LedgerEntry:
+        """This entry when booking it failed, so that its request was not sent. The same whoever says so."""
+        reason = f"{NOT_SENT}{type(error).__name__} while it was booked."
+        return replace(self, state=EntryState.REFUSED, settled_at=self.sent_at, error=reason)
+
+    def replayed(self, attribution: Attribution) -> LedgerEntry:
+        """A new entry that says this one's answer was used again, for nothing, under another attribution."""
+        now = datetime.now(UTC)
+        return replace(
+            self,
+            id=str(uuid4()),
+            state=EntryState.REPLAYED,
+            attribution=attribution,
+            sent_at=now,
+            settled_at=now,
+            replay_of=self.replay_of or self.id,
+        )
+
+    @property
+    def is_spend(self) -> bool:
+        """Whether the request's cost counts: it was sent, and it was not refused."""
+        return self.state in SPEND
+
+    @property
+    def model(self) -> str | None:
+        """The model it is booked under: the one asked for, which stays the same whatever became of the request."""
+        return self.model_asked or self.model_answered
+
+
+NOT_SENT = "Not sent: "
+"""How the `error` of a refused entry begins that did not get as far as a provider."""
+
+SPEND = frozenset({EntryState.CHARGED, EntryState.UNPRICED, EntryState.UNSETTLED})
+"""The states whose cost counts."""
+
+
+ZERO_USD = Decimal(0)
+
+
+def total_usd(entries: Iterable[LedgerEntry]) -> Decimal:
+    """Known spend of the entries in USD, exact. Replayed and refused ones are no spend; unknown costs add nothing."""
+    with localcontext(EXACT):
+        return sum(map(spend_of, entries), ZERO_USD)
+
+
+def replays(entries: Iterable[LedgerEntry], attribution: Attribution) -> Iterator[LedgerEntry]:
+    """The entries that say a record's answers are used again: one for each request that was paid for.
+
+    In the record one may have been a replay already, of an answer that its step was given before it was interrupted.
+    """
+    paid = {entry.replay_of or entry.id: entry for entry in entries if entry.is_spend or entry.replay_of is not None}
+    return (entry.replayed(attribution) for entry in paid.values())
+
+
+def spend_of(entry: LedgerEntry | None) -> Decimal:
+    return entry.cost_usd if entry is not None and entry.is_spend and entry.cost_usd is not None else ZERO_USD

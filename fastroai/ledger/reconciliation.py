@@ -1,0 +1,323 @@
+"""A ledger beside a provider's invoice: which entries and which lines have no partner."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from operator import itemgetter
+from typing import TypeVar
+
+from ..pricing.model_names import read_model_name, spellings
+from .entries import EntryState, LedgerEntry
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "response_id": ("response_id", "id", "request_id", "completion_id", "generation_id"),
+    "model": ("model", "model_name", "model_id", "snapshot_id"),
+    "at": ("at", "time", "timestamp", "datetime", "created_at", "created", "sent_at", "date"),
+    "input_tokens": ("input_tokens", "prompt_tokens", "tokens_in", "n_context_tokens_total"),
+    "output_tokens": ("output_tokens", "completion_tokens", "tokens_out", "n_generated_tokens_total"),
+    "cost_usd": ("cost_usd", "cost", "amount", "amount_usd", "total_cost", "usd", "price"),
+}
+"""What an invoice may call its columns; case, spaces and dashes don't matter."""
+
+TOLERANCE = timedelta(minutes=5)
+"""How far apart the two clocks and the way between them may put one request."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvoiceLine:
+    """One request as the provider bills it. None: the invoice does not say.
+
+    Attributes:
+        number: Its line in the file; the line of the column names is 1.
+        at: Timezone-aware; a time without a zone is taken for UTC.
+        cost_usd: With as many places as the invoice gives: costs are compared to that many.
+    """
+
+    number: int
+    response_id: str | None = None
+    model: str | None = None
+    at: datetime | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An entry and the invoice line for the same request.
+
+    Attributes:
+        by: What they were matched by: `response_id`, `tokens`, `cost` or `time`.
+    """
+
+    entry: LedgerEntry
+    line: InvoiceLine
+    by: str
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """What the two say otherwise, for people; what one of them does not say is no difference."""
+        found = []
+        if _tokens_known(self.entry):
+            for name in ("input_tokens", "output_tokens"):
+                ours, theirs = getattr(self.entry.tokens, name), getattr(self.line, name)
+                if theirs is not None and ours != theirs:
+                    found.append(f"{name}: {ours} in the ledger, {theirs} on the invoice")
+        if not _same_cost(self.entry, self.line):
+            found.append(f"cost: {self.entry.cost_usd} USD in the ledger, {self.line.cost_usd} on the invoice")
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """What became of each entry and each line.
+
+    Attributes:
+        matches: Entries with their lines, in the order of the lines.
+        entries: Entries without a line, by time: not billed, billed later, or never received.
+        lines: Lines without an entry: billed, and not in the ledger; or billed twice.
+    """
+
+    matches: tuple[Match, ...]
+    entries: tuple[LedgerEntry, ...]
+    lines: tuple[InvoiceLine, ...]
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether each has a partner and all partners agree."""
+        return not self.entries and not self.lines and not any(match.differences for match in self.matches)
+
+
+def read_invoice(rows: Iterable[str], columns: Mapping[str, str] | None = None) -> tuple[InvoiceLine, ...]:
+    """The lines of an invoice in CSV, with a first line of column names.
+
+    Args:
+        rows: An open file, or its lines.
+        columns: What this invoice calls `response_id`, `model`, `at`, `input_tokens`, `output_tokens` or `cost_usd`,
+            where `COLUMNS` does not know.
+
+    Raises:
+        ValueError: A column that was named is not there, none says which request a line is for, or a value can't be
+            read; the message says which.
+    """
+    reader = csv.DictReader(rows)
+    names = {_plain(name): name for name in reader.fieldnames or ()}
+    found: dict[str, str] = {}
+    for ours, theirs in COLUMNS.items():
+        wanted = (columns[ours],) if columns and ours in columns else theirs
+        if known := [names[_plain(name)] for name in wanted if _plain(name) in names]:
+            found[ours] = known[0]
+        elif columns and ours in columns:
+            raise ValueError(f"The invoice has no column {columns[ours]!r}. It has {list(reader.fieldnames or ())}.")
+    if not {"response_id", "model"} & set(found):
+        raise ValueError(
+            f"The invoice has no column for the response id or the model. It has {list(reader.fieldnames or ())}; "
+            f"known are {', '.join(COLUMNS['response_id'] + COLUMNS['model'])}."
+        )
+    return tuple(_line(reader.line_num, row, found) for row in reader if any(row.values()))
+
+
+def reconcile(
+    entries: Iterable[LedgerEntry], lines: Iterable[InvoiceLine], *, tolerance: timedelta = TOLERANCE
+) -> Reconciliation:
+    """Find the line for each entry and the entry for each line, one to one.
+
+    By the provider's response id where both have it. Else by model and tokens, by model and cost, and for requests of
+    which the ledger knows no outcome by model alone; of several the ones nearest in time, and none further apart than
+    the tolerance. Two that name different responses are never matched.
+
+    Args:
+        entries: From a ledger, of the time and the provider that the invoice is for. Those that were not sent, were
+            refused or were simulated are left aside.
+        lines: From `read_invoice`.
+        tolerance: How far apart in time the same request may be on both sides.
+    """
+    matching = _Matching(
+        sorted((e for e in entries if e.is_spend and not e.simulated), key=lambda e: e.sent_at), list(lines), tolerance
+    )
+    matching.by_response_id()
+    matching.by_key("tokens", _tokens_key_of_entry, _tokens_key_of_line)
+    for places in sorted({_places(line) for line in matching.lines if line.cost_usd is not None}):
+        matching.by_key("cost", _cost_key_of_entry(places), _cost_key_of_line(places))
+    matching.by_key("time", _open_key_of_entry, lambda line: _model(line.model))
+    return matching.result()
+
+
+class _Matching:
+    """The entries and lines that have no partner yet, and the pairs that were found."""
+
+    def __init__(self, entries: list[LedgerEntry], lines: list[InvoiceLine], tolerance: timedelta) -> None:
+        self.entries, self.lines = entries, lines
+        self._tolerance = tolerance
+        self._matches: list[Match] = []
+
+    def by_response_id(self) -> None:
+        by_id = _grouped(self.entries, lambda entry: entry.response_id)
+        for line in self.lines:
+            if same := by_id.get(line.response_id):
+                self._matches.append(Match(same.pop(0), line, "response_id"))
+        self._drop_matched()
+
+    def by_key(
+        self,
+        by: str,
+        key_of_entry: Callable[[LedgerEntry], Hashable | None],
+        key_of_line: Callable[[InvoiceLine], Hashable | None],
+    ) -> None:
+        entries_of = _grouped(self.entries, key_of_entry)
+        for key, lines in _grouped(self.lines, key_of_line).items():
+            for entry, line in self._nearest(entries_of.get(key, []), lines):
+                self._matches.append(Match(entry, line, by))
+        self._drop_matched()
+
+    def result(self) -> Reconciliation:
+        ordered = sorted(self._matches, key=lambda match: match.line.number)
+        return Reconciliation(tuple(ordered), tuple(self.entries), tuple(self.lines))
+
+    def _nearest(self, entries: list[LedgerEntry], lines: list[InvoiceLine]) -> list[tuple[LedgerEntry, InvoiceLine]]:
+        """Pairs of two lists, in their order in time: as many as there can be within the tolerance."""
+        pairs: list[tuple[LedgerEntry, InvoiceLine]] = []
+        waiting, passed = deque(entries), list[LedgerEntry]()
+        timed = sorted(((line.at, line) for line in lines if line.at is not None), key=itemgetter(0))
+        for at, line in timed:
+            while waiting and waiting[0].sent_at < at - self._tolerance:
+                passed.append(waiting.popleft())
+            latest = at + self._tolerance
+            entry = next((e for e in waiting if e.sent_at > latest or _may_be_one(e, line)), None)
+            if entry is not None and entry.sent_at <= latest:
+                waiting.remove(entry)
+                pairs.append((entry, line))
+        left = [*passed, *waiting]
+        for line in (line for line in lines if line.at is None):
+            if (entry := next((e for e in left if _may_be_one(e, line)), None)) is not None:
+                left.remove(entry)
+                pairs.append((entry, line))
+        return pairs
+
+    def _drop_matched(self) -> None:
+        entries = {match.entry.id for match in self._matches}
+        lines = {id(match.line) for match in self._matches}
+        self.entries = [entry for entry in self.entries if entry.id not in entries]
+        self.lines = [line for line in self.lines if id(line) not in lines]
+
+
+def _may_be_one(entry: LedgerEntry, line: InvoiceLine) -> bool:
+    """Whether nothing says that they are two requests: with two response ids they are."""
+    return entry.response_id is None or line.response_id is None
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], Hashable | None]) -> dict[Hashable, list[T]]:
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        if (value := key(item)) is not None:
+            groups.setdefault(value, []).append(item)
+    return groups
+
+
+def _tokens_key_of_entry(entry: LedgerEntry) -> Hashable | None:
+    if not _tokens_known(entry):
+        return None
+    return _model(entry.model_answered or entry.model_asked), entry.tokens.input_tokens, entry.tokens.output_tokens
+
+
+def _tokens_key_of_line(line: InvoiceLine) -> Hashable | None:
+    if line.input_tokens is None or line.output_tokens is None:
+        return None
+    return _model(line.model), line.input_tokens, line.output_tokens
+
+
+def _cost_key_of_entry(places: int) -> Callable[[LedgerEntry], Hashable | None]:
+    def key(entry: LedgerEntry) -> Hashable | None:
+        if entry.cost_usd is None or entry.state is EntryState.UNSETTLED:
+            return None
+        return _model(entry.model_answered or entry.model_asked), round(entry.cost_usd, places)
+
+    return key
+
+
+def _cost_key_of_line(places: int) -> Callable[[InvoiceLine], Hashable | None]:
+    def key(line: InvoiceLine) -> Hashable | None:
+        if line.cost_usd is None or _places(line) != places or line.input_tokens is not None:
+            return None
+        return _model(line.model), round(line.cost_usd, places)
+
+    return key
+
+
+def _open_key_of_entry(entry: LedgerEntry) -> Hashable | None:
+    return None if _tokens_known(entry) else _model(entry.model_answered or entry.model_asked)
+
+
+def _tokens_known(entry: LedgerEntry) -> bool:
+    """Whether the tokens are those of the whole request: a request that broke off may have cost more."""
+    counted = entry.tokens.input_tokens or entry.tokens.output_tokens
+    return bool(counted) and entry.state is not EntryState.UNSETTLED
+
+
+def _same_cost(entry: LedgerEntry, line: InvoiceLine) -> bool:
+    if entry.cost_usd is None or line.cost_usd is None or entry.state is EntryState.UNSETTLED:
+        return True
+    return abs(entry.cost_usd - line.cost_usd) <= Decimal(1).scaleb(-_places(line)) / 2
+
+
+def _places(line: InvoiceLine) -> int:
+    exponent = line.cost_usd.as_tuple().exponent if line.cost_usd is not None else 0
+    return max(0, -exponent) if isinstance(exponent, int) else 0
+
+
+def _model(name: str | None) -> str | None:
+    """A model's name without provider and version, which the two sides give differently."""
+    if not name:
+        return None
+    return list(spellings(read_model_name(name)[0].model))[-1]
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_").lstrip("\ufeff")
+
+
+def _line(number: int, row: Mapping[str, str | None], columns: Mapping[str, str]) -> InvoiceLine:
+    given = {ours: (row.get(theirs) or "").strip() or None for ours, theirs in columns.items()}
+
+    def read(name: str, parse: Callable[[str], T]) -> T | None:
+        value = given.get(name)
+        try:
+            return None if value is None else parse(value)
+        except (ValueError, InvalidOperation):
+            raise ValueError(f"Line {number} of the invoice: {columns[name]!r} can't be {value!r}.") from None
+
+    return InvoiceLine(
+        number=number,
+        response_id=given.get("response_id"),
+        model=given.get("model"),
+        at=read("at", _time),
+        input_tokens=read("input_tokens", _count),
+        output_tokens=read("output_tokens", _count),
+        cost_usd=read("cost_usd", _amount),
+    )
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromtimestamp(float(text), UTC)
+    except ValueError:
+        at = datetime.fromisoformat(text.removesuffix(" UTC"))
+    return at if at.utcoffset() is not None else at.replace(tzinfo=UTC)
+
+
+def _count(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def _amount(text: str) -> Decimal:
+    amount = Decimal(text.replace("$", "").replace(",", "").strip())
+    if not amount.is_finite():
+        raise ValueError
+    return amount

@@ -1,0 +1,134 @@
+"""The entries of one run, and the durable ledger behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from decimal import Decimal
+from functools import cached_property
+from typing import Protocol
+
+from ..errors import LedgerUnavailableError
+from ..pricing.money import EXACT
+from .entries import ZERO_USD, Attribution, LedgerEntry, spend_of
+
+
+class DurableLedger(Protocol):
+    """Where a run's entries outlive it; `LedgerStore` is one."""
+
+    async def intend(self, entry: LedgerEntry) -> None: ...
+    def settle(self, entry: LedgerEntry) -> None: ...
+    async def flush(self) -> None: ...
+
+
+class RequestRecorder:
+    """The entries of one run, in the order in which they were sent. Recording an id again replaces its entry.
+
+    Args:
+        store: Where each entry is also written, the intent before its request is sent. None: nowhere.
+    """
+
+    def __init__(self, store: DurableLedger | None = None) -> None:
+        self._store = store
+        self._entries: dict[str, LedgerEntry] = {}
+        self._by_step: dict[str | None, dict[str, None]] = {}
+        self._by_dispatch: dict[tuple[str | None, int, int], list[str]] = {}
+        self._step_usd: dict[str | None, Decimal] = {}
+        self._usd = ZERO_USD
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether entries outlive the process."""
+        return self._store is not None
+
+    @cached_property
+    def refuses_unpriced(self) -> bool:
+        """Whether `FASTROAI_UNPRICED` is `fail`, as it was when the run first asked.
+
+        Raises:
+            SettingsError: A variable has a value it may not have.
+        """
+        from ..settings import load_settings  # only here: pydantic-settings takes its time to import
+
+        return load_settings().unpriced == "fail"
+
+    async def intend(self, entry: LedgerEntry) -> None:
+        """Book a request that is about to be sent. A store has it on disk when this returns.
+
+        Raises:
+            LedgerUnavailableError: It can't be booked, and it is required that it is. The request must not be sent.
+        """
+        self._note(entry)
+        if self._store is None:
+            return
+        try:
+            await self._store.intend(entry)
+        except BaseException as error:
+            # The store books the same, as soon as it can.
+            self._note(entry.not_sent(error))
+            raise
+
+    def record(self, entry: LedgerEntry) -> None:
+        """Add a settled entry, or settle the one with the same id.
+
+        Synchronous, so that a request can be settled while its coroutine is being cancelled or closed.
+        """
+        self._note(entry)
+        if self._store is not None:
+            self._store.settle(entry)
+
+    def restate(self, entries: Iterable[LedgerEntry]) -> None:
+        """Have the store know what a record says of earlier requests: a crash may have come before they were settled.
+
+        They are no entries of this run.
+        """
+        if self._store is not None:
+            for entry in entries:
+                self._store.settle(entry)
+
+    async def flush(self) -> None:
+        """Wait until the store has all entries, or keeps them to write later; its own warning then says so."""
+        if self._store is not None:
+            with suppress(LedgerUnavailableError):
+                await self._store.flush()
+
+    def _note(self, entry: LedgerEntry) -> None:
+        step_id = entry.attribution.step_id
+        before = self._entries.get(entry.id)
+        delta = EXACT.subtract(spend_of(entry), spend_of(before))
+        self._entries[entry.id] = entry
+        if before is None:
+            self._by_step.setdefault(step_id, {})[entry.id] = None
+            self._by_dispatch.setdefault(_dispatch_key(entry.attribution), []).append(entry.id)
+        self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), delta)
+        self._usd = EXACT.add(self._usd, delta)
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """All entries so far."""
+        return tuple(self._entries.values())
+
+    def of_ids(self, ids: Iterable[str]) -> tuple[LedgerEntry, ...]:
+        """What is known of some entries now."""
+        return tuple(self._entries[id_] for id_ in ids)
+
+    @property
+    def step_ids(self) -> tuple[str, ...]:
+        """The steps that have entries, in the order of their first ones."""
+        return tuple(step_id for step_id in self._by_step if step_id is not None)
+
+    def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
+        """The entries booked to one step."""
+        return tuple(self._entries[id_] for id_ in self._by_step.get(step_id, ()))
+
+    def of_dispatch(self, attribution: Attribution) -> tuple[LedgerEntry, ...]:
+        """The entries booked to one agent call, those of agents that its tools called included."""
+        return tuple(self._entries[id_] for id_ in self._by_dispatch.get(_dispatch_key(attribution), ()))
+
+    def spent_usd(self, step_id: str | None = None) -> Decimal:
+        """Known spend in USD, exact: of one step, or of the whole run when no step is named."""
+        return self._usd if step_id is None else self._step_usd.get(step_id, ZERO_USD)
+
+
+def _dispatch_key(attribution: Attribution) -> tuple[str | None, int, int]:
+    return attribution.step_id, attribution.attempt, attribution.dispatch

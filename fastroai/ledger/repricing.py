@@ -1,0 +1,138 @@
+"""What recorded usage would have cost on another model, or at another service tier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal, localcontext
+from typing import Any
+
+from ..errors import UnknownModelPriceError
+from ..pricing.calculator import CostCalculator
+from ..pricing.money import EXACT
+from ..pricing.price_list import tier_context
+from .entries import LedgerEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Repriced:
+    """One request at another price.
+
+    Attributes:
+        usd: Exact. None: no price is known, or none can be worked out.
+        reason: Where the price comes from, or why there is none.
+    """
+
+    entry: LedgerEntry
+    usd: Decimal | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """Recorded requests beside what they would have cost.
+
+    Attributes:
+        model: The other model; None: the recorded ones, at another tier.
+        requests: Those that count as spend, in the order they were given.
+    """
+
+    model: str | None
+    service_tier: str | None
+    requests: tuple[Repriced, ...]
+
+    @property
+    def compared(self) -> tuple[Repriced, ...]:
+        """The requests whose cost is known both ways."""
+        return tuple(r for r in self.requests if r.usd is not None and r.entry.cost_usd is not None)
+
+    @property
+    def left_out(self) -> tuple[Repriced, ...]:
+        """The requests that can't be compared: their tokens, their recorded cost or the other price is unknown."""
+        return tuple(r for r in self.requests if r.usd is None or r.entry.cost_usd is None)
+
+    @property
+    def recorded_usd(self) -> Decimal:
+        """What the compared requests did cost, exact."""
+        with localcontext(EXACT):
+            return sum((r.entry.cost_usd or Decimal(0) for r in self.compared), Decimal(0))
+
+    @property
+    def usd(self) -> Decimal:
+        """What they would have cost, exact."""
+        with localcontext(EXACT):
+            return sum((r.usd or Decimal(0) for r in self.compared), Decimal(0))
+
+
+def what_if(
+    entries: Iterable[LedgerEntry],
+    model: str | None = None,
+    *,
+    service_tier: str | None = None,
+    at: datetime | None = None,
+    calculator: CostCalculator | None = None,
+) -> WhatIf:
+    """Price recorded usage otherwise, request by request.
+
+    The tokens are taken as recorded; another model would count and write other ones.
+
+    Args:
+        entries: From a ledger. Refused and replayed ones are left aside: they cost nothing.
+        model: `provider:model`. None: the model that answered.
+        service_tier: For example `flex`, `priority`, `default` or `batch`. None: that of each request.
+        at: As of which time to price them, timezone-aware: today's tiers may not have been listed then. None: as of
+            the time each was sent.
+        calculator: Prices; by default the list prices.
+
+    Raises:
+        ValueError: Neither a model nor a tier is given, or `at` is naive.
+    """
+    if at is not None and at.utcoffset() is None:
+        raise ValueError(f"The time to price at must be timezone-aware, got {at!r}. Use datetime.now(UTC).")
+    if model is None and service_tier is None:
+        raise ValueError("What should be different? Give a model, as provider:model, or a service tier.")
+    prices = calculator or CostCalculator()
+    requests = tuple(
+        _reprice(entry, model, service_tier, at or entry.sent_at, prices) for entry in entries if entry.is_spend
+    )
+    return WhatIf(model, service_tier, requests)
+
+
+def _reprice(entry: LedgerEntry, model: str | None, tier: str | None, at: datetime, prices: CostCalculator) -> Repriced:
+    if not any(getattr(entry.tokens, name) for name in ("input_tokens", "output_tokens")):
+        return Repriced(entry, None, "Its tokens are not known.")
+    if entry.request_count != 1:
+        return Repriced(entry, None, f"It is a sum of {entry.request_count} requests; prices are per request.")
+    tier = tier or entry.service_tier
+    try:
+        price = prices.price(
+            _Usage(entry),  # type: ignore[arg-type]  # it has the counters of a RequestUsage that prices look at
+            model or entry.model_answered or entry.model_asked or "",
+            provider=None if model else _provider(entry),
+            provider_url=None if model or entry.provider_host is None else f"https://{entry.provider_host}",
+            at=at,
+            context=tier_context(tier),
+        )
+    except (UnknownModelPriceError, ValueError) as error:
+        return Repriced(entry, None, str(error))
+    return Repriced(entry, price.total, price.source)
+
+
+def _provider(entry: LedgerEntry) -> str | None:
+    return entry.provider or (entry.model_asked or "").partition(":")[0] or None
+
+
+class _Usage:
+    """An entry's counters under the names by which they are priced; what was not counted is not there."""
+
+    def __init__(self, entry: LedgerEntry) -> None:
+        self._further = entry.further_usage
+        self._tokens = entry.tokens
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in self._further:
+            return self._further[name]
+        return getattr(self._tokens, name)

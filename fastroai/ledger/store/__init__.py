@@ -1,0 +1,113 @@
+"""Where ledgers are kept: SQLite, PostgreSQL, or memory. SQLAlchemy is imported when one in a database is opened."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ...database.location import MEMORY, configured_url, user_folder
+from ...errors import LedgerUnavailableError
+from ..entries import LedgerEntry
+
+if TYPE_CHECKING:
+    from ..aggregation import Totals
+    from ..filters import LedgerFilter
+    from .memory_store import MemoryStore
+
+
+class LedgerStore(Protocol):
+    """What a ledger's store does; `SqlStore` says it in full."""
+
+    async def must_exist(self) -> None: ...
+    async def ready(self) -> None: ...
+    async def intend(self, entry: LedgerEntry) -> None: ...
+    def settle(self, entry: LedgerEntry) -> None: ...
+    async def flush(self) -> None: ...
+    async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]: ...
+    async def totals(self, selection: LedgerFilter, by: str | None) -> tuple[Totals, ...]: ...
+    async def close(self) -> None: ...
+
+
+async def open_store(
+    url: str, *, required: bool = True, outbox_folder: Path | None = None, create: bool = True
+) -> LedgerStore:
+    """Open a ledger, create it, or bring it up to date. The caller closes it.
+
+    Args:
+        url: `sqlite:///path`, `postgresql://user@host/name`, or `memory://`, which is one for the whole process.
+        required: Whether a request must not be sent while it can't be booked. If not, this returns although the
+            database can't be reached.
+        outbox_folder: Where entries wait that can't be written. None: `~/.fastroai/unwritten`.
+        create: Whether to make a ledger where there is none yet.
+
+    Raises:
+        LedgerNotFoundError: There is none, and none was to be made.
+        LedgerUnavailableError: The URL is of no such database, or it is required and can't be reached.
+    """
+    store = _make(url, required, outbox_folder)
+    try:
+        if not create:
+            await store.must_exist()
+        await store.ready()
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+async def configured_store(default: str | None = None) -> LedgerStore | None:
+    """The ledger that `FASTROAI_LEDGER_URL` names, or else the default one, if any; opened once per process.
+
+    Raises:
+        LedgerUnavailableError: It can't be used, and `FASTROAI_LEDGER_REQUIRED` says that it must.
+    """
+    from ...settings import load_settings  # only here: pydantic-settings takes its time to import
+
+    url = configured_url() or default
+    return None if url is None else await shared_store(url, required=load_settings().ledger_required)
+
+
+async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
+    """The store of this process for a ledger, opened once. It serves every event loop and is closed at exit.
+
+    Raises:
+        LedgerUnavailableError: As `open_store`; the next call tries again.
+    """
+    with _sharing:
+        store = _shared.get((url, required))
+        if store is None:
+            store = _shared[url, required] = _make(url, required, None)
+    if (url, required) not in _ready:
+        await store.ready()
+        _ready.add((url, required))
+    return store
+
+
+async def flush_shared(url: str) -> None:
+    """Write what runs of this process have booked in a ledger; what can't be written now is kept instead."""
+    for store in [store for (shared, _), store in _shared.items() if shared == url]:
+        with suppress(LedgerUnavailableError):
+            await store.flush()
+
+
+_shared: dict[tuple[str, bool], LedgerStore] = {}
+_ready: set[tuple[str, bool]] = set()
+_sharing = threading.Lock()
+
+
+@cache
+def _in_memory() -> MemoryStore:
+    from .memory_store import MemoryStore
+
+    return MemoryStore()
+
+
+def _make(url: str, required: bool, outbox_folder: Path | None) -> LedgerStore:
+    if url == MEMORY:
+        return _in_memory()
+    from .sql_store import SqlStore
+
+    return SqlStore(url, required=required, outbox_folder=outbox_folder or user_folder() / "unwritten")

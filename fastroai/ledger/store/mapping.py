@@ -1,0 +1,182 @@
+"""Ledger entries as rows of the tables, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from ...database.values import Row, microseconds, moment
+from ...pricing.money import EXACT
+from ...pricing.token_counts import TokenCounts
+from ..aggregation import TOKEN_NAMES
+from ..entries import Attribution, EntryState, LedgerEntry
+
+_LARGEST = 2**63 - 1
+_PLACES = 12
+"""Amounts are whole numbers of 1e-12 USD."""
+
+INTENT_TEXTS = ("agent", "model_asked", "provider_host", "service_tier", "replay_of")
+OUTCOME_TEXTS = (
+    "model_answered", "provider", "service_tier", "response_id", "price_source", "price_version", "error",
+)  # fmt: skip
+_ATTRIBUTION_TEXTS = ("run_id", "run_key", "pipeline", "step_id", "deployment")
+
+_encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def intent_row(entry: LedgerEntry) -> Row:
+    """What is known before a request is sent."""
+    at = entry.attribution
+    amounts, exact = _amounts(upper_bound=entry.upper_bound_usd)
+    return {
+        "id": _text(entry.id),
+        **{name: _text(getattr(at, name)) for name in _ATTRIBUTION_TEXTS},
+        **{name: _text(getattr(entry, name)) for name in INTENT_TEXTS},
+        **amounts,
+        "exact": exact,
+        "attempt": _whole(at.attempt),
+        "dispatch": _whole(at.dispatch),
+        "tags": tags_json(at.tags),
+        "flow_tags": _json([_text(str(tag)) for tag in at.flow_tags]) if at.flow_tags else None,
+        "sent_at": microseconds(entry.sent_at),
+        "request_count": _whole(entry.request_count),
+        "simulated": bool(entry.simulated),
+    }
+
+
+def outcome_row(entry: LedgerEntry) -> Row:
+    """What is known after it."""
+    entry = _without_impossible_cost(entry)
+    amounts, exact = _amounts(
+        cost=entry.cost_usd, request_fees=entry.request_fees_usd, upper_bound=entry.upper_bound_usd
+    )
+    return {
+        "entry_id": _text(entry.id),
+        "final": int(entry.state is not EntryState.UNSETTLED),
+        "state": entry.state.value,
+        "settled_at": microseconds(entry.settled_at or datetime.now(UTC)),
+        **{name: _text(getattr(entry, name)) for name in OUTCOME_TEXTS},
+        **{name: _whole(getattr(entry.tokens, name)) for name in TOKEN_NAMES},
+        "further_usage": _json({_text(str(key)): value for key, value in entry.further_usage.items()}),
+        **amounts,
+        "exact": exact,
+    }
+
+
+def entry_from(row: Mapping[Any, Any]) -> LedgerEntry:
+    """The entry of an intent row joined with its outcome's columns, which are prefixed `o_`; those are None without."""
+    settled = row["o_state"] is not None
+    prefix = "o_" if settled else ""
+    exact = json.loads(row[f"{prefix}exact"] or "{}")
+    return LedgerEntry(
+        id=row["id"],
+        state=EntryState(row["o_state"]) if settled else EntryState.UNSETTLED,
+        attribution=Attribution(
+            **{name: row[name] for name in _ATTRIBUTION_TEXTS},
+            attempt=row["attempt"],
+            dispatch=row["dispatch"],
+            tags=json.loads(row["tags"] or "{}"),
+            flow_tags=tuple(json.loads(row["flow_tags"] or "[]")),
+        ),
+        **{name: row[name] for name in INTENT_TEXTS if name != "service_tier"},
+        **{name: row[f"o_{name}"] for name in OUTCOME_TEXTS if name != "service_tier"},
+        service_tier=row[f"{prefix}service_tier"],
+        sent_at=moment(row["sent_at"]),
+        settled_at=moment(row["o_settled_at"]) if settled else None,
+        tokens=TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES}) if settled else TokenCounts(),
+        further_usage=json.loads(row["o_further_usage"] or "{}"),
+        cost_usd=_amount("cost", row["o_cost"], exact),
+        request_fees_usd=_amount("request_fees", row["o_request_fees"], exact),
+        upper_bound_usd=_amount("upper_bound", row[f"{prefix}upper_bound"], exact),
+        request_count=row["request_count"],
+        simulated=bool(row["simulated"]),
+    )
+
+
+def as_stored(entry: LedgerEntry) -> LedgerEntry:
+    """The entry as it will read once it is written; the same one but for what no database takes."""
+    intent, outcome = intent_row(entry), outcome_row(entry)
+    settled = entry.settled_at is not None
+    return entry_from(intent | {f"o_{name}": value if settled else None for name, value in outcome.items()})
+
+
+def to_units(usd: Decimal) -> int | None:
+    """An amount in 1e-12 USD. None: it is not a whole number of them, or too large for the column."""
+    try:
+        units = EXACT.scaleb(usd, _PLACES)
+    except InvalidOperation:
+        return None
+    if units != units.to_integral_value(context=EXACT) or abs(units) > _LARGEST:
+        return None
+    return int(units)
+
+
+def from_units(units: int) -> Decimal:
+    """The amount in USD, exact, without trailing zeros."""
+    usd = EXACT.normalize(EXACT.scaleb(Decimal(units), -_PLACES))
+    return usd if usd.as_tuple().exponent <= 0 else EXACT.quantize(usd, Decimal(1))  # type: ignore[operator]  # finite
+
+
+def tags_json(tags: Mapping[str, str]) -> str | None:
+    """Tags as canonical JSON: the same tags are the same text. None without any."""
+    return _json({_text(str(name)): _text(str(value)) for name, value in tags.items()}) if tags else None
+
+
+def tag_fragments(name: str, value: str | None) -> tuple[str, ...]:
+    """Texts of which canonical JSON contains one exactly when it has that tag, or a tag of that name.
+
+    Quotes inside a name or a value are escaped, so a fragment that starts at an opening quote is never found in one.
+    """
+    pair = f"{_dumps(_text(name))}:" + ("" if value is None else _dumps(_text(value)))
+    return f"{{{pair}", f",{pair}"
+
+
+def flow_tag_fragments(name: str) -> tuple[str, ...]:
+    """The same for the list of a flow run's tags."""
+    item = _dumps(_text(name))
+    return f"[{item}", f",{item}"
+
+
+def _amounts(**amounts: Decimal | None) -> tuple[dict[str, int | None], str | None]:
+    known = {name: usd for name, usd in amounts.items() if usd is not None and usd.is_finite()}
+    if not known:
+        return dict.fromkeys(amounts), None
+    units = {name: to_units(known[name]) if name in known else None for name in amounts}
+    return units, _json({name: str(usd) for name, usd in known.items() if units[name] is None})
+
+
+def _amount(name: str, units: int | None, exact: Mapping[str, str]) -> Decimal | None:
+    if name in exact:
+        return Decimal(exact[name])
+    return None if units is None else from_units(units)
+
+
+def _without_impossible_cost(entry: LedgerEntry) -> LedgerEntry:
+    if entry.cost_usd is None or entry.cost_usd.is_finite() or entry.state is not EntryState.CHARGED:
+        return entry
+    reason = f"The price that was worked out is {entry.cost_usd}, which is no amount of money."
+    return replace(entry, cost_usd=None, state=EntryState.UNPRICED, error=reason)
+
+
+def _json(content: Any) -> str | None:
+    return _dumps(content) if content else None
+
+
+def _dumps(content: Any) -> str:
+    return _encoder.encode(content)
+
+
+def _whole(count: int) -> int:
+    """A count within what the column takes."""
+    return max(-_LARGEST, min(int(count), _LARGEST))
+
+
+def _text(value: str | None) -> str | None:
+    """A text that any database takes: no NUL, no half of a surrogate pair."""
+    if value is None or (value.isascii() and "\0" not in value):
+        return value
+    return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,185 @@
+"""A ledger in an SQL database."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from ...database.engine import Database, database_url, unavailable
+from ...errors import LedgerNotFoundError
+from ..aggregation import Totals
+from ..entries import LedgerEntry
+from ..filters import LedgerFilter
+from .outbox import Outbox
+from .queries import read_entries, read_totals
+from .writer import Waiter, Write, Writer
+
+logger = logging.getLogger("fastroai.usage")
+
+T = TypeVar("T")
+
+_EXIT_PATIENCE = 60.0
+"""Seconds a process waits at its end for its last entries to be written, or kept in a file."""
+
+
+class SqlStore:
+    """A ledger in SQLite or PostgreSQL, for any number of coroutines, event loops, threads and processes.
+
+    Args:
+        url: In SQLAlchemy's form.
+        required: Whether a request must not be sent while it can't be booked.
+        outbox_folder: Where entries wait that can't be written.
+
+    Raises:
+        LedgerUnavailableError: The URL names no database a ledger can be kept in.
+    """
+
+    def __init__(self, url: str, *, required: bool, outbox_folder: Path) -> None:
+        self._url = database_url(url)
+        self._required = required
+        self._spill_folder = outbox_folder
+        self._starting = threading.RLock()
+        self._start()
+        _stores.add(self)
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._intended: set[str] = set()
+        self._reader = Database(self._url, writes=False)
+        self._writer: Writer | None = None
+
+    def _running(self) -> Writer:
+        writer = self._writer
+        if writer is not None and self._pid == os.getpid():
+            return writer
+        with self._starting:
+            if self._pid != os.getpid():
+                # After a fork: the thread and the connections are the parent's.
+                _inherited.append((self._writer, self._reader))
+                self._start()
+            if self._writer is None:
+                spill = Outbox(self._spill_folder, self._url)
+                self._writer = Writer(Database(self._url, writes=True), spill, required=self._required)
+            return self._writer
+
+    async def must_exist(self) -> None:
+        """Make sure that there is a ledger already; nothing is made or changed.
+
+        Raises:
+            LedgerNotFoundError: There is none.
+            LedgerUnavailableError: Nobody can say.
+        """
+        try:
+            exists = await asyncio.to_thread(self._reader.has_ledger)
+        except Exception as error:
+            raise unavailable(self._reader.name, error) from error
+        if not exists:
+            raise LedgerNotFoundError(f"There is no ledger in {self._reader.name} yet.")
+
+    async def ready(self) -> None:
+        """Wait until the database is there, with current tables; returns without it when it is not required.
+
+        Raises:
+            LedgerUnavailableError: It can't be reached or brought up to date, and it is required.
+        """
+        await self._written(Write(waiter=_waiter()))
+
+    async def intend(self, entry: LedgerEntry) -> None:
+        """Book a request that is about to be sent. It is committed when this returns.
+
+        When this raises, the request must not be sent; it is then booked as refused, as soon as that is possible.
+
+        Raises:
+            LedgerUnavailableError: It can't be booked, and it is required that it is.
+        """
+        write = Write.of(entry, intent=True, waiter=_waiter())
+        try:
+            written = await self._written(write)
+        except BaseException as error:
+            self.settle(entry.not_sent(error))
+            raise
+        if written:
+            self._intended.add(entry.id)
+
+    def settle(self, entry: LedgerEntry) -> None:
+        """Book what became of a request, or an entry that needs no intent, such as a replayed one.
+
+        Returns at once and never raises; the entry is written soon, or later if it must. Of several outcomes of one
+        request the first counts, but that one may go from unsettled to something final.
+        """
+        intended = entry.id in self._intended
+        self._intended.discard(entry.id)
+        try:
+            self._hand_over(Write.of(entry, intent=not intended))
+        except Exception:  # a value of a wrong type, which no database takes
+            logger.exception("This ledger entry can't be booked: %r", entry)
+
+    async def flush(self) -> None:
+        """Wait until all that was handed over is in the database.
+
+        Raises:
+            LedgerUnavailableError: It can't be written now, and it is required that it is. It is kept.
+        """
+        await self._written(Write(waiter=_waiter()))
+
+    async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]:
+        """The selected entries in the order in which they were sent."""
+        return await self._read(lambda connection: read_entries(connection, selection))
+
+    async def totals(self, selection: LedgerFilter, by: str | None) -> tuple[Totals, ...]:
+        """The sums of the selected entries, grouped."""
+        return await self._read(lambda connection: read_totals(connection, selection, by))
+
+    async def close(self) -> None:
+        """Write all that was handed over, or keep it in a file, and close. What comes later opens it again."""
+        await asyncio.to_thread(self.close_now)
+
+    def close_now(self, timeout: float | None = None) -> None:
+        """The same, blocking, for at most some seconds."""
+        writer, self._writer = self._writer, None
+        if writer is not None and self._pid == os.getpid():
+            writer.stop(timeout)
+        self._reader.close()
+
+    def _hand_over(self, write: Write) -> None:
+        # One that is being closed in another thread may not have seen it. To write it twice is harmless.
+        while not self._running().hand_over(write):
+            pass
+
+    async def _written(self, write: Write) -> bool:
+        assert write.waiter is not None
+        self._hand_over(write)
+        return await write.waiter.future
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        await self.flush()
+        try:
+            return await asyncio.to_thread(self._reader.run, work)
+        except Exception as error:
+            raise unavailable(self._reader.name, error) from error
+
+
+_stores: weakref.WeakSet[SqlStore] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _waiter() -> Waiter:
+    loop = asyncio.get_running_loop()
+    return Waiter(loop, loop.create_future())
+
+
+@atexit.register
+def _close_all() -> None:
+    for store in list(_stores):
+        with suppress(Exception):
+            store.close_now(_EXIT_PATIENCE)

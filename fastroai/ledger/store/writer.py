@@ -1,0 +1,235 @@
+"""The thread that writes a ledger: what many coroutines hand over meanwhile shares the next commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from ...database.engine import Database, Insert, unavailable
+from ...database.values import Row
+from ...errors import LedgerUnavailableError
+from ..entries import LedgerEntry
+from .mapping import intent_row, outcome_row
+from .outbox import Outbox
+from .schema import intents, outcomes
+
+logger = logging.getLogger("fastroai.usage")
+
+COMPANY = 0.002
+"""Seconds that outcomes wait for an intent to share a commit with: nobody waits for them, and one is often near."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_LARGEST_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiter:
+    """Who waits for a commit. The result is whether the database has it; an error, that it never will."""
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[bool]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    """What to write of an entry: its intent, its outcome, or both. Without one: to hear when all else is written."""
+
+    entry: LedgerEntry | None = None
+    intent: Row | None = None
+    outcome: Row | None = None
+    waiter: Waiter | None = None
+
+    @classmethod
+    def of(cls, entry: LedgerEntry, *, intent: bool, waiter: Waiter | None = None) -> Write:
+        """What there is to write of an entry; its intent only if asked for.
+
+        Raises:
+            Exception: Something in it is not of the type it must be.
+        """
+        outcome = outcome_row(entry) if entry.settled_at is not None else None
+        return cls(entry, intent_row(entry) if intent else None, outcome, waiter)
+
+
+class Writer:
+    """Writes what it is handed, in as few commits as it can, and never gives anything up.
+
+    Handing over works in any thread, also in code that the garbage collector runs. What can't be written goes into the
+    spill and is tried again until it is.
+
+    Args:
+        required: Whether an intent that can't be written fails its waiter, or is kept like all else.
+    """
+
+    def __init__(self, database: Database, spill: Outbox, *, required: bool) -> None:
+        self._database = database
+        self._spill = spill
+        self._required = required
+        self._queue: SimpleQueue[Write | None] = SimpleQueue()
+        self._intents, self._outcomes = Insert(intents), Insert(outcomes)
+        self._ended = False
+        self._prepared = False
+        self._down = True
+        self._error: LedgerUnavailableError | None = None
+        self._pause = _SHORTEST_PAUSE
+        self._retry_at: float | None = None
+        self._thread = threading.Thread(target=self._run, name="fastroai-ledger", daemon=True)
+        self._thread.start()
+
+    def hand_over(self, write: Write) -> bool:
+        """Write this as soon as possible. Returns at once; whether it was in time, before this writer's end."""
+        self._queue.put(write)
+        return not self._ended
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Write all that was handed over, or leave it in the spill, and end."""
+        self._queue.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            batch, going = self._next()
+            if not going:
+                # Who hands over from here on is told so; what came just before is still taken.
+                self._ended = True
+                batch += self._rest()
+            try:
+                self._handle(batch, last=not going)
+            except Exception as error:  # a thread that died would take all later entries with it
+                logger.exception("Writing to the ledger in %s failed; what was to be written is kept.", self._name)
+                self._keep(batch)
+                self._answer(dict.fromkeys(batch, error))
+                self._plan_retry(after_a_try=True)
+        if len(self._spill):
+            where = self._spill.path or "memory"
+            logger.warning("%d ledger entries for %s are left in %s.", len(self._spill), self._name, where)
+        self._spill.close()
+        self._database.close()
+
+    def _next(self) -> tuple[list[Write], bool]:
+        """What to write next, and whether to go on after it."""
+        batch: list[Write] = []
+        timeout = None if self._retry_at is None else max(0.0, self._retry_at - time.monotonic())
+        try:
+            while len(batch) < _LARGEST_BATCH:
+                write = self._queue.get(timeout=timeout)
+                if write is None:
+                    return batch, False
+                batch.append(write)
+                # Somebody waits: take what is there. Nobody does: something to share the commit with may come.
+                timeout = 0 if timeout == 0 or write.waiter else COMPANY
+        except Empty:
+            pass
+        return batch, True
+
+    def _rest(self) -> Iterator[Write]:
+        with suppress(Empty):
+            while True:
+                if (write := self._queue.get_nowait()) is not None:
+                    yield write
+
+    def _handle(self, batch: Sequence[Write], *, last: bool) -> None:
+        markers = [write for write in batch if write.entry is None]
+        due = self._retry_at is not None and time.monotonic() >= self._retry_at
+        waited_for = bool(markers) or (self._required and any(write.waiter for write in batch))
+        was_down, tries = self._down, due or last or waited_for or not self._down or self._error is None
+        failed = self._commit(batch) if tries else dict.fromkeys(batch, self._error)
+        self._keep(write for write in failed if not (self._required and write.waiter))
+        self._answer({write: failed.get(write) for write in batch if write.entry is not None})
+        recovered = was_down and not self._down
+        if len(self._spill) and (recovered or ((due or last or markers) and not failed)):
+            self._write_kept()
+        if markers:
+            error = self._error if len(self._spill) or not self._prepared else None
+            self._answer(dict.fromkeys(markers, error))
+        self._plan_retry(after_a_try=tries)
+
+    def _plan_retry(self, *, after_a_try: bool) -> None:
+        if not self._down and not len(self._spill):
+            self._retry_at, self._pause = None, _SHORTEST_PAUSE
+        elif after_a_try or self._retry_at is None:
+            self._retry_at = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _commit(self, batch: Sequence[Write]) -> Failures:
+        """Write a batch in one transaction. To write anything again is harmless: what is there is left as it is."""
+        intended = [write.intent for write in batch if write.intent is not None]
+        settled = [write.outcome for write in batch if write.outcome is not None]
+        for _ in range(2):  # the second time on a new connection
+            try:
+                if not self._prepared:
+                    self._prepare()
+                if intended or settled:
+                    self._database.insert((self._intents, intended), (self._outcomes, settled))
+                    self._down = False
+                return {}
+            except Exception as error:
+                failure = error
+                if not self._prepared:
+                    break
+                self._prepared = False  # the tables may be gone, with the file they were in
+        self._missed(failure)
+        return dict.fromkeys(batch, self._error)
+
+    def _prepare(self) -> None:
+        self._database.prepare()
+        self._prepared = True
+        if self._error is None:
+            self._down = False  # nothing was tried before
+        self._spill.adopt()
+
+    def _missed(self, error: Exception) -> None:
+        if not self._down or self._error is None:
+            logger.warning("%s", unavailable(self._name, error))
+        self._down, self._error = True, unavailable(self._name, error)
+
+    def _keep(self, writes: Iterable[Write]) -> None:
+        if entries := [write.entry for write in writes if write.entry is not None]:
+            self._spill.keep(entries)
+
+    def _write_kept(self) -> None:
+        entries, left = self._spill.entries(), []
+        for start in range(0, len(entries), _LARGEST_BATCH):
+            failed = self._commit([Write.of(e, intent=True) for e in entries[start : start + _LARGEST_BATCH]])
+            left += [write.entry for write in failed if write.entry is not None]
+            if self._down:
+                left += entries[start + _LARGEST_BATCH :]
+                break
+        if len(left) < len(entries):
+            self._spill.replace(left)
+            logger.warning("%d ledger entries were written to %s late.", len(entries) - len(left), self._name)
+
+    def _answer(self, results: Mapping[Write, Exception | None]) -> None:
+        """Tell those who wait, each in its own loop."""
+        answers: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
+        for write, error in results.items():
+            if write.waiter is not None:
+                refused = unavailable(self._name, error) if self._required and error is not None else None
+                answer = write.waiter.future, error is None, refused
+                answers.setdefault(write.waiter.loop, []).append(answer)
+        for loop, those in answers.items():
+            with suppress(RuntimeError):  # the loop is closed, and with it whoever waited
+                loop.call_soon_threadsafe(_resolve, those)
+
+    @property
+    def _name(self) -> str:
+        return self._database.name
+
+
+Failures = dict[Write, Exception | None]
+Answer = tuple["asyncio.Future[bool]", bool, LedgerUnavailableError | None]
+
+
+def _resolve(answers: Iterable[Answer]) -> None:
+    for future, written, error in answers:
+        if future.done():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(written)

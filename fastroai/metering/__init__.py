@@ -1,0 +1,1 @@
+"""Counts and prices each model request where it is sent."""

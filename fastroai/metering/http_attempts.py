@@ -1,0 +1,284 @@
+"""The HTTP attempts behind one call of a model: their clients are told to make one, and any further one is booked."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar, Token
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from anyio import from_thread
+from pydantic_ai.models import Model
+from pydantic_ai.settings import ModelSettings
+
+from ..ledger.entries import LedgerEntry
+from .models import innermost
+from .outcomes import settle_failure, settle_resent
+
+_HTTP_CLIENTS: Final = (
+    ("_client",),  # OpenAI, Anthropic, Groq
+    ("_api_client", "_async_httpx_client"),  # Google
+    ("sdk_configuration", "async_client"),  # Mistral
+    ("_client_wrapper", "httpx_client", "httpx_client"),  # Cohere
+    ("_async_client",),  # Hugging Face, from its first request on
+    (),  # the client is the HTTP client
+)
+"""Where SDKs keep their HTTP client, as attributes of their own one."""
+
+_RETRY_COUNTS: Final = (
+    ("max_retries",),  # OpenAI, Anthropic, Groq
+    ("_client_wrapper", "httpx_client", "base_max_retries"),  # Cohere
+)
+_GOOGLE_ATTEMPTS: Final = 5
+"""Of google-genai, where its retry options name none."""
+
+_sending: ContextVar[Send | None] = ContextVar("fastroai_send", default=None)
+
+
+class Send:
+    """One call of a model. While its `with` block lasts, each attempt that leaves for it has an entry of its own.
+
+    The first attempt has the entry it is given. A transport or an SDK that sends again by itself makes a further one:
+    the entry before is settled by what the provider answered to it, a new one is booked before the attempt leaves, and
+    the last is left in `entry` to be settled by the outcome of the call.
+
+    Args:
+        entry: Booked already, for the first attempt.
+        model: The model that is called.
+        intend: Books a further attempt.
+        book: Records what is now known of an attempt.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_book",
+        "_host",
+        "_intend",
+        "_left",
+        "_model",
+        "_over",
+        "_sees_wire",
+        "_status",
+        "_token",
+        "entry",
+    )
+
+    def __init__(
+        self,
+        entry: LedgerEntry,
+        model: Model,
+        intend: Callable[[], Awaitable[LedgerEntry]],
+        book: Callable[[LedgerEntry], object],
+    ) -> None:
+        self.entry = entry
+        self._model = innermost(model)
+        self._host = _host(self._model.base_url)
+        self._intend = intend
+        self._book = book
+        self._begun = self._sees_wire = self._left = self._over = False
+        self._status: int | None = None
+        self._token: Token[Send | None] | None = None
+
+    def __enter__(self) -> Send:
+        _watch_client(self._model)
+        self._token = _sending.set(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over = True
+        if self._token is not None:
+            _sending.reset(self._token)
+
+    def failed(self, error: BaseException) -> LedgerEntry:
+        """The entry of the last attempt, settled by the error that the call raised and by what was seen of it."""
+        left = self._left if self._sees_wire else None
+        return settle_failure(self.entry, error, left=left, status=self._status)
+
+    def is_for(self, url: Any) -> bool:
+        """Whether a URL is one of the model's provider; else it may be where credentials are refreshed."""
+        return self._host is None or url.host == self._host
+
+    async def begin(self) -> None:
+        """A client starts on a request. Where the attempts in it can't be seen, it counts as one."""
+        if self._begun and not self._sees_wire:
+            await self._again()
+        self._begun = True
+
+    def see(self) -> None:
+        """The transport tells of its attempts."""
+        self._sees_wire = True
+
+    async def leave(self) -> None:
+        """An attempt is about to leave this machine."""
+        self._sees_wire = True
+        if self._over:
+            raise RuntimeError(
+                f"The call of {self._model.model_id!r} was left meanwhile: its client may not send it again, as nobody "
+                "would book that."
+            )
+        if self._left:
+            await self._again()
+        self._left = True
+
+    def answered(self, status: int) -> None:
+        """The provider answered the attempt under way with an HTTP status."""
+        self._status = status
+
+    def answered_unseen(self, status: int) -> None:
+        """As `answered`, told by the client; the transport knows better where it tells anything."""
+        if not self._sees_wire:
+            self._status = status
+
+    async def _again(self) -> None:
+        entry = await self._intend()
+        # Only now: where no further attempt may be booked, none leaves, and this one is still the last.
+        self._book(settle_resent(self.entry, self._status))
+        self.entry, self._status = entry, None
+
+
+def sdk_obeys(model: Model) -> bool:
+    """Whether the SDK of a model, out of its wrappers, makes one attempt when a request's settings say so."""
+    if model.provider is None or "max_retries" in model.unsupported_settings:
+        return False
+    return _copies_itself(getattr(model, "client", None))
+
+
+def client_retries(model: Model) -> int:
+    """How often the SDK of a model, out of its wrappers, would send a request again if it were not told otherwise."""
+    client = getattr(model, "client", None) if sdk_obeys(model) else None
+    for path in _RETRY_COUNTS:
+        if isinstance(count := _at(client, path), int):
+            return count
+    if (google := _at(client, ("_api_client", "_http_options", "retry_options"))) is None:
+        return 0
+    attempts = getattr(google, "attempts", None)
+    return max((_GOOGLE_ATTEMPTS if attempts is None else attempts) - 1, 0)
+
+
+def settings_for_one_attempt(model: Model, settings: ModelSettings | None) -> ModelSettings | None:
+    """Settings that have the SDK of a model, out of its wrappers, make one attempt, as far as it can be told."""
+    if model.provider is None:
+        return settings
+    if sdk_obeys(model):
+        makes_one = getattr(getattr(model, "client", None), "max_retries", None) == 0
+        if makes_one and not any("max_retries" in (layer or ()) for layer in (settings, model.settings)):
+            return settings
+        told = ModelSettings(**(settings or {}))
+        told["max_retries"] = 0
+        return told
+    if settings and "max_retries" in settings:
+        kept = ModelSettings(**settings)
+        del kept["max_retries"]
+        return kept
+    return settings
+
+
+def retry_nothing(model: Model) -> None:
+    """Have the client of a model that FastroAgent built make one attempt of each request."""
+    provider: Any = model.provider
+    lazy = getattr(provider, "_lazy_client", None)
+    if isinstance(options := getattr(lazy, "_kwargs", None), dict):
+        # xAI: gRPC retries below everything that could count, and is told only when its channel is made.
+        options.setdefault("channel_options", [("grpc.enable_retries", 0)])
+        return
+    client: Any = getattr(model, "client", None)
+    if isinstance(getattr(client, "max_retries", None), int):
+        client.max_retries = 0
+    elif (events := _boto_events(client)) is not None:
+        service = client.meta.service_model.service_id.hyphenize()
+        events.unregister(f"needs-retry.{service}", unique_id=f"retry-config-{service}")
+
+
+def _copies_itself(client: object) -> bool:
+    # pydantic-ai 2.62 hands this client's AWS profile to a copy that anthropic 2.12 gives it already: TypeError.
+    return all(base.__name__ != "AsyncAnthropicBedrock" for base in type(client).__mro__)
+
+
+def _watch_client(model: Model) -> None:
+    """Have the client of a model tell the running `Send` what it sends. Other users of the client are not concerned."""
+    client = getattr(model, "client", None) if model.provider is not None else None
+    if client is None:
+        return
+    if (events := _boto_events(client)) is not None:
+        for event, handler in (("before-send", _before_boto_send), ("response-received", _after_boto_send)):
+            events.register(event, handler, unique_id=f"fastroai-{event}")
+        return
+    for path in _HTTP_CLIENTS:
+        hooks = getattr(_at(client, path), "event_hooks", None)
+        if isinstance(hooks, dict):
+            # Ours comes last: a hook of the client's owner may still change where the request goes.
+            for event, hook in (("request", _before_http_request), ("response", _after_http_response)):
+                if hook not in hooks.setdefault(event, []):
+                    hooks[event].append(hook)
+            return
+
+
+def _at(client: object, path: tuple[str, ...]) -> object:
+    for name in path:
+        client = getattr(client, name, None)
+    return client
+
+
+def _boto_events(client: Any) -> Any:
+    meta = getattr(client, "meta", None)
+    return getattr(meta, "events", None) if hasattr(meta, "service_model") else None
+
+
+async def _before_http_request(request: Any) -> None:
+    send = _sending.get()
+    if send is None or request.method != "POST" or not send.is_for(request.url):
+        return
+    others = request.extensions.get("trace")
+    if not isinstance(others, _Trace):  # else the request goes out once more: redirected, or with new credentials
+        request.extensions["trace"] = _Trace(send, others)
+    await send.begin()
+
+
+async def _after_http_response(response: Any) -> None:
+    send = _sending.get()
+    if send is not None and isinstance(response.request.extensions.get("trace"), _Trace):
+        send.answered_unseen(response.status_code)
+
+
+class _Trace:
+    """Told by httpcore what becomes of a request, beneath any transport that sends it more than once."""
+
+    __slots__ = ("_is_request", "_others", "_send")
+
+    def __init__(self, send: Send, others: Callable[[str, dict[str, Any]], Awaitable[None]] | None) -> None:
+        self._send = send
+        self._others = others
+        self._is_request = False
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        self._send.see()
+        if event.endswith(".send_request_headers.started"):
+            self._is_request = info["request"].method == b"POST"  # else it is a proxy that is asked to connect
+            if self._is_request:
+                await self._send.leave()
+        elif event.endswith(".receive_response_headers.complete") and self._is_request:
+            self._send.answered(_status(info["return_value"]))
+        if self._others is not None:
+            await self._others(event, info)
+
+
+def _status(received: tuple[Any, ...]) -> int:
+    # HTTP/1.1 gives (version, status, …), HTTP/2 (status, headers).
+    return int(received[0] if isinstance(received[0], int) else received[1])
+
+
+def _before_boto_send(**event: Any) -> None:
+    if (send := _sending.get()) is not None:
+        from_thread.run(send.leave)
+
+
+def _after_boto_send(response_dict: dict[str, Any] | None = None, **event: Any) -> None:
+    if (send := _sending.get()) is not None and response_dict is not None:
+        send.answered(response_dict["status_code"])
+
+
+def _host(url: str | None) -> str | None:
+    try:
+        return urlsplit(url or "").hostname
+    except ValueError:
+        return None

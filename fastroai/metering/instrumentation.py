@@ -1,0 +1,46 @@
+"""Agents of pydantic-ai that a step or a tool runs by itself: their requests are booked like all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+from pydantic_ai import Agent
+
+from ..pricing.calculator import CostCalculator
+from ..replay.tools import ToolJournal
+from .meter import RequestMeter
+from .model import is_metered
+from .scope import current_scope
+
+
+def book_all_agents() -> None:
+    """Have every run of a pydantic-ai agent within a step counted, also one that no FastroAgent starts.
+
+    pydantic-ai has no hook for all agents, and a request that nobody counts is one that the books don't balance with.
+    Runs outside of steps are left as they are.
+    """
+    if not hasattr(Agent.iter, "__wrapped_by_fastroai__"):
+        Agent.iter = _booked(Agent.iter)  # type: ignore[method-assign]
+
+
+def _booked(iterate: Callable[..., Any]) -> Any:
+    @wraps(iterate)
+    def booked(self: Agent[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        scope = current_scope()
+        if scope is not None and not _counts_itself(kwargs):
+            meter = RequestMeter(CostCalculator(), scope=scope, agent=self.name)
+            journal = [] if scope.journal is None else [ToolJournal(scope.journal)]
+            kwargs["capabilities"] = [*(kwargs.get("capabilities") or ()), meter, *journal]
+        return iterate(self, *args, **kwargs)
+
+    booked.__wrapped_by_fastroai__ = True  # type: ignore[attr-defined]
+    return booked
+
+
+def _counts_itself(call: Mapping[str, Any]) -> bool:
+    """Whether it is a FastroAgent that runs the agent."""
+    return is_metered(call.get("model")) or any(
+        isinstance(capability, RequestMeter) for capability in call.get("capabilities") or ()
+    )

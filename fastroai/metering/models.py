@@ -1,0 +1,37 @@
+"""What is beneath the wrappers of a model: the one that sends, what it is sent with, and where to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_ai.models import Model
+from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.settings import ModelSettings
+
+from ..pricing.endpoints import is_private_endpoint
+
+
+def innermost(model: Model) -> Model:
+    """The model that sends, without what is wrapped around it."""
+    while isinstance(model, WrapperModel):
+        model = model.wrapped
+    return model
+
+
+def merged(model_settings: ModelSettings | None, settings: ModelSettings | None) -> dict[str, Any]:
+    """A model's own settings and those of one request, which win."""
+    return {**(model_settings or {}), **(settings or {})}
+
+
+def sends_setting(model: Model, name: str) -> bool:
+    """Whether a model class puts a setting on the wire."""
+    return name not in innermost(model).unsupported_settings
+
+
+def endpoint(model: Model, answered: str | None = None) -> str | None:
+    """Where a model's requests go, which the answer may say.
+
+    Some providers name their own URL even where the client was given a local one: then the client is believed.
+    """
+    client_url = str(getattr(getattr(innermost(model), "client", None), "base_url", None) or "")
+    return client_url if client_url and is_private_endpoint(client_url) else answered or model.base_url

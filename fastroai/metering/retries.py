@@ -1,0 +1,91 @@
+"""Which failures pass: of a model request, which is sent again, and of a step, which is tried again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic_ai.exceptions import (
+    ModelConnectionError,
+    ModelHTTPError,
+    ModelQuotaExceededError,
+    ModelTimeoutError,
+    UsageLimitExceeded,
+    UserError,
+)
+
+from ..errors import (
+    CostBudgetExceededError,
+    DispatchSkippedError,
+    PipelineValidationError,
+    ResultStorageError,
+    RunLeaseError,
+    SettingsError,
+    StepExecutionError,
+    UnknownModelPriceError,
+)
+
+FIRST_DELAY: Final = 0.5
+"""Seconds before the second send; doubled for each further one."""
+LONGEST_DELAY: Final = 8.0
+LONGEST_RETRY_AFTER: Final = 60.0
+"""A provider that asks for more seconds than this is not waited for."""
+
+NOT_SENT_PHASES: Final = frozenset({"pool", "connect"})
+"""Phases of a transport failure in which the request had not left this machine."""
+
+_PASSING_STATUS = frozenset({408, 409, 429})
+
+
+# 408 (timeout), 409 (conflict), 425 and 429 (too early, too many) pass with time; other 4xx say the request is wrong.
+_PASSING_CLIENT_ERRORS = frozenset({408, 409, 425, 429})
+
+_PERMANENT = (
+    UserError,
+    UsageLimitExceeded,
+    CostBudgetExceededError,
+    DispatchSkippedError,
+    PipelineValidationError,
+    ResultStorageError,
+    RunLeaseError,
+    SettingsError,
+    UnknownModelPriceError,
+)
+
+
+def retry_delay(error: BaseException, sends: int) -> float | None:
+    """Seconds to wait before a request is sent again, or None when it should not be.
+
+    Args:
+        error: What the last send raised.
+        sends: How often the request has been sent, from 1.
+    """
+    if not _is_passing(error):
+        return None
+    asked = getattr(error, "retry_after", None)
+    if asked is not None and asked >= 0:
+        return float(asked) if asked <= LONGEST_RETRY_AFTER else None
+    return float(min(FIRST_DELAY * 2 ** (sends - 1), LONGEST_DELAY))
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, ModelQuotaExceededError):
+        return False
+    if isinstance(error, ModelHTTPError):
+        hint = error.provider_retry_hint
+        return hint if hint is not None else error.status_code in _PASSING_STATUS or error.status_code >= 500
+    if isinstance(error, ModelTimeoutError):
+        # A request that was sent may still be worked on, and billed; what was never sent can be sent.
+        return error.phase in NOT_SENT_PHASES
+    return isinstance(error, ModelConnectionError)
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether trying again can't help: wrong credentials, a bad request, a user's mistake, a spent budget.
+
+    Anything not plainly permanent counts as passing, a plain `RuntimeError` included.
+    """
+    if isinstance(error, StepExecutionError):
+        return is_permanent(error.original_error)
+    if isinstance(error, ModelHTTPError):
+        return 400 <= error.status_code < 500 and error.status_code not in _PASSING_CLIENT_ERRORS
+    return isinstance(error, _PERMANENT)

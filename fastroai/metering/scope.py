@@ -1,0 +1,60 @@
+"""Where the requests of the running code are booked."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from ..ledger.entries import Attribution
+from ..ledger.recorder import RequestRecorder
+from ..ledger.store import configured_store
+from ..replay.journal import Journal
+
+UNATTRIBUTED = Attribution()
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchScope:
+    """Where the requests of agent calls are booked."""
+
+    ledger: RequestRecorder
+    attribution: Attribution
+    journal: Journal | None = None
+    """Where answers are recorded for further attempts; None: nowhere."""
+
+
+_scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope", default=None)
+
+
+class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scope(ledger):`
+    """Book every request of the agent calls made inside the block, nested and failed ones too, to a ledger."""
+
+    # Not a generator: every step of a pipeline opens one.
+    __slots__ = ("_scope", "_token")
+
+    def __init__(
+        self, ledger: RequestRecorder, attribution: Attribution = UNATTRIBUTED, journal: Journal | None = None
+    ) -> None:
+        self._scope = DispatchScope(ledger, attribution, journal)
+
+    def __enter__(self) -> DispatchScope:
+        self._token = _scope.set(self._scope)
+        return self._scope
+
+    def __exit__(self, *exc_info: object) -> None:
+        _scope.reset(self._token)
+
+
+def current_scope() -> DispatchScope | None:
+    """The innermost scope of the running task, or None outside of any."""
+    return _scope.get()
+
+
+async def scope_outside_of_runs() -> DispatchScope | None:
+    """Where an agent that is called by itself is booked: in the ledger of `FASTROAI_LEDGER_URL`, if that is set.
+
+    Raises:
+        LedgerUnavailableError: It can't be used, and must be.
+    """
+    store = await configured_store()
+    return None if store is None else DispatchScope(RequestRecorder(store), UNATTRIBUTED)

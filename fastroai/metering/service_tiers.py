@@ -1,0 +1,81 @@
+"""By which service tier a request is billed: as the answer says, or as it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import Model
+from pydantic_ai.settings import ModelSettings
+
+from ..providers import canonical_provider
+from .models import merged, sends_setting
+
+_TRAFFIC_TYPES = {
+    "ON_DEMAND": "default",
+    "ON_DEMAND_FLEX": "flex",
+    "ON_DEMAND_PRIORITY": "priority",
+    "PROVISIONED_THROUGHPUT": "provisioned",
+}
+"""What Google Cloud answers, under the names of the price list."""
+
+_GOOGLE_CLOUD_TIERS = {
+    "flex_only": "flex",
+    "pt_then_flex": "flex",
+    "priority_only": "priority",
+    "pt_then_priority": "priority",
+    "pt_only": "provisioned",
+}
+
+_SILENT = frozenset({"anthropic", "aws", "google"})
+"""Providers of whose answers pydantic-ai keeps no tier, or not always: they give the one that is asked for."""
+
+
+def asked_service_tier(model: Model, settings: ModelSettings | None) -> str | None:
+    """The service tier that a request asks for, as its model class sends it.
+
+    Args:
+        model: The model that sends it; its own settings count where the request has none.
+        settings: Of the request.
+
+    Returns:
+        A tier as the price list names it (`flex`, `priority`, `default`, `auto`, …), `fast-mode` for Anthropic's fast
+        mode. None: none is sent.
+    """
+    own = merged(model.settings, settings)
+    # Nearly always there is nothing to find.
+    if not any(name.endswith(("service_tier", "_speed")) for name in own):
+        return None
+    unified = own.get("service_tier")
+    if model.system in ("google-cloud", "google-vertex"):
+        tier = own.get("google_cloud_service_tier")
+        return _GOOGLE_CLOUD_TIERS.get(tier, "default") if tier else unified
+    match canonical_provider(model.system):
+        case "anthropic":
+            # Models without that mode are sent none.
+            if own.get("anthropic_speed") == "fast" and model.profile.get("anthropic_supports_fast_speed"):
+                return "fast-mode"
+            tier = own.get("anthropic_service_tier") or {"auto": "auto", "default": "standard_only"}.get(unified or "")
+        case "aws" if isinstance(bedrock := own.get("bedrock_service_tier"), Mapping):
+            tier = bedrock.get("type")
+        case "google" | "aws":
+            tier = None if unified == "auto" else unified
+        case _:
+            tier = own.get("openai_service_tier") or (unified if sends_setting(model, "service_tier") else None)
+    return tier if isinstance(tier, str) else None
+
+
+def billed_service_tier(provider: str, response: ModelResponse, asked: str | None) -> str | None:
+    """The service tier of an answer: the one it names, or the one asked for where the provider gives just that."""
+    return _answered_service_tier(response) or (asked if canonical_provider(provider) in _SILENT else None)
+
+
+def _answered_service_tier(response: ModelResponse) -> str | None:
+    details: Mapping[str, Any] = response.provider_details or {}
+    if details.get("processing") == "batch":
+        return "batch"
+    if isinstance(tier := details.get("service_tier"), str):
+        return tier
+    traffic = details.get("traffic_type")
+    return _TRAFFIC_TYPES.get(traffic) if isinstance(traffic, str) else None

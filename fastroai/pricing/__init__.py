@@ -1,0 +1,1 @@
+"""What a model request costs: price list, own rates, exact amounts."""

@@ -1,0 +1,39 @@
+"""Endpoints that are on nobody's price list: this machine, private networks."""
+
+from __future__ import annotations
+
+import re
+import socket
+from ipaddress import ip_address
+from urllib.parse import urlsplit, urlunsplit
+
+from ..providers import host_and_port
+
+
+def is_private_endpoint(url: str) -> bool:
+    """Whether a base URL is this machine's, or on a private network: what runs there is on nobody's price list."""
+    host, _ = host_and_port(url)
+    if host is None:
+        return False
+    try:
+        return not ip_address(_full_address(host)).is_global
+    except ValueError:
+        local = ("localhost", "local", "localdomain", "internal", "lan", "home.arpa")
+        return "." not in host or any(host == name or host.endswith(f".{name}") for name in local)
+
+
+def _full_address(host: str) -> str:
+    """`127.1` and `0x7f.1` are addresses as well, for whoever connects to them."""
+    if re.fullmatch(r"[0-9a-fx.]*\d[0-9a-fx.]*", host) and host.rpartition(".")[2][:1].isdigit():
+        try:
+            return socket.inet_ntoa(socket.inet_aton(host))
+        except OSError:
+            return host
+    return host
+
+
+def plain_url(url: str) -> str:
+    """A URL as the price list's patterns expect it: without credentials and query, its host in lower case."""
+    parts = urlsplit(url if "://" in url else f"https://{url}")
+    host = parts.netloc.rpartition("@")[2].lower()
+    return urlunsplit((parts.scheme.lower(), host, parts.path, "", ""))

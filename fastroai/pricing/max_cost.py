@@ -1,0 +1,143 @@
+"""What a model request can cost at most, by the price list."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal, localcontext
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from .model_names import ModelRef
+from .money import EXACT
+from .price_list import PER_THOUSAND, tier_context, unlisted_tier, where_listed
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
+
+
+@dataclass(frozen=True, slots=True)
+class MaxCost:
+    """What a request for text can cost at most, whichever tier, hour and kind of token it is billed by.
+
+    Attributes:
+        steps: `(more input tokens than this, USD per million input tokens, USD per million output tokens)`, ascending.
+        per_request: USD.
+    """
+
+    steps: tuple[tuple[int, Decimal, Decimal], ...]
+    per_request: Decimal = Decimal(0)
+
+    def usd(self, input_tokens: int, output_tokens: int) -> Decimal:
+        """USD for at most so many tokens, exact."""
+        with localcontext(EXACT):
+            rates = [(into, out) for more_than, into, out in self.steps if input_tokens > more_than]
+            into, out = max(i for i, _ in rates), max(o for _, o in rates)
+            return self.per_request + (input_tokens * into + output_tokens * out) / 1_000_000
+
+
+_SEARCHES = re.compile(r"search|sonar|compound")
+"""Models that search unasked: what they find is billed as input, and the search as such too."""
+
+
+def list_max_cost(
+    refs: Iterable[ModelRef], *, url: str | None = None, at: datetime | None = None, tier: str | None = None
+) -> MaxCost | None:
+    """What the price list says a request for text can cost at most, over all tiers, hours and cache classes.
+
+    Args:
+        refs: As in `list_price`.
+        url: As in `list_price`.
+        at: When it is sent, timezone-aware. None: now.
+        tier: The service tier that is asked for; another one may be given.
+
+    Returns:
+        None: no price is listed, or the model bills for what can't be foreseen: seconds, or searches of its own.
+    """
+    from genai_prices.data_snapshot import get_snapshot
+
+    tags = tier_context(tier)
+    for ref in refs:
+        try:
+            where = where_listed(ref, url)
+            provider, model = get_snapshot().find_provider_model(
+                ref.model, None, where.get("provider_id"), where.get("provider_api_url")
+            )
+        except LookupError:
+            continue
+        if _SEARCHES.search(model.id) or unlisted_tier(provider, model, tags):
+            return None
+        return _max_cost_on(_ById(model), (at or datetime.now(UTC)).astimezone(UTC).date(), "speed" in tags)
+    return None
+
+
+class _ById:
+    """A listed model as a key: the list keeps one object of each, and updates replace it."""
+
+    def __init__(self, model: ModelInfo) -> None:
+        self.model = model
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.model is other.model
+
+
+@lru_cache(maxsize=256)
+def _max_cost_on(key: _ById, day: date, fast: bool) -> MaxCost | None:
+    into: list[Decimal | TieredPrices] = []
+    out: list[Decimal | TieredPrices] = []
+    fees = [Decimal(0)]
+    for prices in _prices_that_may_apply(key.model, day, fast):
+        for name, price in vars(prices).items():
+            if price is None or (name.endswith(PER_THOUSAND) and name != "requests_kcount"):
+                continue
+            if name == "requests_kcount":
+                fees.append(price / 1000)
+            elif not name.endswith("_mtok"):
+                return None
+            elif name.startswith("output_"):
+                out.append(price)
+            elif not any(kind in name for kind in ("audio", "image", "video")):
+                into.append(price)
+    starts = {tier.start for price in (*into, *out) for tier in getattr(price, "tiers", ())}
+    steps = tuple((start, _highest(into, start), _highest(out, start)) for start in sorted({-1, *starts}))
+    return MaxCost(steps, max(fees))
+
+
+def _prices_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[ModelPrice]:
+    """Those of all hours, of this date and its neighbours (a provider's day may be another one), and of all tiers."""
+
+    def starts_by(constraint: object, day: date) -> bool:
+        """Whether a dated price is in force; those of an hour come round every day."""
+        start = getattr(constraint, "start_date", None)
+        return start is None or day >= start
+
+    before, after = day - timedelta(days=1), day + timedelta(days=1)
+    if isinstance(model.prices, list):
+        yield model.prices[0].prices  # what counts where no condition is met
+        for conditional in reversed(model.prices):
+            constraint = conditional.constraint
+            if starts_by(constraint, after):
+                yield conditional.prices
+            if (constraint is None or hasattr(constraint, "start_date")) and starts_by(constraint, before):
+                break
+    else:
+        yield model.prices
+    for variant in model.price_variants or ():
+        if ("speed" not in variant.when or fast) and starts_by(variant.constraint, after):
+            yield variant.prices
+
+
+def _highest(prices: Iterable[Decimal | TieredPrices], start: int) -> Decimal:
+    """The highest of the prices for requests with more input tokens than a tier's start."""
+    rates = [Decimal(0)]
+    for price in prices:
+        if isinstance(price, Decimal):
+            rates.append(price)
+        else:
+            rates += [price.base, *(tier.price for tier in price.tiers if tier.start <= start)]
+    return max(rates)

@@ -1,0 +1,224 @@
+"""Which price list entry a model request is billed by; the only module that uses genai-prices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, localcontext
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnknownModelPriceError
+from ..providers import PROVIDERS, UNMETERED, host_and_port
+from .endpoints import is_private_endpoint, plain_url
+from .model_names import BEDROCK, ModelRef
+from .money import EXACT
+from .token_counts import TokenCounts
+
+if TYPE_CHECKING:
+    from genai_prices import Usage
+    from genai_prices.types import ModelInfo, PriceCalculation, Provider
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one model request costs.
+
+    Attributes:
+        total: USD, exact, not rounded, fees included.
+        source: Data set, version, provider and model of the price, or which override.
+        request_fees: The part of `total` that is charged per request, search or message and not per token. None: not
+            told apart.
+        version: Of the data set. None: the price is from no data set.
+    """
+
+    total: Decimal
+    source: str
+    request_fees: Decimal | None = Decimal(0)
+    version: str | None = None
+
+
+PER_THOUSAND = "_kcount"
+_TIERS = {"batch": {"processing": "batch"}, "fast-mode": {"speed": "fast"}}
+"""What genai-prices calls otherwise than a service tier."""
+_NOT_STANDARD = {
+    "service_tier": frozenset({"fast", "flex", "priority", "provisioned", "reserved", "scale"}),
+    "processing": frozenset({"batch"}),
+    "speed": frozenset({"fast"}),
+}
+"""What is not billed at the standard rates. Any other tier is a name of the standard one."""
+_STANDARD_AFTER_ALL = frozenset({("groq", "flex")})
+"""Groq sells its flex tier at the rates of the standard one."""
+_BILLED_TOOLS = ("web_searches", "social_searches", "storage_searches", "code_executions")
+
+
+def list_price(
+    usage: object,
+    refs: Iterable[ModelRef],
+    *,
+    url: str | None = None,
+    at: datetime | None = None,
+    context: Mapping[str, object] | None = None,
+) -> Price:
+    """The price that genai-prices lists for one request.
+
+    The URL says best who sends the bill, then the provider's name. By the model's name alone is priced what names no
+    provider, or one that is nobody's and has no URL: pydantic-ai's `function` and `test` models, offline models.
+
+    Args:
+        usage: Token counts as attributes, under genai-prices' names.
+        refs: Readings of the model's name; the first that is listed counts.
+        url: Base URL of the API that answered. A local or private one is nobody's list price.
+        at: When the request was sent, timezone-aware. None: now.
+        context: What the response says of itself, such as its service tier; values that are not strings are left out.
+
+    Raises:
+        UnknownModelPriceError: None of the readings is listed.
+        ValueError: The counts contradict each other.
+    """
+    from genai_prices import calc_price
+
+    when = at or datetime.now(UTC)
+    counts = _counts(usage)
+    tags = {key: value for key, value in (context or {}).items() if isinstance(value, str)}
+    refusal: UnknownModelPriceError | None = None
+    for ref in refs:
+        try:
+            where = where_listed(ref, url)
+            with localcontext(EXACT):
+                found = calc_price(counts, ref.model, genai_request_timestamp=when, price_context=tags or None, **where)
+                fees = _request_fees(found, usage)
+            if tags and (tier := unlisted_tier(found.provider, found.model, tags)):
+                raise _unlisted(ref, url, f"the price list does not have its service tier {tier!r}")
+            if name := _unlisted_fee(found, usage):
+                raise _unlisted(ref, url, f"the price list does not have what its {name} cost")
+        except UnknownModelPriceError as error:
+            refusal = refusal or error
+        except LookupError:
+            refusal = refusal or _unlisted(ref, url, "the price list does not have it")
+        else:
+            version = _version(found.auto_update_timestamp)
+            by = "" if where else ", by model name"
+            source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
+            return Price(total=found.total_price, source=source, request_fees=fees, version=version)
+    raise refusal or UnknownModelPriceError("No price is listed: no model is named.")
+
+
+def further_usage(usage: object) -> dict[str, float]:
+    """What a usage object counts besides the tokens that the ledger has fields for, under genai-prices' names."""
+    return {
+        name: value
+        for name, value in vars(usage).items()
+        if value and name in _further_names() and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def tier_context(tier: str | None) -> dict[str, str]:
+    """A service tier as `list_price` takes it; genai-prices calls some of them otherwise."""
+    return dict(_TIERS.get(tier, {"service_tier": tier})) if tier else {}
+
+
+def _counts(usage: object) -> Usage:
+    """A usage object as genai-prices would read it, which takes it longer than all the rest."""
+    from genai_prices import Usage
+
+    counts = dict.fromkeys(_BILLED_TOOLS, 0)  # what is not named is looked for among all there is
+    counts |= {name: count for name in _usage_names() if (count := getattr(usage, name, None)) is not None}
+    return Usage(**counts)
+
+
+@cache
+def _usage_names() -> tuple[str, ...]:
+    from genai_prices.data_units import unit_data
+
+    return tuple(name for name in unit_data if name != "requests")  # each usage is of one
+
+
+@cache
+def _further_names() -> frozenset[str]:
+    return frozenset(_usage_names()) - set(TokenCounts.__dataclass_fields__)
+
+
+def _version(updated: datetime | None) -> str:
+    from genai_prices import __version__
+
+    return f"{__version__} updated {updated:%Y-%m-%d}" if updated else __version__
+
+
+def _request_fees(found: PriceCalculation, usage: object) -> Decimal:
+    fees = Decimal(0)
+    for key, price in vars(found.model_price).items():
+        if price is not None and key.endswith(PER_THOUSAND):
+            name = key.removesuffix(PER_THOUSAND)
+            count = 1 if name == "requests" else getattr(usage, name, None) or 0
+            fees += price * Decimal(str(count)) / 1000
+    return fees
+
+
+def _unlisted_fee(found: PriceCalculation, usage: object) -> str | None:
+    """What was used of a provider's own tools and is billed by the use, at a price that the list does not have."""
+    if found.provider.id == "perplexity":  # its searches are in the price of a request
+        return None
+    for name in _BILLED_TOOLS:
+        if getattr(usage, name, None) and getattr(found.model_price, name + PER_THOUSAND, None) is None:
+            return name.replace("_", " ")
+    return None
+
+
+def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str]) -> str | None:
+    """The tier of a request that is billed otherwise than the standard one, at a price that the list does not have."""
+    # The variants of a model are its own provider's; another one that serves it has other rates.
+    variants = (model.price_variants or ()) if any(own is model for own in provider.models) else ()
+    for key, tiers in _NOT_STANDARD.items():
+        tier = tags.get(key)
+        if tier not in tiers or (provider.id, tier) in _STANDARD_AFTER_ALL:
+            continue
+        if not any(variant.when.get(key) == tier for variant in variants):
+            return tier
+    return None
+
+
+def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
+    """The part of the price list that may be asked about a model, as keyword arguments of `calc_price`."""
+    if url:
+        if host_and_port(url)[0] is None:
+            raise _unlisted(ref, None, "the URL of its endpoint names no host")
+        if is_private_endpoint(url):
+            reason = "it is answered by a local or private endpoint, not named in FASTROAI_PROVIDER_HOSTS"
+            raise _unlisted(ref, url, reason)
+        url = plain_url(url)
+    if ref.provider in UNMETERED:
+        raise _unlisted(ref, url, f"{ref.provider} does not bill by token")
+    # OpenAI serves two price lists under one URL; only the provider's name tells them apart.
+    if url and ref.provider != "openai-decisions" and _lists(None, url):
+        return {"provider_api_url": url}
+    if ref.provider is None:
+        return {"provider_id": "aws"} if BEDROCK.match(ref.model) else {}
+    if _lists(ref.provider, None):
+        return {"provider_id": ref.provider}
+    if ref.provider in PROVIDERS or url:
+        raise _unlisted(ref, url, "the price list does not have this provider")
+    return {}
+
+
+def _lists(provider: str | None, url: str | None) -> bool:
+    from genai_prices.data_snapshot import get_snapshot
+
+    if provider == "litellm":  # not in the list, but genai-prices reads the provider from the model's path
+        return True
+    try:
+        get_snapshot().find_provider(None, provider, url)
+    except LookupError:
+        return False
+    return True
+
+
+def _unlisted(ref: ModelRef, url: str | None, why: str) -> UnknownModelPriceError:
+    """The error, without the URL itself: it may hold credentials."""
+    provider = f" at provider {ref.provider!r}" if ref.provider else ""
+    host = f" on {name}" if url and (name := host_and_port(url)[0]) else ""
+    return UnknownModelPriceError(
+        f"No price is known for model {ref.model!r}{provider}{host}: {why}. State it with "
+        f"CostCalculator(pricing_overrides={{{ref.model!r}: {{'input_per_mtok': ..., 'output_per_mtok': ...}}}})."
+    )

@@ -1,0 +1,61 @@
+"""Results of tool calls, from the journal where they are known."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic_ai import RunContext
+from pydantic_ai.capabilities import AbstractCapability, WrapToolExecuteHandler
+from pydantic_ai.messages import (
+    ToolCallPart,
+    ToolReturn,
+    ToolReturnPart,
+)
+from pydantic_ai.tools import ToolDefinition
+
+from .encoding import adapter_of, as_json
+from .journal import Journal
+
+
+class ToolJournal(AbstractCapability[Any]):
+    """Gives the results of tool calls that were executed in an earlier attempt, and records those of this one.
+
+    A call is known by the model's id for it, so only one whose request was answered from the journal is ever found. A
+    result that would not read the same to the model when it comes from a record is not recorded: that tool runs again.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def wrap_tool_execute(
+        self,
+        ctx: RunContext[Any],
+        *,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        args: dict[str, Any],
+        handler: WrapToolExecuteHandler,
+    ) -> Any:
+        place = self._journal.place("tool", call.tool_name, call.tool_call_id, as_json(args))
+        record = await self._journal.read(place)
+        if record is not None:
+            return adapter_of(ToolReturnPart).validate_python(record["returned"]).content
+        result = await handler(args)
+        if (returned := _recordable(result, call)) is not None:
+            await self._journal.write(place, returned=returned)
+        return result
+
+
+def _recordable(result: Any, call: ToolCallPart) -> Any:
+    """A tool's result as JSON, or None where what comes back is not the same to a model."""
+    if isinstance(result, ToolReturn):
+        return None
+    part = ToolReturnPart(tool_name=call.tool_name, content=result, tool_call_id=call.tool_call_id)
+    try:
+        returned = json.loads(adapter_of(ToolReturnPart).dump_json(part))
+        again = adapter_of(ToolReturnPart).validate_python(returned)
+        same = again.model_response_str() == part.model_response_str() and len(again.files) == len(part.files)
+    except (ValueError, TypeError):
+        return None
+    return returned if same else None

@@ -1,0 +1,1 @@
+"""Values as JSON: canonical, tagged, checked by a round trip."""

@@ -1,0 +1,1 @@
+"""A model that answers in process, from what it is given to read."""

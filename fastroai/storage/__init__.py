@@ -1,0 +1,1 @@
+"""Where results are kept, signed, and deleted when they are old."""

@@ -1,0 +1,227 @@
+"""Sealed records in one storage: read once, written now or as soon as the storage takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from .object_store import NotThereError, ObjectStore, relative_name
+from .signing import Signer
+
+T = TypeVar("T")
+
+logger = logging.getLogger("fastroai.executors")
+
+HOLD_UP_SECONDS = 2.0
+"""How long a storage that fails may hold up a step; after that it is tried again beside the run."""
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between attempts: doubled each time."""
+
+KEPT_BYTES = 64 * 1024 * 1024
+"""Records of earlier runs that are kept in the process because they could not be written."""
+
+
+@dataclass(eq=False)
+class Unwritten:
+    """A record that waits for its storage.
+
+    Attributes:
+        owner: The step whose result it is; None for what no run misses once its step is done.
+        since: When writing it failed first, on the monotonic clock.
+        cause: Why it failed last.
+    """
+
+    owner: str | None
+    content: bytes
+    cause: Exception
+    since: float = field(default_factory=time.monotonic)
+
+
+_unwritten: dict[str, dict[str, Unwritten]] = {}
+"""By storage and name. Kept after a run, so that what it could not write is there when it is tried again."""
+
+
+class ResultStore:
+    """The records of one run in one storage.
+
+    A storage that fails holds up the first step that meets it for a moment. From then on records wait in the process,
+    are read from there, and are written beside the run until `settle`.
+
+    Args:
+        transport: Where the records are.
+        seal: What makes a record one.
+        retry_seconds: How long writing a record is tried, from its first failure, before the run ends without it.
+        described: The storage as people know it.
+    """
+
+    def __init__(self, transport: ObjectStore, seal: Signer, *, retry_seconds: float, described: str) -> None:
+        self.transport = transport
+        self.described = described
+        self._seal = seal
+        self._retry_seconds = retry_seconds
+        self._waiting = _unwritten.setdefault(transport.identity, {})
+        self._written_here: set[str] = set()
+        self._read_ahead: dict[str, bytes] = {}
+        self._failure: Exception | None = None
+        self._failed_at = 0.0
+        self._retrying: asyncio.Task[None] | None = None
+
+    async def read(self, path: str, *, twice: bool = False) -> bytes:
+        """The record at a path.
+
+        Args:
+            path: As the storage has it, or within the storage.
+            twice: Whether the same is going to be read once more, which then asks nobody.
+
+        Raises:
+            NotThereError: There is none.
+            ValueError: What is there is no record that was sealed for this name.
+            Exception: The storage can't be asked.
+        """
+        name = relative_name(self.transport.resolve, path)
+        if name in self._waiting:
+            return self._seal.open(name, self._waiting[name].content)
+        found = self._read_ahead.pop(name, None)
+        if found is None:
+            found = self._seal.open(name, await self._get(name))
+            if twice:
+                self._read_ahead[name] = found
+        return found
+
+    async def write(self, path: str, record: bytes, owner: str | None) -> None:
+        """Write a record; one that can't be written now waits. Of one without an owner nothing is said."""
+        name = relative_name(self.transport.resolve, path)
+        self._read_ahead.pop(name, None)
+        self._written_here.add(name)
+        content = self._seal.close(name, record)
+        try:
+            await self.insist(lambda: self.transport.put(name, content))
+        except Exception as error:
+            log = logger.debug if owner is None else logger.warning
+            log(
+                "The result of step %r can't be written to %s now: %s The run goes on, and writing is tried again.",
+                owner,
+                self.described,
+                _told(error),
+            )
+            self._waiting[name] = Unwritten(owner, content, error)
+            self.retry()
+        else:
+            self._waiting.pop(name, None)
+
+    def retry(self) -> None:
+        """Begin to write what waits, beside the run; also what an earlier run in this process left."""
+        if self._waiting and not self._is_retrying():
+            self._retrying = asyncio.create_task(self._retry(), name="fastroai-results")
+
+    async def settle(self, *, wait: bool) -> dict[str, str]:
+        """Give what waits its last chance; for the end of a run.
+
+        Args:
+            wait: Whether a storage that fails gets the time that is left, or one more attempt only.
+
+        Returns:
+            Why it was not written, by the owner of each record of this run that was not.
+        """
+        if self._retrying is not None:
+            self._retrying.cancel()
+            await asyncio.wait({self._retrying})
+        pause = SHORTEST_PAUSE
+        while self._waiting:
+            await self._write_waiting()
+            left = self._time_left() if wait else 0.0
+            if left <= 0:
+                break
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        lost = {owner: _told(unwritten.cause) for owner, unwritten in self._mine()}
+        _forget_the_oldest(self._waiting)
+        return lost
+
+    async def _get(self, name: str) -> bytes:
+        try:
+            return await self.insist(lambda: self.transport.get(name))
+        except NotThereError:
+            raise
+        except Exception as error:
+            logger.warning(
+                "%s can't be read now: %s A result that may be there is not used, and its step is run.",
+                self.described,
+                _told(error),
+            )
+            raise
+
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call the storage, for a moment also again and again; not at all while it is known to fail."""
+        if self._failed_at is not None and (self._is_retrying() or time.monotonic() - self._failed_at < LONGEST_PAUSE):
+            raise ConnectionError("it failed a moment ago.")
+        began, pause = time.monotonic(), SHORTEST_PAUSE
+        while True:
+            try:
+                result = await call()
+            except NotThereError:
+                raise
+            except Exception as error:
+                if not self.transport.may_pass(error) or time.monotonic() + pause - began > HOLD_UP_SECONDS:
+                    self._note(error)
+                    raise
+            else:
+                self._failure = None
+                return result
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    def _is_retrying(self) -> bool:
+        return self._retrying is not None and not self._retrying.done()
+
+    async def _retry(self) -> None:
+        pause = SHORTEST_PAUSE
+        while self._waiting:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            await self._write_waiting()
+
+    async def _write_waiting(self) -> None:
+        """One attempt for what waits, the oldest first."""
+        for name, unwritten in list(self._waiting.items()):
+            try:
+                await self.transport.put(name, unwritten.content)
+            except Exception as error:
+                self._note(error)
+                unwritten.cause = error
+                if self.transport.may_pass(error):
+                    return  # the others would meet the same
+            else:
+                self._failure = None
+                if self._waiting.get(name) is unwritten:
+                    del self._waiting[name]
+
+    def _note(self, error: Exception) -> None:
+        self._failure, self._failed_at = error, time.monotonic()
+
+    def _mine(self) -> list[tuple[str, Unwritten]]:
+        """The results of this run that wait, and their steps."""
+        waiting = ((u.owner, u) for name, u in self._waiting.items() if name in self._written_here)
+        return [(owner, unwritten) for owner, unwritten in waiting if owner is not None]
+
+    def _time_left(self) -> float:
+        """Seconds for which it is worth trying on: none for what was refused."""
+        hopeful = [unwritten.since for _, unwritten in self._mine() if self.transport.may_pass(unwritten.cause)]
+        return max(hopeful) + self._retry_seconds - time.monotonic() if hopeful else 0.0
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _forget_the_oldest(waiting: dict[str, Unwritten]) -> None:
+    size = sum(len(unwritten.content) for unwritten in waiting.values())
+    for name in list(waiting):
+        if size <= KEPT_BYTES:
+            break
+        size -= len(waiting.pop(name).content)
