@@ -34,7 +34,11 @@ def main(argv: list[str] | None = None) -> None:
         sections += measured
         for verdict in (verdict for section in measured for verdict in section.verdicts):
             progress("  ".join(verdict.cells()))
-    text = document(sections, command=_command(arguments, chosen), peer_version=peer.VERSION if peer_python else None)
+    text = document(
+        sections,
+        command=_command(arguments, chosen),
+        peer_version=peer.VERSION if peer_python else None,
+    )
     sys.stdout.write(text)
     complete = len(chosen) == len(PARTS) and not arguments.quick and not arguments.no_peer
     output = arguments.output or (HERE / "RESULTS.md" if complete else None)
@@ -46,13 +50,22 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", type=_parts, default=list(PARTS), help=f"a comma-separated choice of {', '.join(PARTS)}"
+        "--only",
+        type=_parts,
+        default=list(PARTS),
+        help=f"a comma-separated choice of {', '.join(PARTS)}",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller flows: a look, not a result")
     parser.add_argument(
-        "--no-peer", action="store_true", help=f"leave fastroai {peer.VERSION} out (nothing is installed)"
+        "--quick", action="store_true", help="fewer rounds, smaller flows: a look, not a result"
     )
-    parser.add_argument("--output", type=Path, help="write here; default RESULTS.md for a full run, else nowhere")
+    parser.add_argument(
+        "--no-peer",
+        action="store_true",
+        help=f"leave fastroai {peer.VERSION} out (nothing is installed)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="write here; default RESULTS.md for a full run, else nowhere"
+    )
     return parser
 
 
@@ -66,7 +79,9 @@ def _parts(text: str) -> list[str]:
 
 def _command(arguments: argparse.Namespace, chosen: list[str]) -> str:
     options = [] if len(chosen) == len(PARTS) else ["--only " + ",".join(chosen)]
-    options += [f"--{name}" for name in ("quick", "no-peer") if getattr(arguments, name.replace("-", "_"))]
+    options += [
+        f"--{name}" for name in ("quick", "no-peer") if getattr(arguments, name.replace("-", "_"))
+    ]
     return " ".join(["python -m benchmarks", *options])
 
 

@@ -17,7 +17,8 @@ from .workers import HERE, environment, paired_ratio, progress
 LEASE_SECONDS = 1
 DEFAULT_LEASE_SECONDS = 30
 SILENCE = LEASE_SECONDS + 0.2
-"""Seconds after which the killed process counts as dead, so that the next one does not wait for it."""
+"""Seconds after which the killed process counts as dead, so that the next one does not wait for it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,14 @@ def measure(server: Server, quick: bool) -> Section:
     return Section(
         title=f"After a crash at step {killed_at} of {steps}: seconds to the first new request",
         method=(
-            f"A chain of {steps} steps under Prefect with results in a local folder, one request of 20 ms in each, in "
-            "processes of their own: seconds from the start of the process, imports included, until a request reaches "
-            f"the model. The first process is killed with SIGKILL while its request {killed_at} is under way; the "
-            "second executes the same run key, and sends nothing before that request again. It is started when the "
-            "killed one counts as dead (FASTROAI_LEASE_SECONDS after its last sign of life; started earlier it waits "
-            f"for that, {DEFAULT_LEASE_SECONDS} s at most unless set). Median of {rounds} rounds."
+            f"A chain of {steps} steps under Prefect with results in a local folder, one request "
+            "of 20 ms in each, in processes of their own: seconds from the start of the process, "
+            "imports included, until a request reaches the model. The first process is killed "
+            f"with SIGKILL while its request {killed_at} is under way; the "
+            "second executes the same run key, and sends nothing before that request again. It is "
+            "started when the killed one counts as dead (FASTROAI_LEASE_SECONDS after its last "
+            f"sign of life; started earlier it waits for that, {DEFAULT_LEASE_SECONDS} s at most "
+            f"unless set). Median of {rounds} rounds."
         ),
         header=["what", "median, s", "fastest, s", "slowest, s"],
         rows=[
@@ -69,9 +72,10 @@ def _note(measured: list[Round], killed_at: int) -> str:
     replayed = median(one.resumed - one.first for one in measured)
     done = median(one.reached - one.first for one in measured)
     return (
-        f"Resumed beside from the start, the median of the ratios of each round: {ratio:.2f}. Without what any process "
-        f"needs until its first request, the {killed_at - 1} finished steps took {done:.2f} s when they ran and "
-        f"{replayed:.2f} s when they were replayed; from the start their requests are paid for a second time as well."
+        f"Resumed beside from the start, the median of the ratios of each round: {ratio:.2f}. "
+        f"Without what any process needs until its first request, the {killed_at - 1} finished "
+        f"steps took {done:.2f} s when they ran and {replayed:.2f} s when they were replayed; from "
+        "the start their requests are paid for a second time as well."
     )
 
 
@@ -88,14 +92,18 @@ def _round(server: Server, steps: int, killed_at: int, run_key: str) -> Round:
         number, resumed = next(requests)
     # It may have been answered and recorded in the moment before the kill.
     if number not in (killed_at, killed_at + 1):
-        raise RuntimeError(f"a run that was killed at request {killed_at} went on with request {number}")
+        raise RuntimeError(
+            f"a run that was killed at request {killed_at} went on with request {number}"
+        )
     time.sleep(SILENCE)
     return Round(first, reached, resumed)
 
 
 @contextmanager
 def _process(server: Server, steps: int, run_key: str) -> Iterator[Iterator[tuple[int, float]]]:
-    """The requests of a process, with the seconds since its start; it is killed when the block ends."""
+    """The requests of a process, with the seconds since its start; it is killed when the block
+    ends.
+    """
     server.settle()
     command = [sys.executable, "-P", str(HERE / "crash_run.py"), str(steps), run_key]
     env = environment(True, {**server.env, "FASTROAI_LEASE_SECONDS": str(LEASE_SECONDS)})

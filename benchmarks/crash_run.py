@@ -1,4 +1,6 @@
-"""A run that tells of each request it sends: `crash_run.py STEPS RUN_KEY`, to be killed and run again."""
+"""A run that tells of each request it sends: `crash_run.py STEPS RUN_KEY`, to be killed and run
+again.
+"""
 
 from __future__ import annotations
 

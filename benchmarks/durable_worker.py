@@ -1,7 +1,8 @@
 """Times the requests of one step under Prefect; driven by JSON lines.
 
-Of each command, the step is executed with as many requests, one after the other, and the time is taken within it.
-`replay` is what it takes to execute it once more after it failed at its end, so that each request was answered before.
+Of each command, the step is executed with as many requests, one after the other, and the time is
+taken within it. `replay` is what it takes to execute it once more after it failed at its end, so
+that each request was answered before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from pydantic_ai.usage import RequestUsage
 from fastroai import BaseStep, FastroAgent, Pipeline, StepConfig, StepExecutionError
 from fastroai.testing import ScriptedModel
 
-MODEL = ScriptedModel("It grinds slowly.", usage=RequestUsage(input_tokens=1_200, output_tokens=180), repeat=True)
+MODEL = ScriptedModel(
+    "It grinds slowly.", usage=RequestUsage(input_tokens=1_200, output_tokens=180), repeat=True
+)
 AGENT: FastroAgent[str] = FastroAgent(model=MODEL)
 
 numbers = count()

@@ -25,11 +25,15 @@ def measure(quick: bool) -> Section:
     return Section(
         title="Import",
         method=(
-            f"Milliseconds of the import statement in fresh interpreters with warm byte code, median of {rounds} "
+            "Milliseconds of the import statement in fresh interpreters with warm byte code, "
+            f"median of {rounds} "
             "alternating rounds; the ratio is the median of the ratios of each round."
         ),
         header=["module", "median, ms", "fastest, ms", "slowest, ms"],
-        rows=[[f"`import {m}`", *(f"{s * 1e3:.0f}" for s in (median(v), min(v), max(v)))] for m, v in figures.items()],
+        rows=[
+            [f"`import {m}`", *(f"{s * 1e3:.0f}" for s in (median(v), min(v), max(v)))]
+            for m, v in figures.items()
+        ],
         verdicts=[Verdict("`import fastroai` beside `import pydantic_ai`", ratio, MAX_RATIO)],
     )
 
@@ -40,5 +44,7 @@ def _importer(module: str) -> Callable[[], float]:
 
 def _import_seconds(module: str) -> float:
     command = [sys.executable, "-P", "-c", _TIME_IT.format(module=module)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(with_checkout=True))
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment(with_checkout=True)
+    )
     return float(answer.stdout)

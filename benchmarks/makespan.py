@@ -14,7 +14,15 @@ from .shapes import UnevenShape, uneven_shapes
 from .workers import Worker, interleaved, progress
 
 MAX_RATIO = 1.05
-_HEADER = ["shape", "steps", "critical path, ms", "ours, ms", "ratio", "level by level, ms", f"{peer.VERSION}, ms"]
+_HEADER = [
+    "shape",
+    "steps",
+    "critical path, ms",
+    "ours, ms",
+    "ratio",
+    "level by level, ms",
+    f"{peer.VERSION}, ms",
+]
 
 
 def measure(quick: bool, peer_python: Path | None) -> Section:
@@ -24,26 +32,35 @@ def measure(quick: bool, peer_python: Path | None) -> Section:
     return Section(
         title="Makespan: uneven graphs beside their critical path",
         method=(
-            f"Steps that sleep 20 to 120 ms, memory executor, median of {rounds} interleaved rounds, fresh processes. "
-            "The critical path is computed from the asked-for sleeps, so a timer that wakes late counts against us. "
-            "Level by level is what a scheduler with barriers would need at best, computed the same way."
+            f"Steps that sleep 20 to 120 ms, memory executor, median of {rounds} interleaved "
+            "rounds, fresh processes. The critical path is computed from the asked-for sleeps, so "
+            "a timer that wakes late counts against us. Level by level is what a scheduler with "
+            "barriers would need at best, computed the same way."
         ),
         header=_HEADER,
         rows=[_row(shape, figures[shape.name]) for shape in shapes],
-        verdicts=[Verdict(shape.name, _ratio(shape, figures[shape.name]), MAX_RATIO) for shape in shapes],
+        verdicts=[
+            Verdict(shape.name, _ratio(shape, figures[shape.name]), MAX_RATIO) for shape in shapes
+        ],
     )
 
 
-def _measure_shape(shape: UnevenShape, rounds: int, peer_python: Path | None) -> dict[str, list[float]]:
+def _measure_shape(
+    shape: UnevenShape, rounds: int, peer_python: Path | None
+) -> dict[str, list[float]]:
     progress(f"makespan: {shape.name}")
     with ExitStack() as stack:
         workers = {"ours": stack.enter_context(Worker("step_worker.py", "fastroai"))}
         if peer_python is not None:
-            workers["peer"] = stack.enter_context(Worker("step_worker.py", "fastroai", python=peer_python))
+            workers["peer"] = stack.enter_context(
+                Worker("step_worker.py", "fastroai", python=peer_python)
+            )
         for worker in workers.values():
             build(worker, shape, shape.name, shape.sleeps)
             worker.ask(op="run", key=shape.name, executions=1)
-        return interleaved({who: _runner(worker, shape.name) for who, worker in workers.items()}, rounds)
+        return interleaved(
+            {who: _runner(worker, shape.name) for who, worker in workers.items()}, rounds
+        )
 
 
 def _runner(worker: Worker, key: str) -> Callable[[], float]:

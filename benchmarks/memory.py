@@ -16,7 +16,14 @@ SIZES = (100, 1_000, 10_000)
 PEER_SIZES = (100, 1_000)
 MAX_PEER_RATIO = 1.2
 MAX_GROWTH = 1.3
-_HEADER = ["ours", peer.VERSION, "plain asyncio", f"ours / {peer.VERSION}", "build: ours", f"build: {peer.VERSION}"]
+_HEADER = [
+    "ours",
+    peer.VERSION,
+    "plain asyncio",
+    f"ours / {peer.VERSION}",
+    "build: ours",
+    f"build: {peer.VERSION}",
+]
 
 Figures = dict[tuple[str, int, str], list[float]]
 
@@ -31,12 +38,13 @@ def measure(quick: bool, peer_python: Path | None) -> Section:
     return Section(
         title="Memory executor: µs per no-op step",
         method=(
-            f"Median of {rounds} rounds, subjects and sizes interleaved, each figure the mean over 10,000 steps; a "
-            "fresh process per shape and subject, a full garbage collection before each figure and the collector on "
-            "during it, one warm-up. Execution only; the last columns are what building the pipeline takes, per step. "
-            "Plain asyncio is the same graph by hand: one task after the other, one `gather`, tasks awaiting tasks. "
-            f"fastroai {peer.VERSION} stops at 1,000 steps because its build is quadratic. Ratios are medians of the "
-            "ratios of each round."
+            f"Median of {rounds} rounds, subjects and sizes interleaved, each figure the mean over "
+            "10,000 steps; a fresh process per shape and subject, a full garbage collection before "
+            "each figure and the collector on during it, one warm-up. Execution only; the last "
+            "columns are what building the pipeline takes, per step. Plain asyncio is the same "
+            "graph by hand: one task after the other, one `gather`, tasks awaiting tasks. "
+            f"fastroai {peer.VERSION} stops at 1,000 steps because its build is quadratic. Ratios "
+            "are medians of the ratios of each round."
         ),
         header=["shape, steps", *_HEADER],
         rows=[_row(figures, builds, name, size) for name in SHAPES for size in SIZES],
@@ -44,13 +52,19 @@ def measure(quick: bool, peer_python: Path | None) -> Section:
     )
 
 
-def _measure_shape(name: str, rounds: int, peer_python: Path | None, figures: Figures, builds: Figures) -> None:
+def _measure_shape(
+    name: str, rounds: int, peer_python: Path | None, figures: Figures, builds: Figures
+) -> None:
     with ExitStack() as stack:
         workers = {"ours": stack.enter_context(Worker("step_worker.py", "fastroai"))}
         if peer_python is not None:
-            workers["peer"] = stack.enter_context(Worker("step_worker.py", "fastroai", python=peer_python))
+            workers["peer"] = stack.enter_context(
+                Worker("step_worker.py", "fastroai", python=peer_python)
+            )
             if workers["peer"].hello["version"] != peer.VERSION:
-                raise RuntimeError(f"the peer is {workers['peer'].hello['version']!r}, not {peer.VERSION!r}")
+                raise RuntimeError(
+                    f"the peer is {workers['peer'].hello['version']!r}, not {peer.VERSION!r}"
+                )
         workers["asyncio"] = stack.enter_context(Worker("step_worker.py", "asyncio"))
         runners: dict[tuple[str, int, str], Callable[[], float]] = {}
         for size in SIZES:
@@ -78,7 +92,9 @@ def build(worker: Worker, shape: Shape, key: str, sleeps: dict[str, float] | Non
 
 def _runner(worker: Worker, size: int) -> Callable[[], float]:
     executions = max(1, SIZES[-1] // size)
-    return lambda: float(worker.ask(op="run", key=str(size), executions=executions)["seconds"]) / size
+    return lambda: (
+        float(worker.ask(op="run", key=str(size), executions=executions)["seconds"]) / size
+    )
 
 
 def _row(figures: Figures, builds: Figures, name: str, size: int) -> list[str]:
@@ -105,7 +121,11 @@ def _peer_ratio(figures: Figures, name: str, size: int) -> float | None:
 
 def _peer_verdicts(figures: Figures) -> list[Verdict]:
     return [
-        Verdict(f"{name}, {size:,}: per step beside {peer.VERSION}", _peer_ratio(figures, name, size), MAX_PEER_RATIO)
+        Verdict(
+            f"{name}, {size:,}: per step beside {peer.VERSION}",
+            _peer_ratio(figures, name, size),
+            MAX_PEER_RATIO,
+        )
         for name in SHAPES
         for size in PEER_SIZES
     ]

@@ -34,13 +34,16 @@ def measure(quick: bool) -> Section:
     return Section(
         title="Metering: what counting a request costs",
         method=(
-            f"Microseconds per call, each figure the mean over {count} calls one after the other, median of {rounds} "
-            "interleaved rounds in one process. Both agents ask the same scripted model, which answers at once. Both "
-            "databases are new files in WAL mode that sync each commit. Ratios are medians of the ratios of each round."
+            f"Microseconds per call, each figure the mean over {count} calls one after the other, "
+            f"median of {rounds} "
+            "interleaved rounds in one process. Both agents ask the same scripted model, which "
+            "answers at once. Both databases are new files in WAL mode that sync each commit. "
+            "Ratios are medians of the ratios of each round."
         ),
         header=["what", "median, µs", "fastest, µs", "slowest, µs"],
         rows=[
-            [SUBJECTS[name], *(f"{s * 1e6:.0f}" for s in (median(v), min(v), max(v)))] for name, v in figures.items()
+            [SUBJECTS[name], *(f"{s * 1e6:.0f}" for s in (median(v), min(v), max(v)))]
+            for name, v in figures.items()
         ],
         verdicts=[
             Verdict("`FastroAgent.run` beside `Agent.run`", metered, MAX_METERED),

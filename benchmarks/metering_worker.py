@@ -1,4 +1,7 @@
-"""Measuring process: what counting model requests costs. One JSON command a line, one JSON answer a line."""
+"""Measuring process: what counting model requests costs.
+
+One JSON command a line, one JSON answer a line.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,18 @@ async def booked(count: int, folder: Path) -> float:
     store = await open_store(f"sqlite:///{folder / 'ledger.db'}", outbox_folder=folder)
 
     async def book() -> None:
-        entry = LedgerEntry(attribution=AT, agent="a", model_asked="openai:gpt-5-mini", provider_host="api.openai.com")
+        entry = LedgerEntry(
+            attribution=AT,
+            agent="a",
+            model_asked="openai:gpt-5-mini",
+            provider_host="api.openai.com",
+        )
         await store.intend(entry)
-        store.settle(entry.settled(EntryState.CHARGED, tokens=TokenCounts(input_tokens=1_200, output_tokens=180)))
+        store.settle(
+            entry.settled(
+                EntryState.CHARGED, tokens=TokenCounts(input_tokens=1_200, output_tokens=180)
+            )
+        )
 
     try:
         await book()
@@ -78,7 +90,10 @@ def committed(count: int, folder: Path) -> float:
     columns = ", ".join(f"{column.name} {column.type}" for column in intents.columns)
     connection.execute(f"CREATE TABLE intents ({columns}, PRIMARY KEY (id))")
     insert = f"INSERT INTO intents ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
-    rows = [intent_row(LedgerEntry(attribution=AT, model_asked="openai:gpt-5-mini")) for _ in range(count)]
+    rows = [
+        intent_row(LedgerEntry(attribution=AT, model_asked="openai:gpt-5-mini"))
+        for _ in range(count)
+    ]
     started = time.perf_counter()
     for row in rows:
         connection.execute("BEGIN IMMEDIATE")

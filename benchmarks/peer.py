@@ -15,7 +15,8 @@ PYTHON = FOLDER / "bin" / "python"
 _NO_NAGGING = ("--disable-pip-version-check",)
 _CONSTRAINED = ("--constraint", str(ROOT / "constraints.txt"))
 _ASK = (
-    "import importlib.metadata as m, sys; print(sys.version_info[:3], m.version('fastroai'), m.version('pydantic-ai'))"
+    "import importlib.metadata as m, sys; print(sys.version_info[:3], m.version('fastroai'), "
+    "m.version('pydantic-ai'))"
 )
 
 
@@ -31,7 +32,17 @@ def peer_python() -> Path | None:
     try:
         venv.create(FOLDER, clear=True, with_pip=True)
         subprocess.run(
-            [PYTHON, "-m", "pip", "install", "--quiet", *_NO_NAGGING, *_CONSTRAINED, f"fastroai=={VERSION}"], check=True
+            [
+                PYTHON,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                *_NO_NAGGING,
+                *_CONSTRAINED,
+                f"fastroai=={VERSION}",
+            ],
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError) as error:
         progress(f"fastroai {VERSION} could not be installed and is left out: {error}")
@@ -48,6 +59,7 @@ def _wanted() -> str:
 def _installed() -> str | None:
     if not PYTHON.exists():
         return None
-    # -P and a folder without a fastroai in it: the checkout must not be taken for the installed one.
+    # -P and a folder without a fastroai in it: the checkout must not be taken for the installed
+    # one.
     answer = subprocess.run([PYTHON, "-P", "-c", _ASK], capture_output=True, text=True, cwd=FOLDER)
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -39,12 +39,18 @@ CASES = (
     Case("chain", "chain", 60),
     Case("waiting chain", "chain", 20, wait=0.15),
 )
-QUICK_CASES = (Case("wide", "wide", 20), Case("chain", "chain", 20), Case("waiting chain", "chain", 10, wait=0.15))
+QUICK_CASES = (
+    Case("wide", "wide", 20),
+    Case("chain", "chain", 20),
+    Case("waiting chain", "chain", 10, wait=0.15),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of each subject: seconds of each round, and what one run left on the server and in the result folder."""
+    """Of each subject: seconds of each round, and what one run left on the server and in the result
+    folder.
+    """
 
     case: Case
     seconds: Mapping[str, list[float]]
@@ -60,19 +66,32 @@ class Measured:
 def measure(quick: bool) -> Section:
     rounds = 3 if quick else 5
     with prefect_server() as server:
-        measured = [_measure_case(case, server, rounds) for case in (QUICK_CASES if quick else CASES)]
+        measured = [
+            _measure_case(case, server, rounds) for case in (QUICK_CASES if quick else CASES)
+        ]
     return Section(
         title="Prefect path: ms per step beside a hand-written flow",
         method=(
-            f"One Prefect server on loopback with SQLite, results persisted to a local folder; median of {rounds} "
-            "interleaved rounds after a warm-up, and before each figure the server works off what the last run left in "
-            "its queues. Steps double a number; those of the waiting chain wait 150 ms before, as a step does "
-            "that asks a model. The hand-written flow awaits its tasks in the flow's loop with `wait_for` states, "
-            "persists results, and awaits one table artifact in each task and one for the run. The last columns were "
-            "counted on the server and in the result folder during the warm-up: the subjects did the same work. Ratios "
-            "are medians of the ratios of each round."
+            "One Prefect server on loopback with SQLite, results persisted to a local folder; "
+            f"median of {rounds} "
+            "interleaved rounds after a warm-up, and before each figure the server works off what "
+            "the last run left in its queues. Steps double a number; those of the waiting chain "
+            "wait 150 ms before, as a step does that asks a model. The hand-written flow awaits "
+            "its tasks in the flow's loop with `wait_for` states, persists results, and awaits one "
+            "table artifact in each task and one for the run. The last columns were counted on the "
+            "server and in the result folder during the warm-up: the subjects did the same work. "
+            "Ratios are medians of the ratios of each round."
         ),
-        header=["graph", "subject", "ms per step", "fastest", "slowest", "task runs", "artifacts", "results"],
+        header=[
+            "graph",
+            "subject",
+            "ms per step",
+            "fastest",
+            "slowest",
+            "task runs",
+            "artifacts",
+            "results",
+        ],
         rows=[_row(one, who) for one in measured for who in LABELS],
         verdicts=[*_verdicts(measured)],
         notes=[_artifact_note(measured)],
@@ -82,16 +101,26 @@ def measure(quick: bool) -> Section:
 def _measure_case(case: Case, server: Server, rounds: int) -> Measured:
     progress(f"prefect: {case.name}")
     with ExitStack() as stack:
-        workers = {who: stack.enter_context(Worker("prefect_worker.py", who, env=server.env)) for who in LABELS}
+        workers = {
+            who: stack.enter_context(Worker("prefect_worker.py", who, env=server.env))
+            for who in LABELS
+        }
         made = {who: _warm_up(case, worker, server) for who, worker in workers.items()}
-        seconds = interleaved({who: _runner(worker, server) for who, worker in workers.items()}, rounds)
+        seconds = interleaved(
+            {who: _runner(worker, server) for who, worker in workers.items()}, rounds
+        )
     return Measured(case, seconds, made)
 
 
 def _warm_up(case: Case, worker: Worker, server: Server) -> dict[str, int]:
     """Build the flow and run it once. Returns how much of what that run left behind."""
     name = case.name.replace(" ", "-")
-    worker.ask(op="build", name=name, dependencies=SHAPES[case.shape](case.steps).dependencies, wait=case.wait)
+    worker.ask(
+        op="build",
+        name=name,
+        dependencies=SHAPES[case.shape](case.steps).dependencies,
+        wait=case.wait,
+    )
     server.settle()
     before = worker.ask(op="counts")
     worker.ask(op="run")
@@ -110,11 +139,19 @@ def _runner(worker: Worker, server: Server) -> Callable[[], float]:
 
 def _verdicts(measured: list[Measured]) -> list[Verdict]:
     beside = [
-        Verdict(f"{one.case.name}: per step beside the hand-written flow", one.ratio(OURS, HAND), MAX_RATIO)
+        Verdict(
+            f"{one.case.name}: per step beside the hand-written flow",
+            one.ratio(OURS, HAND),
+            MAX_RATIO,
+        )
         for one in measured
     ]
     hidden = [
-        Verdict(f"{one.case.name}: with artifacts beside without", one.ratio(OURS, OURS_BARE), MAX_ARTIFACT_RATIO)
+        Verdict(
+            f"{one.case.name}: with artifacts beside without",
+            one.ratio(OURS, OURS_BARE),
+            MAX_ARTIFACT_RATIO,
+        )
         for one in measured
         if one.case.wait
     ]
@@ -132,11 +169,14 @@ def _artifact_note(measured: list[Measured]) -> str:
     parts = []
     for one in measured:
         ours, hand = (
-            one.milliseconds(whole) - one.milliseconds(bare) for whole, bare in ((OURS, OURS_BARE), (HAND, HAND_BARE))
+            one.milliseconds(whole) - one.milliseconds(bare)
+            for whole, bare in ((OURS, OURS_BARE), (HAND, HAND_BARE))
         )
-        parts.append(f"{one.case.name} {ours:.1f} ms per step for us, {hand:.1f} ms in the hand-written flow")
+        parts.append(
+            f"{one.case.name} {ours:.1f} ms per step for us, {hand:.1f} ms in the hand-written flow"
+        )
     return (
-        f"What the artifacts add to the wall time: {'; '.join(parts)}. Ours are written beside the steps and awaited "
-        "at the end of the run: steps that wait for a model hide them, steps that do nothing can't, because the server "
-        "needs the same processor time for each."
+        f"What the artifacts add to the wall time: {'; '.join(parts)}. Ours are written beside the "
+        "steps and awaited at the end of the run: steps that wait for a model hide them, steps "
+        "that do nothing can't, because the server needs the same processor time for each."
     )

@@ -30,7 +30,8 @@ class Server:
     def settle(self) -> None:
         """Wait until the server has worked off what earlier runs left in its queues.
 
-        After a run of 60 tasks it is busy for two more seconds; the next figure would pay for the one before.
+        After a run of 60 tasks it is busy for two more seconds; the next figure would pay for the
+        one before.
         """
         deadline = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < deadline:
@@ -62,10 +63,24 @@ def prefect_server() -> Iterator[Server]:
             "PREFECT_LOGGING_LEVEL": "ERROR",
             "PREFECT_LOGGING_TO_API_ENABLED": "false",
         }
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
         with (Path(home) / "server.log").open("w") as log:
             server = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment(True, quiet), start_new_session=True
+                command,
+                stdout=log,
+                stderr=log,
+                env=environment(True, quiet),
+                start_new_session=True,
             )
             try:
                 url = f"http://127.0.0.1:{port}/api"
@@ -87,13 +102,17 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) ->
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError(f"the Prefect server ended with {server.returncode}:\n{log.read_text()[-2000:]}")
+            raise RuntimeError(
+                f"the Prefect server ended with {server.returncode}:\n{log.read_text()[-2000:]}"
+            )
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
                 return
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"the Prefect server did not answer within {START_SECONDS} s:\n{log.read_text()[-2000:]}")
+    raise RuntimeError(
+        f"the Prefect server did not answer within {START_SECONDS} s:\n{log.read_text()[-2000:]}"
+    )
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,9 @@
 """Times one graph as a Prefect flow; a script that stands alone, driven by JSON lines.
 
-`handwritten` is the flow a careful engineer writes without fastroai: tasks awaited in the flow's loop, true edges,
-results persisted, a table artifact per task and one for the run. `handwritten-bare` has no artifacts. `fastroai` is the
-same graph as a pipeline, `fastroai-bare` with its artifacts cut out.
+`handwritten` is the flow a careful engineer writes without fastroai: tasks awaited in the flow's
+loop, true edges, results persisted, a table artifact per task and one for the run.
+`handwritten-bare` has no artifacts. `fastroai` is the same graph as a pipeline, `fastroai-bare`
+with its artifacts cut out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Run = Callable[[], Awaitable[object]]
 Table = list[dict[str, Any]]
 
 
-def build_fastroai(name: str, dependencies: dict[str, list[str]], wait: float, artifacts: bool) -> Run:
+def build_fastroai(
+    name: str, dependencies: dict[str, list[str]], wait: float, artifacts: bool
+) -> Run:
     from fastroai import BaseStep, Pipeline
 
     if not artifacts:
@@ -49,19 +52,32 @@ def build_fastroai(name: str, dependencies: dict[str, list[str]], wait: float, a
     return lambda: pipeline.execute({}, None)
 
 
-def build_handwritten(name: str, dependencies: dict[str, list[str]], wait: float, artifacts: bool) -> Run:
+def build_handwritten(
+    name: str, dependencies: dict[str, list[str]], wait: float, artifacts: bool
+) -> Run:
     from prefect import flow, task
     from prefect.artifacts import acreate_table_artifact
 
     def costs(step_id: str) -> Table:
-        return [{"step": step_id, "model": "none", "requests": 0, "input": 0, "output": 0, "usd": "0.000000"}]
+        return [
+            {
+                "step": step_id,
+                "model": "none",
+                "requests": 0,
+                "input": 0,
+                "output": 0,
+                "usd": "0.000000",
+            }
+        ]
 
     @task(persist_result=True)
     async def double(step_id: str, number: int) -> int:
         if wait:
             await asyncio.sleep(wait)
         if artifacts:
-            await acreate_table_artifact(key=f"{name}-{step_id}", table=costs(step_id), description="Cost of a step")
+            await acreate_table_artifact(
+                key=f"{name}-{step_id}", table=costs(step_id), description="Cost of a step"
+            )
         return 2 * number
 
     @flow(name=name)
@@ -79,7 +95,9 @@ def build_handwritten(name: str, dependencies: dict[str, list[str]], wait: float
         outputs = {step_id: await state.aresult() for step_id, state in states.items()}
         if artifacts:
             table = [row for step_id in outputs for row in costs(step_id)]
-            await acreate_table_artifact(key=f"{name}-run", table=table, description="Cost of the run")
+            await acreate_table_artifact(
+                key=f"{name}-run", table=table, description="Cost of the run"
+            )
         return outputs
 
     return handwritten
@@ -88,17 +106,27 @@ def build_handwritten(name: str, dependencies: dict[str, list[str]], wait: float
 def stored_results() -> int:
     from prefect.settings import get_current_settings
 
-    return sum(1 for path in Path(get_current_settings().results.local_storage_path).rglob("*") if path.is_file())
+    return sum(
+        1
+        for path in Path(get_current_settings().results.local_storage_path).rglob("*")
+        if path.is_file()
+    )
 
 
 async def counts() -> dict[str, int]:
-    """What the server and the result storage hold by now; proof that every subject does the same work."""
+    """What the server and the result storage hold by now; proof that every subject does the same
+    work.
+    """
     from prefect import get_client
 
     async with get_client() as client:
         artifacts = await client._client.post("/artifacts/count", json={})
         task_runs = await client._client.post("/task_runs/count", json={})
-    return {"artifacts": artifacts.json(), "task_runs": task_runs.json(), "results": stored_results()}
+    return {
+        "artifacts": artifacts.json(),
+        "task_runs": task_runs.json(),
+        "results": stored_results(),
+    }
 
 
 async def time_run(run: Run) -> float:
@@ -113,7 +141,9 @@ def handle(command: dict[str, Any], subject: str, runs: dict[str, Run]) -> dict[
     if command["op"] == "build":
         name = f"{command['name']}-{subject}"
         build = build_fastroai if subject.startswith("fastroai") else build_handwritten
-        runs["built"] = build(name, command["dependencies"], command["wait"], artifacts=not subject.endswith("-bare"))
+        runs["built"] = build(
+            name, command["dependencies"], command["wait"], artifacts=not subject.endswith("-bare")
+        )
         return {}
     gc.collect()
     gc.freeze()

@@ -1,9 +1,9 @@
 """Times a run whose steps are all finished; driven by JSON lines.
 
-`handwritten` is the flow a careful engineer writes without fastroai: tasks with a cache policy of their own, awaited in
-the flow's loop, true edges, and a table artifact per task, written by the flow because the task's code does not run.
-`handwritten-bare` writes none. `fastroai` is the same graph as a pipeline with a run key, `fastroai-bare` with its
-artifacts cut out.
+`handwritten` is the flow a careful engineer writes without fastroai: tasks with a cache policy of
+their own, awaited in the flow's loop, true edges, and a table artifact per task, written by the
+flow because the task's code does not run. `handwritten-bare` writes none. `fastroai` is the same
+graph as a pipeline with a run key, `fastroai-bare` with its artifacts cut out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from fastroai.testing import ScriptedModel
 Graph = dict[str, list[str]]
 
 USAGE = RequestUsage(input_tokens=1_200, output_tokens=180)
-TEXT = "The tenant pays for repairs up to 120 euros each, and not more than 600 euros in a year. " * 4
+TEXT = (
+    "The tenant pays for repairs up to 120 euros each, and not more than 600 euros in a year. " * 4
+)
 
 
 class Finding(BaseModel):
@@ -41,7 +43,12 @@ class Finding(BaseModel):
 
 
 def finding(step_id: str, answer: str) -> Finding:
-    return Finding(step_id=step_id, summary=answer, amounts=[Decimal("120.00"), Decimal("600.00")], certain=True)
+    return Finding(
+        step_id=step_id,
+        summary=answer,
+        amounts=[Decimal("120.00"), Decimal("600.00")],
+        certain=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,13 @@ def build_handwritten(name: str, dependencies: Graph, artifacts: bool) -> Subjec
         return f"{name}-{parameters['step_id']}"
 
     def costs(step_id: str, state: Any) -> dict[str, Any]:
-        return {"step": step_id, "state": state.name, "model": "gpt-5-mini", "requests": 0, "usd": "0.000000"}
+        return {
+            "step": step_id,
+            "state": state.name,
+            "model": "gpt-5-mini",
+            "requests": 0,
+            "usd": "0.000000",
+        }
 
     @task(persist_result=True, cache_key_fn=key)
     async def ask(step_id: str) -> Finding:
@@ -106,7 +119,9 @@ def build_handwritten(name: str, dependencies: Graph, artifacts: bool) -> Subjec
             state = await configured(step_id, wait_for=states, return_state=True)
             if artifacts:
                 table = [costs(step_id, state)]
-                await acreate_table_artifact(key=f"{name}-{step_id}", table=table, description="Cost of a step")
+                await acreate_table_artifact(
+                    key=f"{name}-{step_id}", table=table, description="Cost of a step"
+                )
             return state
 
         for step_id in dependencies:
@@ -115,7 +130,9 @@ def build_handwritten(name: str, dependencies: Graph, artifacts: bool) -> Subjec
         outputs = {step_id: await state.aresult() for step_id, state in states.items()}
         if artifacts:
             table = [costs(step_id, state) for step_id, state in states.items()]
-            await acreate_table_artifact(key=f"{name}-run", table=table, description="Cost of the run")
+            await acreate_table_artifact(
+                key=f"{name}-run", table=table, description="Cost of the run"
+            )
         return outputs
 
     return Subject(handwritten, model)

@@ -35,7 +35,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One question: what was asked and how, the figures, the verdicts where something was promised."""
+    """One question: what was asked and how, the figures, the verdicts where something was
+    promised.
+    """
 
     title: str
     method: str
@@ -47,7 +49,9 @@ class Section:
     def markdown(self) -> str:
         parts = [f"## {self.title}", self.method, table(self.header, self.rows), *self.notes]
         if self.verdicts:
-            parts.append(table(["question", "ratio", "limit", "outcome"], [v.cells() for v in self.verdicts]))
+            parts.append(
+                table(["question", "ratio", "limit", "outcome"], [v.cells() for v in self.verdicts])
+            )
         return "\n\n".join(parts)
 
 
@@ -70,8 +74,8 @@ def document(sections: Sequence[Section], *, command: str, peer_version: str | N
         summary += " Missed: " + "; ".join(failed) + "."
     head = [
         "# Benchmarks",
-        f"Written by `{command}`. Every ratio compares figures of this one run; the figures themselves belong to this "
-        "machine and this hour.",
+        f"Written by `{command}`. Every ratio compares figures of this one run; the figures "
+        "themselves belong to this machine and this hour.",
         "\n".join(f"- {line}" for line in [*machine(), versions(peer_version)]),
         summary,
     ]
@@ -83,8 +87,8 @@ def machine() -> list[str]:
     load = os.getloadavg()[0]
     return [
         f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        f"Machine: {os.cpu_count()} cores, {memory:.0f} GiB memory, {_processor()}, {platform.system()}; "
-        f"load at the end {load:.1f}",
+        f"Machine: {os.cpu_count()} cores, {memory:.0f} GiB memory, {_processor()}, "
+        f"{platform.system()}; load at the end {load:.1f}",
         f"Python {sys.version.split()[0]} ({platform.python_implementation()})",
     ]
 
@@ -110,4 +114,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

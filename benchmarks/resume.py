@@ -1,4 +1,6 @@
-"""What a run costs that goes on where it stopped: its replay, its durable requests, its way to the next request."""
+"""What a run costs that goes on where it stopped: its replay, its durable requests, its way to the
+next request.
+"""
 
 from __future__ import annotations
 

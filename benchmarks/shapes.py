@@ -10,7 +10,9 @@ Dependencies = dict[str, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One graph: every step id with the ids it waits for, in an order where dependencies come first."""
+    """One graph: every step id with the ids it waits for, in an order where dependencies come
+    first.
+    """
 
     name: str
     dependencies: Dependencies
@@ -38,7 +40,9 @@ class UnevenShape(Shape):
         """Seconds of the longest way through the graph: no scheduler can be faster."""
         ends: dict[str, float] = {}
         for step_id, upstream in self.dependencies.items():
-            ends[step_id] = self.sleeps[step_id] + max((ends[other] for other in upstream), default=0.0)
+            ends[step_id] = self.sleeps[step_id] + max(
+                (ends[other] for other in upstream), default=0.0
+            )
         return max(ends.values())
 
     @property
@@ -77,7 +81,13 @@ SHAPES = {"chain": chain, "wide": wide, "ladder": ladder}
 
 def uneven_shapes() -> list[UnevenShape]:
     """Graphs of 20 to 40 steps that sleep 20 to 120 ms, the same ones on every machine."""
-    return [_crossed_rails(), _slow_branch(), _random_graph(30, seed=7), _random_graph(40, seed=11), _tree()]
+    return [
+        _crossed_rails(),
+        _slow_branch(),
+        _random_graph(30, seed=7),
+        _random_graph(40, seed=11),
+        _tree(),
+    ]
 
 
 def _crossed_rails() -> UnevenShape:
@@ -101,7 +111,9 @@ def _slow_branch() -> UnevenShape:
     for i in range(8):
         dependencies[f"slow{i}"] = [f"quick{2 * i}"]
         sleeps[f"slow{i}"] = 0.06
-    return _joined("slow side branches", dependencies, sleeps, ["quick15", *(f"slow{i}" for i in range(8))])
+    return _joined(
+        "slow side branches", dependencies, sleeps, ["quick15", *(f"slow{i}" for i in range(8))]
+    )
 
 
 def _random_graph(size: int, seed: int) -> UnevenShape:
@@ -109,10 +121,17 @@ def _random_graph(size: int, seed: int) -> UnevenShape:
     dependencies: Dependencies = {}
     for i in range(size - 1):
         nearby = range(max(0, i - 6), i)
-        dependencies[f"s{i}"] = [f"s{j}" for j in sorted(rng.sample(nearby, min(len(nearby), rng.randint(0, 2))))]
+        dependencies[f"s{i}"] = [
+            f"s{j}" for j in sorted(rng.sample(nearby, min(len(nearby), rng.randint(0, 2))))
+        ]
     sleeps = {step_id: rng.randint(10, 60) / 1000 for step_id in dependencies}
     waited_for = {upstream for ids in dependencies.values() for upstream in ids}
-    return _joined(f"random, {size} steps", dependencies, sleeps, [s for s in dependencies if s not in waited_for])
+    return _joined(
+        f"random, {size} steps",
+        dependencies,
+        sleeps,
+        [s for s in dependencies if s not in waited_for],
+    )
 
 
 def _tree() -> UnevenShape:
@@ -129,6 +148,8 @@ def _tree() -> UnevenShape:
     return _joined("joining tree", dependencies, sleeps, level)
 
 
-def _joined(name: str, dependencies: Dependencies, sleeps: dict[str, float], ends: list[str]) -> UnevenShape:
+def _joined(
+    name: str, dependencies: Dependencies, sleeps: dict[str, float], ends: list[str]
+) -> UnevenShape:
     times = {step_id: TIME_SCALE * seconds for step_id, seconds in {**sleeps, "join": 0.01}.items()}
     return UnevenShape(name, {**dependencies, "join": ends}, times)

@@ -1,6 +1,8 @@
-"""Times pipelines in whichever environment runs it; a script that stands alone, driven by JSON lines.
+"""Times pipelines in whichever environment runs it; a script that stands alone, driven by JSON
+lines.
 
-`fastroai` as its argument measures the fastroai installed there, `asyncio` the same graph written by hand.
+`fastroai` as its argument measures the fastroai installed there, `asyncio` the same graph written
+by hand.
 """
 
 from __future__ import annotations
@@ -86,9 +88,12 @@ async def time_runs(run: Run, executions: int) -> float:
     return (perf_counter() - started) / executions
 
 
-def handle(command: dict[str, Any], runs: dict[str, Run], build: Callable[[dict[str, Any]], Run]) -> dict[str, float]:
+def handle(
+    command: dict[str, Any], runs: dict[str, Run], build: Callable[[dict[str, Any]], Run]
+) -> dict[str, float]:
     gc.collect()
-    # What the imports left behind would be walked by each full collection and charged to whoever imported more.
+    # What the imports left behind would be walked by each full collection and charged to whoever
+    # imported more.
     gc.freeze()
     try:
         if command["op"] == "build":

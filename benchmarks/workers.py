@@ -25,17 +25,25 @@ class Worker:
     Args:
         script: File name in this folder.
         arguments: What the script is given.
-        python: The interpreter. The default is this one, with this checkout importable; another one sees only what is
-            installed beside it.
+        python: The interpreter. The default is this one, with this checkout importable; another one
+            sees only what is installed beside it.
         env: Variables on top of a scrubbed environment.
     """
 
     def __init__(
-        self, script: str, *arguments: str, python: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        script: str,
+        *arguments: str,
+        python: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         command = [str(python or sys.executable), "-P", str(HERE / script), *arguments]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(python is None, env)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(python is None, env),
         )
         try:
             self.hello: dict[str, Any] = self._read()
@@ -63,7 +71,9 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args!r} ended with {self._process.wait()}; its message is above.")
+            raise RuntimeError(
+                f"{self._process.args!r} ended with {self._process.wait()}; its message is above."
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -71,14 +81,19 @@ class Worker:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
 
 def environment(with_checkout: bool, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's variables without the ones that would change what is measured."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FASTROAI_", "PREFECT_", "PYTHON"))}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("FASTROAI_", "PREFECT_", "PYTHON"))
+    }
     kept |= {"FASTROAI_EXECUTOR": "memory", "DO_NOT_TRACK": "1"}
     if with_checkout:
         kept["PYTHONPATH"] = str(ROOT)
@@ -86,7 +101,9 @@ def environment(with_checkout: bool, extra: Mapping[str, str] | None = None) -> 
 
 
 def interleaved(measures: dict[K, Callable[[], float]], rounds: int) -> dict[K, list[float]]:
-    """Ask every subject once per round, every second round in reverse, so that a drift hits all of them alike."""
+    """Ask every subject once per round, every second round in reverse, so that a drift hits all of
+    them alike.
+    """
     figures: dict[K, list[float]] = {name: [] for name in measures}
     for number in range(rounds):
         names = list(measures) if number % 2 == 0 else list(reversed(measures))
@@ -96,7 +113,9 @@ def interleaved(measures: dict[K, Callable[[], float]], rounds: int) -> dict[K, 
 
 
 def paired_ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
-    """The median of the ratios of each round: two figures measured moments apart share the machine's mood."""
+    """The median of the ratios of each round: two figures measured moments apart share the
+    machine's mood.
+    """
     return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 

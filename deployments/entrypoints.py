@@ -7,9 +7,15 @@ from flows.licence_review import pipeline as licence_review_pipeline
 
 document_digest = document_digest_pipeline.to_flow(
     publish_output=True,
-    description="Reads the documents at a path or URI; sums up each, names their topics and what they leave open.",
+    description=(
+        "Reads the documents at a path or URI; sums up each, names their topics and what they "
+        "leave open."
+    ),
 )
 licence_review = licence_review_pipeline.to_flow(
     publish_output=True,
-    description="Reviews installed packages: licences against a policy, what those ask for, and recent changes.",
+    description=(
+        "Reviews installed packages: licences against a policy, what those ask for, and recent "
+        "changes."
+    ),
 )

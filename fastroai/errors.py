@@ -11,9 +11,10 @@ FastroAIError
 ├── UnknownModelPriceError        no price is listed for a model (also a LookupError)
 ├── LedgerUnavailableError        the ledger's database can't be opened or written; nothing is sent
 │   └── LedgerNotFoundError       there is no ledger to read yet
-├── RunLeaseError                 a run's key is held elsewhere: lost to another process, or asked for from within
-├── ResultStorageError            results can't be kept: storage unreachable, or an output of no storable type
-└── ExecutorUnavailableError      an executor was asked for that can't be used here (also an ImportError)
+├── RunLeaseError                 a run's key is held elsewhere: lost to another process, or asked
+for from within ├── ResultStorageError            results can't be kept: storage unreachable, or an
+output of no storable type └── ExecutorUnavailableError      an executor was asked for that can't be
+used here (also an ImportError)
 
 All of them survive pickling: a Prefect task or a worker process may hand them over.
 """
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 
 class FastroAIError(Exception):
-    """Base of every error that fastroai raises itself; a provider's errors pass through unchanged."""
+    """Base of every error that fastroai raises itself; a provider's errors pass through
+    unchanged.
+    """
 
 
 class ErrorCategory(StrEnum):
@@ -42,7 +45,10 @@ class ErrorCategory(StrEnum):
 
 
 class SettingsError(FastroAIError):
-    """A `FASTROAI_*` variable has a value it may not have. The message names each variable and what is allowed."""
+    """A `FASTROAI_*` variable has a value it may not have.
+
+    The message names each variable and what is allowed.
+    """
 
 
 class PipelineValidationError(FastroAIError):
@@ -71,14 +77,18 @@ class CostBudgetExceededError(FastroAIError):
         self.actual_microcents = actual
         self.step_id = step_id
         where = "" if step_id is None else f" in step '{step_id}'"
-        super().__init__(f"Cost budget exceeded{where}: {actual} microcents >= {budget} microcents budget")
+        super().__init__(
+            f"Cost budget exceeded{where}: {actual} microcents >= {budget} microcents budget"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.budget_microcents, self.actual_microcents, self.step_id)
 
 
 class DispatchSkippedError(FastroAIError):
-    """Raise it, or a subclass with its own constructor, from a before-hook: nothing is sent, nothing is retried."""
+    """Raise it, or a subclass with its own constructor, from a before-hook: nothing is sent,
+    nothing is retried.
+    """
 
 
 class StepExecutionError(FastroAIError):
@@ -87,9 +97,9 @@ class StepExecutionError(FastroAIError):
     Attributes:
         step_id: The step that failed.
         original_error: What it raised, the same object; also the `__cause__`.
-        partial_result: What the run had when it ended: finished outputs, usage and ledger entries, spend of the failed
-            attempts included. An `ExecutionResult` from an executor called directly; None when the error was not raised
-            by a run. Not pickled.
+        partial_result: What the run had when it ended: finished outputs, usage and ledger entries,
+            spend of the failed attempts included. An `ExecutionResult` from an executor called
+            directly; None when the error was not raised by a run. Not pickled.
     """
 
     def __init__(self, step_id: str, original_error: BaseException) -> None:
@@ -104,9 +114,15 @@ class StepExecutionError(FastroAIError):
 
 
 def _told(error: BaseException) -> str:
-    """An error's text; with its type where the text alone says nothing (`'amount'`, or none at all)."""
+    """An error's text; with its type where the text alone says nothing (`'amount'`, or none at
+    all).
+    """
     text = str(error)
-    return f"{type(error).__name__}: {text}".rstrip(": ") if not text or isinstance(error, KeyError) else text
+    return (
+        f"{type(error).__name__}: {text}".rstrip(": ")
+        if not text or isinstance(error, KeyError)
+        else text
+    )
 
 
 class UnknownModelPriceError(FastroAIError, LookupError):
@@ -114,7 +130,10 @@ class UnknownModelPriceError(FastroAIError, LookupError):
 
 
 class LedgerUnavailableError(FastroAIError):
-    """The ledger's database can't be opened, written or read. The message names it without its password, and why."""
+    """The ledger's database can't be opened, written or read.
+
+    The message names it without its password, and why.
+    """
 
 
 class LedgerNotFoundError(LedgerUnavailableError):
@@ -122,12 +141,21 @@ class LedgerNotFoundError(LedgerUnavailableError):
 
 
 class RunLeaseError(FastroAIError):
-    """A run may not go on, because another execution of the same work does, or waits for it. Nothing more is sent."""
+    """A run may not go on, because another execution of the same work does, or waits for it.
+
+    Nothing more is sent.
+    """
 
 
 class ResultStorageError(FastroAIError):
-    """A result can't be kept. The message names the storage or the type, the cause and the remedy."""
+    """A result can't be kept.
+
+    The message names the storage or the type, the cause and the remedy.
+    """
 
 
 class ExecutorUnavailableError(FastroAIError, ImportError):
-    """An executor was asked for that can't be used here. The message says what to install or to set."""
+    """An executor was asked for that can't be used here.
+
+    The message says what to install or to set.
+    """

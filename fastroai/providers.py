@@ -28,29 +28,39 @@ _ALIASES = {
 }
 """pydantic-ai's provider names, past ones too, for what genai-prices lists under another id."""
 
-UNMETERED = frozenset({"ollama", "openai-chatgpt", "openai-codex", "outlines", "sentence-transformers", "vllm"})
-"""Models run by the user, or paid by a subscription: no token is billed, so no list price is theirs."""
+UNMETERED = frozenset(
+    {"ollama", "openai-chatgpt", "openai-codex", "outlines", "sentence-transformers", "vllm"}
+)
+"""Models run by the user, or paid by a subscription: no token is billed, so no list price is
+theirs.
+"""
 
 PROVIDERS = UNMETERED | frozenset(
     # pydantic-ai's own, then genai-prices' ids
     """
-    alibaba anthropic azure cerebras cohere crusoe deepseek elevenlabs fireworks github github-copilot google groq
-    heroku huggingface litellm meta mistral moonshotai nebius novita openai openai-decisions openrouter ovhcloud
-    perplexity sambanova snowflake system-one together typesafe vercel voyageai x-ai zai
-    arcee avian aws baseten cloudflare cursor databricks doubleword minimax modal quicksilverpro zhipuai
-    huggingface_cerebras huggingface_fireworks-ai huggingface_groq huggingface_hyperbolic huggingface_nebius
-    huggingface_novita huggingface_nscale huggingface_ovhcloud huggingface_publicai huggingface_sambanova
-    huggingface_together
+    alibaba anthropic azure cerebras cohere crusoe deepseek elevenlabs fireworks github
+    github-copilot google groq heroku huggingface litellm meta mistral moonshotai nebius novita
+    openai openai-decisions openrouter ovhcloud perplexity sambanova snowflake system-one
+    together typesafe vercel voyageai x-ai zai arcee avian aws baseten cloudflare cursor
+    databricks doubleword minimax modal quicksilverpro zhipuai huggingface_cerebras
+    huggingface_fireworks-ai huggingface_groq huggingface_hyperbolic huggingface_nebius
+    huggingface_novita huggingface_nscale huggingface_ovhcloud huggingface_publicai
+    huggingface_sambanova huggingface_together
     """.split()  # noqa: SIM905  # as a list it would be a page long
 )
-"""Those who send bills, by canonical name. Only these are taken off a model's name as its prefix."""
+"""Those who send bills, by canonical name.
+
+Only these are taken off a model's name as its prefix.
+"""
 
 
 _HOST = re.compile(r"[\w.:-]+")
 
 
 def canonical_provider(provider: str) -> str:
-    """One name for all that pydantic-ai calls a provider: `openai-chat` is `openai`, `bedrock` is `aws`."""
+    """One name for all that pydantic-ai calls a provider: `openai-chat` is `openai`, `bedrock` is
+    `aws`.
+    """
     name = provider.strip().lower()
     if name in _ALIASES:
         return _ALIASES[name]
@@ -59,7 +69,10 @@ def canonical_provider(provider: str) -> str:
 
 
 def host_and_port(url: str) -> tuple[str | None, int | None]:
-    """Host of a URL or of `host:port`, in lower case, and the port written in it. No host: it can't be read."""
+    """Host of a URL or of `host:port`, in lower case, and the port written in it.
+
+    No host: it can't be read.
+    """
     try:
         parts = urlsplit(url if "://" in url else f"//{url}")
         # As clients resolve it: digits of other scripts are digits.
@@ -70,7 +83,9 @@ def host_and_port(url: str) -> tuple[str | None, int | None]:
 
 
 def provider_at(url: str, hosts: Mapping[str, str]) -> str | None:
-    """Who bills for what is answered at a URL, as `FASTROAI_PROVIDER_HOSTS` has it; `host:port` comes before `host`."""
+    """Who bills for what is answered at a URL, as `FASTROAI_PROVIDER_HOSTS` has it; `host:port`
+    comes before `host`.
+    """
     if not hosts:
         return None
     host, port = host_and_port(url)

@@ -23,29 +23,42 @@ CachePolicyName = Literal["run", "inputs", "off"]
 
 
 class FastroAISettings(BaseSettings):
-    """What a deployment decides, read from `FASTROAI_*` variables and a `.env` file; variables win over the file."""
+    """What a deployment decides, read from `FASTROAI_*` variables and a `.env` file; variables win
+    over the file.
+    """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=DOTENV, env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=DOTENV, env_ignore_empty=True, extra="ignore"
+    )
 
     executor: ExecutorName = Field(
         default="prefect",
-        description="What runs a pipeline that names no executor: `prefect` or `memory` (in process, no server).",
+        description=(
+            "What runs a pipeline that names no executor: `prefect` or `memory` (in process, no "
+            "server)."
+        ),
     )
     result_storage: str | None = Field(
         default=None,
-        description="Where step results are kept: `s3://bucket/prefix`, `s3-bucket/block-name` or a local folder. "
-        "Unset: Prefect's local storage folder.",
+        description=(
+            "Where step results are kept: `s3://bucket/prefix`, `s3-bucket/block-name` or a local "
+            "folder. Unset: Prefect's local storage folder."
+        ),
     )
     cache_policy: CachePolicyName = Field(
         default="run",
-        description="When Prefect may reuse results of steps whose configuration does not say: `run` (within the same "
-        "run), `inputs` (whenever code and inputs are the same) or `off`.",
+        description=(
+            "When Prefect may reuse results of steps whose configuration does not say: `run` "
+            "(within the same run), `inputs` (whenever code and inputs are the same) or `off`."
+        ),
     )
     result_secret: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="Key that signs stored results; those signed with another key, or not signed, are not used. At "
-        "least 16 characters. Unset: a checksum.",
+        description=(
+            "Key that signs stored results; those signed with another key, or not signed, are not "
+            "used. At least 16 characters. Unset: a checksum."
+        ),
     )
     result_compression: Literal["none", "gzip"] = Field(
         default="none", description="How results are written: `none` or `gzip`. Both are read."
@@ -53,60 +66,88 @@ class FastroAISettings(BaseSettings):
     result_retry_seconds: float = Field(
         default=30.0,
         ge=0,
-        description="Seconds for which writing a result to storage that fails is tried again before a run ends "
-        "without it.",
+        description=(
+            "Seconds for which writing a result to storage that fails is tried again before a run "
+            "ends without it."
+        ),
     )
     s3_endpoint_url: str | None = Field(
         default=None, description="URL of an S3-compatible service, for example MinIO. Unset: AWS."
     )
-    s3_region: str | None = Field(default=None, description="AWS region of the bucket. Unset: the usual AWS chain.")
+    s3_region: str | None = Field(
+        default=None, description="AWS region of the bucket. Unset: the usual AWS chain."
+    )
     s3_access_key_id: SecretStr | None = Field(
         default=None, description="Access key id for the bucket. Unset: the usual AWS chain."
     )
     s3_secret_access_key: SecretStr | None = Field(
         default=None, description="Secret access key for the bucket. Unset: the usual AWS chain."
     )
-    s3_connect_timeout: float = Field(default=2.0, gt=0, description="Seconds to wait for a connection to S3.")
-    s3_read_timeout: float = Field(default=10.0, gt=0, description="Seconds to wait for an answer from S3.")
+    s3_connect_timeout: float = Field(
+        default=2.0, gt=0, description="Seconds to wait for a connection to S3."
+    )
+    s3_read_timeout: float = Field(
+        default=10.0, gt=0, description="Seconds to wait for an answer from S3."
+    )
     artifact_timeout: float = Field(
         default=3.0,
         gt=0,
-        description="Seconds that Prefect's server may take for a cost artifact before a run ends without the rest.",
+        description=(
+            "Seconds that Prefect's server may take for a cost artifact before a run ends without "
+            "the rest."
+        ),
     )
     ledger_url: SecretStr | None = Field(
         default=None,
-        description="Database that every model request is booked in: `sqlite:///path`, `postgresql://user@host/name` "
-        "or `memory://` (this process's own). Unset: `~/.fastroai/ledger.db` for runs under Prefect, and for runs in "
-        "memory only their results.",
+        description=(
+            "Database that every model request is booked in: `sqlite:///path`, "
+            "`postgresql://user@host/name` or `memory://` (this process's own). Unset: "
+            "`~/.fastroai/ledger.db` for runs under Prefect, and for runs in memory only their "
+            "results."
+        ),
     )
     ledger_required: bool = Field(
         default=True,
-        description="Whether nothing is sent while the ledger can't be written. `false`: runs go on, and the entries "
-        "are kept in `~/.fastroai/unwritten` to be written later.",
+        description=(
+            "Whether nothing is sent while the ledger can't be written. `false`: runs go on, and "
+            "the entries are kept in `~/.fastroai/unwritten` to be written later."
+        ),
     )
     lease_seconds: float = Field(
         default=30.0,
         ge=1,
-        description="Seconds without a sign of life after which a run counts as dead: another one with its `run_key` "
-        "goes on, and `fastroai runs resume` takes it up.",
+        description=(
+            "Seconds without a sign of life after which a run counts as dead: another one with its "
+            "`run_key` goes on, and `fastroai runs resume` takes it up."
+        ),
     )
     model: str | None = Field(
         default=None,
-        description="Model of the jobs in flows/, as `provider:model` or `offline`. Unset: `openai:gpt-5-mini` with an "
-        "OPENAI_API_KEY, else the offline model, which simulates.",
+        description=(
+            "Model of the jobs in flows/, as `provider:model` or `offline`. Unset: "
+            "`openai:gpt-5-mini` with an OPENAI_API_KEY, else the offline model, which simulates."
+        ),
     )
     provider_hosts: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
-        description='Who bills for what is answered at a host, as JSON: `{"127.0.0.1:8765": "openai"}`. A port '
-        "is that of the URL, or else 443 or 80; a host without one is meant with all. Unset: as the price list has it.",
+        description=(
+            'Who bills for what is answered at a host, as JSON: `{"127.0.0.1:8765": "openai"}`. A '
+            "port "
+            "is that of the URL, or else 443 or 80; a host without one is meant with all. Unset: "
+            "as the price list has it."
+        ),
     )
     unpriced: Literal["warn", "fail"] = Field(
         default="warn",
-        description="What becomes of a request for which no price is known: `warn` sends it and books it as unpriced, "
-        "`fail` refuses it before it is sent.",
+        description=(
+            "What becomes of a request for which no price is known: `warn` sends it and books it "
+            "as unpriced, `fail` refuses it before it is sent."
+        ),
     )
     openai_api_key: SecretStr | None = Field(
-        default=None, validation_alias="OPENAI_API_KEY", description="OpenAI's key, under the name its SDK uses."
+        default=None,
+        validation_alias="OPENAI_API_KEY",
+        description="OpenAI's key, under the name its SDK uses.",
     )
 
     @field_validator("result_storage")
@@ -123,7 +164,8 @@ class FastroAISettings(BaseSettings):
 
 
 def load_settings() -> FastroAISettings:
-    """The settings as the environment and `.env` have them now; parsed again only when those changed.
+    """The settings as the environment and `.env` have them now; parsed again only when those
+    changed.
 
     Raises:
         SettingsError: A variable has a value it may not have.
@@ -136,12 +178,15 @@ def load_settings() -> FastroAISettings:
 
 
 def process_environment() -> dict[str, str]:
-    """All variables, to hand on to a process that is started; settings are read with `load_settings`."""
+    """All variables, to hand on to a process that is started; settings are read with
+    `load_settings`.
+    """
     return dict(os.environ)
 
 
 _VARIABLES = tuple(
-    str(field.validation_alias or PREFIX + name.upper()) for name, field in FastroAISettings.model_fields.items()
+    str(field.validation_alias or PREFIX + name.upper())
+    for name, field in FastroAISettings.model_fields.items()
 )
 _cached: tuple[object, FastroAISettings] | None = None
 
@@ -167,7 +212,9 @@ STORAGE_FORMS = "give s3://bucket/prefix, s3-bucket/block-name or a local folder
 
 
 def names_storage(text: str) -> bool:
-    """Whether a text has one of the forms of `result_storage`; whether the storage is there is found out by a run."""
+    """Whether a text has one of the forms of `result_storage`; whether the storage is there is
+    found out by a run.
+    """
     if bucket := re.match(r"s3://(?=[^/])|s3-bucket/(?=.)", text):
         return bool(bucket)
     # A near miss must not become a folder of that name; one can still be given as ./name.
@@ -190,7 +237,9 @@ def _provider_hosts(value: Any) -> dict[str, str]:
         if host is None or "://" in name or any(mark in name for mark in "/@?#"):
             raise ValueError(f"{name!r} is no host or host:port; an example is {example}")
         if not isinstance(provider, str) or canonical_provider(provider) not in PROVIDERS:
-            raise ValueError(f"{provider!r} at {name!r} is no provider known here; an example is {example}")
+            raise ValueError(
+                f"{provider!r} at {name!r} is no provider known here; an example is {example}"
+            )
         hosts[host_key(host, port)] = canonical_provider(provider)
     return hosts
 
@@ -203,5 +252,7 @@ def _explain(error: ValidationError) -> str:
         variable = name if name.isupper() else PREFIX + name.upper()
         secret = "key" in name.lower() or "secret" in name.lower()
         value = "***" if secret else repr(problem["input"])
-        lines.append(f"{variable}={value}: {problem['msg']}. Set it to an allowed value, or unset it.")
+        lines.append(
+            f"{variable}={value}: {problem['msg']}. Set it to an allowed value, or unset it."
+        )
     return "\n".join(lines)

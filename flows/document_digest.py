@@ -1,4 +1,6 @@
-"""Digest of the documents at a path or URI: a summary of each, what they share, and what they leave open."""
+"""Digest of the documents at a path or URI: a summary of each, what they share, and what they leave
+open.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,23 @@ class DigestInput(BaseModel):
         description="A file, a folder (.txt, .md, .rst, .html), file://… or s3://bucket/prefix. "
         "A relative path starts where the run does.",
     )
-    focus: str = Field(default="", max_length=500, description="What the reader wants to know. Empty: the essentials.")
-    max_documents: int = Field(default=20, ge=1, le=500, description="How many documents are read at most.")
+    focus: str = Field(
+        default="",
+        max_length=500,
+        description="What the reader wants to know. Empty: the essentials.",
+    )
+    max_documents: int = Field(
+        default=20, ge=1, le=500, description="How many documents are read at most."
+    )
 
 
 class Summary(BaseModel):
     """A document in short."""
 
     summary: str = Field(description="The essentials, in two or three sentences.")
-    key_points: list[str] = Field(description="The most important statements, at most five.", max_length=8)
+    key_points: list[str] = Field(
+        description="The most important statements, at most five.", max_length=8
+    )
 
 
 class Topics(BaseModel):
@@ -46,8 +56,12 @@ class Topics(BaseModel):
 class OpenPoints(BaseModel):
     """What the documents leave to be done or answered."""
 
-    questions: list[str] = Field(description="What is open: unknown, unclear, or yet to be decided.", max_length=12)
-    actions: list[str] = Field(description="What a reader must, should or has to do.", max_length=12)
+    questions: list[str] = Field(
+        description="What is open: unknown, unclear, or yet to be decided.", max_length=12
+    )
+    actions: list[str] = Field(
+        description="What a reader must, should or has to do.", max_length=12
+    )
 
 
 class Overview(BaseModel):
@@ -81,25 +95,38 @@ class Digest(BaseModel):
 
 
 _MODEL = choose_model()
-_RULES = "Use only what the documents say. Keep their names and figures. Write in the language of the documents."
+_RULES = (
+    "Use only what the documents say. Keep their names and figures. Write in the language of the "
+    "documents."
+)
 
 summariser = FastroAgent(
-    model=_MODEL, name="summariser", output_type=Summary, system_prompt=f"You summarise one document. {_RULES}"
+    model=_MODEL,
+    name="summariser",
+    output_type=Summary,
+    system_prompt=f"You summarise one document. {_RULES}",
 )
 indexer = FastroAgent(
-    model=_MODEL, name="indexer", output_type=Topics, system_prompt=f"You name what documents are about. {_RULES}"
+    model=_MODEL,
+    name="indexer",
+    output_type=Topics,
+    system_prompt=f"You name what documents are about. {_RULES}",
 )
 reviewer = FastroAgent(
     model=_MODEL,
     name="reviewer",
     output_type=OpenPoints,
-    system_prompt=f"You look for open questions and for actions that documents ask of their reader. {_RULES}",
+    system_prompt=(
+        f"You look for open questions and for actions that documents ask of their reader. {_RULES}"
+    ),
 )
 editor = FastroAgent(
     model=_MODEL,
     name="editor",
     output_type=Overview,
-    system_prompt=f"You write the overview of a digest from the summaries of its documents. {_RULES}",
+    system_prompt=(
+        f"You write the overview of a digest from the summaries of its documents. {_RULES}"
+    ),
 )
 
 
@@ -114,7 +141,11 @@ async def summaries(context: StepContext[Any]) -> list[Summary]:
     """One summary per document."""
     documents = context.get_dependency("read", Documents)
     prompts = [
-        _prompt(context, f"Summarise the document {document.name}.", document.text[:CHARACTERS_PER_DOCUMENT])
+        _prompt(
+            context,
+            f"Summarise the document {document.name}.",
+            document.text[:CHARACTERS_PER_DOCUMENT],
+        )
         for document in documents.read
     ]
     return await ask_all(context, summariser, prompts)
@@ -142,10 +173,16 @@ async def digest(context: StepContext[Any]) -> Digest:
     shared = context.get_dependency("topics", Topics)
     left = context.get_dependency("open_points", OpenPoints)
     material = "\n\n".join(
-        "\n".join([f"{document.name}: {part.summary}", *(f"- {point}" for point in part.key_points)])
+        "\n".join(
+            [f"{document.name}: {part.summary}", *(f"- {point}" for point in part.key_points)]
+        )
         for document, part in zip(documents.read, parts, strict=True)
     )
-    overview = (await context.run(editor, _prompt(context, "Write the overview of these documents.", material))).output
+    overview = (
+        await context.run(
+            editor, _prompt(context, "Write the overview of these documents.", material)
+        )
+    ).output
     return Digest(
         headline=overview.headline,
         overview=overview.overview,
@@ -174,7 +211,9 @@ def _prompt(context: StepContext[Any], task: str, material: str) -> str:
 def _together(context: StepContext[Any]) -> str:
     documents = context.get_dependency("read", Documents)
     share = CHARACTERS_TOGETHER // len(documents.read)
-    return "\n\n".join(f"# {document.name}\n\n{document.text[:share]}" for document in documents.read)
+    return "\n\n".join(
+        f"# {document.name}\n\n{document.text[:share]}" for document in documents.read
+    )
 
 
 pipeline: Pipeline[None, DigestInput, Digest] = Pipeline(

@@ -24,7 +24,10 @@ MAX_BYTES = 2_000_000
 
 
 class DocumentError(FastroAIError):
-    """Documents can't be read. The message names the path, the cause and the remedy; no model was asked."""
+    """Documents can't be read.
+
+    The message names the path, the cause and the remedy; no model was asked.
+    """
 
 
 class Document(BaseModel):
@@ -68,16 +71,21 @@ def read_documents(location: str, max_documents: int) -> Documents:
     """Read a file, or the documents in a folder or under an S3 prefix in order of their names.
 
     Args:
-        location: A path, `file://…` or `s3://bucket/prefix`. In folders only files named as in `SUFFIXES` are read,
-            and nothing hidden.
+        location: A path, `file://…` or `s3://bucket/prefix`. In folders only files named as in
+            `SUFFIXES` are read, and nothing hidden.
         max_documents: How many are read at most; the others are listed as left out.
 
     Raises:
         DocumentError: Nothing is there, or one of the documents can't be read.
     """
-    place, client = (*_s3_place(location),) if location.startswith("s3://") else (_local_place(location), None)
+    place, client = (
+        (*_s3_place(location),) if location.startswith("s3://") else (_local_place(location), None)
+    )
     chosen, beyond = place.found[:max_documents], place.found[max_documents:]
-    left_out = [*place.left_out, *(f"{f.name}: beyond max_documents={max_documents}" for f in beyond)]
+    left_out = [
+        *place.left_out,
+        *(f"{f.name}: beyond max_documents={max_documents}" for f in beyond),
+    ]
     documents = []
     for found in chosen:
         text = _as_text(found, _content(found, place, client))
@@ -104,9 +112,13 @@ def _local_place(location: str) -> _Place:
     except OSError as error:
         raise _unreadable(str(path), error) from error
     if path.exists():
-        raise DocumentError(f"{str(path)!r} is neither a file nor a folder. Give one of them, or s3://bucket/prefix.")
+        raise DocumentError(
+            f"{str(path)!r} is neither a file nor a folder. Give one of them, or "
+            "s3://bucket/prefix."
+        )
     raise DocumentError(
-        f"There is no file or folder {str(path)!r}. Correct the path (a relative one starts at {str(Path.cwd())!r}), "
+        f"There is no file or folder {str(path)!r}. Correct the path (a relative one starts at "
+        f"{str(Path.cwd())!r}), "
         "or give s3://bucket/prefix."
     )
 
@@ -115,14 +127,19 @@ def _local_path(location: str) -> Path:
     parts = urlsplit(location)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise DocumentError(f"{location!r} names the host {parts.netloc!r}. Write file:///absolute/path.")
+            raise DocumentError(
+                f"{location!r} names the host {parts.netloc!r}. Write file:///absolute/path."
+            )
         return Path(url2pathname(parts.path))
     if "://" in location:
         raise DocumentError(
-            f"{location!r}: {parts.scheme}:// can't be read. Give a path, file://… or s3://bucket/prefix."
+            f"{location!r}: {parts.scheme}:// can't be read. Give a path, file://… or "
+            "s3://bucket/prefix."
         )
     if not location.strip():
-        raise DocumentError("The path of the documents is empty. Give a file, a folder or s3://bucket/prefix.")
+        raise DocumentError(
+            "The path of the documents is empty. Give a file, a folder or s3://bucket/prefix."
+        )
     return Path(location).expanduser().absolute()
 
 
@@ -156,20 +173,25 @@ def _s3_place(location: str) -> tuple[_Place, S3Client]:
     place = _Place(location, [], False, bucket=parts.netloc)
     base = prefix if not prefix or prefix.endswith("/") else prefix + "/"
     try:
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=parts.netloc, Prefix=prefix):
+        for page in client.get_paginator("list_objects_v2").paginate(
+            Bucket=parts.netloc, Prefix=prefix
+        ):
             for item in page.get("Contents", []):
                 key, size = item["Key"], item["Size"]
                 found = _Found(key.removeprefix(base), f"s3://{parts.netloc}/{key}", size, key=key)
                 if key == prefix and not key.endswith("/"):
                     found.name = key.rpartition("/")[2]
                     return _Place(location, [found], True, bucket=parts.netloc), client
-                if not key.startswith(base) or any(part.startswith(".") for part in found.name.split("/")):
+                if not key.startswith(base) or any(
+                    part.startswith(".") for part in found.name.split("/")
+                ):
                     continue
                 if key.lower().endswith(SUFFIXES):
                     place.found.append(found)
                 elif not key.endswith("/"):
                     place.left_out.append(f"{found.name}: not one of {', '.join(SUFFIXES)}")
-    except Exception as error:  # botocore makes its error classes per client, and connection errors of its own
+    # botocore makes its error classes per client, and connection errors of its own
+    except Exception as error:
         raise _unreadable(location, error) from error
     return place, client
 
@@ -197,8 +219,8 @@ def _s3_client() -> S3Client:
 def _content(found: _Found, place: _Place, client: S3Client | None) -> bytes:
     if found.size > MAX_BYTES:
         raise DocumentError(
-            f"{found.full_name!r} has {found.size:,} bytes; one document may have {MAX_BYTES:,}. Split it, or leave it "
-            "out."
+            f"{found.full_name!r} has {found.size:,} bytes; one document may have {MAX_BYTES:,}. "
+            "Split it, or leave it out."
         )
     try:
         if client is not None:
@@ -214,11 +236,13 @@ def _as_text(found: _Found, content: bytes) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DocumentError(
-            f"{found.full_name!r} is not UTF-8 text (byte {error.start}: {error.reason}). Convert it to text, for "
-            "example with iconv or pdftotext, or leave it out."
+            f"{found.full_name!r} is not UTF-8 text (byte {error.start}: {error.reason}). Convert "
+            "it to text, for example with iconv or pdftotext, or leave it out."
         ) from error
     if "\0" in text:
-        raise DocumentError(f"{found.full_name!r} is binary, not text. Convert it to text, or leave it out.")
+        raise DocumentError(
+            f"{found.full_name!r} is binary, not text. Convert it to text, or leave it out."
+        )
     return (_text_of_html(text) if found.name.lower().endswith((".html", ".htm")) else text).strip()
 
 
@@ -231,7 +255,22 @@ def _unreadable(name: str, error: Exception) -> DocumentError:
 
 class _Text(HTMLParser):
     _SILENT = ("script", "style", "template", "head")
-    _BLOCKS = ("p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "section", "article")
+    _BLOCKS = (
+        "p",
+        "div",
+        "br",
+        "li",
+        "tr",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "pre",
+        "section",
+        "article",
+    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Review of installed packages: their licences against a policy, what those ask for, and how the packages changed."""
+"""Review of installed packages: their licences against a policy, what those ask for, and how the
+packages changed.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,18 @@ class ReviewInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid")  # a misspelt field must not mean the default
 
-    packages: list[str] = Field(default=[], description="Package names. Empty: those fastroai depends on directly.")
+    packages: list[str] = Field(
+        default=[], description="Package names. Empty: those fastroai depends on directly."
+    )
     everything: bool = Field(default=False, description="Review all installed packages instead.")
     allowed: list[Family] = Field(
-        default=["permissive", "weak copyleft"], description="Licence families that the policy allows.", min_length=1
+        default=["permissive", "weak copyleft"],
+        description="Licence families that the policy allows.",
+        min_length=1,
     )
-    max_packages: int = Field(default=50, ge=1, le=1000, description="How many packages are reviewed at most.")
+    max_packages: int = Field(
+        default=50, ge=1, le=1000, description="How many packages are reviewed at most."
+    )
 
 
 class LicenceReading(BaseModel):
@@ -46,9 +54,14 @@ class Classified(BaseModel):
 class Duties(BaseModel):
     """What a licence asks of those who use or pass on the software."""
 
-    must: list[str] = Field(description="What one must do: keep, include, give notice. At most five.", max_length=8)
+    must: list[str] = Field(
+        description="What one must do: keep, include, give notice. At most five.", max_length=8
+    )
     risks: list[str] = Field(
-        description="What it excludes or forbids: warranty, liability, names, endorsement. At most five.", max_length=8
+        description=(
+            "What it excludes or forbids: warranty, liability, names, endorsement. At most five."
+        ),
+        max_length=8,
     )
 
 
@@ -64,7 +77,10 @@ class Upkeep(BaseModel):
 
     about: str = Field(description="What the package is for, in one sentence.")
     changes: list[str] = Field(
-        description="What was changed, added or fixed lately, at most five; none where no changes are listed.",
+        description=(
+            "What was changed, added or fixed lately, at most five; none where no changes are "
+            "listed."
+        ),
         max_length=8,
     )
 
@@ -112,7 +128,10 @@ classifier = FastroAgent(
     system_prompt=f"You tell which family a software licence belongs to. {_RULES}",
 )
 counsel = FastroAgent(
-    model=_MODEL, name="counsel", output_type=Duties, system_prompt=f"You list what a licence asks for. {_RULES}"
+    model=_MODEL,
+    name="counsel",
+    output_type=Duties,
+    system_prompt=f"You list what a licence asks for. {_RULES}",
 )
 maintainer = FastroAgent(
     model=_MODEL,
@@ -121,7 +140,10 @@ maintainer = FastroAgent(
     system_prompt=f"You say what a package is for and what changed in it. {_RULES}",
 )
 editor = FastroAgent(
-    model=_MODEL, name="editor", output_type=Verdict, system_prompt=f"You conclude a review of licences. {_RULES}"
+    model=_MODEL,
+    name="editor",
+    output_type=Verdict,
+    system_prompt=f"You conclude a review of licences. {_RULES}",
 )
 
 
@@ -129,20 +151,26 @@ editor = FastroAgent(
 def collect(context: StepContext[Any]) -> Packages:
     """Read the packages' metadata, in a thread; a name that is not installed ends the run here."""
     return collect_packages(
-        context.get_input("packages"), context.get_input("everything"), context.get_input("max_packages")
+        context.get_input("packages"),
+        context.get_input("everything"),
+        context.get_input("max_packages"),
     )
 
 
 @step
 async def licences(context: StepContext[Any]) -> list[Classified]:
-    """Each package's licence family: from its metadata where that decides, else from the text of its licence."""
+    """Each package's licence family: from its metadata where that decides, else from the text of
+    its licence.
+    """
     packages = context.get_dependency("collect", Packages).found
     families = {package.name: family_of(package) for package in packages}
     unclear = [p for p in packages if families[p.name] is None and p.licence_text]
     prompts = [f"Which family is this licence of {p.name}?\n\n{p.licence_text}" for p in unclear]
     readings = await ask_all(context, classifier, prompts)
     read = {package.name: reading for package, reading in zip(unclear, readings, strict=True)}
-    return [_classified(package, families[package.name], read.get(package.name)) for package in packages]
+    return [
+        _classified(package, families[package.name], read.get(package.name)) for package in packages
+    ]
 
 
 def _classified(package: Package, family: Any, reading: LicenceReading | None) -> Classified:
@@ -150,7 +178,9 @@ def _classified(package: Package, family: Any, reading: LicenceReading | None) -
     if family is None:
         family = reading.family if reading is not None else "unknown"
         basis = f"model: {reading.reason}" if reading is not None else "nothing declared"
-    return Classified(package=package.name, licence=package.declared or "not named", family=family, basis=basis)
+    return Classified(
+        package=package.name, licence=package.declared or "not named", family=family, basis=basis
+    )
 
 
 @step
@@ -174,7 +204,11 @@ async def duties(context: StepContext[Any]) -> list[DutiesOfLicence]:
 @step
 async def upkeep(context: StepContext[Any]) -> list[Upkeep]:
     """What each package is for, and its recent changes as far as its metadata lists them."""
-    return await ask_all(context, maintainer, [_metadata(p) for p in context.get_dependency("collect", Packages).found])
+    return await ask_all(
+        context,
+        maintainer,
+        [_metadata(p) for p in context.get_dependency("collect", Packages).found],
+    )
 
 
 def _metadata(package: Package) -> str:
@@ -200,7 +234,8 @@ async def review(context: StepContext[Any]) -> Review:
             basis=licence.basis,
             allowed=licence.family in allowed,
             about=state.about,
-            # Without a list of changes in its metadata, whatever the model says of changes is no reading of one.
+            # Without a list of changes in its metadata, whatever the model says of changes is no
+            # reading of one.
             changes=state.changes if package.changes else [],
         )
         for package, licence, state in zip(packages.found, families, kept_up, strict=True)
@@ -220,15 +255,29 @@ async def review(context: StepContext[Any]) -> Review:
 
 def _findings(allowed: list[str], reviewed: list[ReviewedPackage], refused: list[str]) -> str:
     count = f"{len(reviewed) - len(refused)} of {len(reviewed)} packages"
-    policy = f"{count} may be used under the policy, which allows these licences: {', '.join(allowed)}."
-    verdicts = "It refuses:\n" + "\n".join(f"- {line}" for line in refused) if refused else "It refuses none."
-    listed = "\n".join(f"- {p.name} {p.version} is under {p.licence}, which is {p.family}." for p in reviewed)
+    policy = (
+        f"{count} may be used under the policy, which allows these licences: {', '.join(allowed)}."
+    )
+    verdicts = (
+        "It refuses:\n" + "\n".join(f"- {line}" for line in refused)
+        if refused
+        else "It refuses none."
+    )
+    listed = "\n".join(
+        f"- {p.name} {p.version} is under {p.licence}, which is {p.family}." for p in reviewed
+    )
     return f"Conclude this review of licences.\n\n{policy}\n\n{verdicts}\n\n{listed}"
 
 
 pipeline: Pipeline[None, ReviewInput, Review] = Pipeline(
     "licence-review",
-    steps={"collect": collect, "licences": licences, "duties": duties, "upkeep": upkeep, "review": review},
+    steps={
+        "collect": collect,
+        "licences": licences,
+        "duties": duties,
+        "upkeep": upkeep,
+        "review": review,
+    },
     dependencies={
         "licences": ["collect"],
         "duties": ["collect"],

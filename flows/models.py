@@ -21,7 +21,8 @@ OutputT = TypeVar("OutputT")
 
 
 def choose_model() -> str | Model:
-    """`FASTROAI_MODEL`; unset, `openai:gpt-5-mini` where there is an OPENAI_API_KEY, else the offline model.
+    """`FASTROAI_MODEL`; unset, `openai:gpt-5-mini` where there is an OPENAI_API_KEY, else the
+    offline model.
 
     `FASTROAI_MODEL=offline` simulates also where there is a key.
 
@@ -37,8 +38,8 @@ def choose_model() -> str | Model:
         return OfflineModel()
     if ":" not in settings.model and settings.model != "test":
         raise SettingsError(
-            f"FASTROAI_MODEL={settings.model!r} names no provider. Give provider:model, for example {DEFAULT_MODEL}, "
-            f"or {OFFLINE!r} to simulate."
+            f"FASTROAI_MODEL={settings.model!r} names no provider. Give provider:model, for "
+            f"example {DEFAULT_MODEL}, or {OFFLINE!r} to simulate."
         )
     if settings.model != "test":
         _check_provider(settings.model)
@@ -51,13 +52,19 @@ def _check_provider(model: str) -> None:
         infer_provider_class(provider)
     except (ValueError, ImportError) as error:
         raise SettingsError(
-            f"FASTROAI_MODEL={model!r}: {provider!r} is no provider that can be used here ({error}). Give "
-            f"provider:model, for example {DEFAULT_MODEL}, or {OFFLINE!r} to simulate."
+            f"FASTROAI_MODEL={model!r}: {provider!r} is no provider that can be used here "
+            f"({error}). Give provider:model, for example {DEFAULT_MODEL}, or {OFFLINE!r} to "
+            "simulate."
         ) from error
 
 
-async def ask_all(context: StepContext[Any], agent: FastroAgent[OutputT], messages: Sequence[str]) -> list[OutputT]:
-    """Send messages to an agent, a few at a time; its outputs in their order. The first failure cancels the others."""
+async def ask_all(
+    context: StepContext[Any], agent: FastroAgent[OutputT], messages: Sequence[str]
+) -> list[OutputT]:
+    """Send messages to an agent, a few at a time; its outputs in their order.
+
+    The first failure cancels the others.
+    """
     gate = asyncio.Semaphore(CONCURRENT_CALLS)
 
     async def ask(message: str) -> OutputT:

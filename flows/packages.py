@@ -67,7 +67,9 @@ _SAYS_NOTHING = {"the", "license", "licence", "software", "version", "v"}
 
 
 def spdx_id(name: str) -> str:
-    """The SPDX id of a licence's common name; the name itself where it does not tell which licence is meant."""
+    """The SPDX id of a licence's common name; the name itself where it does not tell which licence
+    is meant.
+    """
     words = re.findall(r"[a-z]+|\d+(?:\.\d+)*", name.lower())
     return _IDS_BY_NAME.get(" ".join(word for word in words if word not in _SAYS_NOTHING), name)
 
@@ -99,7 +101,9 @@ def collect_packages(names: Sequence[str], everything: bool, max_packages: int) 
         names, left_out = _direct_dependencies()
     unique = sorted({_normal(name) for name in names})
     left_out += [f"{name}: beyond max_packages={max_packages}" for name in unique[max_packages:]]
-    return Packages(found=[_read(distribution(name)) for name in unique[:max_packages]], left_out=left_out)
+    return Packages(
+        found=[_read(distribution(name)) for name in unique[:max_packages]], left_out=left_out
+    )
 
 
 def _check_installed(names: Sequence[str]) -> None:
@@ -110,7 +114,8 @@ def _check_installed(names: Sequence[str]) -> None:
     hints = [hint for name in missing for hint in get_close_matches(_normal(name), installed, n=1)]
     meant = f" Did you mean {', '.join(hints)}?" if hints else ""
     raise PackageError(
-        f"Not installed in this environment: {', '.join(map(repr, missing))}.{meant} Install it, or correct `packages`."
+        f"Not installed in this environment: {', '.join(map(repr, missing))}.{meant} Install it, "
+        "or correct `packages`."
     )
 
 
@@ -119,7 +124,8 @@ def _direct_dependencies() -> tuple[list[str], list[str]]:
         requirements = distribution(OURS).requires or []
     except PackageNotFoundError as error:
         raise PackageError(
-            f"{OURS} itself is not installed here, so its dependencies are not known. Install it, or name `packages`."
+            f"{OURS} itself is not installed here, so its dependencies are not known. Install it, "
+            "or name `packages`."
         ) from error
     present, absent = [], []
     for requirement in requirements:
@@ -149,7 +155,9 @@ def _read(package: Distribution) -> Package:
         expression=(data.get("License-Expression") or "").strip(),
         # Some put the whole licence there; its first line is seldom a name.
         licence=licence if len(licence) <= 80 and "\n" not in licence else "",
-        classifiers=[parts[-1] for parts in classifiers if parts[0] == "License" and len(parts) > 2],
+        classifiers=[
+            parts[-1] for parts in classifiers if parts[0] == "License" and len(parts) > 2
+        ],
         licence_text=_licence_text(package, licence),
         summary=data.get("Summary") or "",
         status=next((parts[-1] for parts in classifiers if parts[0] == "Development Status"), ""),
@@ -161,7 +169,10 @@ def _read(package: Distribution) -> Package:
 
 def _licence_text(package: Distribution, field: str) -> str:
     for file in package.files or ():
-        if re.search(r"(^|/)(licen[cs]e|copying)[^/]*$", str(file), re.IGNORECASE) and file.suffix != ".py":
+        if (
+            re.search(r"(^|/)(licen[cs]e|copying)[^/]*$", str(file), re.IGNORECASE)
+            and file.suffix != ".py"
+        ):
             try:
                 return file.read_text(encoding="utf-8")[:LICENCE_TEXT_CHARACTERS].strip()
             except (OSError, UnicodeDecodeError):
@@ -172,7 +183,9 @@ def _licence_text(package: Distribution, field: str) -> str:
 def _plain(description: str) -> str:
     """Without what is for the eye only: badges, images, HTML tags, targets of links."""
     text = re.sub(r"<!--.*?-->|<[^<>]+>", "", description, flags=re.DOTALL)
-    text = re.sub(r"^\.\. (\|[^|]*\| )?(image|figure|raw|_)\b.*(\n[ \t]+\S.*)*", "", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^\.\. (\|[^|]*\| )?(image|figure|raw|_)\b.*(\n[ \t]+\S.*)*", "", text, flags=re.MULTILINE
+    )
     text = re.sub(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])", "", text)
     text = re.sub(r"\[([^\]]*)\](\([^)\s]*\)|\[[^\]]*\])", r"\1", text)
     return re.sub(r"\n\s*\n\s*", "\n\n", text).strip()
@@ -181,7 +194,9 @@ def _plain(description: str) -> str:
 def _changes(description: str) -> str:
     """From a heading such as "Changelog" on."""
     heading = re.search(
-        r"^\W*(change ?log|changes|release notes|release history|what.s new|history)\W*$", description, re.I | re.M
+        r"^\W*(change ?log|changes|release notes|release history|what.s new|history)\W*$",
+        description,
+        re.I | re.M,
     )
     return description[heading.start() :][:CHANGES_CHARACTERS].strip() if heading else ""
 
@@ -195,17 +210,19 @@ _PATTERNS = (
     ("strong copyleft", r"\bGPL|general public|\bEUPL|\bCECILL-2"),
     (
         "permissive",
-        r"\bMIT\b|\bBSD|\b0BSD|\bApache|\bISC\b|\bPSF|\bPython|\bCNRI|\bZlib|\bUnlicense|\bCC0|public domain|\bHPND"
+        r"\bMIT\b|\bBSD|\b0BSD|\bApache|\bISC\b|\bPSF|\bPython|\bCNRI|\bZlib|\bUnlicense|\bCC0|"
+        r"public domain|\bHPND"
         r"|\bBSL-1|\bblueoak|\bartistic",
     ),
 )
 
 
 def family_of(package: Package) -> str | None:
-    """The licence family its metadata decides on; None where it names no licence that is known here.
+    """The licence family its metadata decides on; None where it names no licence that is known
+    here.
 
-    An SPDX expression is read as it is meant: the mildest of alternatives (`OR`), the most demanding of what applies
-    together (`AND`). Several classifiers count as applying together.
+    An SPDX expression is read as it is meant: the mildest of alternatives (`OR`), the most
+    demanding of what applies together (`AND`). Several classifiers count as applying together.
     """
     if package.expression:
         return _family_of_expression(package.expression)
@@ -220,7 +237,9 @@ def _family_of_all(names: Sequence[str]) -> str | None:
 
 
 def _family_of_name(name: str) -> str | None:
-    return next((family for family, pattern in _PATTERNS if re.search(pattern, name, re.IGNORECASE)), None)
+    return next(
+        (family for family, pattern in _PATTERNS if re.search(pattern, name, re.IGNORECASE)), None
+    )
 
 
 def _family_of_expression(expression: str) -> str | None:
@@ -232,7 +251,9 @@ def _family_of_expression(expression: str) -> str | None:
 
 
 def _alternatives(tokens: Iterator[str]) -> str:
-    """Read up to the closing parenthesis: `OR` binds less than `AND`, `WITH` names an exception to a licence."""
+    """Read up to the closing parenthesis: `OR` binds less than `AND`, `WITH` names an exception to
+    a licence.
+    """
     alternatives: list[list[str]] = [[]]
     for token in tokens:
         if token == ")":

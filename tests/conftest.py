@@ -1,4 +1,6 @@
-"""What every test gets: a scrubbed environment, a folder of its own, loopback only; servers when it asks for them."""
+"""What every test gets: a scrubbed environment, a folder of its own, loopback only; servers when it
+asks for them.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,29 @@ from typing import Any
 import pytest
 
 from tests.support.postgres import postgres_server, postgres_url
-from tests.support.prefect_server import SHARED_DIR, own_shared_dir, prefect_api, prefect_server, release_shared_dir
+from tests.support.prefect_server import (
+    SHARED_DIR,
+    own_shared_dir,
+    prefect_api,
+    prefect_server,
+    release_shared_dir,
+)
 from tests.support.provider_process import provider
 from tests.support.s3 import s3, s3_server
 
-pytest.register_assert_rewrite("tests.support.agreement", "tests.acceptance.books", "tests.acceptance.killed_books")
+pytest.register_assert_rewrite(
+    "tests.support.agreement", "tests.acceptance.books", "tests.acceptance.killed_books"
+)
 
-__all__ = ["postgres_server", "postgres_url", "prefect_api", "prefect_server", "provider", "s3", "s3_server"]
+__all__ = [
+    "postgres_server",
+    "postgres_url",
+    "prefect_api",
+    "prefect_server",
+    "provider",
+    "s3",
+    "s3_server",
+]
 
 _SCRUBBED_PREFIXES = ("FASTROAI_", "PREFECT_", "AWS_", "OPENAI_", "LOGFIRE_")
 _KEPT = {SHARED_DIR}
@@ -36,8 +54,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable, `.env` or profile of the machine reaches a test; the executor is `memory` unless it has a server."""
+def clean_environment(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No variable, `.env` or profile of the machine reaches a test; the executor is `memory` unless
+    it has a server.
+    """
     for name in os.environ:
         if name.startswith(_SCRUBBED_PREFIXES) and name not in _KEPT:
             monkeypatch.delenv(name)

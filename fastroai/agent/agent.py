@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from ..pipelines.context import StepContext
 
 BeforeDispatch = Callable[[], Awaitable[None]]
-"""Awaited before each attempt of a step's call; what it raises ends the call, and nothing is sent."""
+"""Awaited before each attempt of a step's call; what it raises ends the call, and nothing is sent.
+"""
 AfterDispatch = Callable[[BaseException | None], Awaitable[None]]
 """Awaited after each attempt of a step's call with its error, or None."""
 Settings = ModelSettings | Mapping[str, Any] | Callable[[Any], Any]
@@ -53,13 +54,16 @@ class FastroAgent(Generic[OutputT]):
 
     Args:
         config: How to build the agent. Or give its fields as keyword arguments; not both.
-        agent: A ready pydantic-ai agent to use instead of building one. It keeps its own model, prompt and settings:
-            only fields that were explicitly configured are sent with a run, a system prompt as further instructions.
-            A `model` only names what answered, where the agent's responses don't.
-        output_type: What the agent answers with: a type or any of pydantic-ai's output markers. Default: text.
+        agent: A ready pydantic-ai agent to use instead of building one. It keeps its own model,
+            prompt and settings: only fields that were explicitly configured are sent with a run, a
+            system prompt as further instructions. A `model` only names what answered, where the
+            agent's responses don't.
+        output_type: What the agent answers with: a type or any of pydantic-ai's output markers.
+            Default: text.
         toolsets: Tools the model may call.
         cost_calculator: Prices requests. Default: a `CostCalculator` without overrides.
-        on_before_dispatch: Hook of `StepContext.run`; `run` and `run_stream` called directly fire none.
+        on_before_dispatch: Hook of `StepContext.run`; `run` and `run_stream` called directly fire
+            none.
         on_after_dispatch: As above.
         name: Names the agent in ledger entries and in pydantic-ai's spans.
         **options: Fields of `AgentConfig`.
@@ -69,7 +73,8 @@ class FastroAgent(Generic[OutputT]):
         ValidationError: An option has a value it may not have.
         UserError: The model's name has no provider.
 
-    A provider's key is looked for on the first run, which raises pydantic-ai's `UserError` where there is none.
+    A provider's key is looked for on the first run, which raises pydantic-ai's `UserError` where
+    there is none.
     """
 
     def __init__(
@@ -104,7 +109,10 @@ class FastroAgent(Generic[OutputT]):
 
     @property
     def agent(self) -> Agent[Any, OutputT]:
-        """The pydantic-ai agent, for what this class does not offer. Its own runs are booked within a step only."""
+        """The pydantic-ai agent, for what this class does not offer.
+
+        Its own runs are booked within a step only.
+        """
         return self._agent
 
     async def run(
@@ -127,12 +135,17 @@ class FastroAgent(Generic[OutputT]):
             **kwargs: Further arguments of pydantic-ai's `Agent.run`.
 
         Raises:
-            Exception: Whatever pydantic-ai, a tool or the provider raised, unchanged. What was spent until then is in
-                the ledger of the `dispatch_scope` around the call.
+            Exception: Whatever pydantic-ai, a tool or the provider raised, unchanged. What was
+                spent until then is in the ledger of the `dispatch_scope` around the call.
         """
         tracer = tracer if tracer is not None else NoOpTracer()
-        history = {"has_history": message_history is not None, "history_length": len(message_history or ())}
-        async with tracer.span("fastroai.agent.run", **self._span_attributes(), **history) as trace_id:
+        history = {
+            "has_history": message_history is not None,
+            "history_length": len(message_history or ()),
+        }
+        async with tracer.span(
+            "fastroai.agent.run", **self._span_attributes(), **history
+        ) as trace_id:
             try:
                 meter = await self._meter()
                 call = self._call(message, deps, message_history, model_settings, kwargs)
@@ -159,15 +172,19 @@ class FastroAgent(Generic[OutputT]):
     ) -> AsyncGenerator[StreamChunk[OutputT]]:
         """Send a message and hand over the answer as it comes; the arguments are those of `run`.
 
-        Each chunk carries what is new: text, or for a structured output a piece of its JSON. The last one has no
-        content, `is_final`, and the whole response. Leaving early stops the request; what it cost until then is in the
-        books as unsettled. Close the generator when you leave it (`contextlib.aclosing`), or Python does so later.
+        Each chunk carries what is new: text, or for a structured output a piece of its JSON. The
+        last one has no content, `is_final`, and the whole response. Leaving early stops the
+        request; what it cost until then is in the books as unsettled. Close the generator when you
+        leave it (`contextlib.aclosing`), or Python does so later.
         """
         call = (message, deps, message_history, model_settings, kwargs)
         return in_own_task(lambda hand_over: self._stream(hand_over, tracer, call))
 
     async def _stream(
-        self, hand_over: HandOver[StreamChunk[OutputT]], tracer: Tracer | None, call_args: tuple[Any, ...]
+        self,
+        hand_over: HandOver[StreamChunk[OutputT]],
+        tracer: Tracer | None,
+        call_args: tuple[Any, ...],
     ) -> None:
         tracer = tracer if tracer is not None else NoOpTracer()
         async with tracer.span("fastroai.agent.run_stream", **self._span_attributes()) as trace_id:
@@ -197,7 +214,8 @@ class FastroAgent(Generic[OutputT]):
         """This agent as a pipeline step.
 
         Args:
-            prompt: The message, or a plain or coroutine function that makes it from the step's context.
+            prompt: The message, or a plain or coroutine function that makes it from the step's
+                context.
         """
         from ..pipelines.agent_step import AgentStepWrapper
 
@@ -206,7 +224,8 @@ class FastroAgent(Generic[OutputT]):
     def _build(self, output_type: OutputSpec[OutputT] | None) -> Agent[Any, OutputT]:
         model = self.config.model
         if isinstance(model, str) and ":" not in model:
-            model = infer_model(model)  # `test`, or an error that suggests the full name; neither needs a key
+            # `test`, or an error that suggests the full name; neither needs a key
+            model = infer_model(model)
         return cast(
             "Agent[Any, OutputT]",
             Agent(
@@ -214,7 +233,9 @@ class FastroAgent(Generic[OutputT]):
                 name=self._name,
                 system_prompt=self.config.get_effective_system_prompt(),
                 toolsets=self.toolsets or None,
-                output_type=cast("OutputSpec[OutputT]", str if output_type is None else output_type),
+                output_type=cast(
+                    "OutputSpec[OutputT]", str if output_type is None else output_type
+                ),
                 defer_model_check=True,
             ),
         )
@@ -230,10 +251,14 @@ class FastroAgent(Generic[OutputT]):
         return options
 
     def _build_default_model_settings(self) -> dict[str, Any]:
-        """What the configuration says about requests; for a ready agent only what was explicitly set."""
+        """What the configuration says about requests; for a ready agent only what was explicitly
+        set.
+        """
         settings = {"max_tokens": self.config.max_tokens, "temperature": self.config.temperature}
         if not self._is_built:
-            settings = {key: value for key, value in settings.items() if key in self.config.model_fields_set}
+            settings = {
+                key: value for key, value in settings.items() if key in self.config.model_fields_set
+            }
         if self.config.timeout is not None:
             settings["timeout"] = self.config.timeout
         return settings
@@ -250,7 +275,8 @@ class FastroAgent(Generic[OutputT]):
         self._prepare_model()
         defaults = self._build_default_model_settings()
         if "temperature" not in self.config.model_fields_set and _reasons(self._agent.model):
-            defaults.pop("temperature", None)  # nobody asked for it, and the model would only warn that it takes none
+            # nobody asked for it, and the model would only warn that it takes none
+            defaults.pop("temperature", None)
         return {
             **self._run_options,
             "user_prompt": message,
@@ -261,7 +287,9 @@ class FastroAgent(Generic[OutputT]):
         }
 
     def _prepare_model(self) -> None:
-        """Make the model of a built agent once, so that its connections are kept and its SDK retries nothing."""
+        """Make the model of a built agent once, so that its connections are kept and its SDK
+        retries nothing.
+        """
         model = self._agent.model if self._is_built else None
         if not isinstance(model, str):
             return
@@ -284,8 +312,13 @@ class FastroAgent(Generic[OutputT]):
     def _attach(self, meter: RequestMeter, call: dict[str, Any]) -> None:
         """Have the requests of a run counted, and within a step its answers recorded."""
         model = self._agent.model if self._is_built else None
-        if isinstance(model, Model) and not call.keys() & {"model", "capabilities"} and not _is_overridden(self._agent):
-            # A capability would cost a run more than all the rest of metering: here the model can stand for it.
+        if (
+            isinstance(model, Model)
+            and not call.keys() & {"model", "capabilities"}
+            and not _is_overridden(self._agent)
+        ):
+            # A capability would cost a run more than all the rest of metering: here the model can
+            # stand for it.
             call["model"] = meter.metered(model)
         else:
             call["capabilities"] = [*(call.get("capabilities") or ()), meter]
@@ -315,7 +348,11 @@ class FastroAgent(Generic[OutputT]):
     def _explain(self, error: Exception) -> None:
         """Name the configured timeout on the error it caused."""
         name, timeout = self.config.timeout_name, self.config.timeout
-        if name is not None and timeout is not None and isinstance(error, TimeoutError | ModelTimeoutError):
+        if (
+            name is not None
+            and timeout is not None
+            and isinstance(error, TimeoutError | ModelTimeoutError)
+        ):
             error.add_note(f"Timeout {name!r}: {timeout:g} s for one request.")
 
     def _extract_tool_calls(self, result: Any) -> list[dict[str, Any]]:
@@ -326,7 +363,9 @@ class FastroAgent(Generic[OutputT]):
 
 
 def _provider(name: str) -> Provider[Any]:
-    """A provider for a model's name; OpenAI's with the key of the settings, which may be in `.env` only."""
+    """A provider for a model's name; OpenAI's with the key of the settings, which may be in `.env`
+    only.
+    """
     from ..settings import load_settings  # only here: pydantic-settings takes its time to import
 
     key = load_settings().openai_api_key if canonical_provider(name) == "openai" else None
@@ -352,12 +391,16 @@ def _configured(config: AgentConfig | None, options: dict[str, Any]) -> AgentCon
         return AgentConfig(**options)
     if options:
         named = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise TypeError(f"FastroAgent got config= and {named} beside it. Put them into the AgentConfig.")
+        raise TypeError(
+            f"FastroAgent got config= and {named} beside it. Put them into the AgentConfig."
+        )
     return config
 
 
 def _is_overridden(agent: Agent[Any, Any]) -> bool:
-    """Whether another model was put in place of the agent's (`agent.override`); taken as so where it can't be told."""
+    """Whether another model was put in place of the agent's (`agent.override`); taken as so where
+    it can't be told.
+    """
     override = getattr(agent, "_override_model", None)
     return not isinstance(override, ContextVar) or override.get(None) is not None
 
@@ -371,7 +414,9 @@ def _reasons(model: object) -> bool:
 
 
 def _merged(defaults: dict[str, Any], given: Settings | None) -> Any:
-    """Defaults with the given settings over them, key by key; a function of the run's context stays one."""
+    """Defaults with the given settings over them, key by key; a function of the run's context stays
+    one.
+    """
     if callable(given):
         return lambda context: {**defaults, **(given(context) or {})}
     return {**defaults, **(given or {})}

@@ -41,8 +41,9 @@ def read_response(
 ) -> ChatResponse[Any]:
     """Make the response of a finished run.
 
-    Tokens and cost come from the metered entries. Where there are none (an agent that was replaced by a fake, or that
-    answered from a record), they come from what the result reports, priced as one request.
+    Tokens and cost come from the metered entries. Where there are none (an agent that was replaced
+    by a fake, or that answered from a record), they come from what the result reports, priced as
+    one request.
     """
     usage = read_usage(result)
     model = answering_model(result) or fallback_model
@@ -55,7 +56,9 @@ def read_response(
         request_count = sum(e.request_count for e in entries if e.state is not EntryState.REPLAYED)
     else:
         tokens = {name: _count(usage, name) for name in TOKEN_COUNTERS}
-        total_tokens = _count(usage, "total_tokens") or tokens["input_tokens"] + tokens["output_tokens"]
+        total_tokens = (
+            _count(usage, "total_tokens") or tokens["input_tokens"] + tokens["output_tokens"]
+        )
         cost_usd = None
         cost = _estimate(calculator, model, tokens)
         request_count = _count(usage, "requests") or 1
@@ -79,7 +82,9 @@ def read_response(
 
 
 def read_usage(result: Any) -> Any:
-    """The usage of a run: a property that holds it in pydantic-ai 2, a method that returns it in 1."""
+    """The usage of a run: a property that holds it in pydantic-ai 2, a method that returns it
+    in 1.
+    """
     usage = getattr(result, "usage", None)
     # RunUsage may itself be callable (deprecated), so its type is asked, not `callable`.
     return usage if isinstance(usage, RunUsage) or not callable(usage) else usage()
@@ -98,7 +103,9 @@ def answering_model(result: Any) -> str | None:
 
 
 def tool_calls_of_run(result: Any, output_tools: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The tools a run called, without the calls that only carried its output; [] where they can't be read."""
+    """The tools a run called, without the calls that only carried its output; [] where they can't
+    be read.
+    """
     try:
         messages = result.new_messages()
     except Exception as error:
@@ -107,13 +114,19 @@ def tool_calls_of_run(result: Any, output_tools: Collection[str] = ()) -> list[d
     return tool_calls_in(messages, output_tools)
 
 
-def tool_calls_in(messages: Iterable[Any], output_tools: Collection[str] = ()) -> list[dict[str, Any]]:
+def tool_calls_in(
+    messages: Iterable[Any], output_tools: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """The tool calls in messages, recognised by their `tool_name` and `args`. Never raises."""
     calls: list[dict[str, Any]] = []
     try:
         for message in messages:
             for part in getattr(message, "parts", ()):
-                if hasattr(part, "tool_name") and hasattr(part, "args") and part.tool_name not in output_tools:
+                if (
+                    hasattr(part, "tool_name")
+                    and hasattr(part, "args")
+                    and part.tool_name not in output_tools
+                ):
                     calls.append(
                         {
                             "tool_name": part.tool_name,
@@ -150,7 +163,9 @@ def _details(usage: Any) -> dict[str, int]:
 
 
 def _known_cost(entries: Iterable[LedgerEntry]) -> Decimal | None:
-    """The exact sum of the costs that are known; None when something was sent and no cost at all is known."""
+    """The exact sum of the costs that are known; None when something was sent and no cost at all is
+    known.
+    """
     spent = [e for e in entries if e.is_spend]
     if spent and all(e.cost_usd is None for e in spent):
         return None
@@ -161,7 +176,8 @@ def _known_cost(entries: Iterable[LedgerEntry]) -> Decimal | None:
 def _estimate(calculator: Any, model: str | None, tokens: Mapping[str, int]) -> int:
     if model is None:
         logger.warning(
-            "No model is named by the response, so its cost is recorded as 0. Name one: FastroAgent(agent=…, model=…)."
+            "No model is named by the response, so its cost is recorded as 0. Name one: "
+            "FastroAgent(agent=…, model=…)."
         )
         return 0
     cost: int = calculator.calculate_cost(model, **tokens)
@@ -171,7 +187,8 @@ def _estimate(calculator: Any, model: str | None, tokens: Mapping[str, int]) -> 
 def _conversation(result: Any) -> list[ModelRequest | ModelResponse]:
     try:
         messages = result.all_messages()
-    except Exception:  # whoever made the agent, its answer is paid for and not lost for want of its messages
+    # whoever made the agent, its answer is paid for and not lost for want of its messages
+    except Exception:
         return []
     if not isinstance(messages, list | tuple):
         return []

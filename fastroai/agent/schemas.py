@@ -28,22 +28,33 @@ class AgentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
     model: str | InstanceOf[Model] = Field(
-        default=DEFAULT_MODEL, description="`provider:model`, `test`, or a pydantic-ai `Model` instance."
+        default=DEFAULT_MODEL,
+        description="`provider:model`, `test`, or a pydantic-ai `Model` instance.",
     )
-    system_prompt: str | None = Field(default=None, description="None: the default prompt. An empty string counts.")
-    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, description="Output tokens a request may produce.")
+    system_prompt: str | None = Field(
+        default=None, description="None: the default prompt. An empty string counts."
+    )
+    max_tokens: int = Field(
+        default=DEFAULT_MAX_TOKENS, description="Output tokens a request may produce."
+    )
     temperature: float = Field(default=DEFAULT_TEMPERATURE, ge=0.0, le=2.0)
     timeout: float | None = Field(
-        default=None, gt=0, description="Seconds one request may take, passed to the provider's client. None: its own."
+        default=None,
+        gt=0,
+        description="Seconds one request may take, passed to the provider's client. None: its own.",
     )
     timeout_name: str | None = Field(
-        default=None, description="A name for the timeout: shown in spans and as a note on the error it causes."
+        default=None,
+        description="A name for the timeout: shown in spans and as a note on the error it causes.",
     )
     max_retries: int = Field(
         default=DEFAULT_MAX_RETRIES,
         ge=0,
-        description="Further sends of one model request after a passing failure (HTTP 408, 409, 429, 5xx, connection); "
-        "each is a ledger entry. The provider's SDK is told not to send again by itself.",
+        description=(
+            "Further sends of one model request after a passing failure (HTTP 408, 409, 429, 5xx, "
+            "connection); each is a ledger entry. The provider's SDK is told not to send again by "
+            "itself."
+        ),
     )
 
     @model_validator(mode="before")
@@ -64,20 +75,25 @@ class AgentConfig(BaseModel):
 
 
 def complain_of_unknown(options: Mapping[Any, Any]) -> str | None:
-    """A message that names the keys which are no field of `AgentConfig`, or None where all are known."""
+    """A message that names the keys which are no field of `AgentConfig`, or None where all are
+    known.
+    """
     known = AgentConfig.model_fields
     unknown = [key for key in options if key not in known]
     if not unknown:
         return None
     hints = {key: get_close_matches(str(key), known, n=1) for key in unknown}
-    named = ", ".join(f"{key!r} (did you mean {hint[0]!r}?)" if hint else repr(key) for key, hint in hints.items())
+    named = ", ".join(
+        f"{key!r} (did you mean {hint[0]!r}?)" if hint else repr(key) for key, hint in hints.items()
+    )
     return f"unknown option {named}; known are {', '.join(known)}"
 
 
 class ChatResponse(BaseModel, Generic[OutputT]):
     """The outcome of one agent call.
 
-    Tokens and cost are those of every request the call really sent, its retries and failed tool rounds included.
+    Tokens and cost are those of every request the call really sent, its retries and failed tool
+    rounds included.
     """
 
     model_config = ConfigDict(protected_namespaces=(), defer_build=True)
@@ -92,7 +108,10 @@ class ChatResponse(BaseModel, Generic[OutputT]):
     output_tokens: int
     total_tokens: int
     cost_microcents: int
-    """In 1e-6 USD, rounded once from `cost_usd`. 0 where no price is known; `cost_usd` is None then."""
+    """In 1e-6 USD, rounded once from `cost_usd`.
+
+    0 where no price is known; `cost_usd` is None then.
+    """
     processing_time_ms: int
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
@@ -100,7 +119,10 @@ class ChatResponse(BaseModel, Generic[OutputT]):
     output_audio_tokens: int = 0
     cache_audio_read_tokens: int = 0
     tool_calls: list[dict[str, Any]] = Field(default_factory=list)
-    """Tools the model called: `tool_name`, `args` (a dict), `tool_call_id`. Calls that only carry output: left out."""
+    """Tools the model called: `tool_name`, `args` (a dict), `tool_call_id`.
+
+    Calls that only carry output: left out.
+    """
     tool_call_count: int = 0
     request_count: int = 1
     """Requests sent, refused ones included."""
@@ -112,7 +134,10 @@ class ChatResponse(BaseModel, Generic[OutputT]):
     entries: tuple[LedgerEntry, ...] = Field(default=(), repr=False)
     """One entry for each request sent; empty when the agent could not be metered."""
     messages: list[Any] = Field(default_factory=list, repr=False, exclude=True)
-    """The conversation so far, pydantic-ai messages: pass it as `message_history` to go on. Not serialised."""
+    """The conversation so far, pydantic-ai messages: pass it as `message_history` to go on.
+
+    Not serialised.
+    """
 
     @property
     def cost_dollars(self) -> float:

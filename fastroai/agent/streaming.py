@@ -19,13 +19,13 @@ _END: Final[Any] = object()
 async def in_own_task(produce: Callable[[HandOver[T]], Awaitable[None]]) -> AsyncGenerator[T]:
     """What a coroutine function hands over, run from its beginning to its end in one task.
 
-    A generator that is left early is closed by whichever task comes along. pydantic-ai's cancel scopes and context
-    variables must be left in the task that entered them (closing them elsewhere cancels bystanders), and by leaving
-    their blocks, not by an exception thrown in.
+    A generator that is left early is closed by whichever task comes along. pydantic-ai's cancel
+    scopes and context variables must be left in the task that entered them (closing them elsewhere
+    cancels bystanders), and by leaving their blocks, not by an exception thrown in.
 
     Args:
-        produce: Called with `hand_over`, which waits until the consumer asks for more; it returns False when the
-            consumer has left, and then there is nothing more to do.
+        produce: Called with `hand_over`, which waits until the consumer asks for more; it returns
+            False when the consumer has left, and then there is nothing more to do.
     """
     asked: asyncio.Queue[bool] = asyncio.Queue()
     given: asyncio.Queue[T] = asyncio.Queue()
@@ -51,7 +51,8 @@ async def in_own_task(produce: Callable[[HandOver[T]], Awaitable[None]]) -> Asyn
             task.cancel()
         await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not report it: it was raised here, or nobody is left
+            # looked at, so that asyncio does not report it: it was raised here, or nobody is left
+            task.exception()
         raise
 
 
@@ -94,8 +95,14 @@ async def _closing(items: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T]]:
 
 
 def _output_text(response: ModelResponse, output_tools: Collection[str]) -> str:
-    """The output within a response that is still growing: the arguments of an output tool, else its text."""
+    """The output within a response that is still growing: the arguments of an output tool, else its
+    text.
+    """
     for part in response.parts:
         if isinstance(part, ToolCallPart) and part.tool_name in output_tools:
-            return part.args if isinstance(part.args, str) else json.dumps(part.args or {}, separators=(",", ":"))
+            return (
+                part.args
+                if isinstance(part.args, str)
+                else json.dumps(part.args or {}, separators=(",", ":"))
+            )
     return "".join(part.content for part in response.parts if isinstance(part, TextPart))

@@ -1,4 +1,7 @@
-"""The `fastroai` command. Each of its commands is a module here that puts its arguments on the parser."""
+"""The `fastroai` command.
+
+Each of its commands is a module here that puts its arguments on the parser.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ from .exit_codes import (
 from .shutdown import leave_abandoned_threads
 
 COMMANDS = (run, costs, runs, results)
-"""In the order of the help. Each has `register(commands)`, and imports what it runs only when it is run."""
+"""In the order of the help.
+
+Each has `register(commands)`, and imports what it runs only when it is run.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the command's name. None: those of the process.
 
     Returns:
-        0 done; 1 it failed, which stderr explains; 2 wrong usage; 3 books that don't balance; 130 interrupted;
-        143 terminated.
+        0 done; 1 it failed, which stderr explains; 2 wrong usage; 3 books that don't balance; 130
+        interrupted; 143 terminated.
     """
     if argv is not None:
         return _main(argv)
@@ -59,7 +65,8 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.stderr.write("fastroai: terminated.\n")
         return TERMINATED
     except BrokenPipeError:
-        # Whoever read the output has enough of it; Python would complain again when it flushes at exit.
+        # Whoever read the output has enough of it; Python would complain again when it flushes at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
@@ -70,7 +77,9 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastroai", description="LLM pipelines that run as Prefect flows.")
+    parser = argparse.ArgumentParser(
+        prog="fastroai", description="LLM pipelines that run as Prefect flows."
+    )
     parser.add_argument("--version", action="version", version=f"fastroai {__version__}")
     parser.set_defaults(takes_rest=False, debug=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

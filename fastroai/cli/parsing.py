@@ -28,7 +28,8 @@ def moment(option: str, text: str) -> datetime:
         return (at if at.utcoffset() is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise UsageError(
-            f"{option} {text!r} is no time. Give one like 2026-11-01, 2026-11-01T10:00Z, 7d, 24h, today or yesterday."
+            f"{option} {text!r} is no time. Give one like 2026-11-01, 2026-11-01T10:00Z, 7d, 24h, "
+            "today or yesterday."
         ) from error
 
 

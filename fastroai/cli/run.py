@@ -33,16 +33,28 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = commands.add_parser(
         "run",
         help="run a pipeline and show its result and its costs",
-        description="Run a pipeline and show its result and its costs. Progress goes to stderr, the rest to stdout.",
+        description=(
+            "Run a pipeline and show its result and its costs. Progress goes to stderr, the rest "
+            "to stdout."
+        ),
     )
-    parser.add_argument("target", metavar="MODULE:PIPELINE", help="for example flows.document_digest:pipeline")
     parser.add_argument(
-        "inputs", metavar="key=value", nargs="*", help="fields of the input; a value is JSON, else it is text"
+        "target", metavar="MODULE:PIPELINE", help="for example flows.document_digest:pipeline"
     )
     parser.add_argument(
-        "--executor", choices=("memory", "prefect"), help="default: the pipeline's, or FASTROAI_EXECUTOR"
+        "inputs",
+        metavar="key=value",
+        nargs="*",
+        help="fields of the input; a value is JSON, else it is text",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and Prefect's own log of the run")
+    parser.add_argument(
+        "--executor",
+        choices=("memory", "prefect"),
+        help="default: the pipeline's, or FASTROAI_EXECUTOR",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show tracebacks and Prefect's own log of the run"
+    )
     parser.set_defaults(execute=_run, takes_rest=True)
 
 
@@ -81,12 +93,16 @@ def _run(arguments: argparse.Namespace) -> int:
 def _load_pipeline(target: str) -> AnyPipeline:
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
-        raise UsageError(f"{target!r} names no pipeline: give MODULE:PIPELINE, for example my_flows:pipeline.")
+        raise UsageError(
+            f"{target!r} names no pipeline: give MODULE:PIPELINE, for example my_flows:pipeline."
+        )
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+        if error.name is None or not (
+            module_name == error.name or module_name.startswith(error.name + ".")
+        ):
             raise
         where = f"in {str(Path.cwd())!r} or among the installed ones"
         raise UsageError(f"There is no module {module_name!r} {where}.") from error
@@ -94,7 +110,10 @@ def _load_pipeline(target: str) -> AnyPipeline:
     if not isinstance(found, Pipeline):
         here = [name for name, value in vars(module).items() if isinstance(value, Pipeline)]
         what = "has no" if found is None else f"has {found!r:.80}, not a Pipeline, as"
-        raise UsageError(f"Module {module_name!r} {what} {attribute!r}. Its pipelines: {', '.join(here) or 'none'}.")
+        raise UsageError(
+            f"Module {module_name!r} {what} {attribute!r}. Its pipelines: "
+            f"{', '.join(here) or 'none'}."
+        )
     return found
 
 
@@ -111,16 +130,23 @@ def _parse_inputs(pipeline: AnyPipeline, pairs: Sequence[str]) -> dict[str, Any]
         if key not in known and not takes_any:
             hint = get_close_matches(key, known, n=1)
             meant = f" Did you mean {hint[0]!r}?" if hint else ""
-            raise UsageError(f"Pipeline {pipeline.name!r} has no input {key!r}.{meant} Its inputs: {', '.join(known)}.")
+            raise UsageError(
+                f"Pipeline {pipeline.name!r} has no input {key!r}.{meant} Its inputs: "
+                f"{', '.join(known)}."
+            )
         inputs[key] = value = _parse_value(text, known.get(key))
         if value == text and key in known and _takes_only_a_list(known[key], text):
             written = json.dumps([part.strip() for part in text.split(",")], ensure_ascii=False)
-            raise UsageError(f"{pair!r}: {key!r} is a list. Write it as JSON: {shlex.quote(f'{key}={written}')}")
+            raise UsageError(
+                f"{pair!r}: {key!r} is a list. Write it as JSON: {shlex.quote(f'{key}={written}')}"
+            )
     return inputs
 
 
 def _parse_value(text: str, field: FieldInfo | None) -> Any:
-    """JSON where it parses and the field takes it; otherwise the text itself, so that a name may be `2024`."""
+    """JSON where it parses and the field takes it; otherwise the text itself, so that a name may be
+    `2024`.
+    """
     try:
         parsed = json.loads(text)
     except ValueError:
@@ -131,7 +157,9 @@ def _parse_value(text: str, field: FieldInfo | None) -> Any:
 
 
 def _takes_only_a_list(field: FieldInfo, text: str) -> bool:
-    return not _takes(field, text) and any(_takes(field, parts) for parts in ([text], text.split(",")))
+    return not _takes(field, text) and any(
+        _takes(field, parts) for parts in ([text], text.split(","))
+    )
 
 
 def _takes(field: FieldInfo, value: Any) -> bool:
@@ -146,7 +174,10 @@ def _takes(field: FieldInfo, value: Any) -> bool:
 def _show(pipeline: AnyPipeline, result: PipelineResult[Any], under_prefect: bool) -> None:
     out = [f"\nResult of {pipeline.name!r}\n", render(result.output)]
     if result.stopped_early:
-        out.append("\nThe run stopped early: a step asks for more input (its conversation state is incomplete).")
+        out.append(
+            "\nThe run stopped early: a step asks for more input "
+            "(its conversation state is incomplete)."
+        )
     if result.skipped:
         out.append(f"\nNot run, because a step they depend on failed: {', '.join(result.skipped)}.")
     out += ["\nCosts\n", cost_table(result.entries, pipeline.plan.steps)]
@@ -156,8 +187,14 @@ def _show(pipeline: AnyPipeline, result: PipelineResult[Any], under_prefect: boo
     sys.stdout.flush()
 
 
-def _show_spent_until_failure(pipeline: AnyPipeline, partial: PipelineResult[Any], under_prefect: bool) -> None:
-    table = cost_table(partial.entries, pipeline.plan.steps) if partial.entries else "Nothing: no request was sent."
+def _show_spent_until_failure(
+    pipeline: AnyPipeline, partial: PipelineResult[Any], under_prefect: bool
+) -> None:
+    table = (
+        cost_table(partial.entries, pipeline.plan.steps)
+        if partial.entries
+        else "Nothing: no request was sent."
+    )
     out = ["\nSpent until the failure\n", table]
     if under_prefect:
         out += _where_to_look(pipeline.name, partial.run_id)
@@ -165,13 +202,16 @@ def _show_spent_until_failure(pipeline: AnyPipeline, partial: PipelineResult[Any
 
 
 def _where_to_look(pipeline_name: str, run_id: str | None) -> list[str]:
-    from ..executors._prefect.links import where_to_look  # only after a run under Prefect, which has loaded it
+    # only after a run under Prefect, which has loaded it
+    from ..executors._prefect.links import where_to_look
 
     return [] if run_id is None else where_to_look(pipeline_name, run_id)
 
 
 class _WarningsOfRuns(logging.Filter):
-    """Of what Prefect logs about runs and tasks, only warnings: the rest is told by the progress lines."""
+    """Of what Prefect logs about runs and tasks, only warnings: the rest is told by the progress
+    lines.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         of_run = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))

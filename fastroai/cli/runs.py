@@ -21,14 +21,19 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     runs = commands.add_parser(
         "runs",
         help="list runs under way and dead ones, and resume those",
-        description="List the runs that write to this ledger and are under way, or whose process died.",
+        description=(
+            "List the runs that write to this ledger and are under way, or whose process died."
+        ),
     )
     runs.set_defaults(execute=_list)
     actions = runs.add_subparsers(metavar="ACTION")
     resume = actions.add_parser(
         "resume",
         help="have dead runs go on where they stopped",
-        description="Put dead runs of deployments back for a worker; mark others as crashed, and say how they go on.",
+        description=(
+            "Put dead runs of deployments back for a worker; mark others as crashed, and say how "
+            "they go on."
+        ),
     )
     resume.add_argument("runs", metavar="RUN", nargs="*", help="a run's id, or how it begins")
     resume.add_argument("--all", action="store_true", help="all dead runs")
@@ -87,8 +92,8 @@ def _find(name: str, runs: Sequence[TrackedRun]) -> TrackedRun:
     if found:
         raise UsageError(f"{name!r} begins the ids of {len(found)} runs: give more of it.")
     raise UsageError(
-        f"Nothing is known of a run {name!r} that is under way or died. `fastroai runs` lists those that are; a run is "
-        "known where it writes to the same FASTROAI_LEDGER_URL."
+        f"Nothing is known of a run {name!r} that is under way or died. `fastroai runs` lists "
+        "those that are; a run is known where it writes to the same FASTROAI_LEDGER_URL."
     )
 
 

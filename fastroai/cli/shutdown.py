@@ -47,8 +47,11 @@ def run_until_terminated(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(main())
     except BaseException as error:
-        # Prefect's own signal, by name because Prefect is not imported here: a run that had not yet or no longer steps.
-        if (told and not isinstance(error, Exception)) or type(error).__name__ == "TerminationSignal":
+        # Prefect's own signal, by name because Prefect is not imported here: a run that had not yet
+        # or no longer steps.
+        if (told and not isinstance(error, Exception)) or type(
+            error
+        ).__name__ == "TerminationSignal":
             raise Terminated from error
         raise
 
@@ -65,15 +68,19 @@ class Ending:
 
 
 def leave_abandoned_threads() -> Ending:
-    """Have the process end without the threads of steps that were given up: they can't be stopped, only waited for.
+    """Have the process end without the threads of steps that were given up: they can't be stopped,
+    only waited for.
 
-    Before it ends so, everything has run that runs at exit: Prefect's queues and the ledger are written, the temporary
-    server is stopped. Where any other thread is still at work, the process waits for all of them, as Python does.
+    Before it ends so, everything has run that runs at exit: Prefect's queues and the ledger are
+    written, the temporary server is stopped. Where any other thread is still at work, the process
+    waits for all of them, as Python does.
     """
     ending = Ending()
 
     def leave() -> None:
-        others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+        others = [
+            t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
+        ]
         if not others or any(t.name != STEP_THREAD for t in others):
             return
         for thread in others:
@@ -86,7 +93,7 @@ def leave_abandoned_threads() -> Ending:
             finally:
                 os._exit(ending.code)
 
-    # Called the last of its kind, because registered first: before Python joins threads, after Prefect has sent what
-    # it still had to.
+    # Called the last of its kind, because registered first: before Python joins threads, after
+    # Prefect has sent what it still had to.
     threading._register_atexit(leave)  # type: ignore[attr-defined]
     return ending

@@ -44,7 +44,9 @@ def database_url(url: str) -> URL:
         raise LedgerUnavailableError(f"The ledger's URL is not one. {_ALLOWED}") from None
     if parsed.drivername in _SQLITE_DRIVERS:
         if parsed.database in (None, "", ":memory:"):
-            raise LedgerUnavailableError(f"A ledger in {url!r} would be lost at once. Use memory://, or name a file.")
+            raise LedgerUnavailableError(
+                f"A ledger in {url!r} would be lost at once. Use memory://, or name a file."
+            )
         return parsed.set(drivername="sqlite+pysqlite")
     if parsed.drivername in _POSTGRESQL_DRIVERS:
         query = dict(parsed.query)
@@ -58,23 +60,29 @@ _ALLOWED = "Allowed: sqlite:///path, postgresql://user@host/name, memory://."
 
 
 class Database:
-    """Runs transactions on one connection, from whatever thread asks, one at a time. It connects when first needed.
+    """Runs transactions on one connection, from whatever thread asks, one at a time. It connects
+    when first needed.
 
     Args:
         url: Of `database_url`.
-        writes: Whether transactions take SQLite's write lock from their start, so that none fails half-way.
+        writes: Whether transactions take SQLite's write lock from their start, so that none fails
+            half-way.
     """
 
     def __init__(self, url: URL, *, writes: bool) -> None:
         self.url = url
         self._writes = writes
         self._lock = threading.Lock()
-        self._backend = (_SQLite if url.get_backend_name() == "sqlite" else _PostgreSQL)(url, writes=writes)
+        self._backend = (_SQLite if url.get_backend_name() == "sqlite" else _PostgreSQL)(
+            url, writes=writes
+        )
 
     @property
     def name(self) -> str:
         """The URL as it is given, without its password."""
-        return self.url.set(drivername=self.url.get_backend_name()).render_as_string(hide_password=True)
+        return self.url.set(drivername=self.url.get_backend_name()).render_as_string(
+            hide_password=True
+        )
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Do some work in one transaction, which is committed when this returns. Blocks.
@@ -84,7 +92,10 @@ class Database:
         return self._guarded(lambda backend: backend.run(work))
 
     def insert(self, *inserts: tuple[Insert, list[Row]]) -> None:
-        """Write rows in one transaction, without those that are there already. Otherwise as `run`."""
+        """Write rows in one transaction, without those that are there already.
+
+        Otherwise as `run`.
+        """
         self._guarded(lambda backend: backend.insert(inserts))
 
     def _guarded(self, work: Callable[[_SQLite | _PostgreSQL], T]) -> T:
@@ -99,7 +110,8 @@ class Database:
         """Bring the tables to the current version.
 
         Raises:
-            LedgerUnavailableError: The database can't be reached or changed, or its tables are newer than this code.
+            LedgerUnavailableError: The database can't be reached or changed, or its tables are
+                newer than this code.
         """
         deadline = time.monotonic() + CONNECT_PATIENCE
         while True:
@@ -110,7 +122,8 @@ class Database:
             except LedgerUnavailableError:
                 raise
             except Exception as error:
-                # Several processes may create one file at once, and SQLite does not wait for all of its locks.
+                # Several processes may create one file at once, and SQLite does not wait for all of
+                # its locks.
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise unavailable(self.name, error) from error
                 time.sleep(0.05)
@@ -130,7 +143,10 @@ class Database:
 
 
 class Insert:
-    """An insert that leaves out what is there already. It is compiled once, which is most of what it costs."""
+    """An insert that leaves out what is there already.
+
+    It is compiled once, which is most of what it costs.
+    """
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -141,7 +157,11 @@ class Insert:
         if self._compiled is None:
             insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
             names = [column.name for column in self._table.columns]
-            compiled = insert(self._table).on_conflict_do_nothing().compile(dialect=dialect, column_keys=names)
+            compiled = (
+                insert(self._table)
+                .on_conflict_do_nothing()
+                .compile(dialect=dialect, column_keys=names)
+            )
             self._compiled = compiled.string, list(compiled.positiontup or ())
         return self._compiled
 
@@ -178,14 +198,16 @@ class _SQLite:
     def has_ledger(self) -> bool:
         if not self._path.exists():
             return False
-        # On a connection that is not set up: that would turn any other database into one with a write-ahead log.
+        # On a connection that is not set up: that would turn any other database into one with a
+        # write-ahead log.
         engine = create_engine(self._url, poolclass=NullPool, connect_args={"timeout": PATIENCE})
         with engine.connect() as connection:
             return version_of(connection) > 0
 
     def _connected(self) -> Connection:
         if self._connection is not None and self._file != self._identity():
-            self.close()  # the file was moved or deleted: what is written to the old one, nobody would find
+            # the file was moved or deleted: what is written to the old one, nobody would find
+            self.close()
         if self._connection is None:
             self._connection = self._connect()
         return self._connection
@@ -199,7 +221,9 @@ class _SQLite:
     def _connect(self) -> Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         engine = create_engine(
-            self._url, poolclass=NullPool, connect_args={"timeout": PATIENCE, "isolation_level": None}
+            self._url,
+            poolclass=NullPool,
+            connect_args={"timeout": PATIENCE, "isolation_level": None},
         )
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(self._begin))
@@ -288,6 +312,7 @@ def unavailable(name: str, error: BaseException) -> LedgerUnavailableError:
     cause = getattr(error, "orig", None) or error
     reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     return LedgerUnavailableError(
-        f"The ledger in {name} can't be used: {reason}. Make it reachable, or set FASTROAI_LEDGER_URL to "
-        "another database, or FASTROAI_LEDGER_REQUIRED=false to go on and book later."
+        f"The ledger in {name} can't be used: {reason}. Make it reachable, or set "
+        "FASTROAI_LEDGER_URL to another database, or FASTROAI_LEDGER_REQUIRED=false to go on and "
+        "book later."
     )

@@ -29,35 +29,39 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
         """CREATE TABLE fastroai_intents (
             id TEXT NOT NULL PRIMARY KEY, run_id TEXT, run_key TEXT, pipeline TEXT, step_id TEXT,
-            attempt BIGINT NOT NULL, dispatch BIGINT NOT NULL, tags TEXT, agent TEXT, model_asked TEXT,
-            provider_host TEXT, service_tier TEXT, sent_at BIGINT NOT NULL, request_count BIGINT NOT NULL,
-            simulated BOOLEAN NOT NULL, replay_of TEXT, upper_bound BIGINT, exact TEXT)""",
+            attempt BIGINT NOT NULL, dispatch BIGINT NOT NULL, tags TEXT, agent TEXT, model_asked
+            TEXT, provider_host TEXT, service_tier TEXT, sent_at BIGINT NOT NULL, request_count
+            BIGINT NOT NULL, simulated BOOLEAN NOT NULL, replay_of TEXT, upper_bound BIGINT,
+            exact TEXT)""",
         """CREATE TABLE fastroai_outcomes (
-            entry_id TEXT NOT NULL, final SMALLINT NOT NULL, state TEXT NOT NULL, settled_at BIGINT NOT NULL,
-            model_answered TEXT, provider TEXT, service_tier TEXT, response_id TEXT,
-            input_tokens BIGINT NOT NULL, output_tokens BIGINT NOT NULL, cache_read_tokens BIGINT NOT NULL,
-            cache_write_tokens BIGINT NOT NULL, input_audio_tokens BIGINT NOT NULL,
-            output_audio_tokens BIGINT NOT NULL, cache_audio_read_tokens BIGINT NOT NULL, further_usage TEXT,
-            cost BIGINT, request_fees BIGINT, upper_bound BIGINT, exact TEXT, price_source TEXT, price_version TEXT,
-            error TEXT, PRIMARY KEY (entry_id, final))""",
+            entry_id TEXT NOT NULL, final SMALLINT NOT NULL, state TEXT NOT NULL, settled_at
+            BIGINT NOT NULL, model_answered TEXT, provider TEXT, service_tier TEXT, response_id
+            TEXT, input_tokens BIGINT NOT NULL, output_tokens BIGINT NOT NULL, cache_read_tokens
+            BIGINT NOT NULL, cache_write_tokens BIGINT NOT NULL, input_audio_tokens BIGINT NOT NULL,
+            output_audio_tokens BIGINT NOT NULL, cache_audio_read_tokens BIGINT NOT NULL,
+            further_usage TEXT, cost BIGINT, request_fees BIGINT, upper_bound BIGINT, exact TEXT,
+            price_source TEXT, price_version TEXT, error TEXT, PRIMARY KEY (entry_id, final))""",
     ),
     2: (
         "ALTER TABLE fastroai_intents ADD COLUMN deployment TEXT",
         "ALTER TABLE fastroai_intents ADD COLUMN flow_tags TEXT",
         "CREATE INDEX fastroai_intents_sent_at ON fastroai_intents (sent_at)",
-        "CREATE INDEX fastroai_intents_run_key ON fastroai_intents (run_key) WHERE run_key IS NOT NULL",
+        "CREATE INDEX fastroai_intents_run_key ON fastroai_intents (run_key) WHERE run_key IS NOT "
+        "NULL",
     ),
     3: (
         """CREATE TABLE fastroai_leases (
-            kind TEXT NOT NULL, name TEXT NOT NULL, token TEXT NOT NULL, host TEXT NOT NULL, pid BIGINT NOT NULL,
-            pipeline TEXT, run_key TEXT, since BIGINT NOT NULL, renewed_at BIGINT NOT NULL, duration BIGINT NOT NULL,
+            kind TEXT NOT NULL, name TEXT NOT NULL, token TEXT NOT NULL, host TEXT NOT NULL, pid
+            BIGINT NOT NULL, pipeline TEXT, run_key TEXT, since BIGINT NOT NULL, renewed_at
+            BIGINT NOT NULL, duration BIGINT NOT NULL,
             PRIMARY KEY (kind, name))""",
     ),
 }
-"""What makes each version out of the one before; 1 is made out of nothing. For SQLite and PostgreSQL alike.
+"""What makes each version out of the one before; 1 is made out of nothing. For SQLite and
+PostgreSQL alike.
 
-What was published is never edited. A new version only adds, and what it adds may be left out by a writer, so that
-processes of the version before can go on writing.
+What was published is never edited. A new version only adds, and what it adds may be left out by a
+writer, so that processes of the version before can go on writing.
 """
 
 CURRENT = max(MIGRATIONS)
@@ -75,14 +79,17 @@ def version_of(connection: Connection) -> int:
     version = connection.scalar(select(func.max(versions.c.version))) or 0
     if version > CURRENT:
         raise LedgerUnavailableError(
-            f"The ledger's tables have version {version}, written by a newer fastroai; this one knows up to {CURRENT}. "
+            f"The ledger's tables have version {version}, written by a newer fastroai; this one "
+            f"knows up to {CURRENT}. "
             "Upgrade fastroai here, or use another FASTROAI_LEDGER_URL."
         )
     return version
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the tables to the current version, within the caller's transaction; others wait meanwhile."""
+    """Bring the tables to the current version, within the caller's transaction; others wait
+    meanwhile.
+    """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
     versions.create(connection, checkfirst=True)

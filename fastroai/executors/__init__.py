@@ -29,11 +29,13 @@ _HOMES = {
 
 
 def get_executor(choice: Executor | str | None = None) -> Executor:
-    """The executor for a choice: an executor as it is, `"memory"`, `"prefect"`, or None for `FASTROAI_EXECUTOR`.
+    """The executor for a choice: an executor as it is, `"memory"`, `"prefect"`, or None for
+    `FASTROAI_EXECUTOR`.
 
     Raises:
         SettingsError: `FASTROAI_EXECUTOR` has a value it may not have.
-        ExecutorUnavailableError: An unknown name or an object without `execute`; or Prefect can't be imported.
+        ExecutorUnavailableError: An unknown name or an object without `execute`; or Prefect can't
+            be imported.
     """
     if choice is None:
         from ..settings import load_settings
@@ -59,7 +61,8 @@ def _load(name: str) -> Any:
     except ImportError as error:
         raise ExecutorUnavailableError(
             f"The {name!r} executor can't be imported ({error}). "
-            "Install fastroai with its dependencies (`pip install fastroai`), or set FASTROAI_EXECUTOR=memory."
+            "Install fastroai with its dependencies (`pip install fastroai`), or set "
+            "FASTROAI_EXECUTOR=memory."
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""InMemoryExecutor: runs a plan in the caller's process and event loop, with no server and no storage."""
+"""InMemoryExecutor: runs a plan in the caller's process and event loop, with no server and no
+storage.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 class InMemoryExecutor(PlanExecutor):
     """For development and tests, and for programs that need neither durability nor a UI.
 
-    Steps are asyncio tasks of the caller's loop. Agent calls that succeeded in a failed attempt of a step are replayed
-    in the next one; nothing outlives the process.
+    Steps are asyncio tasks of the caller's loop. Agent calls that succeeded in a failed attempt of
+    a step are replayed in the next one; nothing outlives the process.
     """
 
     async def execute_plan(

@@ -26,7 +26,9 @@ def declared_output(step: BaseStep[Any, Any]) -> Any:
 
 
 def _agent_output(spec: Any) -> Any:
-    """The type of what an agent gives for its `output_type`: a type, a function, a marker around these, or several."""
+    """The type of what an agent gives for its `output_type`: a type, a function, a marker around
+    these, or several.
+    """
     if isinstance(spec, ToolOutput):
         return _agent_output(spec.output)
     if isinstance(spec, NativeOutput | PromptedOutput):
@@ -45,13 +47,18 @@ def _agent_output(spec: Any) -> Any:
 
 def _return_hint(function: Any) -> Any:
     try:
-        return get_type_hints(function, localns=_enclosed(function), include_extras=True).get("return", Any)
-    except Exception:  # a forward reference that can't be resolved here declares nothing we could use
+        return get_type_hints(function, localns=_enclosed(function), include_extras=True).get(
+            "return", Any
+        )
+    # a forward reference that can't be resolved here declares nothing we could use
+    except Exception:
         return Any
 
 
 def _enclosed(function: Any) -> dict[str, Any]:
-    """The names that a function takes from the functions around it: a type that is local there may be among them."""
+    """The names that a function takes from the functions around it: a type that is local there may
+    be among them.
+    """
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if code is None or cells is None:
         return {}
@@ -77,6 +84,7 @@ def _storable_hint(hint: Any) -> Any:
     """A hint that pydantic can build an adapter for, or `Any`."""
     try:
         TypeAdapter(hint)
-    except Exception:  # a TypeVar, an output function, a custom class: nothing that could be read back
+    # a TypeVar, an output function, a custom class: nothing that could be read back
+    except Exception:
         return Any
     return Any if hint is object else hint

@@ -33,15 +33,17 @@ logger = logging.getLogger("fastroai.executors")
 
 
 class PrefectExecutor(PlanExecutor):
-    """Each run is a flow run and each step a task run of it, in the caller's process and event loop.
+    """Each run is a flow run and each step a task run of it, in the caller's process and event
+    loop.
 
-    Within someone's own flow the run is a subflow. Input and deps reach the steps by closure: nothing of them is
-    stored on the server.
+    Within someone's own flow the run is a subflow. Input and deps reach the steps by closure:
+    nothing of them is stored on the server.
 
     Args:
-        result_storage: Where results are kept: as `FASTROAI_RESULT_STORAGE`, or a Prefect storage block. None: as that
-            variable says.
-        default_task_config: Options of `prefect.task` for every step; a step's own configuration wins.
+        result_storage: Where results are kept: as `FASTROAI_RESULT_STORAGE`, or a Prefect storage
+            block. None: as that variable says.
+        default_task_config: Options of `prefect.task` for every step; a step's own configuration
+            wins.
         flow_config: Options of `prefect.flow`, for example `log_prints`.
         durable: As `StepConfig.durable`, for steps that don't say.
     """
@@ -68,14 +70,15 @@ class PrefectExecutor(PlanExecutor):
         run_key: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
-        """See `PlanExecutor.execute_plan`. A run with a key is a flow run of that name, and waits for another with it.
+        """See `PlanExecutor.execute_plan`. A run with a key is a flow run of that name, and waits
+        for another with it.
 
         Raises:
             LedgerUnavailableError: The ledger can't be written, and must be; nothing was run.
             ExecutorUnavailableError: No Prefect server answers; nothing was run.
             ResultStorageError: Results could not be kept; nothing was run.
-            RunLeaseError: It is executed from within itself; or another process took it over, as this one gave no
-                sign of life.
+            RunLeaseError: It is executed from within itself; or another process took it over, as
+                this one gave no sign of life.
         """
         attribution = Attribution(run_key=run_key, pipeline=name, tags=tags or {})
         ended: list[ExecutionResult | BaseException] = []
@@ -84,7 +87,9 @@ class PrefectExecutor(PlanExecutor):
         async def body() -> ExecutionResult:
             try:
                 with _terminated_as_before(sigterm_handler):
-                    result = await run_in_flow(plan, inputs, deps, tracer, attribution, self._options)
+                    result = await run_in_flow(
+                        plan, inputs, deps, tracer, attribution, self._options
+                    )
                 ended.append(result)
                 return result
             except BaseException as error:
@@ -130,10 +135,12 @@ class PrefectExecutor(PlanExecutor):
 
 
 async def _run_to_its_end(flow: Any, name: str) -> BaseException | None:
-    """Run a flow in a task of its own, in whose context Prefect may be told to give up; returns what it raised.
+    """Run a flow in a task of its own, in whose context Prefect may be told to give up; returns
+    what it raised.
 
-    A cancellation reaches that task once, and what it then does is waited for, whoever cancels: a cancel scope, such as
-    the deadline of a flow around this one, cancels again and again, so that Prefect could not note how the run ended.
+    A cancellation reaches that task once, and what it then does is waited for, whoever cancels: a
+    cancel scope, such as the deadline of a flow around this one, cancels again and again, so that
+    Prefect could not note how the run ended.
     """
     task = asyncio.create_task(flow(), name=name)
     cancelled: asyncio.CancelledError | None = None
@@ -154,7 +161,9 @@ async def _run_to_its_end(flow: Any, name: str) -> BaseException | None:
 
 @contextmanager
 def _terminated_as_before(handler: Any) -> Iterator[None]:
-    """Leave SIGTERM to a program that handles it itself: Prefect's handler raises in whatever the event loop does."""
+    """Leave SIGTERM to a program that handles it itself: Prefect's handler raises in whatever the
+    event loop does.
+    """
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -165,12 +174,15 @@ def _terminated_as_before(handler: Any) -> Iterator[None]:
         signal.signal(signal.SIGTERM, prefects)
 
 
-def _result(name: str, ended: ExecutionResult | BaseException | None, failure: BaseException | None) -> ExecutionResult:
+def _result(
+    name: str, ended: ExecutionResult | BaseException | None, failure: BaseException | None
+) -> ExecutionResult:
     """What the steps came to, whatever Prefect could note of it."""
     if ended is None:
         raise failure or RuntimeError(f"Prefect ended the run of {name!r} without executing it")
     if isinstance(ended, asyncio.CancelledError) and failure is not None:
-        raise failure  # Prefect cancelled the flow, for example at its deadline; nobody cancelled the caller
+        # Prefect cancelled the flow, for example at its deadline; nobody cancelled the caller
+        raise failure
     if failure is not None and failure is not ended and not isinstance(failure, Abort):
         # The steps are done and paid for; that Prefect could not note the end must not lose them.
         logger.warning("Prefect could not record the end of the run of %r: %s", name, failure)

@@ -1,4 +1,7 @@
-"""Executor: what runs a pipeline. Anything with this `execute` can be given as `Pipeline(executor=…)`."""
+"""Executor: what runs a pipeline.
+
+Anything with this `execute` can be given as `Pipeline(executor=…)`.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionResult:
-    """What an executor gives back; the first two fields are all that a simple executor needs to fill.
+    """What an executor gives back; the first two fields are all that a simple executor needs to
+    fill.
 
     Attributes:
         outputs: Outputs of the finished steps by step id.
@@ -51,7 +55,8 @@ class ExecutionResult:
         skipped: Steps that did not run because one they depend on failed.
         run_id: Identity of this execution.
         wall_time_ms: How long the execution took.
-        not_stored: Why the result of a step could not be stored, by step id; another run would pay for it again.
+        not_stored: Why the result of a step could not be stored, by step id; another run would pay
+            for it again.
     """
 
     outputs: Mapping[str, Any]
@@ -68,7 +73,10 @@ class ExecutionResult:
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs the steps of a pipeline. It keeps no state of a run: one instance serves many pipelines at once."""
+    """Runs the steps of a pipeline.
+
+    It keeps no state of a run: one instance serves many pipelines at once.
+    """
 
     async def execute(
         self,
@@ -88,7 +96,8 @@ class Executor(Protocol):
 
         Args:
             steps: Steps by id.
-            dependencies: For each step id, the ids of the steps whose outputs it reads; a missing key means none.
+            dependencies: For each step id, the ids of the steps whose outputs it reads; a missing
+                key means none.
             inputs: What `StepContext.get_input` reads.
             deps: The caller's live objects, handed to each step as they are.
             tracer: None means no tracing.
@@ -107,7 +116,8 @@ class Executor(Protocol):
 
 @runtime_checkable
 class PlanExecutor(Executor, Protocol):
-    """An executor that takes the plan a pipeline has made already, instead of having it made anew for each run.
+    """An executor that takes the plan a pipeline has made already, instead of having it made anew
+    for each run.
 
     Subclasses implement `execute_plan`; `execute` is made of it.
     """
@@ -128,7 +138,9 @@ class PlanExecutor(Executor, Protocol):
     ) -> ExecutionResult:
         """See `Executor.execute`."""
         plan = ExecutionPlan.build(steps, dependencies, pipeline_config, step_configs)
-        return await self.execute_plan(plan, inputs, deps, tracer, name=name, run_key=run_key, tags=tags)
+        return await self.execute_plan(
+            plan, inputs, deps, tracer, name=name, run_key=run_key, tags=tags
+        )
 
     async def execute_plan(
         self,

@@ -1,4 +1,7 @@
-"""The ready queue: a step starts the moment its own dependencies are done. One scheduler for all executors."""
+"""The ready queue: a step starts the moment its own dependencies are done.
+
+One scheduler for all executors.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,14 @@ class Outcome:
 async def run_plan(plan: ExecutionPlan, run_one: RunOne) -> Outcome:
     """Run every step of a plan that can run.
 
-    `run_one` says how one step is run; it raises when the step has failed for good. On a failure with
-    `on_error="fail"`, and when the caller is cancelled, running steps are cancelled and awaited. After an incomplete
-    conversation state nothing further starts, and what runs is awaited.
+    `run_one` says how one step is run; it raises when the step has failed for good. On a failure
+    with `on_error="fail"`, and when the caller is cancelled, running steps are cancelled and
+    awaited. After an incomplete conversation state nothing further starts, and what runs is
+    awaited.
 
     Raises:
-        BaseException: One that is no `Exception` (a `KeyboardInterrupt`, a test's own) and came out of a step.
+        BaseException: One that is no `Exception` (a `KeyboardInterrupt`, a test's own) and came out
+            of a step.
         asyncio.CancelledError: The caller was cancelled.
     """
     return await _Schedule(plan, run_one).run()
@@ -69,7 +74,11 @@ class _Schedule:
         return self._outcome
 
     def _start_ready(self) -> None:
-        while self._ready and not self._stopping and (self._limit is None or len(self._running) < self._limit):
+        while (
+            self._ready
+            and not self._stopping
+            and (self._limit is None or len(self._running) < self._limit)
+        ):
             node = self._ready.popleft()
             self._running.add(asyncio.create_task(self._run(node), name=node.step_id))
         if not self._running and not self._idle.done():
@@ -117,7 +126,8 @@ class _Schedule:
         current = asyncio.current_task()
         for task in self._running:
             if task is not current:
-                # A task that is cancelled before it began runs none of its code, so it can't sign off itself.
+                # A task that is cancelled before it began runs none of its code, so it can't sign
+                # off itself.
                 task.add_done_callback(self._sign_off)
                 task.cancel()
 
@@ -128,5 +138,7 @@ class _Schedule:
             if not lost.isdisjoint(node.dependencies):
                 lost.add(step_id)
         return tuple(
-            step_id for step_id in self._plan.steps if step_id in lost and step_id not in self._outcome.failures
+            step_id
+            for step_id in self._plan.steps
+            if step_id in lost and step_id not in self._outcome.failures
         )

@@ -60,7 +60,9 @@ class Run:
         return self.tracer.span(name) if self._traced else nullcontext()
 
     def log_metrics(self, span_id: str | None, entries: Iterable[LedgerEntry]) -> None:
-        """Report to a span what its requests came to, as the ledger has them: replayed ones are no spend."""
+        """Report to a span what its requests came to, as the ledger has them: replayed ones are no
+        spend.
+        """
         booked = tuple(entries) if self._traced and span_id is not None else ()
         if booked and span_id is not None:
             usage = StepUsage.from_entries(booked)
@@ -90,14 +92,18 @@ class Run:
         """The run's result, once its books are written and its span has been told of them.
 
         Raises:
-            StepExecutionError: The first failure, when the run does not go on after one. Its `partial_result` is what
-                would have been returned.
+            StepExecutionError: The first failure, when the run does not go on after one. Its
+                `partial_result` is what would have been returned.
         """
         await self.books.ledger.flush()
         self.log_metrics(span_id, self.books.ledger.entries)
-        errors = {step_id: _as_step_error(step_id, error) for step_id, error in outcome.failures.items()}
+        errors = {
+            step_id: _as_step_error(step_id, error) for step_id, error in outcome.failures.items()
+        }
         usages = {step_id: self.step_run(step_id).usage for step_id in self.books.ledger.step_ids}
-        states = [r.output for r in outcome.records.values() if isinstance(r.output, ConversationState)]
+        states = [
+            r.output for r in outcome.records.values() if isinstance(r.output, ConversationState)
+        ]
         result = ExecutionResult(
             outputs={step_id: record.output for step_id, record in outcome.records.items()},
             usages=usages,

@@ -15,8 +15,9 @@ from .session import Run
 async def run_step(run: Run, node: PlannedStep, attempt: int = 1) -> StepRecord:
     """Execute one attempt of a step.
 
-    Only the outputs of declared dependencies are handed to it. What it spends is in the run's ledger whatever happens.
-    Its deadline is held here and not by Prefect, whose cancellation would not let it clean up with an await.
+    Only the outputs of declared dependencies are handed to it. What it spends is in the run's
+    ledger whatever happens. Its deadline is held here and not by Prefect, whose cancellation would
+    not let it clean up with an await.
 
     Raises:
         TimeoutError: The attempt took longer than the step's `timeout`.
@@ -25,13 +26,17 @@ async def run_step(run: Run, node: PlannedStep, attempt: int = 1) -> StepRecord:
     step_run = run.step_run(node.step_id)
     step_run.begin_attempt(attempt)
     outputs = {step_id: run.outputs[step_id] for step_id in node.dependencies}
-    context = StepContext(node.step_id, run.inputs, run.deps, outputs, run.tracer, node.config, step_run=step_run)
+    context = StepContext(
+        node.step_id, run.inputs, run.deps, outputs, run.tracer, node.config, step_run=step_run
+    )
     async with run.span(f"step.{node.step_id}") as span_id:
         try:
             with step_run.own_scope():
                 output = await _execute(node, context, attempt)
         finally:
-            run.log_metrics(span_id, (e for e in step_run.entries if e.attribution.attempt == attempt))
+            run.log_metrics(
+                span_id, (e for e in step_run.entries if e.attribution.attempt == attempt)
+            )
     if step_run.entries:
         # What a step's record says was paid must not be unknown to the ledger after a crash.
         await run.books.ledger.flush()
@@ -55,6 +60,7 @@ async def _execute(node: PlannedStep, context: StepContext[Any], attempt: int) -
         if not deadline.expired():
             raise
         raise TimeoutError(
-            f"Step '{node.step_id}' timed out after {seconds}s (attempt {attempt}/{node.config.retries + 1}). "
+            f"Step '{node.step_id}' timed out after {seconds}s (attempt "
+            f"{attempt}/{node.config.retries + 1}). "
             "Its `timeout` bounds one attempt."
         ) from error

@@ -1,4 +1,6 @@
-"""Step outputs as JSON: written and read through the type the code declares, never by a name in the data."""
+"""Step outputs as JSON: written and read through the type the code declares, never by a name in the
+data.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ from .output_types import declared_output
 class StepCodec:
     """Encodes and decodes one step's outputs.
 
-    An output is stored as it is when it is plain JSON; through the step's declared type when it comes back the same
-    from that type's JSON, or from its Python form; as a `ConversationState` when it is one. Nothing else is stored.
+    An output is stored as it is when it is plain JSON; through the step's declared type when it
+    comes back the same from that type's JSON, or from its Python form; as a `ConversationState`
+    when it is one. Nothing else is stored.
     """
 
     step_id: str
@@ -41,7 +44,8 @@ class StepCodec:
         """An output as plain JSON.
 
         Raises:
-            ResultStorageError: It would not come back the same. The message names the step, the type and the remedy.
+            ResultStorageError: It would not come back the same. The message names the step, the
+                type and the remedy.
         """
         if is_plain(output):
             return {"codec": "json", "value": output}
@@ -57,13 +61,20 @@ class StepCodec:
                         return {"codec": codec, "value": value}
         except TypeError as error:
             reason = f"read back: {error}"
-        if isinstance(output, ConversationState) and is_plain(output.data) and is_plain(output.context):
+        if (
+            isinstance(output, ConversationState)
+            and is_plain(output.data)
+            and is_plain(output.context)
+        ):
             return {"codec": "conversation", "value": _conversation(output)}
-        declared = "declares no return type" if self.declared is Any else f"declares {self.declared!r}"
+        declared = (
+            "declares no return type" if self.declared is Any else f"declares {self.declared!r}"
+        )
         raise ResultStorageError(
-            f"Step '{self.step_id}' returned {type(output).__qualname__}, which can't be stored and {reason}; "
-            f"the step {declared}. Declare its return type as a pydantic model, a dataclass or another "
-            "type pydantic can read back, or set persist_result=False in its StepConfig."
+            f"Step '{self.step_id}' returned {type(output).__qualname__}, which can't be stored "
+            f"and {reason}; the step {declared}. Declare its return type as a pydantic model, a "
+            "dataclass or another type pydantic can read back, or set persist_result=False in its "
+            "StepConfig."
         )
 
     def decode(self, stored: Any) -> Any:
@@ -86,12 +97,17 @@ class StepCodec:
                 again = self._dump(codec, output)
             else:
                 raise TypeError(f"codec {codec!r}, while the step declares {self.declared!r}")
-            # Text for a number, say: pydantic takes it, we never wrote it. Of a set, the order is the writer's.
-            if json.dumps(again) != json.dumps(value) and not (codec == "declared" and holds_set(output)):
+            # Text for a number, say: pydantic takes it, we never wrote it. Of a set, the order is
+            # the writer's.
+            if json.dumps(again) != json.dumps(value) and not (
+                codec == "declared" and holds_set(output)
+            ):
                 raise ValueError(f"{again!r} was expected instead of {value!r}")
-        except Exception as error:  # whatever a type's own code raises for a value that it never wrote
+        # whatever a type's own code raises for a value that it never wrote
+        except Exception as error:
             raise ResultStorageError(
-                f"The stored result of step '{self.step_id}' does not fit {self.declared!r}: {error}"
+                f"The stored result of step '{self.step_id}' does not fit {self.declared!r}: "
+                f"{error}"
             ) from error
         return output
 
@@ -99,8 +115,12 @@ class StepCodec:
         assert self.adapter is not None
         # Fields by their own names, and without what is computed from others.
         if codec == "python":
-            return pack(self.adapter.dump_python(output, by_alias=False, round_trip=True, warnings="error"))
-        return json.loads(self.adapter.dump_json(output, by_alias=False, round_trip=True, warnings="error"))
+            return pack(
+                self.adapter.dump_python(output, by_alias=False, round_trip=True, warnings="error")
+            )
+        return json.loads(
+            self.adapter.dump_json(output, by_alias=False, round_trip=True, warnings="error")
+        )
 
     def _load(self, codec: str, value: Any) -> Any:
         assert self.adapter is not None
@@ -113,11 +133,15 @@ def _conversation(state: ConversationState[Any]) -> dict[str, Any]:
     return {"status": state.status.value, "data": state.data, "context": state.context}
 
 
-_declarations: WeakKeyDictionary[BaseStep[Any, Any], tuple[Any, TypeAdapter[Any] | None]] = WeakKeyDictionary()
+_declarations: WeakKeyDictionary[BaseStep[Any, Any], tuple[Any, TypeAdapter[Any] | None]] = (
+    WeakKeyDictionary()
+)
 
 
 def _declaration(step: BaseStep[Any, Any]) -> tuple[Any, TypeAdapter[Any] | None]:
-    """A step's declared type and its adapter, made once: building one takes milliseconds for a large model."""
+    """A step's declared type and its adapter, made once: building one takes milliseconds for a
+    large model.
+    """
     with suppress(TypeError, KeyError):  # a step that has no hash or no weak reference
         return _declarations[step]
     declared = declared_output(step)

@@ -1,4 +1,6 @@
-"""What an agent's answers depend on: models, prompts, settings, tools and output types, as plain lists."""
+"""What an agent's answers depend on: models, prompts, settings, tools and output types, as plain
+lists.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +35,26 @@ NOT_ABOUT_THE_ANSWER = {
 _LIBRARIES = ("pydantic_ai", "fastroai")
 _PARTS = (AbstractAgent, Model, AbstractToolset, AbstractCapability)
 # How a tool's schema was made; the schema itself is described.
-_MEANS = frozenset({"docstring_format", "require_parameter_descriptions", "schema_generator", "output_schema"})
+_MEANS = frozenset(
+    {"docstring_format", "require_parameter_descriptions", "schema_generator", "output_schema"}
+)
 # Objects made when a schema is built; their types differ with what is installed.
 _BUILT = frozenset({"validator"})
 _PRIVATE = ("_id", "_instructions", "_source", "_registry")
 
 
 def is_part_of_an_agent(value: Any) -> bool:
-    """Whether this module knows what counts about an object: pydantic-ai's own ones, and what is derived from them."""
+    """Whether this module knows what counts about an object: pydantic-ai's own ones, and what is
+    derived from them.
+    """
     return isinstance(value, _PARTS) or type(value).__module__.partition(".")[0] == "pydantic_ai"
 
 
 def describe_agent(agent: FastroAgent[Any], describer: Describer) -> Any:
-    """An agent as its runs use it. Its name, hooks, prices and retries of a request do not change an answer."""
+    """An agent as its runs use it.
+
+    Its name, hooks, prices and retries of a request do not change an answer.
+    """
     built = agent._is_built
     return [
         "agent",
@@ -62,7 +71,10 @@ def describe_part(value: Any, describer: Describer) -> Any:
         return _ready_agent(value, describer)
     if isinstance(value, Model):
         return _model(value, describer)
-    return [_kind(value, describer), [[name, _member(item, describer)] for name, item in _state(value)]]
+    return [
+        _kind(value, describer),
+        [[name, _member(item, describer)] for name, item in _state(value)],
+    ]
 
 
 def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = None) -> Any:
@@ -70,18 +82,31 @@ def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = N
         agent = agent.wrapped
     if not isinstance(agent, Agent):
         return ["agent of another kind", type(agent).__qualname__]
-    capabilities = [describe_part(part, describer) for part in agent._root_capability.capabilities if _answers(part)]
+    capabilities = [
+        describe_part(part, describer)
+        for part in agent._root_capability.capabilities
+        if _answers(part)
+    ]
     return {
         "model": _model(model if model is not None else agent.model, describer),
         "system prompts": describer.value(agent._system_prompts),
-        "system prompt functions": [[describer.root(f.function), f.dynamic] for f in agent._system_prompt_functions],
+        "system prompt functions": [
+            [describer.root(f.function), f.dynamic] for f in agent._system_prompt_functions
+        ],
         "instructions": [_member(source.instruction, describer) for source in agent._instructions],
         "output": _member(agent.output_type, describer),
-        "output validators": [describer.root(validator.function) for validator in agent._output_validators],
+        "output validators": [
+            describer.root(validator.function) for validator in agent._output_validators
+        ],
         "settings": _settings(agent.model_settings, describer),
         "tools": _member(agent._function_toolset.tools, describer),
-        "toolsets": [_member(toolset, describer) for toolset in (*agent._user_toolsets, *agent._dynamic_toolsets)],
-        "capabilities": [described for described in capabilities if described not in _given_to_all()],
+        "toolsets": [
+            _member(toolset, describer)
+            for toolset in (*agent._user_toolsets, *agent._dynamic_toolsets)
+        ],
+        "capabilities": [
+            described for described in capabilities if described not in _given_to_all()
+        ],
         # A tool or validator can see which try is its last, and give something else then.
         "retries": [agent._max_tool_retries, agent._max_output_retries],
         "end strategy": agent.end_strategy,
@@ -98,7 +123,9 @@ def _model(model: Any, describer: Describer) -> Any:
     while isinstance(model, WrapperModel):
         model = model.wrapped
     if not isinstance(model, Model):
-        return model if model is None or isinstance(model, str) else ["type", type(model).__qualname__]
+        return (
+            model if model is None or isinstance(model, str) else ["type", type(model).__qualname__]
+        )
     if isinstance(model, FallbackModel):
         return ["fallback", [_model(member, describer) for member in model.models]]
     return [type(model).__qualname__, model.model_id, _settings(model.settings, describer)]
@@ -107,7 +134,9 @@ def _model(model: Any, describer: Describer) -> Any:
 def _settings(settings: Any, describer: Describer) -> Any:
     if isinstance(settings, Mapping):
         return sorted(
-            [name, describer.value(value)] for name, value in settings.items() if name not in NOT_ABOUT_THE_ANSWER
+            [name, describer.value(value)]
+            for name, value in settings.items()
+            if name not in NOT_ABOUT_THE_ANSWER
         )
     return _member(settings, describer)
 
@@ -120,7 +149,10 @@ def _answers(capability: Any) -> bool:
 @functools.cache
 def _given_to_all() -> list[Any]:
     """The capabilities that pydantic-ai gives every agent; another version may give others."""
-    return [[_label(type(part)), [list(item) for item in _state(part)]] for part in _plain_agent_capabilities()]
+    return [
+        [_label(type(part)), [list(item) for item in _state(part)]]
+        for part in _plain_agent_capabilities()
+    ]
 
 
 def _plain_agent_capabilities() -> Any:
@@ -138,18 +170,30 @@ def _label(cls: type) -> str:
 
 
 def _state(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object was given beyond the defaults, by name; what is worked out from that is left out."""
+    """What an object was given beyond the defaults, by name; what is worked out from that is left
+    out.
+    """
     defaults: dict[str, Any] = {}
     if dataclasses.is_dataclass(value):
-        own = {f.name: f.default for f in dataclasses.fields(value) if f.init and f.name not in _BUILT}
-        defaults = {name: default for name, default in own.items() if default is not dataclasses.MISSING}
+        own = {
+            f.name: f.default for f in dataclasses.fields(value) if f.init and f.name not in _BUILT
+        }
+        defaults = {
+            name: default for name, default in own.items() if default is not dataclasses.MISSING
+        }
         names = [name for name in own if not name.startswith("_")]
     else:
         slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-        names = [name for name in (*getattr(value, "__dict__", {}), *slots) if not name.startswith("_")]
+        names = [
+            name for name in (*getattr(value, "__dict__", {}), *slots) if not name.startswith("_")
+        ]
     for name in sorted({*names, *_PRIVATE} - _MEANS):
         item = getattr(value, name, None)
-        if item is None or item is False or (isinstance(item, list | tuple | dict | str) and not item):
+        if (
+            item is None
+            or item is False
+            or (isinstance(item, list | tuple | dict | str) and not item)
+        ):
             continue
         if name in defaults and type(item) is type(defaults[name]) and item == defaults[name]:
             continue
@@ -157,7 +201,9 @@ def _state(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _member(value: Any, describer: Describer) -> Any:
-    """A part of an agent's definition: functions and types are followed wherever they are defined."""
+    """A part of an agent's definition: functions and types are followed wherever they are
+    defined.
+    """
     if isinstance(value, FunctionType | MethodType | functools.partial):
         return describer.root(value)
     if isinstance(value, type) or get_origin(value) is not None:

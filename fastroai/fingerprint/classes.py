@@ -22,7 +22,14 @@ def describe_class(cls: type, describer: Describer) -> Any:
     """A class: its bases, fields and schema, its methods' code, its attributes' values."""
     bases = [describer.value(base) for base in cls.__bases__ if base is not object]
     schema = json_schema(cls) if _has_schema(cls) else None
-    return ["class", cls.__qualname__, bases, schema, _fields(cls, describer), _members(cls, describer)]
+    return [
+        "class",
+        cls.__qualname__,
+        bases,
+        schema,
+        _fields(cls, describer),
+        _members(cls, describer),
+    ]
 
 
 def describe_fields(value: Any, describer: Describer) -> Any:
@@ -32,7 +39,9 @@ def describe_fields(value: Any, describer: Describer) -> Any:
         held |= (value.model_extra or {}) | (value.__pydantic_private__ or {})
     else:
         slots = [name for cls in type(value).__mro__ for name in _slots(cls)]
-        held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+        held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(
+            value, "__dict__", {}
+        )
     return [
         [name, describer.value(item)]
         for name, item in sorted(held.items())
@@ -41,7 +50,9 @@ def describe_fields(value: Any, describer: Describer) -> Any:
 
 
 def json_schema(hint: Any) -> Any:
-    """The JSON schema of a type, docstrings and descriptions included, as a model is shown it; else its name."""
+    """The JSON schema of a type, docstrings and descriptions included, as a model is shown it; else
+    its name.
+    """
     return _schema_of_class(hint) if isinstance(hint, type) else _schema(hint)
 
 
@@ -71,8 +82,14 @@ def _fields(cls: type, describer: Describer) -> Any:
     if issubclass(cls, Enum):
         return [[name, describer.value(member.value)] for name, member in cls.__members__.items()]
     if issubclass(cls, BaseModel):
-        fields = [[name, _pydantic_field(field, describer)] for name, field in sorted(cls.model_fields.items())]
-        private = [[n, describer.value(a.default), describer.value(a.default_factory)] for n, a in _private(cls)]
+        fields = [
+            [name, _pydantic_field(field, describer)]
+            for name, field in sorted(cls.model_fields.items())
+        ]
+        private = [
+            [n, describer.value(a.default), describer.value(a.default_factory)]
+            for n, a in _private(cls)
+        ]
         applied = [
             [kind.name, name, describer.value(decorator.info)]
             for kind in dataclasses.fields(cls.__pydantic_decorators__)
@@ -82,7 +99,8 @@ def _fields(cls: type, describer: Describer) -> Any:
         return [fields, private, applied]
     if dataclasses.is_dataclass(cls):
         return [
-            [f.name, describer.value(f.default), describer.value(f.default_factory)] for f in dataclasses.fields(cls)
+            [f.name, describer.value(f.default), describer.value(f.default_factory)]
+            for f in dataclasses.fields(cls)
         ]
     return None
 
@@ -97,7 +115,9 @@ def _private(cls: type[BaseModel]) -> Any:
 
 
 def _members(cls: type, describer: Describer) -> Any:
-    written = [(name, item) for name, item in sorted(vars(cls).items()) if _is_written(cls, name, item)]
+    written = [
+        (name, item) for name, item in sorted(vars(cls).items()) if _is_written(cls, name, item)
+    ]
     return [[name, _member(item, describer)] for name, item in written]
 
 
@@ -105,14 +125,19 @@ def _member(item: Any, describer: Describer) -> Any:
     if isinstance(item, staticmethod | classmethod):
         return [type(item).__name__, describer.value(item.__func__)]
     if isinstance(item, property):
-        return ["property", *(describer.value(function) for function in (item.fget, item.fset, item.fdel))]
+        return [
+            "property",
+            *(describer.value(function) for function in (item.fget, item.fset, item.fdel)),
+        ]
     if isinstance(item, functools.cached_property):
         return ["property", describer.value(item.func)]
     return describer.value(item)
 
 
 def _is_written(cls: type, name: str, item: Any) -> bool:
-    """Whether a class's attribute stands in its source, and was not put there by Python or a library."""
+    """Whether a class's attribute stands in its source, and was not put there by Python or a
+    library.
+    """
     if name in _MACHINERY or isinstance(item, MemberDescriptorType | GetSetDescriptorType):
         return False
     if isinstance(item, staticmethod | classmethod):
@@ -121,5 +146,7 @@ def _is_written(cls: type, name: str, item: Any) -> bool:
     if isinstance(item, FunctionType):
         # dataclasses and named tuples compile methods from text of their own.
         code = inspect.unwrap(item).__code__
-        return not is_special or (item.__module__ == cls.__module__ and code.co_filename != "<string>")
+        return not is_special or (
+            item.__module__ == cls.__module__ and code.co_filename != "<string>"
+        )
     return not is_special and not (issubclass(cls, Enum) and name in cls.__members__)

@@ -1,4 +1,6 @@
-"""Whose code something is: what is followed when a step is fingerprinted, and what is known by its name only."""
+"""Whose code something is: what is followed when a step is fingerprinted, and what is known by its
+name only.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class CodeOrigin:
     Attributes:
         name: The package's name, or the folder's path.
         root: The folder that holds it; "" where there is none. Paths in it are told relative to it.
-        is_library: Whether it is Python's or ours, which are never followed: another version is no other step.
+        is_library: Whether it is Python's or ours, which are never followed: another version is no
+            other step.
     """
 
     name: str
@@ -36,7 +39,9 @@ class CodeOrigin:
         return any(os.path.exists(os.path.join(self.root, top + ending)) for ending in ("", ".py"))
 
     def place(self, text: str) -> str:
-        """A text, or where it is a path in this home or above it, the path without what only this machine has."""
+        """A text, or where it is a path in this home or above it, the path without what only this
+        machine has.
+        """
         if not self.root or len(text) < 2 or not os.path.isabs(text) or "\n" in text:
             return text
         path = os.path.normpath(text)
@@ -87,7 +92,9 @@ def _home(name: str, file: str | None, is_package: bool) -> CodeOrigin:
 
 
 def _is_pythons(package: str, file: str | None) -> bool:
-    """Whether a module is of the standard library; one of somebody else's may have such a name too."""
+    """Whether a module is of the standard library; one of somebody else's may have such a name
+    too.
+    """
     if package not in sys.stdlib_module_names or package == "__main__":
         return False
     return file is None or os.path.abspath(file).startswith(_PYTHONS_FOLDER + os.sep)

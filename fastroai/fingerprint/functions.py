@@ -1,4 +1,6 @@
-"""What a function's code says, told from its source: the same on every machine and Python version."""
+"""What a function's code says, told from its source: the same on every machine and Python
+version.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _Place = tuple[str, int]
 """Name and first line (of the first decorator, where there is one) of a function."""
 
-# Says how the text is laid out or checked, never what it does. Empty fields differ between Python versions.
+# Says how the text is laid out or checked, never what it does. Empty fields differ between Python
+# versions.
 _LAYOUT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
 
@@ -55,12 +58,13 @@ class FunctionSource:
     """What a function does, as far as its own text says.
 
     Attributes:
-        identity: Digest of the text without comments, layout, docstring and the function's own decorators, which show
-            in what the name is bound to. Without a source, of the compiled code, which differs between minor versions
-            of Python.
+        identity: Digest of the text without comments, layout, docstring and the function's own
+            decorators, which show in what the name is bound to. Without a source, of the compiled
+            code, which differs between minor versions of Python.
         globals: Names it reads from its module, sorted.
         references: How these and the names of its closure are used; none where there is no source.
-        rebound: Names whose binding it changes (`nonlocal`, `global`): state, no part of its definition.
+        rebound: Names whose binding it changes (`nonlocal`, `global`): state, no part of its
+            definition.
         imports: What it imports itself.
     """
 
@@ -88,7 +92,9 @@ def source_of(code: CodeType, module: dict[str, Any]) -> FunctionSource:
 
 
 def rebound_globals(code: CodeType) -> frozenset[str]:
-    """Names of a function's module that some function there binds anew: a module's state, not its definition."""
+    """Names of a function's module that some function there binds anew: a module's state, not its
+    definition.
+    """
     return _parsed(code.co_filename).state
 
 
@@ -105,7 +111,9 @@ def _source_of(code: CodeType) -> FunctionSource:
     if not is_current:
         # Compiled from another text than stands there now: edited since, or rewritten on import.
         text.append(_compiled(code))
-    return FunctionSource(_digest(text), names, _references(node), _rebound(node), tuple(_imports(node)))
+    return FunctionSource(
+        _digest(text), names, _references(node), _rebound(node), tuple(_imports(node))
+    )
 
 
 def _find(code: CodeType) -> tuple[_Function | None, bool]:
@@ -140,7 +148,8 @@ def _parse(filename: str, lines: list[str]) -> _Module:
             warnings.simplefilter("ignore")
             tree = ast.parse("".join(lines))
             compiled = compile(tree, filename, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):  # no Python (a template's code names the template), or not any more
+    # no Python (a template's code names the template), or not any more
+    except (SyntaxError, ValueError):
         return module
     state: set[str] = set()
     for node in ast.walk(tree):
@@ -168,13 +177,21 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _is_within(code: CodeType, node: _Function) -> bool:
-    """Whether all that a code does stands in a node's body: tells functions that begin on one line apart."""
+    """Whether all that a code does stands in a node's body: tells functions that begin on one line
+    apart.
+    """
     body = node.body if isinstance(node.body, list) else [node.body]
     first, last = body[0], body[-1]
     begin = (first.lineno, first.col_offset)
     end = (last.end_lineno or last.lineno, last.end_col_offset or 0)
     for line, end_line, column, end_column in code.co_positions():
-        if line is None or end_line is None or column is None or end_column is None or end_column == 0:
+        if (
+            line is None
+            or end_line is None
+            or column is None
+            or end_column is None
+            or end_column == 0
+        ):
             continue
         if (line, column) < begin or (end_line, end_column) > end:
             return False
@@ -187,14 +204,18 @@ def _length(node: _Function) -> tuple[int, int]:
 
 def _global_names(code: CodeType) -> Iterator[str]:
     for instruction in dis.get_instructions(code):
-        if instruction.opname.startswith("LOAD_") and instruction.opname.endswith(("_GLOBAL", "_NAME", "_GLOBALS")):
+        if instruction.opname.startswith("LOAD_") and instruction.opname.endswith(
+            ("_GLOBAL", "_NAME", "_GLOBALS")
+        ):
             yield instruction.argval
     for nested in _nested(code):
         yield from _global_names(nested)
 
 
 def _normalised(node: _Function) -> Any:
-    """A function's node as plain lists, without what its definition line only decorates and its docstring."""
+    """A function's node as plain lists, without what its definition line only decorates and its
+    docstring.
+    """
     fields = {name: value for name, value in ast.iter_fields(node) if name != "decorator_list"}
     if not isinstance(node, ast.Lambda) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
@@ -202,7 +223,11 @@ def _normalised(node: _Function) -> Any:
 
 
 def _plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> Any:
-    kept = sorted((name, value) for name, value in fields.items() if name not in _LAYOUT and value not in (None, []))
+    kept = sorted(
+        (name, value)
+        for name, value in fields.items()
+        if name not in _LAYOUT and value not in (None, [])
+    )
     return [type(node).__name__, [[name, _plain(value)] for name, value in kept]]
 
 
@@ -219,7 +244,9 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_pieces(pieces: list[ast.expr]) -> list[Any]:
-    """The pieces of an f-string; Python versions cut its text differently, also into empty pieces."""
+    """The pieces of an f-string; Python versions cut its text differently, also into empty
+    pieces.
+    """
     plain: list[Any] = []
     for piece in pieces:
         if isinstance(piece, ast.Constant) and isinstance(piece.value, str):
@@ -253,13 +280,20 @@ def _compiled(code: CodeType) -> Any:
         code.co_name,
         code.co_code.hex(),
         [_constant(constant) for constant in code.co_consts],
-        [list(code.co_names), list(code.co_varnames), list(code.co_freevars), list(code.co_cellvars)],
+        [
+            list(code.co_names),
+            list(code.co_varnames),
+            list(code.co_freevars),
+            list(code.co_cellvars),
+        ],
         [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags],
     ]
 
 
 def compiled_identity(code: CodeType) -> str:
-    """Digest of compiled code, for what never had a source of its own; differs between minor versions of Python."""
+    """Digest of compiled code, for what never had a source of its own; differs between minor
+    versions of Python.
+    """
     return _digest(["compiled", _compiled(code)])
 
 
@@ -280,12 +314,18 @@ def _references(node: _Function) -> Mapping[str, tuple[Reference, ...]]:
 
     for child in ast.iter_child_nodes(node):
         visit(child, is_called=False)
-    return {name: tuple(sorted(uses, key=lambda use: (use.attributes, use.is_called))) for name, uses in found.items()}
+    return {
+        name: tuple(sorted(uses, key=lambda use: (use.attributes, use.is_called)))
+        for name, uses in found.items()
+    }
 
 
 def _rebound(node: _Function) -> frozenset[str]:
     return frozenset(
-        name for inner in ast.walk(node) if isinstance(inner, ast.Global | ast.Nonlocal) for name in inner.names
+        name
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Global | ast.Nonlocal)
+        for name in inner.names
     )
 
 

@@ -1,4 +1,6 @@
-"""Fingerprints: the identity of a step's code and configuration, stable across processes and machines."""
+"""Fingerprints: the identity of a step's code and configuration, stable across processes and
+machines.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from pathlib import PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, SimpleNamespace
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID, uuid4
 
@@ -40,27 +50,43 @@ _SEQUENCES = (list, tuple, deque)
 _MAPPINGS = (dict, MappingProxyType, UserDict)
 # What a module knows of itself: where it stands on this machine, and how it was loaded.
 _MODULE_NAMES = frozenset(
-    {"__builtins__", "__cached__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__"}
+    {
+        "__builtins__",
+        "__cached__",
+        "__file__",
+        "__loader__",
+        "__name__",
+        "__package__",
+        "__path__",
+        "__spec__",
+    }
 )
 
 
 def fingerprint(step: BaseStep[Any, Any]) -> str:
-    """Hash what a step does: a changed prompt, model or line of code changes it, an unrelated edit does not.
+    """Hash what a step does: a changed prompt, model or line of code changes it, an unrelated edit
+    does not.
 
-    Covers the step's function or class and what these refer to (functions and classes of the same package, constants,
-    data, agents with their models, prompts, settings, tools and output types), and the output type it declares. Of
-    other packages' code the names count. docs/caching.md has the whole list.
+    Covers the step's function or class and what these refer to (functions and classes of the same
+    package, constants, data, agents with their models, prompts, settings, tools and output types),
+    and the output type it declares. Of other packages' code the names count. docs/caching.md has
+    the whole list.
     """
     describer = Describer()
     try:
         return digest(describer.once(step, lambda: describer.step(step)))
-    except Exception as error:  # an object whose attributes raise, or nested too deep: no reason not to run the step
-        logger.warning("Step %r can't be fingerprinted, so its results are not reused: %r", step, error)
+    # an object whose attributes raise, or nested too deep: no reason not to run the step
+    except Exception as error:
+        logger.warning(
+            "Step %r can't be fingerprinted, so its results are not reused: %r", step, error
+        )
         return f"unidentified-{uuid4()}"
 
 
 class Describer:
-    """Turns what a step refers to into plain lists that say the same in every process; made anew for each step."""
+    """Turns what a step refers to into plain lists that say the same in every process; made anew
+    for each step.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, Any]] = {}
@@ -99,7 +125,9 @@ class Describer:
             return self.value(value)
 
     def value(self, value: Any) -> Any:
-        """Data by its content, code by what it does, anything else (clients, locks, files) by its type's name."""
+        """Data by its content, code by what it does, anything else (clients, locks, files) by its
+        type's name.
+        """
         if value is None or isinstance(value, bool):
             return value
         if type(value) is str:
@@ -115,7 +143,8 @@ class Describer:
         """A description, or where the same object was described before, the number it then got."""
         if id(value) in self._seen:
             return ["seen", self._seen[id(value)][0]]
-        self._seen[id(value)] = (len(self._seen), value)  # kept, so that no other object gets its id
+        # kept, so that no other object gets its id
+        self._seen[id(value)] = (len(self._seen), value)
         return describe()
 
     def hint(self, hint: Any) -> Any:
@@ -127,7 +156,11 @@ class Describer:
         if isinstance(hint, type):
             with self._at(origin_of_class(hint)):
                 return self.value(hint)
-        inner = [self.parts(part) for part in get_args(hint) if isinstance(part, type) or get_origin(part) is not None]
+        inner = [
+            self.parts(part)
+            for part in get_args(hint)
+            if isinstance(part, type) or get_origin(part) is not None
+        ]
         return [inner, [self.value(part) for part in getattr(hint, "__metadata__", ())]]
 
     def is_own(self, cls: type) -> bool:
@@ -164,11 +197,14 @@ class Describer:
     def _describe_function(self, function: Any) -> Any:
         closure = [
             [name, self._cell(cell)]
-            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+            for name, cell in zip(
+                function.__code__.co_freevars, function.__closure__ or (), strict=True
+            )
         ]
         attributes = [[name, self.value(value)] for name, value in sorted(vars(function).items())]
         if not self._follows(origin_of_function(function)):
-            # Another package's: a decorator's wrapper, say. What it was given counts, not how it is written.
+            # Another package's: a decorator's wrapper, say. What it was given counts, not how it is
+            # written.
             package = function.__globals__.get("__name__", "").partition(".")[0]
             return ["library function", package, function.__code__.co_qualname, closure, attributes]
         source = source_of(function.__code__, function.__globals__)
@@ -180,10 +216,14 @@ class Describer:
             described
             for name in names
             if name in function.__globals__
-            for described in self._global(name, function.__globals__[name], source.references.get(name, ()))
+            for described in self._global(
+                name, function.__globals__[name], source.references.get(name, ())
+            )
         ]
         for local in source.imports:
-            read += self._imported(local, function.__globals__, source.references.get(local.bound, ()))
+            read += self._imported(
+                local, function.__globals__, source.references.get(local.bound, ())
+            )
         return ["function", source.identity, defaults, closure, attributes, read]
 
     def _imported(self, local: LocalImport, module: Mapping[str, Any], uses: Any) -> Iterator[Any]:
@@ -195,7 +235,11 @@ class Describer:
             value: Any = importlib.import_module(name)
             if local.name is not None:
                 held = vars(value)
-                value = held[local.name] if local.name in held else importlib.import_module(f"{name}.{local.name}")
+                value = (
+                    held[local.name]
+                    if local.name in held
+                    else importlib.import_module(f"{name}.{local.name}")
+                )
         except Exception:  # a step that imports it will say what is wrong
             return
         yield from self._global(local.bound, value, uses)
@@ -207,7 +251,9 @@ class Describer:
             return ["empty"]
 
     def _global(self, name: str, value: Any, uses: Any) -> Iterator[Any]:
-        """What a function finds under a name of its module, through the attributes it takes of it where these say."""
+        """What a function finds under a name of its module, through the attributes it takes of it
+        where these say.
+        """
         paths = sorted({use.attributes for use in uses})
         if isinstance(value, ModuleType):
             for path in paths:
@@ -221,7 +267,8 @@ class Describer:
                 return
         yield [name, self.value(value)]
         if isinstance(value, FunctionType) and not all(use.is_called for use in uses):
-            yield [f"{name}.__doc__", value.__doc__]  # handed on, perhaps as a tool, whose docstring the model reads
+            # handed on, perhaps as a tool, whose docstring the model reads
+            yield [f"{name}.__doc__", value.__doc__]
 
     def _of_module(self, name: str, module: ModuleType, path: tuple[str, ...]) -> Iterator[Any]:
         value: Any = module
@@ -240,7 +287,12 @@ class Describer:
         return ["method", self.value(method.__func__), self.value(method.__self__)]
 
     def _partial(self, partial: Any) -> Any:
-        return ["partial", self.value(partial.func), self.value(partial.args), self.value(partial.keywords)]
+        return [
+            "partial",
+            self.value(partial.func),
+            self.value(partial.args),
+            self.value(partial.keywords),
+        ]
 
     def _class(self, cls: Any) -> Any:
         if not self.is_own(cls):
@@ -259,11 +311,17 @@ class Describer:
         return [kind, *map(self._item, items)]  # Python may make one object of equal tuples
 
     def _item(self, item: Any) -> Any:
-        """Of a function in a list its docstring too: it may be one of tools, and the model reads it."""
-        return [self.value(item), item.__doc__] if isinstance(item, FunctionType) else self.value(item)
+        """Of a function in a list its docstring too: it may be one of tools, and the model reads
+        it.
+        """
+        return (
+            [self.value(item), item.__doc__] if isinstance(item, FunctionType) else self.value(item)
+        )
 
     def _set(self, items: Any) -> Any:
-        """In an order that no hash seed changes: each item is described as if it were the only one."""
+        """In an order that no hash seed changes: each item is described as if it were the only
+        one.
+        """
         seen, described = self._seen, []
         for item in items:
             self._seen = dict(seen)
@@ -273,7 +331,11 @@ class Describer:
 
     def _mapping(self, items: Any) -> Any:
         return self.once(
-            items, lambda: ["mapping", *([self.value(key), self.value(item)] for key, item in items.items())]
+            items,
+            lambda: [
+                "mapping",
+                *([self.value(key), self.value(item)] for key, item in items.items()),
+            ],
         )
 
     def _object(self, value: Any) -> Any:
@@ -281,9 +343,15 @@ class Describer:
 
         if isinstance(value, Pipeline):
             return self.once(value, lambda: self._pipeline(value))
-        if isinstance(value, BaseModel) or dataclasses.is_dataclass(value) or self.is_own(type(value)):
+        if (
+            isinstance(value, BaseModel)
+            or dataclasses.is_dataclass(value)
+            or self.is_own(type(value))
+        ):
             return self._instance(value)
-        if isinstance(code := getattr(getattr(value, "root_render_func", None), "__code__", None), CodeType):
+        if isinstance(
+            code := getattr(getattr(value, "root_render_func", None), "__code__", None), CodeType
+        ):
             return ["template", compiled_identity(code)]  # Jinja's: it keeps no source
         if callable(value) and hasattr(value, "__wrapped__"):
             return ["wrapper", _label(type(value)), self.value(value.__wrapped__)]
@@ -292,11 +360,16 @@ class Describer:
         return ["type", _label(type(value))]
 
     def _instance(self, value: Any) -> Any:
-        return self.once(value, lambda: ["instance", self.value(type(value)), describe_fields(value, self)])
+        return self.once(
+            value, lambda: ["instance", self.value(type(value)), describe_fields(value, self)]
+        )
 
     def _pipeline(self, pipeline: Any) -> Any:
         nodes = pipeline.plan.steps.items()
-        return ["pipeline", [[id_, list(node.dependencies), self.value(node.step)] for id_, node in nodes]]
+        return [
+            "pipeline",
+            [[id_, list(node.dependencies), self.value(node.step)] for id_, node in nodes],
+        ]
 
     def _text(self, value: Any) -> Any:
         return [type(value).__name__, self.value(str.__str__(value))]
@@ -306,7 +379,11 @@ class Describer:
 
     def _builtin(self, function: Any) -> Any:
         owner = function.__self__
-        return ["builtin", function.__qualname__, None if isinstance(owner, ModuleType) else self.value(owner)]
+        return [
+            "builtin",
+            function.__qualname__,
+            None if isinstance(owner, ModuleType) else self.value(owner),
+        ]
 
 
 _MISSING: Any = object()
@@ -331,7 +408,14 @@ _DESCRIBERS: tuple[tuple[Any, Callable[[Describer, Any], Any]], ...] = (
     (PurePath, Describer._path),
     (_TEXTUAL, lambda _, value: [type(value).__name__, str(value)]),
     (re.Pattern, lambda self, pattern: ["pattern", self.value(pattern.pattern), pattern.flags]),
-    (string.Template, lambda self, template: ["template", self.value(type(template)), self.value(template.template)]),
+    (
+        string.Template,
+        lambda self, template: [
+            "template",
+            self.value(type(template)),
+            self.value(template.template),
+        ],
+    ),
     (SimpleNamespace, lambda self, value: self._mapping(vars(value))),
     (_SEQUENCES, Describer._sequence),
     ((set, frozenset), Describer._set),
@@ -345,7 +429,9 @@ def _label(value: Any) -> str:
 
 
 def _static_member(cls: type, path: tuple[str, ...]) -> Any:
-    """What a class's attribute is, looked up without running any code; `_MISSING` where that does not tell."""
+    """What a class's attribute is, looked up without running any code; `_MISSING` where that does
+    not tell.
+    """
     found: Any = cls
     for attribute in path:
         if isinstance(found, Enum) and attribute in ("name", "value"):
@@ -353,7 +439,10 @@ def _static_member(cls: type, path: tuple[str, ...]) -> Any:
         elif isinstance(found, type) and issubclass(found, Enum) and attribute in found.__members__:
             found = found.__members__[attribute]
         elif isinstance(found, type):
-            found = next((vars(base)[attribute] for base in found.__mro__ if attribute in vars(base)), _MISSING)
+            found = next(
+                (vars(base)[attribute] for base in found.__mro__ if attribute in vars(base)),
+                _MISSING,
+            )
         else:
             return _MISSING if isinstance(found, Enum) else found
     return found

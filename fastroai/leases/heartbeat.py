@@ -1,4 +1,6 @@
-"""The thread that holds this process's leases: it gives signs of life, also while an event loop is busy."""
+"""The thread that holds this process's leases: it gives signs of life, also while an event loop is
+busy.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,14 @@ _IDLE = 5.0
 
 
 def now() -> float:
-    """Seconds on a clock that nobody sets and that goes on while the machine sleeps, where there is one."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    """Seconds on a clock that nobody sets and that goes on while the machine sleeps, where there is
+    one.
+    """
+    return (
+        time.clock_gettime(time.CLOCK_BOOTTIME)
+        if hasattr(time, "CLOCK_BOOTTIME")
+        else time.monotonic()
+    )
 
 
 class Lease:
@@ -56,7 +64,8 @@ class Lease:
 
 
 class Heartbeat:
-    """Takes, renews and releases leases in a thread of its own, which is busy only while there are any.
+    """Takes, renews and releases leases in a thread of its own, which is busy only while there are
+    any.
 
     Futures that are given out hold what the table said, or a `LedgerUnavailableError`.
     """
@@ -71,7 +80,10 @@ class Heartbeat:
         self._thread.start()
 
     def take(self, claim: LeaseRequest, on_loss: Callable[[], None]) -> Future[Lease | LeaseRecord]:
-        """Take something; the result is who holds it where it is not free. `on_loss` is called in another thread."""
+        """Take something; the result is who holds it where it is not free.
+
+        `on_loss` is called in another thread.
+        """
 
         def work() -> Lease | LeaseRecord:
             seen = now()
@@ -118,7 +130,9 @@ class Heartbeat:
                 with suppress(LedgerUnavailableError):  # said; the next beat tries again
                     self._beat()
             try:
-                work, future = self._queue.get(timeout=max(0.0, self._beat_at - now()) if self._held else _IDLE)
+                work, future = self._queue.get(
+                    timeout=max(0.0, self._beat_at - now()) if self._held else _IDLE
+                )
             except Empty:
                 if not self._held:
                     self._table.close()
@@ -149,7 +163,9 @@ class Heartbeat:
             self._beat_at = now() + shortest / BEATS / 4
             failure = unavailable(self._table.name, error)
             if not self._failing:
-                logger.warning("No sign of life could be given for runs of this process: %s", failure)
+                logger.warning(
+                    "No sign of life could be given for runs of this process: %s", failure
+                )
             self._failing = True
             raise failure from error
         self._failing = False

@@ -29,11 +29,12 @@ RELEASE_PATIENCE = 5.0
 
 @asynccontextmanager
 async def only_execution(pipeline: str, run_key: str | None) -> AsyncIterator[None]:
-    """Hold a pipeline's run key, if there is one, while the block runs; wait before it while another run holds it.
+    """Hold a pipeline's run key, if there is one, while the block runs; wait before it while
+    another run holds it.
 
     Raises:
-        RunLeaseError: It is asked for from within the run that holds it; or it was lost meanwhile to another process,
-            because this one gave no sign of life: then the block was cancelled.
+        RunLeaseError: It is asked for from within the run that holds it; or it was lost meanwhile
+            to another process, because this one gave no sign of life: then the block was cancelled.
         LedgerUnavailableError: The ledger can't be reached, and must be.
     """
     if run_key is None:
@@ -46,10 +47,13 @@ async def only_execution(pipeline: str, run_key: str | None) -> AsyncIterator[No
         pipeline=pipeline,
         run_key=run_key,
     )
-    if any((held.lease.claim.kind, held.lease.claim.name) == (claim.kind, claim.name) for held in _held.get()):
+    if any(
+        (held.lease.claim.kind, held.lease.claim.name) == (claim.kind, claim.name)
+        for held in _held.get()
+    ):
         raise RunLeaseError(
-            f"Pipeline {pipeline!r} with run_key={run_key!r} is executed from within its own run, which would wait for "
-            "itself. Give the inner one another run_key."
+            f"Pipeline {pipeline!r} with run_key={run_key!r} is executed from within its own run, "
+            "which would wait for itself. Give the inner one another run_key."
         )
     async with hold(claim, f"the run of {pipeline!r} with run_key={run_key!r}"):
         yield
@@ -122,7 +126,9 @@ _held: ContextVar[tuple[_Held, ...]] = ContextVar("fastroai_held_leases", defaul
 
 
 class _Loss:
-    """Cancels the task that holds a lease when that is lost, and tells this from other cancellations."""
+    """Cancels the task that holds a lease when that is lost, and tells this from other
+    cancellations.
+    """
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._task = task
@@ -142,7 +148,9 @@ class _Loss:
             self._task.cancel()
 
     def ends(self) -> bool:
-        """The block is over: take the cancellation back; returns whether there was one, and no other."""
+        """The block is over: take the cancellation back; returns whether there was one, and no
+        other.
+        """
         self._over = True
         if not self._cancelled:
             return False
@@ -152,12 +160,15 @@ class _Loss:
 
 def _lost(what: str) -> RunLeaseError:
     return RunLeaseError(
-        f"This process gave no sign of life for longer than FASTROAI_LEASE_SECONDS={load_settings().lease_seconds:g}, "
-        f"so another took over {what}. It was stopped here, and sends nothing more; what it had finished is kept."
+        "This process gave no sign of life for longer than "
+        f"FASTROAI_LEASE_SECONDS={load_settings().lease_seconds:g}, so another took over {what}. "
+        "It was stopped here, and sends nothing more; what it had finished is kept."
     )
 
 
-async def _take(heartbeat: Heartbeat, claim: LeaseRequest, what: str, on_loss: Callable[[], None]) -> Lease:
+async def _take(
+    heartbeat: Heartbeat, claim: LeaseRequest, what: str, on_loss: Callable[[], None]
+) -> Lease:
     waits = False
     pause = min(LONGEST_PAUSE, claim.seconds / 10)
     try:
@@ -179,8 +190,8 @@ async def _take(heartbeat: Heartbeat, claim: LeaseRequest, what: str, on_loss: C
 def _notice(what: str, by: LeaseRecord) -> str:
     return (
         f"{_capital(what)} is executed by process {by.claim.pid} on {by.claim.host} since "
-        f"{by.since:%Y-%m-%d %H:%M:%S} UTC. This one waits until that ends, and then finds its results; should it be "
-        f"dead, at most {by.claim.seconds:g} s."
+        f"{by.since:%Y-%m-%d %H:%M:%S} UTC. This one waits until that ends, and then finds its "
+        f"results; should it be dead, at most {by.claim.seconds:g} s."
     )
 
 

@@ -21,8 +21,12 @@ leases = Table(
     Column("pid", BigInteger, nullable=False),
     Column("pipeline", Text),
     Column("run_key", Text),
-    Column("since", BigInteger, nullable=False),  # as intents.sent_at, like the next; by the clock of all who share it
+    # as intents.sent_at, like the next; by the clock of all who share it
+    Column("since", BigInteger, nullable=False),
     Column("renewed_at", BigInteger, nullable=False),
     Column("duration", BigInteger, nullable=False),  # microseconds
 )
-"""What somebody is at work on; whose last renewal is further away than the duration is dead. Deleted at the end."""
+"""What somebody is at work on; whose last renewal is further away than the duration is dead.
+
+Deleted at the end.
+"""

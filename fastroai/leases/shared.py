@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def configured_heartbeat() -> Heartbeat:
-    """What holds leases in the ledger that `FASTROAI_LEDGER_URL` names, or else the default one; one per process.
+    """What holds leases in the ledger that `FASTROAI_LEDGER_URL` names, or else the default one;
+    one per process.
 
     Raises:
         LedgerUnavailableError: The URL is of no database a ledger can be kept in.
@@ -27,7 +28,11 @@ def configured_heartbeat() -> Heartbeat:
     with _sharing:
         key = url, os.getpid()  # after a fork, the thread and what it holds are the parent's
         if key not in _heartbeats:
-            table = MemoryTable() if url == MEMORY else SqlTable(Database(database_url(url), writes=True))
+            table = (
+                MemoryTable()
+                if url == MEMORY
+                else SqlTable(Database(database_url(url), writes=True))
+            )
             _heartbeats[key] = Heartbeat(table)
         return _heartbeats[key]
 

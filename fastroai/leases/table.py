@@ -1,4 +1,6 @@
-"""Who is at work on what: leases in a ledger's database, which end by themselves when their holder dies."""
+"""Who is at work on what: leases in a ledger's database, which end by themselves when their holder
+dies.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,18 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, cast, delete, func, literal, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    cast,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..database.engine import Database
@@ -58,7 +71,10 @@ class LeaseRecord:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it may not be taken yet. A clock that was set back does not keep the dead alive."""
+        """Whether it may not be taken yet.
+
+        A clock that was set back does not keep the dead alive.
+        """
         return abs(self.silent) <= self.claim.seconds
 
 
@@ -68,7 +84,9 @@ class LeaseTable(Protocol):
     name: str
 
     def take(self, claim: LeaseRequest) -> LeaseRecord | None:
-        """Take what is free, whose holder is dead, or that one holds oneself; else say who holds it."""
+        """Take what is free, whose holder is dead, or that one holds oneself; else say who holds
+        it.
+        """
         ...
 
     def renew(self, tokens: Collection[str]) -> set[str]:
@@ -106,7 +124,9 @@ class SqlTable:
 
     def release(self, token: str) -> None:
         """See `LeaseTable.release`."""
-        self._run(lambda connection: connection.execute(delete(leases).where(leases.c.token == token)))
+        self._run(
+            lambda connection: connection.execute(delete(leases).where(leases.c.token == token))
+        )
 
     def holdings(self, kind: Kind) -> list[LeaseRecord]:
         """See `LeaseTable.holdings`."""
@@ -141,7 +161,9 @@ def _take(connection: Connection, claim: LeaseRequest) -> LeaseRecord | None:
         "renewed_at": now,
         "duration": round(claim.seconds * 1e6),
     }
-    free = or_(leases.c.token == claim.token, func.abs(now - leases.c.renewed_at) > leases.c.duration)
+    free = or_(
+        leases.c.token == claim.token, func.abs(now - leases.c.renewed_at) > leases.c.duration
+    )
     taking = insert.values(row).on_conflict_do_update(
         index_elements=["kind", "name"],
         set_={column: insert.excluded[column] for column in row if column not in ("kind", "name")},
@@ -157,14 +179,18 @@ def _take(connection: Connection, claim: LeaseRequest) -> LeaseRecord | None:
 def _renew(connection: Connection, tokens: Collection[str]) -> set[str]:
     """See `LeaseTable.renew`."""
     mine = leases.c.token.in_(tokens)
-    if connection.execute(update(leases).where(mine).values(renewed_at=_now(connection))).rowcount == len(tokens):
+    if connection.execute(
+        update(leases).where(mine).values(renewed_at=_now(connection))
+    ).rowcount == len(tokens):
         return set()
     return set(tokens) - set(connection.scalars(select(leases.c.token).where(mine)))
 
 
 def _read(connection: Connection, where: ColumnElement[bool]) -> list[LeaseRecord]:
     now = _now(connection).label("now")
-    rows = connection.execute(select(leases, now).where(where).order_by(leases.c.since, leases.c.name))
+    rows = connection.execute(
+        select(leases, now).where(where).order_by(leases.c.since, leases.c.name)
+    )
     return [
         LeaseRecord(
             claim=LeaseRequest(
@@ -185,7 +211,9 @@ def _read(connection: Connection, where: ColumnElement[bool]) -> list[LeaseRecor
 
 
 def _now(connection: Connection) -> ColumnElement[int]:
-    """Microseconds since 1970: of the server that machines share, or of the machine that processes share."""
+    """Microseconds since 1970: of the server that machines share, or of the machine that processes
+    share.
+    """
     if connection.dialect.name == "postgresql":
         # Not now(), which stands still within a transaction, even one that waits for a row.
         return cast(func.extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
@@ -205,7 +233,11 @@ class MemoryTable:
         """See `LeaseTable.take`."""
         with self._lock:
             held = self._held.get((claim.kind, claim.name))
-            if held is not None and held[0].token != claim.token and (holding := _holding(held)).is_alive:
+            if (
+                held is not None
+                and held[0].token != claim.token
+                and (holding := _holding(held)).is_alive
+            ):
                 return holding
             self._held[claim.kind, claim.name] = claim, datetime.now(UTC), time.monotonic()
             return None

@@ -22,7 +22,8 @@ class Totals:
     """The sum of some entries. Counts are of requests; amounts are exact USD.
 
     Attributes:
-        key: What the entries have in common: a run, a model, a day. None: they have none, or all were summed.
+        key: What the entries have in common: a run, a model, a day. None: they have none, or all
+            were summed.
         requests: Requests that were sent, refused ones included, replayed ones not.
         charged: Answered and priced.
         unpriced: Answered at an unknown price.
@@ -33,8 +34,8 @@ class Totals:
         tokens: Of charged, unpriced and unsettled requests.
         cost_usd: Known spend; what unpriced and unsettled requests cost beyond that is not in it.
         simulated_usd: The part of `cost_usd` that nobody has to pay.
-        upper_bound_usd: What unsettled requests can have cost at most, where that is known; what of it is known to have
-            been spent is in `cost_usd` too.
+        upper_bound_usd: What unsettled requests can have cost at most, where that is known; what of
+            it is known to have been spent is in `cost_usd` too.
         replayed_usd: What replayed requests cost when they were paid: saved now.
     """
 
@@ -54,13 +55,17 @@ class Totals:
 
     @property
     def share_priced(self) -> float | None:
-        """Share of the requests that count as spend whose cost is known in full. None: there are none."""
+        """Share of the requests that count as spend whose cost is known in full.
+
+        None: there are none.
+        """
         spend = self.charged + self.unpriced + self.unsettled
         return self.charged / spend if spend else None
 
 
 def with_unknown(amount: str, entries: Sequence[LedgerEntry]) -> str:
-    """An amount as it is shown, told apart from what the rest of some paid or replayed entries cost.
+    """An amount as it is shown, told apart from what the rest of some paid or replayed entries
+    cost.
 
     Args:
         amount: The sum of what is known.
@@ -82,9 +87,9 @@ def totals_of(entries: Iterable[LedgerEntry], by: str | None = None) -> tuple[To
 
     Args:
         entries: Any entries, for example `PipelineResult.entries`.
-        by: `run`, `run_key`, `pipeline`, `step` (as `pipeline/step`), `agent`, `model`, `provider`, `deployment`,
-            `day` (UTC), `tag`, or `tag:NAME` for the values of one tag. By `tag`, an entry is in the group of each of
-            its tags, so the groups add up to more than the whole.
+        by: `run`, `run_key`, `pipeline`, `step` (as `pipeline/step`), `agent`, `model`, `provider`,
+            `deployment`, `day` (UTC), `tag`, or `tag:NAME` for the values of one tag. By `tag`, an
+            entry is in the group of each of its tags, so the groups add up to more than the whole.
 
     Raises:
         ValueError: Entries can't be grouped so.
@@ -108,14 +113,21 @@ def grouping(by: str | None) -> Callable[[LedgerEntry], Iterable[str | None]]:
         name = by.removeprefix("tag:")
         return lambda entry: (entry.attribution.tags.get(name),)
     if by not in _KEYS:
-        raise ValueError(f"Entries can't be grouped by {by!r}. Allowed: {', '.join(_KEYS)}, tag, tag:NAME.")
+        raise ValueError(
+            f"Entries can't be grouped by {by!r}. Allowed: {', '.join(_KEYS)}, tag, tag:NAME."
+        )
     key = _KEYS[by]
     return lambda entry: (key(entry),)
 
 
 def labels(at: Attribution) -> tuple[str | None, ...]:
-    """The tags of an entry, each as `name=value`, and those of its flow run; (None,) without any."""
-    return (*(f"{name}={value}" for name, value in at.tags.items()), *dict.fromkeys(at.flow_tags)) or (None,)
+    """The tags of an entry, each as `name=value`, and those of its flow run; (None,) without
+    any.
+    """
+    return (
+        *(f"{name}={value}" for name, value in at.tags.items()),
+        *dict.fromkeys(at.flow_tags),
+    ) or (None,)
 
 
 def step_key(pipeline: str | None, step_id: str | None) -> str | None:
@@ -138,11 +150,16 @@ GROUPINGS = (*_KEYS, "tag")
 
 
 def merged(parts: Iterable[Totals]) -> tuple[Totals, ...]:
-    """Sums of which some have the same key, added up and ordered by key; the one without a key comes last."""
+    """Sums of which some have the same key, added up and ordered by key; the one without a key
+    comes last.
+    """
     groups: dict[str | None, _Sum] = {}
     for part in parts:
         groups.setdefault(part.key, _Sum()).add(part)
-    return tuple(groups[key].as_totals(key) for key in sorted(groups, key=lambda key: (key is None, key or "")))
+    return tuple(
+        groups[key].as_totals(key)
+        for key in sorted(groups, key=lambda key: (key is None, key or ""))
+    )
 
 
 class _Sum:
@@ -167,7 +184,11 @@ class _Sum:
 
 
 def _of_one(entry: LedgerEntry, key: str | None) -> Totals:
-    count, replayed, cost = entry.request_count, entry.state is EntryState.REPLAYED, entry.cost_usd or ZERO_USD
+    count, replayed, cost = (
+        entry.request_count,
+        entry.state is EntryState.REPLAYED,
+        entry.cost_usd or ZERO_USD,
+    )
     spent = cost if entry.is_spend else ZERO_USD
     unsettled = entry.state is EntryState.UNSETTLED
     return Totals(

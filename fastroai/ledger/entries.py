@@ -16,9 +16,9 @@ from ..pricing.token_counts import TokenCounts
 class EntryState(StrEnum):
     """What is known of a request.
 
-    `CHARGED`: answered and priced. `UNPRICED`: answered, its price is unknown. `UNSETTLED`: sent, its outcome unknown
-    (crash, timeout, cancellation, aborted stream). `REFUSED`: the provider said no and bills nothing. `REPLAYED`: taken
-    from a record instead of being sent; not spend.
+    `CHARGED`: answered and priced. `UNPRICED`: answered, its price is unknown. `UNSETTLED`: sent,
+    its outcome unknown (crash, timeout, cancellation, aborted stream). `REFUSED`: the provider said
+    no and bills nothing. `REPLAYED`: taken from a record instead of being sent; not spend.
     """
 
     CHARGED = "charged"
@@ -34,7 +34,9 @@ class Attribution:
 
     run_id: str | None = None
     run_key: str | None = None
-    """What the caller named the run by, the same over all executions that carry one piece of work to its end."""
+    """What the caller named the run by, the same over all executions that carry one piece of work
+    to its end.
+    """
     pipeline: str | None = None
     step_id: str | None = None
     attempt: int = 1
@@ -75,7 +77,10 @@ _NO_TOKENS = TokenCounts()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One model request. It is written as `UNSETTLED` before the send and replaced by its outcome afterwards."""
+    """One model request.
+
+    It is written as `UNSETTLED` before the send and replaced by its outcome afterwards.
+    """
 
     id: str = field(default_factory=lambda: str(uuid4()))
     state: EntryState = EntryState.UNSETTLED
@@ -94,13 +99,21 @@ class LedgerEntry:
     settled_at: datetime | None = None
     tokens: TokenCounts = _NO_TOKENS
     further_usage: Mapping[str, float] = field(default_factory=dict)
-    """What else is billed or counted, under genai-prices' names: `cache_write_1h_tokens`, `web_searches`, seconds."""
+    """What else is billed or counted, under genai-prices' names: `cache_write_1h_tokens`,
+    `web_searches`, seconds.
+    """
     cost_usd: Decimal | None = None
     """USD, exact, fees included. None: not known."""
     request_fees_usd: Decimal | None = None
-    """The part of `cost_usd` that is charged per request or search and not per token. None: not told apart."""
+    """The part of `cost_usd` that is charged per request or search and not per token.
+
+    None: not told apart.
+    """
     upper_bound_usd: Decimal | None = None
-    """What the request can have cost at most, as far as that can be said. For one whose outcome is unknown."""
+    """What the request can have cost at most, as far as that can be said.
+
+    For one whose outcome is unknown.
+    """
     price_source: str | None = None
     """Data set, version and matched model of the price, or which override."""
     price_version: str | None = None
@@ -109,7 +122,9 @@ class LedgerEntry:
     replay_of: str | None = None
     """The entry that paid, for a `REPLAYED` one."""
     request_count: int = 1
-    """Requests it stands for: more than one only when an agent that can not be metered reports a sum."""
+    """Requests it stands for: more than one only when an agent that can not be metered reports a
+    sum.
+    """
     simulated: bool = False
     """Answered by an offline model: priced like the real one, but nothing was sent or paid."""
     error: str | None = None
@@ -120,12 +135,17 @@ class LedgerEntry:
         return replace(self, state=state, settled_at=datetime.now(UTC), **changes)  # type: ignore[arg-type]  # kwargs of replace
 
     def not_sent(self, error: BaseException) -> LedgerEntry:
-        """This entry when booking it failed, so that its request was not sent. The same whoever says so."""
+        """This entry when booking it failed, so that its request was not sent.
+
+        The same whoever says so.
+        """
         reason = f"{NOT_SENT}{type(error).__name__} while it was booked."
         return replace(self, state=EntryState.REFUSED, settled_at=self.sent_at, error=reason)
 
     def replayed(self, attribution: Attribution) -> LedgerEntry:
-        """A new entry that says this one's answer was used again, for nothing, under another attribution."""
+        """A new entry that says this one's answer was used again, for nothing, under another
+        attribution.
+        """
         now = datetime.now(UTC)
         return replace(
             self,
@@ -144,7 +164,9 @@ class LedgerEntry:
 
     @property
     def model(self) -> str | None:
-        """The model it is booked under: the one asked for, which stays the same whatever became of the request."""
+        """The model it is booked under: the one asked for, which stays the same whatever became of
+        the request.
+        """
         return self.model_asked or self.model_answered
 
 
@@ -159,19 +181,32 @@ ZERO_USD = Decimal(0)
 
 
 def total_usd(entries: Iterable[LedgerEntry]) -> Decimal:
-    """Known spend of the entries in USD, exact. Replayed and refused ones are no spend; unknown costs add nothing."""
+    """Known spend of the entries in USD, exact.
+
+    Replayed and refused ones are no spend; unknown costs add nothing.
+    """
     with localcontext(EXACT):
         return sum(map(spend_of, entries), ZERO_USD)
 
 
 def replays(entries: Iterable[LedgerEntry], attribution: Attribution) -> Iterator[LedgerEntry]:
-    """The entries that say a record's answers are used again: one for each request that was paid for.
+    """The entries that say a record's answers are used again: one for each request that was paid
+    for.
 
-    In the record one may have been a replay already, of an answer that its step was given before it was interrupted.
+    In the record one may have been a replay already, of an answer that its step was given before it
+    was interrupted.
     """
-    paid = {entry.replay_of or entry.id: entry for entry in entries if entry.is_spend or entry.replay_of is not None}
+    paid = {
+        entry.replay_of or entry.id: entry
+        for entry in entries
+        if entry.is_spend or entry.replay_of is not None
+    }
     return (entry.replayed(attribution) for entry in paid.values())
 
 
 def spend_of(entry: LedgerEntry | None) -> Decimal:
-    return entry.cost_usd if entry is not None and entry.is_spend and entry.cost_usd is not None else ZERO_USD
+    return (
+        entry.cost_usd
+        if entry is not None and entry.is_spend and entry.cost_usd is not None
+        else ZERO_USD
+    )

@@ -38,7 +38,9 @@ class LedgerFilter:
         for name in ("since", "until"):
             value = getattr(self, name)
             if value is not None and value.utcoffset() is None:
-                raise ValueError(f"{name} must be timezone-aware, got {value!r}. Use datetime(..., tzinfo=UTC).")
+                raise ValueError(
+                    f"{name} must be timezone-aware, got {value!r}. Use datetime(..., tzinfo=UTC)."
+                )
 
     @property
     def tag_parts(self) -> tuple[str, str | None]:
@@ -71,7 +73,9 @@ class LedgerFilter:
     def _has_model(self, entry: LedgerEntry) -> bool:
         asked = entry.model_asked or ""
         return (
-            self.model is None or self.model in (asked, entry.model_answered) or asked.partition(":")[2] == self.model
+            self.model is None
+            or self.model in (asked, entry.model_answered)
+            or asked.partition(":")[2] == self.model
         )
 
     def _has_tag(self, entry: LedgerEntry) -> bool:

@@ -14,9 +14,11 @@ from .store import LedgerStore, flush_shared, open_store
 
 
 class Ledger:
-    """Every model request that was booked, of all runs that wrote to one database. Open it with `Ledger.open`.
+    """Every model request that was booked, of all runs that wrote to one database. Open it with
+    `Ledger.open`.
 
-    An entry without an outcome is unsettled: it is under way, or its process ended before the answer was booked.
+    An entry without an outcome is unsettled: it is under way, or its process ended before the
+    answer was booked.
     """
 
     def __init__(self, store: LedgerStore) -> None:
@@ -28,9 +30,10 @@ class Ledger:
         """Open a ledger for the length of an `async with` block.
 
         Args:
-            url: `sqlite:///path`, `postgresql://user@host/name`, or `memory://`, this process's own. None: the one in
-                `FASTROAI_LEDGER_URL`, or else `~/.fastroai/ledger.db`.
-            create: Whether to make a ledger where there is none yet. If not, nothing is made or changed there.
+            url: `sqlite:///path`, `postgresql://user@host/name`, or `memory://`, this process's
+                own. None: the one in `FASTROAI_LEDGER_URL`, or else `~/.fastroai/ledger.db`.
+            create: Whether to make a ledger where there is none yet. If not, nothing is made or
+                changed there.
 
         Raises:
             LedgerNotFoundError: There is none, and none was to be made.
@@ -106,12 +109,14 @@ class Ledger:
         state: EntryState | None = None,
         simulated: bool | None = None,
     ) -> tuple[Totals, ...]:
-        """What the entries that fit add up to, in groups ordered by key; one sum of all when not grouped.
+        """What the entries that fit add up to, in groups ordered by key; one sum of all when not
+        grouped.
 
         Args:
-            by: `run`, `run_key`, `pipeline`, `step` (as `pipeline/step`), `agent`, `model`, `provider`, `deployment`,
-                `day` (UTC), `tag`, or `tag:NAME` for the values of one tag. By `tag`, an entry is in the group of each
-                of its tags, so the groups add up to more than the whole.
+            by: `run`, `run_key`, `pipeline`, `step` (as `pipeline/step`), `agent`, `model`,
+                `provider`, `deployment`, `day` (UTC), `tag`, or `tag:NAME` for the values of one
+                tag. By `tag`, an entry is in the group of each of its tags, so the groups add up to
+                more than the whole.
             run_id: As in `entries`, like all that follow.
 
         Raises:
@@ -133,7 +138,8 @@ class Ledger:
         return await self._store.totals(selection, by)
 
     async def append(self, entry: LedgerEntry) -> None:
-        """Book an entry: a request from elsewhere, or the outcome of one that is unsettled. Nothing is ever changed.
+        """Book an entry: a request from elsewhere, or the outcome of one that is unsettled. Nothing
+        is ever changed.
 
         Raises:
             ValueError: The ledger says something else of this entry already.
@@ -145,10 +151,14 @@ class Ledger:
             self._store.settle(entry)
             await self._store.flush()
         [stored] = await self._store.entries(LedgerFilter(id=entry.id))
-        if entry.settled_at is not None and (stored.state, stored.cost_usd) != (entry.state, entry.cost_usd):
+        if entry.settled_at is not None and (stored.state, stored.cost_usd) != (
+            entry.state,
+            entry.cost_usd,
+        ):
             raise ValueError(
-                f"Entry {entry.id!r} is booked as {stored.state} at {stored.cost_usd} USD already; it can't become "
-                f"{entry.state} at {entry.cost_usd} USD. Book a correction as an entry of its own."
+                f"Entry {entry.id!r} is booked as {stored.state} at {stored.cost_usd} USD already; "
+                f"it can't become {entry.state} at {entry.cost_usd} USD. Book a correction as an "
+                "entry of its own."
             )
 
 

@@ -19,7 +19,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "model": ("model", "model_name", "model_id", "snapshot_id"),
     "at": ("at", "time", "timestamp", "datetime", "created_at", "created", "sent_at", "date"),
     "input_tokens": ("input_tokens", "prompt_tokens", "tokens_in", "n_context_tokens_total"),
-    "output_tokens": ("output_tokens", "completion_tokens", "tokens_out", "n_generated_tokens_total"),
+    "output_tokens": (
+        "output_tokens",
+        "completion_tokens",
+        "tokens_out",
+        "n_generated_tokens_total",
+    ),
     "cost_usd": ("cost_usd", "cost", "amount", "amount_usd", "total_cost", "usd", "price"),
 }
 """What an invoice may call its columns; case, spaces and dashes don't matter."""
@@ -63,7 +68,9 @@ class Match:
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """What the two say otherwise, for people; what one of them does not say is no difference."""
+        """What the two say otherwise, for people; what one of them does not say is no
+        difference.
+        """
         found = []
         if _tokens_known(self.entry):
             for name in ("input_tokens", "output_tokens"):
@@ -71,7 +78,10 @@ class Match:
                 if theirs is not None and ours != theirs:
                     found.append(f"{name}: {ours} in the ledger, {theirs} on the invoice")
         if not _same_cost(self.entry, self.line):
-            found.append(f"cost: {self.entry.cost_usd} USD in the ledger, {self.line.cost_usd} on the invoice")
+            found.append(
+                f"cost: {self.entry.cost_usd} USD in the ledger, {self.line.cost_usd} on the "
+                "invoice"
+            )
         return tuple(found)
 
 
@@ -92,20 +102,26 @@ class Reconciliation:
     @property
     def is_balanced(self) -> bool:
         """Whether each has a partner and all partners agree."""
-        return not self.entries and not self.lines and not any(match.differences for match in self.matches)
+        return (
+            not self.entries
+            and not self.lines
+            and not any(match.differences for match in self.matches)
+        )
 
 
-def read_invoice(rows: Iterable[str], columns: Mapping[str, str] | None = None) -> tuple[InvoiceLine, ...]:
+def read_invoice(
+    rows: Iterable[str], columns: Mapping[str, str] | None = None
+) -> tuple[InvoiceLine, ...]:
     """The lines of an invoice in CSV, with a first line of column names.
 
     Args:
         rows: An open file, or its lines.
-        columns: What this invoice calls `response_id`, `model`, `at`, `input_tokens`, `output_tokens` or `cost_usd`,
-            where `COLUMNS` does not know.
+        columns: What this invoice calls `response_id`, `model`, `at`, `input_tokens`,
+            `output_tokens` or `cost_usd`, where `COLUMNS` does not know.
 
     Raises:
-        ValueError: A column that was named is not there, none says which request a line is for, or a value can't be
-            read; the message says which.
+        ValueError: A column that was named is not there, none says which request a line is for, or
+            a value can't be read; the message says which.
     """
     reader = csv.DictReader(rows)
     names = {_plain(name): name for name in reader.fieldnames or ()}
@@ -115,32 +131,42 @@ def read_invoice(rows: Iterable[str], columns: Mapping[str, str] | None = None) 
         if known := [names[_plain(name)] for name in wanted if _plain(name) in names]:
             found[ours] = known[0]
         elif columns and ours in columns:
-            raise ValueError(f"The invoice has no column {columns[ours]!r}. It has {list(reader.fieldnames or ())}.")
+            raise ValueError(
+                f"The invoice has no column {columns[ours]!r}. It has "
+                f"{list(reader.fieldnames or ())}."
+            )
     if not {"response_id", "model"} & set(found):
         raise ValueError(
-            f"The invoice has no column for the response id or the model. It has {list(reader.fieldnames or ())}; "
-            f"known are {', '.join(COLUMNS['response_id'] + COLUMNS['model'])}."
+            "The invoice has no column for the response id or the model. It has "
+            f"{list(reader.fieldnames or ())}; known are "
+            f"{', '.join(COLUMNS['response_id'] + COLUMNS['model'])}."
         )
     return tuple(_line(reader.line_num, row, found) for row in reader if any(row.values()))
 
 
 def reconcile(
-    entries: Iterable[LedgerEntry], lines: Iterable[InvoiceLine], *, tolerance: timedelta = TOLERANCE
+    entries: Iterable[LedgerEntry],
+    lines: Iterable[InvoiceLine],
+    *,
+    tolerance: timedelta = TOLERANCE,
 ) -> Reconciliation:
     """Find the line for each entry and the entry for each line, one to one.
 
-    By the provider's response id where both have it. Else by model and tokens, by model and cost, and for requests of
-    which the ledger knows no outcome by model alone; of several the ones nearest in time, and none further apart than
-    the tolerance. Two that name different responses are never matched.
+    By the provider's response id where both have it. Else by model and tokens, by model and cost,
+    and for requests of which the ledger knows no outcome by model alone; of several the ones
+    nearest in time, and none further apart than the tolerance. Two that name different responses
+    are never matched.
 
     Args:
-        entries: From a ledger, of the time and the provider that the invoice is for. Those that were not sent, were
-            refused or were simulated are left aside.
+        entries: From a ledger, of the time and the provider that the invoice is for. Those that
+            were not sent, were refused or were simulated are left aside.
         lines: From `read_invoice`.
         tolerance: How far apart in time the same request may be on both sides.
     """
     matching = _Matching(
-        sorted((e for e in entries if e.is_spend and not e.simulated), key=lambda e: e.sent_at), list(lines), tolerance
+        sorted((e for e in entries if e.is_spend and not e.simulated), key=lambda e: e.sent_at),
+        list(lines),
+        tolerance,
     )
     matching.by_response_id()
     matching.by_key("tokens", _tokens_key_of_entry, _tokens_key_of_line)
@@ -153,7 +179,9 @@ def reconcile(
 class _Matching:
     """The entries and lines that have no partner yet, and the pairs that were found."""
 
-    def __init__(self, entries: list[LedgerEntry], lines: list[InvoiceLine], tolerance: timedelta) -> None:
+    def __init__(
+        self, entries: list[LedgerEntry], lines: list[InvoiceLine], tolerance: timedelta
+    ) -> None:
         self.entries, self.lines = entries, lines
         self._tolerance = tolerance
         self._matches: list[Match] = []
@@ -181,11 +209,17 @@ class _Matching:
         ordered = sorted(self._matches, key=lambda match: match.line.number)
         return Reconciliation(tuple(ordered), tuple(self.entries), tuple(self.lines))
 
-    def _nearest(self, entries: list[LedgerEntry], lines: list[InvoiceLine]) -> list[tuple[LedgerEntry, InvoiceLine]]:
-        """Pairs of two lists, in their order in time: as many as there can be within the tolerance."""
+    def _nearest(
+        self, entries: list[LedgerEntry], lines: list[InvoiceLine]
+    ) -> list[tuple[LedgerEntry, InvoiceLine]]:
+        """Pairs of two lists, in their order in time: as many as there can be within the
+        tolerance.
+        """
         pairs: list[tuple[LedgerEntry, InvoiceLine]] = []
         waiting, passed = deque(entries), list[LedgerEntry]()
-        timed = sorted(((line.at, line) for line in lines if line.at is not None), key=itemgetter(0))
+        timed = sorted(
+            ((line.at, line) for line in lines if line.at is not None), key=itemgetter(0)
+        )
         for at, line in timed:
             while waiting and waiting[0].sent_at < at - self._tolerance:
                 passed.append(waiting.popleft())
@@ -224,7 +258,11 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable | None]) -> dict[Ha
 def _tokens_key_of_entry(entry: LedgerEntry) -> Hashable | None:
     if not _tokens_known(entry):
         return None
-    return _model(entry.model_answered or entry.model_asked), entry.tokens.input_tokens, entry.tokens.output_tokens
+    return (
+        _model(entry.model_answered or entry.model_asked),
+        entry.tokens.input_tokens,
+        entry.tokens.output_tokens,
+    )
 
 
 def _tokens_key_of_line(line: InvoiceLine) -> Hashable | None:
@@ -256,7 +294,9 @@ def _open_key_of_entry(entry: LedgerEntry) -> Hashable | None:
 
 
 def _tokens_known(entry: LedgerEntry) -> bool:
-    """Whether the tokens are those of the whole request: a request that broke off may have cost more."""
+    """Whether the tokens are those of the whole request: a request that broke off may have cost
+    more.
+    """
     counted = entry.tokens.input_tokens or entry.tokens.output_tokens
     return bool(counted) and entry.state is not EntryState.UNSETTLED
 
@@ -291,7 +331,9 @@ def _line(number: int, row: Mapping[str, str | None], columns: Mapping[str, str]
         try:
             return None if value is None else parse(value)
         except (ValueError, InvalidOperation):
-            raise ValueError(f"Line {number} of the invoice: {columns[name]!r} can't be {value!r}.") from None
+            raise ValueError(
+                f"Line {number} of the invoice: {columns[name]!r} can't be {value!r}."
+            ) from None
 
     return InvoiceLine(
         number=number,

@@ -22,10 +22,12 @@ class DurableLedger(Protocol):
 
 
 class RequestRecorder:
-    """The entries of one run, in the order in which they were sent. Recording an id again replaces its entry.
+    """The entries of one run, in the order in which they were sent. Recording an id again replaces
+    its entry.
 
     Args:
-        store: Where each entry is also written, the intent before its request is sent. None: nowhere.
+        store: Where each entry is also written, the intent before its request is sent. None:
+            nowhere.
     """
 
     def __init__(self, store: DurableLedger | None = None) -> None:
@@ -48,7 +50,8 @@ class RequestRecorder:
         Raises:
             SettingsError: A variable has a value it may not have.
         """
-        from ..settings import load_settings  # only here: pydantic-settings takes its time to import
+        # only here: pydantic-settings takes its time to import
+        from ..settings import load_settings
 
         return load_settings().unpriced == "fail"
 
@@ -56,7 +59,8 @@ class RequestRecorder:
         """Book a request that is about to be sent. A store has it on disk when this returns.
 
         Raises:
-            LedgerUnavailableError: It can't be booked, and it is required that it is. The request must not be sent.
+            LedgerUnavailableError: It can't be booked, and it is required that it is. The request
+                must not be sent.
         """
         self._note(entry)
         if self._store is None:
@@ -71,14 +75,16 @@ class RequestRecorder:
     def record(self, entry: LedgerEntry) -> None:
         """Add a settled entry, or settle the one with the same id.
 
-        Synchronous, so that a request can be settled while its coroutine is being cancelled or closed.
+        Synchronous, so that a request can be settled while its coroutine is being cancelled or
+        closed.
         """
         self._note(entry)
         if self._store is not None:
             self._store.settle(entry)
 
     def restate(self, entries: Iterable[LedgerEntry]) -> None:
-        """Have the store know what a record says of earlier requests: a crash may have come before they were settled.
+        """Have the store know what a record says of earlier requests: a crash may have come before
+        they were settled.
 
         They are no entries of this run.
         """
@@ -87,7 +93,9 @@ class RequestRecorder:
                 self._store.settle(entry)
 
     async def flush(self) -> None:
-        """Wait until the store has all entries, or keeps them to write later; its own warning then says so."""
+        """Wait until the store has all entries, or keeps them to write later; its own warning then
+        says so.
+        """
         if self._store is not None:
             with suppress(LedgerUnavailableError):
                 await self._store.flush()
@@ -123,7 +131,9 @@ class RequestRecorder:
 
     def of_dispatch(self, attribution: Attribution) -> tuple[LedgerEntry, ...]:
         """The entries booked to one agent call, those of agents that its tools called included."""
-        return tuple(self._entries[id_] for id_ in self._by_dispatch.get(_dispatch_key(attribution), ()))
+        return tuple(
+            self._entries[id_] for id_ in self._by_dispatch.get(_dispatch_key(attribution), ())
+        )
 
     def spent_usd(self, step_id: str | None = None) -> Decimal:
         """Known spend in USD, exact: of one step, or of the whole run when no step is named."""

@@ -49,7 +49,9 @@ class WhatIf:
 
     @property
     def left_out(self) -> tuple[Repriced, ...]:
-        """The requests that can't be compared: their tokens, their recorded cost or the other price is unknown."""
+        """The requests that can't be compared: their tokens, their recorded cost or the other price
+        is unknown.
+        """
         return tuple(r for r in self.requests if r.usd is None or r.entry.cost_usd is None)
 
     @property
@@ -80,37 +82,50 @@ def what_if(
     Args:
         entries: From a ledger. Refused and replayed ones are left aside: they cost nothing.
         model: `provider:model`. None: the model that answered.
-        service_tier: For example `flex`, `priority`, `default` or `batch`. None: that of each request.
-        at: As of which time to price them, timezone-aware: today's tiers may not have been listed then. None: as of
-            the time each was sent.
+        service_tier: For example `flex`, `priority`, `default` or `batch`. None: that of each
+            request.
+        at: As of which time to price them, timezone-aware: today's tiers may not have been listed
+            then. None: as of the time each was sent.
         calculator: Prices; by default the list prices.
 
     Raises:
         ValueError: Neither a model nor a tier is given, or `at` is naive.
     """
     if at is not None and at.utcoffset() is None:
-        raise ValueError(f"The time to price at must be timezone-aware, got {at!r}. Use datetime.now(UTC).")
+        raise ValueError(
+            f"The time to price at must be timezone-aware, got {at!r}. Use datetime.now(UTC)."
+        )
     if model is None and service_tier is None:
-        raise ValueError("What should be different? Give a model, as provider:model, or a service tier.")
+        raise ValueError(
+            "What should be different? Give a model, as provider:model, or a service tier."
+        )
     prices = calculator or CostCalculator()
     requests = tuple(
-        _reprice(entry, model, service_tier, at or entry.sent_at, prices) for entry in entries if entry.is_spend
+        _reprice(entry, model, service_tier, at or entry.sent_at, prices)
+        for entry in entries
+        if entry.is_spend
     )
     return WhatIf(model, service_tier, requests)
 
 
-def _reprice(entry: LedgerEntry, model: str | None, tier: str | None, at: datetime, prices: CostCalculator) -> Repriced:
+def _reprice(
+    entry: LedgerEntry, model: str | None, tier: str | None, at: datetime, prices: CostCalculator
+) -> Repriced:
     if not any(getattr(entry.tokens, name) for name in ("input_tokens", "output_tokens")):
         return Repriced(entry, None, "Its tokens are not known.")
     if entry.request_count != 1:
-        return Repriced(entry, None, f"It is a sum of {entry.request_count} requests; prices are per request.")
+        return Repriced(
+            entry, None, f"It is a sum of {entry.request_count} requests; prices are per request."
+        )
     tier = tier or entry.service_tier
     try:
         price = prices.price(
             _Usage(entry),  # type: ignore[arg-type]  # it has the counters of a RequestUsage that prices look at
             model or entry.model_answered or entry.model_asked or "",
             provider=None if model else _provider(entry),
-            provider_url=None if model or entry.provider_host is None else f"https://{entry.provider_host}",
+            provider_url=None
+            if model or entry.provider_host is None
+            else f"https://{entry.provider_host}",
             at=at,
             context=tier_context(tier),
         )
@@ -124,7 +139,9 @@ def _provider(entry: LedgerEntry) -> str | None:
 
 
 class _Usage:
-    """An entry's counters under the names by which they are priced; what was not counted is not there."""
+    """An entry's counters under the names by which they are priced; what was not counted is not
+    there.
+    """
 
     def __init__(self, entry: LedgerEntry) -> None:
         self._further = entry.further_usage

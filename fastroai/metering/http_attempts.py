@@ -1,4 +1,6 @@
-"""The HTTP attempts behind one call of a model: their clients are told to make one, and any further one is booked."""
+"""The HTTP attempts behind one call of a model: their clients are told to make one, and any further
+one is booked.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,13 @@ _sending: ContextVar[Send | None] = ContextVar("fastroai_send", default=None)
 
 
 class Send:
-    """One call of a model. While its `with` block lasts, each attempt that leaves for it has an entry of its own.
+    """One call of a model. While its `with` block lasts, each attempt that leaves for it has an
+    entry of its own.
 
-    The first attempt has the entry it is given. A transport or an SDK that sends again by itself makes a further one:
-    the entry before is settled by what the provider answered to it, a new one is booked before the attempt leaves, and
-    the last is left in `entry` to be settled by the outcome of the call.
+    The first attempt has the entry it is given. A transport or an SDK that sends again by itself
+    makes a further one: the entry before is settled by what the provider answered to it, a new one
+    is booked before the attempt leaves, and the last is left in `entry` to be settled by the
+    outcome of the call.
 
     Args:
         entry: Booked already, for the first attempt.
@@ -90,16 +94,23 @@ class Send:
             _sending.reset(self._token)
 
     def failed(self, error: BaseException) -> LedgerEntry:
-        """The entry of the last attempt, settled by the error that the call raised and by what was seen of it."""
+        """The entry of the last attempt, settled by the error that the call raised and by what was
+        seen of it.
+        """
         left = self._left if self._sees_wire else None
         return settle_failure(self.entry, error, left=left, status=self._status)
 
     def is_for(self, url: Any) -> bool:
-        """Whether a URL is one of the model's provider; else it may be where credentials are refreshed."""
+        """Whether a URL is one of the model's provider; else it may be where credentials are
+        refreshed.
+        """
         return self._host is None or url.host == self._host
 
     async def begin(self) -> None:
-        """A client starts on a request. Where the attempts in it can't be seen, it counts as one."""
+        """A client starts on a request.
+
+        Where the attempts in it can't be seen, it counts as one.
+        """
         if self._begun and not self._sees_wire:
             await self._again()
         self._begun = True
@@ -113,8 +124,8 @@ class Send:
         self._sees_wire = True
         if self._over:
             raise RuntimeError(
-                f"The call of {self._model.model_id!r} was left meanwhile: its client may not send it again, as nobody "
-                "would book that."
+                f"The call of {self._model.model_id!r} was left meanwhile: its client may not send "
+                "it again, as nobody would book that."
             )
         if self._left:
             await self._again()
@@ -131,20 +142,25 @@ class Send:
 
     async def _again(self) -> None:
         entry = await self._intend()
-        # Only now: where no further attempt may be booked, none leaves, and this one is still the last.
+        # Only now: where no further attempt may be booked, none leaves, and this one is still the
+        # last.
         self._book(settle_resent(self.entry, self._status))
         self.entry, self._status = entry, None
 
 
 def sdk_obeys(model: Model) -> bool:
-    """Whether the SDK of a model, out of its wrappers, makes one attempt when a request's settings say so."""
+    """Whether the SDK of a model, out of its wrappers, makes one attempt when a request's settings
+    say so.
+    """
     if model.provider is None or "max_retries" in model.unsupported_settings:
         return False
     return _copies_itself(getattr(model, "client", None))
 
 
 def client_retries(model: Model) -> int:
-    """How often the SDK of a model, out of its wrappers, would send a request again if it were not told otherwise."""
+    """How often the SDK of a model, out of its wrappers, would send a request again if it were not
+    told otherwise.
+    """
     client = getattr(model, "client", None) if sdk_obeys(model) else None
     for path in _RETRY_COUNTS:
         if isinstance(count := _at(client, path), int):
@@ -156,12 +172,16 @@ def client_retries(model: Model) -> int:
 
 
 def settings_for_one_attempt(model: Model, settings: ModelSettings | None) -> ModelSettings | None:
-    """Settings that have the SDK of a model, out of its wrappers, make one attempt, as far as it can be told."""
+    """Settings that have the SDK of a model, out of its wrappers, make one attempt, as far as it
+    can be told.
+    """
     if model.provider is None:
         return settings
     if sdk_obeys(model):
         makes_one = getattr(getattr(model, "client", None), "max_retries", None) == 0
-        if makes_one and not any("max_retries" in (layer or ()) for layer in (settings, model.settings)):
+        if makes_one and not any(
+            "max_retries" in (layer or ()) for layer in (settings, model.settings)
+        ):
             return settings
         told = ModelSettings(**(settings or {}))
         told["max_retries"] = 0
@@ -178,7 +198,8 @@ def retry_nothing(model: Model) -> None:
     provider: Any = model.provider
     lazy = getattr(provider, "_lazy_client", None)
     if isinstance(options := getattr(lazy, "_kwargs", None), dict):
-        # xAI: gRPC retries below everything that could count, and is told only when its channel is made.
+        # xAI: gRPC retries below everything that could count, and is told only when its channel is
+        # made.
         options.setdefault("channel_options", [("grpc.enable_retries", 0)])
         return
     client: Any = getattr(model, "client", None)
@@ -190,24 +211,34 @@ def retry_nothing(model: Model) -> None:
 
 
 def _copies_itself(client: object) -> bool:
-    # pydantic-ai 2.62 hands this client's AWS profile to a copy that anthropic 2.12 gives it already: TypeError.
+    # pydantic-ai 2.62 hands this client's AWS profile to a copy that anthropic 2.12 gives it
+    # already: TypeError.
     return all(base.__name__ != "AsyncAnthropicBedrock" for base in type(client).__mro__)
 
 
 def _watch_client(model: Model) -> None:
-    """Have the client of a model tell the running `Send` what it sends. Other users of the client are not concerned."""
+    """Have the client of a model tell the running `Send` what it sends.
+
+    Other users of the client are not concerned.
+    """
     client = getattr(model, "client", None) if model.provider is not None else None
     if client is None:
         return
     if (events := _boto_events(client)) is not None:
-        for event, handler in (("before-send", _before_boto_send), ("response-received", _after_boto_send)):
+        for event, handler in (
+            ("before-send", _before_boto_send),
+            ("response-received", _after_boto_send),
+        ):
             events.register(event, handler, unique_id=f"fastroai-{event}")
         return
     for path in _HTTP_CLIENTS:
         hooks = getattr(_at(client, path), "event_hooks", None)
         if isinstance(hooks, dict):
             # Ours comes last: a hook of the client's owner may still change where the request goes.
-            for event, hook in (("request", _before_http_request), ("response", _after_http_response)):
+            for event, hook in (
+                ("request", _before_http_request),
+                ("response", _after_http_response),
+            ):
                 if hook not in hooks.setdefault(event, []):
                     hooks[event].append(hook)
             return
@@ -229,7 +260,8 @@ async def _before_http_request(request: Any) -> None:
     if send is None or request.method != "POST" or not send.is_for(request.url):
         return
     others = request.extensions.get("trace")
-    if not isinstance(others, _Trace):  # else the request goes out once more: redirected, or with new credentials
+    # else the request goes out once more: redirected, or with new credentials
+    if not isinstance(others, _Trace):
         request.extensions["trace"] = _Trace(send, others)
     await send.begin()
 
@@ -241,11 +273,15 @@ async def _after_http_response(response: Any) -> None:
 
 
 class _Trace:
-    """Told by httpcore what becomes of a request, beneath any transport that sends it more than once."""
+    """Told by httpcore what becomes of a request, beneath any transport that sends it more than
+    once.
+    """
 
     __slots__ = ("_is_request", "_others", "_send")
 
-    def __init__(self, send: Send, others: Callable[[str, dict[str, Any]], Awaitable[None]] | None) -> None:
+    def __init__(
+        self, send: Send, others: Callable[[str, dict[str, Any]], Awaitable[None]] | None
+    ) -> None:
         self._send = send
         self._others = others
         self._is_request = False
@@ -253,7 +289,8 @@ class _Trace:
     async def __call__(self, event: str, info: dict[str, Any]) -> None:
         self._send.see()
         if event.endswith(".send_request_headers.started"):
-            self._is_request = info["request"].method == b"POST"  # else it is a proxy that is asked to connect
+            # else it is a proxy that is asked to connect
+            self._is_request = info["request"].method == b"POST"
             if self._is_request:
                 await self._send.leave()
         elif event.endswith(".receive_response_headers.complete") and self._is_request:

@@ -1,4 +1,6 @@
-"""Agents of pydantic-ai that a step or a tool runs by itself: their requests are booked like all others."""
+"""Agents of pydantic-ai that a step or a tool runs by itself: their requests are booked like all
+others.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ from .scope import current_scope
 
 
 def book_all_agents() -> None:
-    """Have every run of a pydantic-ai agent within a step counted, also one that no FastroAgent starts.
+    """Have every run of a pydantic-ai agent within a step counted, also one that no FastroAgent
+    starts.
 
-    pydantic-ai has no hook for all agents, and a request that nobody counts is one that the books don't balance with.
-    Runs outside of steps are left as they are.
+    pydantic-ai has no hook for all agents, and a request that nobody counts is one that the books
+    don't balance with. Runs outside of steps are left as they are.
     """
     if not hasattr(Agent.iter, "__wrapped_by_fastroai__"):
         Agent.iter = _booked(Agent.iter)  # type: ignore[method-assign]

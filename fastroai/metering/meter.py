@@ -30,7 +30,8 @@ class RequestMeter(AbstractCapability[Any]):
         calculator: Prices requests; anything with `price` or, failing that, `calculate_cost`.
         scope: Where to book; None keeps the entries here only.
         agent: Name of the agent, for the entries.
-        max_retries: Further sends of a request after a passing failure. None: as often as the provider's client would.
+        max_retries: Further sends of a request after a passing failure. None: as often as the
+            provider's client would.
     """
 
     def __init__(
@@ -62,10 +63,13 @@ class RequestMeter(AbstractCapability[Any]):
         return self.metered(model)
 
     def metered(self, model: Model) -> Model:
-        """The model as one that counts its requests; members of a `FallbackModel` are counted one by one."""
+        """The model as one that counts its requests; members of a `FallbackModel` are counted one
+        by one.
+        """
         known = self._wrappers.get(id(model))
         if known is None:
-            # The model is kept beside its wrapper, so that its id can't be given to another one meanwhile.
+            # The model is kept beside its wrapper, so that its id can't be given to another one
+            # meanwhile.
             metered = metered_model(model, self)
             if self.journal is not None:
                 metered = JournaledModel(metered, self.journal, self)
@@ -116,7 +120,9 @@ class RequestMeter(AbstractCapability[Any]):
 
     def replayed(self, entries: Sequence[LedgerEntry]) -> None:
         """Book that an answer is used again which earlier requests paid for."""
-        self._ledger.restate(entry for entry in entries if entry.attribution.is_same_run(self._attribution))
+        self._ledger.restate(
+            entry for entry in entries if entry.attribution.is_same_run(self._attribution)
+        )
         for again in replays(entries, self._attribution):
             self._sent.append(again.id)
             self._ledger.record(again)
@@ -130,7 +136,10 @@ class RequestMeter(AbstractCapability[Any]):
         """Book a request that is about to be sent, and follow what leaves for it."""
         entry = await self.intend(model, foreseen)
         return Send(
-            entry, model.sender, lambda: self.intend(model, foreseen), lambda entry: self._record(entry, foreseen)
+            entry,
+            model.sender,
+            lambda: self.intend(model, foreseen),
+            lambda entry: self._record(entry, foreseen),
         )
 
     def answered(self, entry: LedgerEntry, response: ModelResponse, model: Model) -> None:
@@ -138,7 +147,10 @@ class RequestMeter(AbstractCapability[Any]):
         self._ledger.record(settle_answer(entry, response, model, self._pricer))
 
     def failed(self, send: Send, foreseen: Foreseen, error: BaseException) -> None:
-        """Settle a request that raised. Synchronous, like all settling: a task may be being cancelled."""
+        """Settle a request that raised.
+
+        Synchronous, like all settling: a task may be being cancelled.
+        """
         self._record(send.failed(error), foreseen)
 
     def streamed(
@@ -158,7 +170,9 @@ class RequestMeter(AbstractCapability[Any]):
         self._ledger.record(entry)
 
     def retries_of(self, model: MeteredModel, settings: ModelSettings | None) -> int:
-        """How many times a request may be sent again: its own setting, the agent's, else the client's."""
+        """How many times a request may be sent again: its own setting, the agent's, else the
+        client's.
+        """
         for layer in (settings, model.settings):
             if layer and (own := layer.get("max_retries")) is not None:
                 return own

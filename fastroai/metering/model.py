@@ -42,7 +42,9 @@ class Foreseen:
 
 
 class MeteredModel(WrapperModel):
-    """Sends requests through another model, books each send, and sends again what failed in passing."""
+    """Sends requests through another model, books each send, and sends again what failed in
+    passing.
+    """
 
     def __init__(self, wrapped: Model, meter: RequestMeter) -> None:
         super().__init__(wrapped)
@@ -70,7 +72,9 @@ class MeteredModel(WrapperModel):
             sends += 1
             try:
                 with send:
-                    response = await self.wrapped.request(messages, settings, model_request_parameters)
+                    response = await self.wrapped.request(
+                        messages, settings, model_request_parameters
+                    )
             except BaseException as error:
                 meter.failed(send, foreseen, error)
                 delay = retry_delay(error, sends) if sends <= retries else None
@@ -102,7 +106,9 @@ class MeteredModel(WrapperModel):
                 try:
                     with send:
                         stream = await stack.enter_async_context(
-                            self.wrapped.request_stream(messages, settings, model_request_parameters, run_context)
+                            self.wrapped.request_stream(
+                                messages, settings, model_request_parameters, run_context
+                            )
                         )
                     break
                 except BaseException as error:
@@ -125,7 +131,9 @@ class MeteredModel(WrapperModel):
         send = await self._meter.send(self, foreseen)
         try:
             with send:
-                response = await self.wrapped.compact_messages(request_context, instructions=instructions)
+                response = await self.wrapped.compact_messages(
+                    request_context, instructions=instructions
+                )
         except BaseException as error:
             self._meter.failed(send, foreseen, error)
             raise
@@ -134,9 +142,11 @@ class MeteredModel(WrapperModel):
 
 
 class MeteredParts(WrapperModel):
-    """A model made of models: requests go to a copy whose members are metered, all else to the original.
+    """A model made of models: requests go to a copy whose members are metered, all else to the
+    original.
 
-    The original stays the wrapped one, so that entering this wrapper leaves its members' clients to their owner.
+    The original stays the wrapped one, so that entering this wrapper leaves its members' clients to
+    their owner.
     """
 
     def __init__(self, wrapped: Model, metered_copy: Model) -> None:
@@ -200,5 +210,6 @@ def _host(url: str | None) -> str | None:
 
 
 async def _pause(delay: float) -> None:
-    # Many steps refused at once should not come back at once; none comes back sooner than it was asked to.
+    # Many steps refused at once should not come back at once; none comes back sooner than it was
+    # asked to.
     await asyncio.sleep(delay * random.uniform(1, 1.25))

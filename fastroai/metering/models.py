@@ -1,4 +1,6 @@
-"""What is beneath the wrappers of a model: the one that sends, what it is sent with, and where to."""
+"""What is beneath the wrappers of a model: the one that sends, what it is sent with, and where
+to.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def sends_setting(model: Model, name: str) -> bool:
 def endpoint(model: Model, answered: str | None = None) -> str | None:
     """Where a model's requests go, which the answer may say.
 
-    Some providers name their own URL even where the client was given a local one: then the client is believed.
+    Some providers name their own URL even where the client was given a local one: then the client
+    is believed.
     """
     client_url = str(getattr(getattr(innermost(model), "client", None), "base_url", None) or "")
-    return client_url if client_url and is_private_endpoint(client_url) else answered or model.base_url
+    return (
+        client_url if client_url and is_private_endpoint(client_url) else answered or model.base_url
+    )

@@ -18,33 +18,54 @@ from .service_tiers import billed_service_tier
 _GATEWAY_TIMEOUTS = frozenset({504, 524})
 
 
-def settle_answer(entry: LedgerEntry, response: ModelResponse, model: Model, pricer: Pricer) -> LedgerEntry:
-    """The entry of a request with a complete answer: charged, or unpriced when its tokens or its price are unknown."""
+def settle_answer(
+    entry: LedgerEntry, response: ModelResponse, model: Model, pricer: Pricer
+) -> LedgerEntry:
+    """The entry of a request with a complete answer: charged, or unpriced when its tokens or its
+    price are unknown.
+    """
     usage, answer = response.usage, _answer(entry, response, model)
     if not usage.has_values() or usage.unmeasured_requests:
-        return entry.settled(EntryState.UNPRICED, error="The provider reported no token usage.", **answer)
+        return entry.settled(
+            EntryState.UNPRICED, error="The provider reported no token usage.", **answer
+        )
     price = pricer.price(response, model, entry)
     if isinstance(price, str):
         return entry.settled(EntryState.UNPRICED, error=price, **answer)
-    # pydantic-ai looks up a price only where there is none yet: its cost limits then hold at the same prices.
+    # pydantic-ai looks up a price only where there is none yet: its cost limits then hold at the
+    # same prices.
     usage.cost = price.total
     return entry.settled(EntryState.CHARGED, **_charge(price), **answer)
 
 
 def settle_stream(
-    entry: LedgerEntry, stream: StreamedResponse, model: Model, pricer: Pricer, error: BaseException | None
+    entry: LedgerEntry,
+    stream: StreamedResponse,
+    model: Model,
+    pricer: Pricer,
+    error: BaseException | None,
 ) -> LedgerEntry:
-    """The entry of a stream: as an answer when it came to its end, else unsettled with what is known of it."""
-    reason = "Left before its end" if error is None or isinstance(error, GeneratorExit) else describe_error(error)
+    """The entry of a stream: as an answer when it came to its end, else unsettled with what is
+    known of it.
+    """
+    reason = (
+        "Left before its end"
+        if error is None or isinstance(error, GeneratorExit)
+        else describe_error(error)
+    )
     try:
         response = stream.get()
     except Exception as unreadable:
-        return entry.settled(EntryState.UNSETTLED, error=f"{reason}; what came of it can't be read: {unreadable!r}")
+        return entry.settled(
+            EntryState.UNSETTLED, error=f"{reason}; what came of it can't be read: {unreadable!r}"
+        )
     if response.state == "complete":
         return settle_answer(entry, response, model, pricer)
     if not response.usage.has_values():
         return entry.settled(
-            EntryState.UNSETTLED, error=f"{reason}; its tokens are unknown.", **_answer(entry, response, model)
+            EntryState.UNSETTLED,
+            error=f"{reason}; its tokens are unknown.",
+            **_answer(entry, response, model),
         )
     price = pricer.price(response, model, entry)
     return entry.settled(
@@ -58,7 +79,8 @@ def settle_stream(
 def settle_failure(
     entry: LedgerEntry, error: BaseException, *, left: bool | None = None, status: int | None = None
 ) -> LedgerEntry:
-    """The entry of a request that raised: refused when nothing can be billed for it, else unsettled.
+    """The entry of a request that raised: refused when nothing can be billed for it, else
+    unsettled.
 
     Args:
         entry: As it was booked before the send.
@@ -73,23 +95,30 @@ def settle_failure(
         refused = not error.in_stream and error.status_code not in _GATEWAY_TIMEOUTS
         return entry.settled(EntryState.REFUSED if refused else EntryState.UNSETTLED, error=reason)
     if left or status is not None:
-        # What was seen outweighs an error that says the request was not sent: it may be about another attempt.
+        # What was seen outweighs an error that says the request was not sent: it may be about
+        # another attempt.
         state = EntryState.REFUSED if _refuses(status) else EntryState.UNSETTLED
         return entry.settled(state, error=reason if status is None else f"HTTP {status}; {reason}")
-    if isinstance(error, UserError) or (isinstance(error, ModelConnectionError) and error.phase in NOT_SENT_PHASES):
+    if isinstance(error, UserError) or (
+        isinstance(error, ModelConnectionError) and error.phase in NOT_SENT_PHASES
+    ):
         return entry.settled(EntryState.REFUSED, error=f"{NOT_SENT}{reason}")
     return entry.settled(EntryState.UNSETTLED, error=reason)
 
 
 def settle_resent(entry: LedgerEntry, status: int | None) -> LedgerEntry:
-    """The entry of an attempt after which a client sent again by itself, by the HTTP status that was its answer."""
+    """The entry of an attempt after which a client sent again by itself, by the HTTP status that
+    was its answer.
+    """
     answer = "No answer was seen" if status is None else f"HTTP {status}"
     state = EntryState.REFUSED if _refuses(status) else EntryState.UNSETTLED
     return entry.settled(state, error=f"{answer}; the client sent again by itself.")
 
 
 def _refuses(status: int | None) -> bool:
-    """Whether an HTTP status says that nothing is billed: an error, or a redirection to elsewhere."""
+    """Whether an HTTP status says that nothing is billed: an error, or a redirection to
+    elsewhere.
+    """
     return status is not None and status >= 300 and status not in _GATEWAY_TIMEOUTS
 
 

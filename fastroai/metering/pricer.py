@@ -77,7 +77,9 @@ class Pricer:
                 return "An advisor model took part, whose tokens are billed at its own rates."
             usage = billed_usage(response)
             if not hasattr(self._calculator, "price"):
-                return Price(self._estimate(name, token_counts(usage)), "calculate_cost", request_fees=None)
+                return Price(
+                    self._estimate(name, token_counts(usage)), "calculate_cost", request_fees=None
+                )
             provider = response.provider_name or model.system
             tier = billed_service_tier(provider, response, entry.service_tier)
             price = self._calculator.price(
@@ -99,18 +101,24 @@ class Pricer:
             return describe_error(error)
 
     def require_price(self, model: Model, settings: ModelSettings | None = None) -> None:
-        """Refuse a request for which no price is known: before a send, where `FASTROAI_UNPRICED` is `fail`.
+        """Refuse a request for which no price is known: before a send, where `FASTROAI_UNPRICED` is
+        `fail`.
 
-        What is looked for is the price of the model as it is asked for. Simulated models are never refused, nor models
-        behind Pydantic AI's gateway, which tells the price with the answer.
+        What is looked for is the price of the model as it is asked for. Simulated models are never
+        refused, nor models behind Pydantic AI's gateway, which tells the price with the answer.
 
         Raises:
-            UnknownModelPriceError: No price is known. The message names model, provider, host and remedies.
+            UnknownModelPriceError: No price is known. The message names model, provider, host and
+                remedies.
             SettingsError: A variable has a value it may not have.
         """
         if getattr(model, "simulated", False) is True:
             return
-        if not hasattr(self._calculator, "price") or model.system == "test" or model.model_id.startswith("gateway/"):
+        if (
+            not hasattr(self._calculator, "price")
+            or model.system == "test"
+            or model.model_id.startswith("gateway/")
+        ):
             return
         tier = asked_service_tier(model, settings)
         try:
@@ -129,9 +137,9 @@ class Pricer:
             raise
         except Exception as error:
             raise UnknownModelPriceError(
-                f"{error} If its host bills at a listed provider's prices, name both in FASTROAI_PROVIDER_HOSTS. "
-                f"Nothing was sent to {model.model_id!r}, as FASTROAI_UNPRICED is 'fail'; with 'warn' it is sent and "
-                "booked as unpriced."
+                f"{error} If its host bills at a listed provider's prices, name both in "
+                f"FASTROAI_PROVIDER_HOSTS. Nothing was sent to {model.model_id!r}, as "
+                "FASTROAI_UNPRICED is 'fail'; with 'warn' it is sent and booked as unpriced."
             ) from error
         self._known.add(asked)
 
@@ -144,19 +152,27 @@ class Pricer:
     ) -> Decimal | None:
         """What a request can cost at most, in USD, exact: for one whose outcome is never known.
 
-        It holds for the model that is asked for, by whichever service tier, hour and cache class it is billed.
+        It holds for the model that is asked for, by whichever service tier, hour and cache class it
+        is billed.
 
         Returns:
             None: that can't be told; see `bounds.tokens_at_most` and `CostCalculator.max_cost`.
         """
         try:
             own = merged(model.settings, settings)
-            if not sends_setting(model, "max_tokens") or (tokens := tokens_at_most(messages, own, parameters)) is None:
+            if (
+                not sends_setting(model, "max_tokens")
+                or (tokens := tokens_at_most(messages, own, parameters)) is None
+            ):
                 return None
             ceiling = self._max_cost(model, asked_service_tier(model, settings))
             return ceiling.usd(*tokens) if ceiling else None
         except Exception:  # no request fails for want of a bound
-            logger.debug("What a request to %r can cost at most can't be told", model.model_name, exc_info=True)
+            logger.debug(
+                "What a request to %r can cost at most can't be told",
+                model.model_name,
+                exc_info=True,
+            )
             return None
 
     def _max_cost(self, model: Model, tier: str | None) -> MaxCost | None:
@@ -168,12 +184,19 @@ class Pricer:
     def _find_max_cost(self, model: Model, tier: str | None) -> MaxCost | None:
         calculator = self._calculator
         # Prices of someone's own know no ceiling, and gateways bill what they report.
-        if not isinstance(calculator, CostCalculator) or type(calculator).price is not CostCalculator.price:
+        if (
+            not isinstance(calculator, CostCalculator)
+            or type(calculator).price is not CostCalculator.price
+        ):
             return None
         if model.model_id.startswith(("gateway/", "openrouter:")):
             return None
         return calculator.max_cost(
-            model.model_name, provider=model.system, provider_url=endpoint(model), at=datetime.now(UTC), tier=tier
+            model.model_name,
+            provider=model.system,
+            provider_url=endpoint(model),
+            at=datetime.now(UTC),
+            tier=tier,
         )
 
     def _estimate(self, name: str, tokens: TokenCounts) -> Decimal:
@@ -189,7 +212,9 @@ class Pricer:
 
 def _reported(response: ModelResponse, url: str | None, entry: LedgerEntry) -> Price | None:
     """What the answer itself says it costs, where those who say so are those who bill."""
-    if isinstance(response.usage.cost, Decimal) and (entry.model_asked or "").startswith("gateway/"):
+    if isinstance(response.usage.cost, Decimal) and (entry.model_asked or "").startswith(
+        "gateway/"
+    ):
         return Price(response.usage.cost, "reported by the gateway", request_fees=None)
     details = response.provider_details or {}
     if response.provider_name != "openrouter" or not _is_amount(cost := details.get("cost")):
@@ -201,25 +226,40 @@ def _reported(response: ModelResponse, url: str | None, entry: LedgerEntry) -> P
         # With a key of one's own, OpenRouter bills its fee and the provider behind it the rest.
         if not _is_amount(upstream := details.get("upstream_inference_cost")):
             return None
-        total, source = total + Decimal(str(upstream)), f"{source}, with what the provider behind it bills"
+        total, source = (
+            total + Decimal(str(upstream)),
+            f"{source}, with what the provider behind it bills",
+        )
     return Price(total, source, request_fees=None)
 
 
 def _is_amount(value: object) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and 0 <= value < float("inf")
+    return (
+        isinstance(value, int | float | Decimal)
+        and not isinstance(value, bool)
+        and 0 <= value < float("inf")
+    )
 
 
 def billed_usage(response: ModelResponse) -> RequestUsage:
-    """The usage of a response, with the calls of a provider's own tools that pydantic-ai does not count among it."""
+    """The usage of a response, with the calls of a provider's own tools that pydantic-ai does not
+    count among it.
+    """
     usage = response.usage
     calls: dict[str, int] = {}
     if response.provider_name == "openai":
         calls["storage_searches"] = sum(
-            part.part_kind == "builtin-tool-call" and part.tool_name == "file_search" for part in response.parts
+            part.part_kind == "builtin-tool-call" and part.tool_name == "file_search"
+            for part in response.parts
         )
     elif response.provider_name == "xai":
-        calls = {name: usage.details.get(f"server_side_tools_{tool}", 0) for tool, name in _XAI_TOOLS.items()}
-    calls = {name: count for name, count in calls.items() if count and not getattr(usage, name, None)}
+        calls = {
+            name: usage.details.get(f"server_side_tools_{tool}", 0)
+            for tool, name in _XAI_TOOLS.items()
+        }
+    calls = {
+        name: count for name, count in calls.items() if count and not getattr(usage, name, None)
+    }
     if not calls:
         return usage
     usage = copy(usage)

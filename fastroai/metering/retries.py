@@ -1,4 +1,6 @@
-"""Which failures pass: of a model request, which is sent again, and of a step, which is tried again."""
+"""Which failures pass: of a model request, which is sent again, and of a step, which is tried
+again.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ NOT_SENT_PHASES: Final = frozenset({"pool", "connect"})
 _PASSING_STATUS = frozenset({408, 409, 429})
 
 
-# 408 (timeout), 409 (conflict), 425 and 429 (too early, too many) pass with time; other 4xx say the request is wrong.
+# 408 (timeout), 409 (conflict), 425 and 429 (too early, too many) pass with time; other 4xx say the
+# request is wrong.
 _PASSING_CLIENT_ERRORS = frozenset({408, 409, 425, 429})
 
 _PERMANENT = (
@@ -72,15 +75,21 @@ def _is_passing(error: BaseException) -> bool:
         return False
     if isinstance(error, ModelHTTPError):
         hint = error.provider_retry_hint
-        return hint if hint is not None else error.status_code in _PASSING_STATUS or error.status_code >= 500
+        return (
+            hint
+            if hint is not None
+            else error.status_code in _PASSING_STATUS or error.status_code >= 500
+        )
     if isinstance(error, ModelTimeoutError):
-        # A request that was sent may still be worked on, and billed; what was never sent can be sent.
+        # A request that was sent may still be worked on, and billed; what was never sent can be
+        # sent.
         return error.phase in NOT_SENT_PHASES
     return isinstance(error, ModelConnectionError)
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Whether trying again can't help: wrong credentials, a bad request, a user's mistake, a spent budget.
+    """Whether trying again can't help: wrong credentials, a bad request, a user's mistake, a spent
+    budget.
 
     Anything not plainly permanent counts as passing, a plain `RuntimeError` included.
     """

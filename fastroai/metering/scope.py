@@ -27,13 +27,18 @@ _scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope",
 
 
 class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scope(ledger):`
-    """Book every request of the agent calls made inside the block, nested and failed ones too, to a ledger."""
+    """Book every request of the agent calls made inside the block, nested and failed ones too, to a
+    ledger.
+    """
 
     # Not a generator: every step of a pipeline opens one.
     __slots__ = ("_scope", "_token")
 
     def __init__(
-        self, ledger: RequestRecorder, attribution: Attribution = UNATTRIBUTED, journal: Journal | None = None
+        self,
+        ledger: RequestRecorder,
+        attribution: Attribution = UNATTRIBUTED,
+        journal: Journal | None = None,
     ) -> None:
         self._scope = DispatchScope(ledger, attribution, journal)
 
@@ -51,7 +56,8 @@ def current_scope() -> DispatchScope | None:
 
 
 async def scope_outside_of_runs() -> DispatchScope | None:
-    """Where an agent that is called by itself is booked: in the ledger of `FASTROAI_LEDGER_URL`, if that is set.
+    """Where an agent that is called by itself is booked: in the ledger of `FASTROAI_LEDGER_URL`, if
+    that is set.
 
     Raises:
         LedgerUnavailableError: It can't be used, and must be.

@@ -29,7 +29,9 @@ _GOOGLE_CLOUD_TIERS = {
 }
 
 _SILENT = frozenset({"anthropic", "aws", "google"})
-"""Providers of whose answers pydantic-ai keeps no tier, or not always: they give the one that is asked for."""
+"""Providers of whose answers pydantic-ai keeps no tier, or not always: they give the one that is
+asked for.
+"""
 
 
 def asked_service_tier(model: Model, settings: ModelSettings | None) -> str | None:
@@ -40,7 +42,8 @@ def asked_service_tier(model: Model, settings: ModelSettings | None) -> str | No
         settings: Of the request.
 
     Returns:
-        A tier as the price list names it (`flex`, `priority`, `default`, `auto`, …), `fast-mode` for Anthropic's fast
+        A tier as the price list names it (`flex`, `priority`, `default`, `auto`, …), `fast-mode`
+        for Anthropic's fast
         mode. None: none is sent.
     """
     own = merged(model.settings, settings)
@@ -54,21 +57,32 @@ def asked_service_tier(model: Model, settings: ModelSettings | None) -> str | No
     match canonical_provider(model.system):
         case "anthropic":
             # Models without that mode are sent none.
-            if own.get("anthropic_speed") == "fast" and model.profile.get("anthropic_supports_fast_speed"):
+            if own.get("anthropic_speed") == "fast" and model.profile.get(
+                "anthropic_supports_fast_speed"
+            ):
                 return "fast-mode"
-            tier = own.get("anthropic_service_tier") or {"auto": "auto", "default": "standard_only"}.get(unified or "")
+            tier = own.get("anthropic_service_tier") or {
+                "auto": "auto",
+                "default": "standard_only",
+            }.get(unified or "")
         case "aws" if isinstance(bedrock := own.get("bedrock_service_tier"), Mapping):
             tier = bedrock.get("type")
         case "google" | "aws":
             tier = None if unified == "auto" else unified
         case _:
-            tier = own.get("openai_service_tier") or (unified if sends_setting(model, "service_tier") else None)
+            tier = own.get("openai_service_tier") or (
+                unified if sends_setting(model, "service_tier") else None
+            )
     return tier if isinstance(tier, str) else None
 
 
 def billed_service_tier(provider: str, response: ModelResponse, asked: str | None) -> str | None:
-    """The service tier of an answer: the one it names, or the one asked for where the provider gives just that."""
-    return _answered_service_tier(response) or (asked if canonical_provider(provider) in _SILENT else None)
+    """The service tier of an answer: the one it names, or the one asked for where the provider
+    gives just that.
+    """
+    return _answered_service_tier(response) or (
+        asked if canonical_provider(provider) in _SILENT else None
+    )
 
 
 def _answered_service_tier(response: ModelResponse) -> str | None:

@@ -12,7 +12,9 @@ from pydantic_ai.tools import ToolDefinition
 from pydantic_core import to_json
 
 PER_REQUEST: Final = 1024
-"""Tokens for what a provider adds by itself: instructions of its own, the template of a prompted output."""
+"""Tokens for what a provider adds by itself: instructions of its own, the template of a prompted
+output.
+"""
 FOR_TOOLS: Final = 1024
 """Tokens for the instructions on tool use that a provider adds where there are tools."""
 PER_PART: Final = 32
@@ -22,29 +24,34 @@ JSON_FACTOR: Final = 2
 
 _HARMLESS = frozenset(
     """
-    max_tokens temperature top_p top_k timeout request_timeout max_retries parallel_tool_calls tool_choice seed
-    presence_penalty frequency_penalty logit_bias stop_sequences extra_headers thinking cache service_tier
-    anthropic_cache anthropic_cache_instructions anthropic_cache_messages anthropic_cache_tool_definitions
-    anthropic_effort anthropic_metadata anthropic_service_tier anthropic_speed anthropic_thinking
-    bedrock_cache_instructions bedrock_cache_messages bedrock_cache_tool_definitions bedrock_request_metadata
-    bedrock_service_tier google_cloud_service_tier google_labels google_logprobs google_safety_settings
-    google_thinking_config google_top_logprobs groq_reasoning_effort groq_reasoning_format
-    openai_cache_instructions openai_logprobs openai_prompt_cache_key openai_prompt_cache_options
-    openai_prompt_cache_retention openai_reasoning_effort openai_reasoning_summary openai_service_tier openai_store
-    openai_text_verbosity openai_top_logprobs openai_user
+    max_tokens temperature top_p top_k timeout request_timeout max_retries parallel_tool_calls
+    tool_choice seed presence_penalty frequency_penalty logit_bias stop_sequences extra_headers
+    thinking cache service_tier anthropic_cache anthropic_cache_instructions
+    anthropic_cache_messages anthropic_cache_tool_definitions anthropic_effort anthropic_metadata
+    anthropic_service_tier anthropic_speed anthropic_thinking bedrock_cache_instructions
+    bedrock_cache_messages bedrock_cache_tool_definitions bedrock_request_metadata
+    bedrock_service_tier google_cloud_service_tier google_labels google_logprobs
+    google_safety_settings google_thinking_config google_top_logprobs groq_reasoning_effort
+    groq_reasoning_format openai_cache_instructions openai_logprobs openai_prompt_cache_key
+    openai_prompt_cache_options openai_prompt_cache_retention openai_reasoning_effort
+    openai_reasoning_summary openai_service_tier openai_store openai_text_verbosity
+    openai_top_logprobs openai_user
     """.split()  # noqa: SIM905  # as a list it would be a page long
 )
-"""Settings that add no tokens to those counted here. Any other may: a conversation kept by the provider, a prediction,
-a body of one's own."""
+"""Settings that add no tokens to those counted here. Any other may: a conversation kept by the
+provider, a prediction, a body of one's own."""
 
 
 def tokens_at_most(
-    messages: Sequence[ModelMessage], settings: Mapping[str, Any], parameters: ModelRequestParameters
+    messages: Sequence[ModelMessage],
+    settings: Mapping[str, Any],
+    parameters: ModelRequestParameters,
 ) -> tuple[int, int] | None:
     """The most input and output tokens that a request for text can be billed for.
 
-    A token stands for a byte of UTF-8 at least, so the bytes of all that is sent bound its tokens, with an allowance
-    for what is not seen from here. Output is bounded by `max_tokens`, into which providers count reasoning.
+    A token stands for a byte of UTF-8 at least, so the bytes of all that is sent bound its tokens,
+    with an allowance for what is not seen from here. Output is bounded by `max_tokens`, into which
+    providers count reasoning.
 
     Args:
         messages: What is sent.
@@ -52,16 +59,24 @@ def tokens_at_most(
         parameters: Tools, output schema and instructions, before or after the model prepared them.
 
     Returns:
-        None: there is no `max_tokens`, or something is sent whose tokens can't be told from its size: images, audio,
+        None: there is no `max_tokens`, or something is sent whose tokens can't be told from its
+            size: images, audio,
         documents, built-in tools, what the provider keeps.
     """
     limit = settings.get("max_tokens")
-    if not isinstance(limit, int) or limit < 0 or parameters.native_tools or parameters.allow_image_output:
+    if (
+        not isinstance(limit, int)
+        or limit < 0
+        or parameters.native_tools
+        or parameters.allow_image_output
+    ):
         return None
     if not _HARMLESS.issuperset(settings):
         return None
     total = PER_REQUEST + _of_parameters(parameters)
-    instructions = sum(_bytes(part.content) + PER_PART for part in parameters.instruction_parts or ())
+    instructions = sum(
+        _bytes(part.content) + PER_PART for part in parameters.instruction_parts or ()
+    )
     for message in messages:
         total += PER_PART
         if isinstance(message, ModelRequest):
@@ -87,7 +102,8 @@ def _bytes(text: str) -> int:
         return len(text)
     size = len(text.encode("utf-8", "surrogatepass"))
     if not unicodedata.is_normalized("NFKC", text):
-        # Some tokenizers write compatibility characters out first: one of three bytes may become 33.
+        # Some tokenizers write compatibility characters out first: one of three bytes may become
+        # 33.
         size = max(size, len(unicodedata.normalize("NFKC", text).encode("utf-8", "surrogatepass")))
     return size
 
@@ -172,14 +188,22 @@ def _of_parameters(parameters: ModelRequestParameters) -> int:
     size += sum(map(_of_tool, tools))
     if (output := parameters.output_object) is not None:
         # As a format of the response, and in the instructions as well.
-        size += 2 * (_of_schema(output.json_schema) + _bytes((output.name or "") + (output.description or "")))
+        size += 2 * (
+            _of_schema(output.json_schema)
+            + _bytes((output.name or "") + (output.description or ""))
+        )
     if isinstance(template := parameters.prompted_output_template, str):
         size += _bytes(template)
     return size
 
 
 def _of_tool(tool: ToolDefinition) -> int:
-    size = PER_PART + _bytes(tool.name) + _bytes(tool.description or "") + _of_schema(tool.parameters_json_schema)
+    size = (
+        PER_PART
+        + _bytes(tool.name)
+        + _bytes(tool.description or "")
+        + _of_schema(tool.parameters_json_schema)
+    )
     returned = getattr(tool, "return_schema", None)
     return size + _of_schema(returned) if returned else size
 
@@ -189,7 +213,9 @@ _MOST_SCHEMAS = 1024
 
 
 def _of_schema(schema: Mapping[str, Any]) -> int:
-    """A schema's JSON, with its definitions written out where they are used: some models are sent it so."""
+    """A schema's JSON, with its definitions written out where they are used: some models are sent
+    it so.
+    """
     known = _schemas.get(id(schema))
     if known is None or known[0] is not schema:
         if len(_schemas) >= _MOST_SCHEMAS:
@@ -203,15 +229,21 @@ def _of_schema(schema: Mapping[str, Any]) -> int:
 
 
 def _written_out(node: object, definitions: Mapping[str, Any], sizes: dict[str, int]) -> int:
-    """What the definitions used in a schema add to it; one that uses itself stays a reference there."""
+    """What the definitions used in a schema add to it; one that uses itself stays a reference
+    there.
+    """
     if isinstance(node, Mapping):
-        size = sum(_written_out(value, definitions, sizes) for key, value in node.items() if key != "$defs")
+        size = sum(
+            _written_out(value, definitions, sizes) for key, value in node.items() if key != "$defs"
+        )
         reference = node.get("$ref")
         name = reference.rpartition("/")[2] if isinstance(reference, str) else ""
         if name in definitions:
             if name not in sizes:
                 sizes[name] = 0
-                sizes[name] = _json_bytes(definitions[name]) + _written_out(definitions[name], definitions, sizes)
+                sizes[name] = _json_bytes(definitions[name]) + _written_out(
+                    definitions[name], definitions, sizes
+                )
             size += sizes[name]
         return size
     if isinstance(node, Iterable) and not isinstance(node, str):

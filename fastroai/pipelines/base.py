@@ -15,8 +15,14 @@ OutputT = TypeVar("OutputT")
 
 
 class BaseStep(ABC, Generic[DepsT, OutputT]):
-    """One step. Subclasses implement `execute`; an instance or class attribute `config: StepConfig` configures it."""
+    """One step.
+
+    Subclasses implement `execute`; an instance or class attribute `config: StepConfig` configures
+    it.
+    """
 
     @abstractmethod
     async def execute(self, context: StepContext[DepsT]) -> OutputT:
-        """Do the step's work and return its output, which dependents read with `context.get_dependency`."""
+        """Do the step's work and return its output, which dependents read with
+        `context.get_dependency`.
+        """

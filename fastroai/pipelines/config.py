@@ -15,12 +15,17 @@ LONGEST_EXPIRATION = timedelta(days=36_500)
 
 
 class _RemembersGiven(type):
-    """Notes which fields a config was constructed with, so that an explicit default differs from an unset one."""
+    """Notes which fields a config was constructed with, so that an explicit default differs from an
+    unset one.
+    """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         config = super().__call__(*args, **kwargs)
         positional = (f.name for f in fields(cls))  # type: ignore[arg-type]  # its classes are dataclasses
-        config.__dict__["_given"] = {*(name for name, _ in zip(positional, args, strict=False)), *kwargs}
+        config.__dict__["_given"] = {
+            *(name for name, _ in zip(positional, args, strict=False)),
+            *kwargs,
+        }
         return config
 
 
@@ -28,39 +33,43 @@ class _RemembersGiven(type):
 class StepConfig(metaclass=_RemembersGiven):
     """How one step is run.
 
-    A field that is not given inherits from the next layer: `step_configs` of the pipeline, then the step's own
-    `config`, then the pipeline's `config`, then the defaults below. A given field wins, also when it is given as its
-    default (`retries=0`, `timeout=None`). `dataclasses.replace` gives every field.
+    A field that is not given inherits from the next layer: `step_configs` of the pipeline, then the
+    step's own `config`, then the pipeline's `config`, then the defaults below. A given field wins,
+    also when it is given as its default (`retries=0`, `timeout=None`). `dataclasses.replace` gives
+    every field.
 
     Attributes:
-        timeout: Seconds that one attempt of the step may take; its Prefect task then ends `TimedOut`. None or 0:
-            no limit.
-        retries: Attempts after the first. Agent calls that succeeded in a failed attempt are replayed, not sent again.
-        retry_delay: Seconds before a further attempt: a number is doubled for each further one; a list is used as it
-            is, its last value repeated.
-        cost_budget: Spend of this step, in 1e-6 USD, from which on it may not dispatch; on a `PipelineConfig`, of the
-            run.
-        persist_result: Whether Prefect keeps the step's result. True: an output that can't be stored fails the step.
-            None: keep it where it can be stored, and warn where not.
-        result_storage: Where Prefect keeps it: as `FASTROAI_RESULT_STORAGE`, or a Prefect block. None: as the executor
-            does.
-        cache_policy: When Prefect may reuse it: `"run"` (within the same flow run, also when it is retried),
-            `"inputs"` (whenever pipeline, step, code, inputs and dependency outputs are the same), `"off"`, or a
-            Prefect `CachePolicy`. None: as the executor, else as `FASTROAI_CACHE_POLICY`.
-        cache_expiration: How long a stored result may be reused, from when it was stored: seconds, or a `timedelta`.
-            None: for ever.
-        cache_scope: A text that is part of the cache key, so that results are shared only where it is the same: a
-            tenant, an environment, a version. The run's input is part of the key anyway, live deps never are.
-        durable: What is not paid for again when the step is tried again. `"request"`: each answered model request and
-            each tool call that returned. `"step"`: nothing within it, only the finished step. None: as the executor,
-            which says `"request"`.
+        timeout: Seconds that one attempt of the step may take; its Prefect task then ends
+            `TimedOut`. None or 0: no limit.
+        retries: Attempts after the first. Agent calls that succeeded in a failed attempt are
+            replayed, not sent again.
+        retry_delay: Seconds before a further attempt: a number is doubled for each further one; a
+            list is used as it is, its last value repeated.
+        cost_budget: Spend of this step, in 1e-6 USD, from which on it may not dispatch; on a
+            `PipelineConfig`, of the run.
+        persist_result: Whether Prefect keeps the step's result. True: an output that can't be
+            stored fails the step. None: keep it where it can be stored, and warn where not.
+        result_storage: Where Prefect keeps it: as `FASTROAI_RESULT_STORAGE`, or a Prefect block.
+            None: as the executor does.
+        cache_policy: When Prefect may reuse it: `"run"` (within the same flow run, also when it is
+            retried), `"inputs"` (whenever pipeline, step, code, inputs and dependency outputs are
+            the same), `"off"`, or a Prefect `CachePolicy`. None: as the executor, else as
+            `FASTROAI_CACHE_POLICY`.
+        cache_expiration: How long a stored result may be reused, from when it was stored: seconds,
+            or a `timedelta`. None: for ever.
+        cache_scope: A text that is part of the cache key, so that results are shared only where it
+            is the same: a tenant, an environment, a version. The run's input is part of the key
+            anyway, live deps never are.
+        durable: What is not paid for again when the step is tried again. `"request"`: each answered
+            model request and each tool call that returned. `"step"`: nothing within it, only the
+            finished step. None: as the executor, which says `"request"`.
 
     `persist_result`, `result_storage` and those that begin with `cache_` have no effect in memory.
 
     Raises:
-        ValueError: A value is of another type, a number is negative or not finite, `retry_delay` is an empty list,
-            `durable` or a cache policy's name is unknown, an expiration is not positive or longer than 100 years, or a
-            scope is not a text or empty.
+        ValueError: A value is of another type, a number is negative or not finite, `retry_delay` is
+            an empty list, `durable` or a cache policy's name is unknown, an expiration is not
+            positive or longer than 100 years, or a scope is not a text or empty.
     """
 
     timeout: float | None = None
@@ -90,8 +99,9 @@ class PipelineConfig(StepConfig):
 
     Attributes:
         trace: Whether the run opens spans and hands its tracer to the steps.
-        on_error: `"fail"`: the first failure cancels what runs and ends the run. `"continue"`: dependents of a failed
-            step are skipped, the rest runs, and the result carries the errors.
+        on_error: `"fail"`: the first failure cancels what runs and ends the run. `"continue"`:
+            dependents of a failed step are skipped, the rest runs, and the result carries the
+            errors.
         max_concurrency: How many steps may run at once. None: no limit.
         cost_budget: Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched.
 
@@ -116,20 +126,37 @@ def check_config(config: StepConfig) -> None:
     _require(config, "timeout", _is_amount, "seconds >= 0, or None for no limit", optional=True)
     _require(config, "retries", _is_count, "a whole number >= 0")
     _require(config, "retry_delay", _is_delay, "seconds >= 0, or a list of them with at least one")
-    _require(config, "cost_budget", _is_count, "a whole number >= 0 of 1e-6 USD, or None for no limit", optional=True)
+    _require(
+        config,
+        "cost_budget",
+        _is_count,
+        "a whole number >= 0 of 1e-6 USD, or None for no limit",
+        optional=True,
+    )
     _require(config, "persist_result", _is_choice, "True, False or None", optional=True)
     if config.durable not in (None, "step", "request"):
         raise ValueError(f"durable={config.durable!r}: choose 'request' or 'step'.")
     if isinstance(config, PipelineConfig):
         _require(config, "trace", _is_choice, "True or False")
-        _require(config, "max_concurrency", _is_positive, "a whole number >= 1, or None for no limit", optional=True)
+        _require(
+            config,
+            "max_concurrency",
+            _is_positive,
+            "a whole number >= 1, or None for no limit",
+            optional=True,
+        )
         if config.on_error not in ("fail", "continue"):
             raise ValueError(f"on_error={config.on_error!r}: choose 'fail' or 'continue'.")
     _check_cache(config)
 
 
 def _require(
-    config: StepConfig, name: str, holds: Callable[[Any], bool], allowed: str, *, optional: bool = False
+    config: StepConfig,
+    name: str,
+    holds: Callable[[Any], bool],
+    allowed: str,
+    *,
+    optional: bool = False,
 ) -> None:
     value = getattr(config, name)
     if not (holds(value) or (optional and value is None)):
@@ -145,7 +172,11 @@ def _is_amount(value: Any) -> bool:
 
 
 def _is_delay(value: Any) -> bool:
-    return bool(value) and all(map(_is_amount, value)) if isinstance(value, list) else _is_amount(value)
+    return (
+        bool(value) and all(map(_is_amount, value))
+        if isinstance(value, list)
+        else _is_amount(value)
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -163,13 +194,18 @@ def _is_choice(value: Any) -> bool:
 def _check_cache(config: StepConfig) -> None:
     policy, scope = config.cache_policy, config.cache_scope
     if isinstance(policy, str):
-        from ..settings import CachePolicyName  # only here: pydantic-settings takes its time to import
+        # only here: pydantic-settings takes its time to import
+        from ..settings import CachePolicyName
 
         if policy not in get_args(CachePolicyName):
             names = ", ".join(map(repr, get_args(CachePolicyName)))
-            raise ValueError(f"cache_policy={policy!r} is unknown: give {names} or a Prefect CachePolicy.")
+            raise ValueError(
+                f"cache_policy={policy!r} is unknown: give {names} or a Prefect CachePolicy."
+            )
     if scope is not None and not (isinstance(scope, str) and scope):
-        raise ValueError(f"cache_scope={scope!r}: give a text that is not empty, for example a tenant's id.")
+        raise ValueError(
+            f"cache_scope={scope!r}: give a text that is not empty, for example a tenant's id."
+        )
     expiration(config)
 
 
@@ -183,17 +219,24 @@ def expiration(config: StepConfig) -> timedelta | None:
     if value is None:
         return None
     # Compared before it is converted: a timedelta can't hold every number.
-    if isinstance(value, int | float) and type(value) is not bool and 0 < value <= LONGEST_EXPIRATION.total_seconds():
+    if (
+        isinstance(value, int | float)
+        and type(value) is not bool
+        and 0 < value <= LONGEST_EXPIRATION.total_seconds()
+    ):
         value = timedelta(seconds=value)
     if isinstance(value, timedelta) and timedelta(0) < value <= LONGEST_EXPIRATION:
         return value
     raise ValueError(
-        f"cache_expiration={value!r}: give seconds or a timedelta above 0 and up to 100 years, or None for no limit."
+        f"cache_expiration={value!r}: give seconds or a timedelta above 0 and up to 100 years, or "
+        "None for no limit."
     )
 
 
 def resolve_config(*layers: StepConfig | None) -> StepConfig:
-    """Merge layers, the farthest first; each field comes from the nearest layer in which it was given."""
+    """Merge layers, the farthest first; each field comes from the nearest layer in which it was
+    given.
+    """
     values: dict[str, Any] = {}
     for layer in layers:
         if layer is not None:

@@ -32,8 +32,9 @@ AS_CONFIGURED: Final[Any] = _NotGiven()
 class StepContext(Generic[DepsT]):
     """What one execution of a step sees.
 
-    Within a run, the engine owns the step's `timeout` and `retries`, and agent calls are booked to the run. A context
-    constructed by hand stands alone: `run` then applies `config.timeout` and `config.retries` to each call itself.
+    Within a run, the engine owns the step's `timeout` and `retries`, and agent calls are booked to
+    the run. A context constructed by hand stands alone: `run` then applies `config.timeout` and
+    `config.retries` to each call itself.
 
     Args:
         step_id: The step's id.
@@ -100,8 +101,11 @@ class StepContext(Generic[DepsT]):
         self._step_run.reads.add(key)
         return self._inputs.get(key, default)
 
-    def get_dependency(self, step_id: str, output_type: type[OutputT] | None = None) -> OutputT | Any:
-        """The output of a step this one depends on; `output_type` only tells a type checker what it is.
+    def get_dependency(
+        self, step_id: str, output_type: type[OutputT] | None = None
+    ) -> OutputT | Any:
+        """The output of a step this one depends on; `output_type` only tells a type checker what it
+        is.
 
         Raises:
             ValueError: The step was not declared as a dependency, or was not executed.
@@ -111,11 +115,14 @@ class StepContext(Generic[DepsT]):
         except KeyError:
             available = ", ".join(map(repr, self._outputs)) or "none"
             raise ValueError(
-                f"{step_id!r} is not a dependency of step {self._step_id!r} (available: {available}). "
+                f"{step_id!r} is not a dependency of step {self._step_id!r} (available: "
+                f"{available}). "
                 "Declare it in the pipeline's dependencies."
             ) from None
 
-    def get_dependency_or_none(self, step_id: str, output_type: type[OutputT] | None = None) -> OutputT | Any | None:
+    def get_dependency_or_none(
+        self, step_id: str, output_type: type[OutputT] | None = None
+    ) -> OutputT | Any | None:
         """The output of a step this one depends on, or None where there is none."""
         return self._outputs.get(step_id)
 
@@ -132,11 +139,13 @@ class StepContext(Generic[DepsT]):
         Args:
             agent: The agent; its `run` is called by keyword with `message`, `deps` and `tracer`.
             message: The user's message.
-            timeout: Seconds for each attempt of this call; None or 0: no limit. Not given: the step's deadline holds.
+            timeout: Seconds for each attempt of this call; None or 0: no limit. Not given: the
+                step's deadline holds.
             retries: Further attempts of this call. Not given: none, the step is tried again.
 
         Raises:
-            CostBudgetExceededError: The step or its run has spent its budget. Nothing was sent, no hook fired.
+            CostBudgetExceededError: The step or its run has spent its budget. Nothing was sent, no
+                hook fired.
             TimeoutError: The last attempt took longer than `timeout`.
             Exception: What the last attempt, or a hook, raised.
         """
@@ -151,14 +160,18 @@ class StepContext(Generic[DepsT]):
             if replayed is not None:
                 return replayed
             try:
-                return await self._dispatch(agent, message, timeout, f"attempt {attempt}/{attempts}")
+                return await self._dispatch(
+                    agent, message, timeout, f"attempt {attempt}/{attempts}"
+                )
             except Exception as error:
                 if attempt == attempts or self._step_run.is_final(error) or is_permanent(error):
                     raise
             await asyncio.sleep(retry_delay(self._config, attempt))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _dispatch(self, agent: Any, message: Any, timeout: float | None, which: str) -> ChatResponse[Any]:
+    async def _dispatch(
+        self, agent: Any, message: Any, timeout: float | None, which: str
+    ) -> ChatResponse[Any]:
         """One attempt of one call: before-hook, the call, its books, after-hook."""
         await self._fire(getattr(agent, "_on_before_dispatch", None))
         after = getattr(agent, "_on_after_dispatch", None)
@@ -174,13 +187,17 @@ class StepContext(Generic[DepsT]):
         await self._fire(after, None)
         return response
 
-    async def _call(self, agent: Any, message: Any, timeout: float | None, which: str) -> ChatResponse[Any]:
+    async def _call(
+        self, agent: Any, message: Any, timeout: float | None, which: str
+    ) -> ChatResponse[Any]:
         run = self._step_run
         attribution = run.next_attribution()
         with run.scope_of(attribution):
             try:
                 async with asyncio.timeout(timeout or None) as deadline:
-                    response: ChatResponse[Any] = await agent.run(message=message, deps=self._deps, tracer=self._tracer)
+                    response: ChatResponse[Any] = await agent.run(
+                        message=message, deps=self._deps, tracer=self._tracer
+                    )
             except TimeoutError as error:
                 if not deadline.expired():
                     raise

@@ -18,7 +18,9 @@ StepFunction = Callable[[StepContext[Any]], Any]
 
 
 class FunctionStep(BaseStep[Any, Any]):
-    """A step whose work is a function of the context: a coroutine function, or a plain one run in a worker thread."""
+    """A step whose work is a function of the context: a coroutine function, or a plain one run in a
+    worker thread.
+    """
 
     def __init__(self, function: StepFunction, config: StepConfig) -> None:
         self.function = function
@@ -29,7 +31,10 @@ class FunctionStep(BaseStep[Any, Any]):
         functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]  # for its name and doc, it is no function
 
     async def execute(self, context: StepContext[Any]) -> Any:
-        """Run the function. A plain function gets a thread, which a timeout abandons but can not stop."""
+        """Run the function.
+
+        A plain function gets a thread, which a timeout abandons but can not stop.
+        """
         if self._is_async:
             return await self.function(context)
         output = await anyio.to_thread.run_sync(self.function, context, abandon_on_cancel=True)
@@ -50,14 +55,16 @@ def step(**config: Any) -> Callable[[StepFunction], FunctionStep]: ...
 def step(
     function: StepFunction | None = None, /, **config: Any
 ) -> FunctionStep | Callable[[StepFunction], FunctionStep]:
-    """Make a step of a function that takes a `StepContext`; as `@step` or as `@step(retries=2, timeout=30)`.
+    """Make a step of a function that takes a `StepContext`; as `@step` or as `@step(retries=2,
+    timeout=30)`.
 
     Args:
         function: A coroutine function, or a plain one, which runs in a worker thread.
         **config: Fields of `StepConfig`; those not given are inherited from the pipeline.
 
     Raises:
-        TypeError: A keyword is not a field of `StepConfig`, or the decorated object is not callable.
+        TypeError: A keyword is not a field of `StepConfig`, or the decorated object is not
+            callable.
         ValueError: A value no engine could honour.
     """
     resolved = StepConfig(**config)

@@ -32,8 +32,12 @@ class PipelineExecutor:
     ) -> None:
         self._plan = ExecutionPlan.build(steps, dependencies, pipeline_config, step_configs)
 
-    async def execute(self, inputs: dict[str, Any], deps: Any, tracer: Tracer | None = None) -> ExecutionResult:
-        """Run the steps; the result has `outputs`, `usages`, `conversation_state` and `stopped_early`."""
+    async def execute(
+        self, inputs: dict[str, Any], deps: Any, tracer: Tracer | None = None
+    ) -> ExecutionResult:
+        """Run the steps; the result has `outputs`, `usages`, `conversation_state` and
+        `stopped_early`.
+        """
         from ..executors.in_memory import InMemoryExecutor
 
         return await InMemoryExecutor().execute_plan(self._plan, inputs, deps, tracer)

@@ -34,16 +34,20 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
     Args:
         name: Names the pipeline in spans, in the ledger and in Prefect.
         steps: Steps by id.
-        dependencies: For each step id, the ids of the steps whose outputs it reads. A step not listed has none.
-        output_step: The step whose output is the run's. May be left out where only one step has no dependents.
+        dependencies: For each step id, the ids of the steps whose outputs it reads. A step not
+            listed has none.
+        output_step: The step whose output is the run's. May be left out where only one step has no
+            dependents.
         config: Configuration of the run, and what its steps inherit.
         step_configs: Configuration by step id, nearer than a step's own.
-        input_type: A pydantic model. Inputs are validated against it, steps read its fields with `context.get_input`,
-            and a deployed flow shows it as a form.
-        executor: Runs the pipeline: `"memory"`, `"prefect"` or an `Executor`. None: `FASTROAI_EXECUTOR`, else Prefect.
+        input_type: A pydantic model. Inputs are validated against it, steps read its fields with
+            `context.get_input`, and a deployed flow shows it as a form.
+        executor: Runs the pipeline: `"memory"`, `"prefect"` or an `Executor`. None:
+            `FASTROAI_EXECUTOR`, else Prefect.
 
     Raises:
-        PipelineValidationError: The pipeline can't run as it is defined; nothing is sent before this is known.
+        PipelineValidationError: The pipeline can't run as it is defined; nothing is sent before
+            this is known.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         self.executor = executor
         _check_definition(name, steps, output_step, input_type)
         self._plan = ExecutionPlan.build(steps, self.dependencies, config, self.step_configs)
-        self.output_step = output_step if output_step is not None else _only_terminal_step(self._plan)
+        self.output_step = (
+            output_step if output_step is not None else _only_terminal_step(self._plan)
+        )
 
     async def execute(
         self,
@@ -81,22 +87,22 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         """Run the pipeline.
 
         Args:
-            input_data: With an `input_type`, an instance of it or a mapping that fits it; otherwise a dict, or anything
-                else, which steps then read as `get_input("data")`.
+            input_data: With an `input_type`, an instance of it or a mapping that fits it; otherwise
+                a dict, or anything else, which steps then read as `get_input("data")`.
             deps: Live objects for the steps, handed on as they are and never stored.
             tracer: Receives a span for the run and one for each step.
-            run_key: Names the piece of work, for example `"invoice-2026-11"`: executed again under the same key, a run
-                under Prefect goes on where the last one stopped, and what all of them sent is booked under it. While
-                one is under way, another waits for it.
-            tags: Whom the run is for, for example `{"team": "search", "customer": "acme"}`: each of its ledger entries
-                carries them. Texts, which everyone who reads the ledger can see.
+            run_key: Names the piece of work, for example `"invoice-2026-11"`: executed again under
+                the same key, a run under Prefect goes on where the last one stopped, and what all
+                of them sent is booked under it. While one is under way, another waits for it.
+            tags: Whom the run is for, for example `{"team": "search", "customer": "acme"}`: each of
+                its ledger entries carries them. Texts, which everyone who reads the ledger can see.
 
         Raises:
-            InputValidationError: The input does not fit `input_type`, or `run_key` or `tags` are no texts; no step has
-                run.
+            InputValidationError: The input does not fit `input_type`, or `run_key` or `tags` are no
+                texts; no step has run.
             LedgerUnavailableError: The ledger can't be written, and must be; no step has run.
-            RunLeaseError: It is executed from within itself, or another process took it over as this one gave no sign
-                of life.
+            RunLeaseError: It is executed from within itself, or another process took it over as
+                this one gave no sign of life.
             StepExecutionError: A step failed; `partial_result` says what was finished and spent.
         """
         from ..executors import get_executor
@@ -121,7 +127,9 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         from ..executors.protocol import PlanExecutor
 
         if isinstance(executor, PlanExecutor):
-            return await executor.execute_plan(self._plan, inputs, deps, tracer, name=self.name, **options)
+            return await executor.execute_plan(
+                self._plan, inputs, deps, tracer, name=self.name, **options
+            )
         return await executor.execute(
             self.steps,
             self.dependencies,
@@ -147,19 +155,21 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
     ) -> Flow[Any, Any]:
         """This pipeline as a Prefect flow, to call, serve or deploy.
 
-        The flow takes one parameter, `inputs`, typed as `input_type`. It returns the run's `PipelineResult`. When
-        Prefect tries the flow again (`retries=1`), finished steps are replayed; the result's usage and entries, and a
-        `PipelineConfig.cost_budget`, are then those of the last attempt.
+        The flow takes one parameter, `inputs`, typed as `input_type`. It returns the run's
+        `PipelineResult`. When Prefect tries the flow again (`retries=1`), finished steps are
+        replayed; the result's usage and entries, and a `PipelineConfig.cost_budget`, are then those
+        of the last attempt.
 
         Args:
             name: The flow's name. None: the pipeline's.
             deps: Live objects for the steps, when the flow is called in this process.
-            deps_factory: Makes them where the flow runs, which is what a deployment needs: a function without arguments
-                that returns them, a coroutine of them, or a (plain or async) context manager of them.
+            deps_factory: Makes them where the flow runs, which is what a deployment needs: a
+                function without arguments that returns them, a coroutine of them, or a (plain or
+                async) context manager of them.
             tracer: Receives the spans.
             version: The flow's version. None: a fingerprint of the pipeline.
-            publish_output: Whether the output of a run is shown in Prefect's UI, as the artifact `output-<pipeline>`.
-                Everyone who can open the UI can then read it.
+            publish_output: Whether the output of a run is shown in Prefect's UI, as the artifact
+                `output-<pipeline>`. Everyone who can open the UI can then read it.
             **flow_options: Passed on to `prefect.flow`.
 
         Raises:
@@ -168,8 +178,11 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         """
         from ..executors import get_executor
 
-        # Whatever runs the pipeline elsewhere, a flow is Prefect's: only its own PrefectExecutor keeps its options.
-        executor: Any = self.executor if hasattr(self.executor, "build_flow") else get_executor("prefect")
+        # Whatever runs the pipeline elsewhere, a flow is Prefect's: only its own PrefectExecutor
+        # keeps its options.
+        executor: Any = (
+            self.executor if hasattr(self.executor, "build_flow") else get_executor("prefect")
+        )
         flow: Flow[Any, Any] = executor.build_flow(
             self,
             name=name,
@@ -207,13 +220,20 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
             model = self.input_type.model_validate(input_data)
         except ValidationError as error:
             raise InputValidationError(
-                f"The input of pipeline '{self.name}' does not fit {self.input_type.__name__}:\n{_problems(error)}"
+                f"The input of pipeline '{self.name}' does not fit "
+                f"{self.input_type.__name__}:\n{_problems(error)}"
             ) from error
-        return {field: getattr(model, field) for field in type(model).model_fields} | (model.model_extra or {})
+        return {field: getattr(model, field) for field in type(model).model_fields} | (
+            model.model_extra or {}
+        )
 
     def with_partial_result(self, error: StepExecutionError) -> StepExecutionError:
-        """The error of a failed run, with what an executor noted of the run as a `PipelineResult`."""
-        if error.partial_result is not None and not isinstance(error.partial_result, PipelineResult):
+        """The error of a failed run, with what an executor noted of the run as a
+        `PipelineResult`.
+        """
+        if error.partial_result is not None and not isinstance(
+            error.partial_result, PipelineResult
+        ):
             error.partial_result = self.result_of(error.partial_result)
         return error
 
@@ -221,7 +241,9 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         """What an executor gave back, as the caller's result."""
         usage = None
         if execution.usages:
-            usage = PipelineUsage.from_step_usages(execution.usages, wall_time_ms=execution.wall_time_ms)
+            usage = PipelineUsage.from_step_usages(
+                execution.usages, wall_time_ms=execution.wall_time_ms
+            )
         return PipelineResult(
             output=execution.outputs.get(self.output_step),
             step_outputs=dict(execution.outputs),
@@ -238,12 +260,25 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
 
 def _check_definition(name: Any, steps: Any, output_step: Any, input_type: Any) -> None:
     if not isinstance(name, str) or not name.strip():
-        raise PipelineValidationError(f"A pipeline's name must be a non-empty string, not {name!r}.")
+        raise PipelineValidationError(
+            f"A pipeline's name must be a non-empty string, not {name!r}."
+        )
     check_name("Pipeline name", name)
-    if input_type is not None and not (isinstance(input_type, type) and issubclass(input_type, BaseModel)):
-        raise PipelineValidationError(f"input_type must be a pydantic model class, not {input_type!r}.")
-    if output_step is not None and isinstance(steps, Mapping) and steps and output_step not in steps:
-        raise PipelineValidationError(f"output_step '{output_step}' not in steps: {sorted(map(str, steps))}.")
+    if input_type is not None and not (
+        isinstance(input_type, type) and issubclass(input_type, BaseModel)
+    ):
+        raise PipelineValidationError(
+            f"input_type must be a pydantic model class, not {input_type!r}."
+        )
+    if (
+        output_step is not None
+        and isinstance(steps, Mapping)
+        and steps
+        and output_step not in steps
+    ):
+        raise PipelineValidationError(
+            f"output_step '{output_step}' not in steps: {sorted(map(str, steps))}."
+        )
 
 
 def _run_options(run_key: Any, tags: Any) -> dict[str, Any]:
@@ -251,11 +286,17 @@ def _run_options(run_key: Any, tags: Any) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if run_key is not None:
         if not isinstance(run_key, str) or not run_key.strip():
-            raise InputValidationError(f"run_key={run_key!r}: give a non-empty text that names the piece of work.")
+            raise InputValidationError(
+                f"run_key={run_key!r}: give a non-empty text that names the piece of work."
+            )
         options["run_key"] = run_key
     if tags:
-        if not isinstance(tags, Mapping) or not all(isinstance(text, str) for tag in tags.items() for text in tag):
-            raise InputValidationError(f"tags={tags!r}: give a dict of texts, for example {{'team': 'search'}}.")
+        if not isinstance(tags, Mapping) or not all(
+            isinstance(text, str) for tag in tags.items() for text in tag
+        ):
+            raise InputValidationError(
+                f"tags={tags!r}: give a dict of texts, for example {{'team': 'search'}}."
+            )
         options["tags"] = dict(tags)
     return options
 
@@ -264,14 +305,15 @@ def _only_terminal_step(plan: ExecutionPlan) -> str:
     terminal: Sequence[str] = plan.terminal_steps
     if len(terminal) > 1:
         raise PipelineValidationError(
-            f"Multiple terminal steps ({', '.join(map(repr, terminal))}): name the one whose output is the result with "
-            "output_step."
+            f"Multiple terminal steps ({', '.join(map(repr, terminal))}): name the one whose "
+            "output is the result with output_step."
         )
     return terminal[0]
 
 
 def _problems(error: ValidationError) -> str:
     return "\n".join(
-        f"  {'.'.join(map(str, problem['loc'])) or 'input'}: {problem['msg']} (got {problem['input']!r:.200})"
+        f"  {'.'.join(map(str, problem['loc'])) or 'input'}: {problem['msg']} (got "
+        f"{problem['input']!r:.200})"
         for problem in error.errors(include_url=False)
     )

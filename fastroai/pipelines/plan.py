@@ -1,4 +1,7 @@
-"""ExecutionPlan: a pipeline checked, ordered, with every step's configuration resolved. Pure, O(steps + edges)."""
+"""ExecutionPlan: a pipeline checked, ordered, with every step's configuration resolved.
+
+Pure, O(steps + edges).
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,11 @@ class ExecutionPlan:
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
-        """The identity of each step's code, taken once: what a step keeps on itself later is no part of it."""
-        from ..fingerprint.steps import fingerprint  # only here: who caches nothing has no use for it
+        """The identity of each step's code, taken once: what a step keeps on itself later is no
+        part of it.
+        """
+        # only here: who caches nothing has no use for it
+        from ..fingerprint.steps import fingerprint
 
         return {step_id: fingerprint(node.step) for step_id, node in self.steps.items()}
 
@@ -64,8 +70,8 @@ class ExecutionPlan:
         """Check and order a pipeline.
 
         Raises:
-            PipelineValidationError: No steps, something of the wrong type, an unknown step id, or a dependency cycle,
-                which the message names.
+            PipelineValidationError: No steps, something of the wrong type, an unknown step id, or a
+                dependency cycle, which the message names.
         """
         _check_steps(steps)
         edges = _checked_dependencies(steps, dependencies if dependencies is not None else {})
@@ -75,7 +81,10 @@ class ExecutionPlan:
         base = config if config is not None else PipelineConfig()
         planned = {
             step_id: PlannedStep(
-                step_id, steps[step_id], edges[step_id], _config_of(step_id, steps, config, step_configs)
+                step_id,
+                steps[step_id],
+                edges[step_id],
+                _config_of(step_id, steps, config, step_configs),
             )
             for step_id in order
         }
@@ -84,7 +93,9 @@ class ExecutionPlan:
 
 def _check_steps(steps: Any) -> None:
     if not isinstance(steps, Mapping):
-        raise PipelineValidationError(f"steps must be a dict of step id to step, not {type(steps).__name__}.")
+        raise PipelineValidationError(
+            f"steps must be a dict of step id to step, not {type(steps).__name__}."
+        )
     if not steps:
         raise PipelineValidationError("A pipeline needs at least one step; steps is empty.")
     for step_id, step in steps.items():
@@ -94,7 +105,8 @@ def _check_steps(steps: Any) -> None:
         if isinstance(step, type) or not callable(getattr(step, "execute", None)):
             raise PipelineValidationError(
                 f"Step '{step_id}' is {step!r}, which has no execute(context). "
-                "Use an instance of a BaseStep, a function decorated with @step, or agent.as_step(prompt)."
+                "Use an instance of a BaseStep, a function decorated with @step, or "
+                "agent.as_step(prompt)."
             )
 
 
@@ -107,19 +119,25 @@ def check_name(what: str, name: str) -> None:
     bad = sorted({c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")})
     if bad:
         raise PipelineValidationError(
-            f"{what} {name!r} has characters that are not to be seen: {', '.join(map(repr, bad))}. Leave them out."
+            f"{what} {name!r} has characters that are not to be seen: {', '.join(map(repr, bad))}. "
+            "Leave them out."
         )
 
 
-def _checked_dependencies(steps: Mapping[str, Any], dependencies: Any) -> dict[str, tuple[str, ...]]:
+def _checked_dependencies(
+    steps: Mapping[str, Any], dependencies: Any
+) -> dict[str, tuple[str, ...]]:
     if not isinstance(dependencies, Mapping):
         raise PipelineValidationError(
-            f"dependencies must be a dict of step id to a list of step ids, not {type(dependencies).__name__}."
+            "dependencies must be a dict of step id to a list of step ids, not "
+            f"{type(dependencies).__name__}."
         )
     edges: dict[str, tuple[str, ...]] = dict.fromkeys(steps, ())
     for step_id in dependencies:
         if step_id not in steps:
-            raise PipelineValidationError(f"Dependency for unknown step '{step_id}'. Known steps: {_names(steps)}.")
+            raise PipelineValidationError(
+                f"Dependency for unknown step '{step_id}'. Known steps: {_names(steps)}."
+            )
     for step_id, needed in dependencies.items():
         if isinstance(needed, str) or not isinstance(needed, Sequence | frozenset | set):
             raise PipelineValidationError(
@@ -128,7 +146,8 @@ def _checked_dependencies(steps: Mapping[str, Any], dependencies: Any) -> dict[s
         for dependency in needed:
             if dependency not in steps:
                 raise PipelineValidationError(
-                    f"Step '{step_id}' depends on unknown step '{dependency}'. Known steps: {_names(steps)}."
+                    f"Step '{step_id}' depends on unknown step '{dependency}'. Known steps: "
+                    f"{_names(steps)}."
                 )
         edges[step_id] = tuple(dict.fromkeys(needed))
     return edges
@@ -143,12 +162,18 @@ def _check_configs(steps: Mapping[str, Any], config: Any, step_configs: Any) -> 
         except ValueError as error:
             raise PipelineValidationError(f"Configuration of the pipeline: {error}") from error
     if not isinstance(step_configs, Mapping):
-        raise PipelineValidationError(f"step_configs must be a dict of step id to StepConfig, not {step_configs!r}.")
+        raise PipelineValidationError(
+            f"step_configs must be a dict of step id to StepConfig, not {step_configs!r}."
+        )
     for step_id, step_config in step_configs.items():
         if step_id not in steps:
-            raise PipelineValidationError(f"step_configs names unknown step '{step_id}'. Known steps: {_names(steps)}.")
+            raise PipelineValidationError(
+                f"step_configs names unknown step '{step_id}'. Known steps: {_names(steps)}."
+            )
         if not isinstance(step_config, StepConfig):
-            raise PipelineValidationError(f"step_configs['{step_id}'] must be a StepConfig, not {step_config!r}.")
+            raise PipelineValidationError(
+                f"step_configs['{step_id}'] must be a StepConfig, not {step_config!r}."
+            )
 
 
 def _config_of(
@@ -159,7 +184,9 @@ def _config_of(
 ) -> StepConfig:
     own = getattr(steps[step_id], "config", None)
     try:
-        resolved = resolve_config(config, own if isinstance(own, StepConfig) else None, step_configs.get(step_id))
+        resolved = resolve_config(
+            config, own if isinstance(own, StepConfig) else None, step_configs.get(step_id)
+        )
         check_config(resolved)
     except ValueError as error:
         raise PipelineValidationError(f"Configuration of step '{step_id}': {error}") from error
@@ -185,7 +212,8 @@ def _ordered(edges: Mapping[str, tuple[str, ...]]) -> tuple[list[str], dict[str,
     if len(order) < len(edges):
         cycle = _find_cycle(edges, {step_id for step_id, count in missing.items() if count})
         raise PipelineValidationError(
-            f"Dependencies form a cycle (each depends on the next): {_told(cycle)}. Remove one of them."
+            f"Dependencies form a cycle (each depends on the next): {_told(cycle)}. Remove one of "
+            "them."
         )
     return order, {step_id: tuple(ids) for step_id, ids in dependents.items()}
 

@@ -19,7 +19,8 @@ OutputT = TypeVar("OutputT")
 
 
 class BasePipeline(ABC, Generic[DepsT, InputT, OutputT]):
-    """A router: subclasses implement `route`, which names the registered pipeline that takes an input.
+    """A router: subclasses implement `route`, which names the registered pipeline that takes an
+    input.
 
     Args:
         name: For people.
@@ -37,7 +38,9 @@ class BasePipeline(ABC, Generic[DepsT, InputT, OutputT]):
     @property
     def pipelines(self) -> dict[str, Pipeline[DepsT, InputT, OutputT]]:
         """The registered pipelines by name."""
-        registered: dict[str, Pipeline[DepsT, InputT, OutputT]] = self.__dict__.setdefault("_pipelines", {})
+        registered: dict[str, Pipeline[DepsT, InputT, OutputT]] = self.__dict__.setdefault(
+            "_pipelines", {}
+        )
         return registered
 
     def register_pipeline(self, name: str, pipeline: Pipeline[DepsT, InputT, OutputT]) -> None:

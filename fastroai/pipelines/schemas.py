@@ -1,4 +1,6 @@
-"""What a run of a pipeline gives back: usage per step and in total, conversation state, the result."""
+"""What a run of a pipeline gives back: usage per step and in total, conversation state, the
+result.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ OutputT = TypeVar("OutputT")
 
 _TOKENS = tuple(TokenCounts.__dataclass_fields__)
 _COUNTERS = (*_TOKENS, "request_count", "tool_call_count", "processing_time_ms")
-_BOOKS = ("cost_usd", "replayed_cost_usd", "replayed_count", "unsettled_count", "unpriced_count", "refused_count")
+_BOOKS = (
+    "cost_usd",
+    "replayed_cost_usd",
+    "replayed_count",
+    "unsettled_count",
+    "unpriced_count",
+    "refused_count",
+)
 
 
 class ConversationStatus(str, Enum):  # noqa: UP042  # the published base classes: str() of a member is part of the API
@@ -57,7 +66,8 @@ class StepUsage(BaseModel):
         replayed_cost_usd: What replayed requests cost when they were paid: saved now.
         unsettled_count: Requests that were sent and whose outcome, so also their price, is unknown.
         unpriced_count: Requests that were answered by a model without a known price.
-        refused_count: Those of `request_count` that a provider refused or that could not be sent; nothing is billed.
+        refused_count: Those of `request_count` that a provider refused or that could not be sent;
+            nothing is billed.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -90,20 +100,33 @@ class StepUsage(BaseModel):
         """The usage of one agent call, as its response reports it."""
         counters = {name: getattr(response, name) for name in _COUNTERS}
         exact = response.cost_usd if isinstance(response.cost_usd, Decimal) else None
-        return cls(**counters, cost_microcents=response.cost_microcents, cost_usd=exact, model=response.model)
+        return cls(
+            **counters,
+            cost_microcents=response.cost_microcents,
+            cost_usd=exact,
+            model=response.model,
+        )
 
     @classmethod
     def from_entries(
-        cls, entries: Iterable[LedgerEntry], *, tool_call_count: int = 0, processing_time_ms: int = 0
+        cls,
+        entries: Iterable[LedgerEntry],
+        *,
+        tool_call_count: int = 0,
+        processing_time_ms: int = 0,
     ) -> Self:
-        """Sum ledger entries; `tool_call_count` and `processing_time_ms` are not in them and are passed on."""
+        """Sum ledger entries; `tool_call_count` and `processing_time_ms` are not in them and are
+        passed on.
+        """
         entries = tuple(entries)
         spend = [e for e in entries if e.is_spend]
         replayed = [e for e in entries if e.state is EntryState.REPLAYED]
         cost = total_usd(spend)
         return cls(
             **{name: sum(getattr(e.tokens, name) for e in spend) for name in _TOKENS},
-            request_count=sum(e.request_count for e in entries if e.state is not EntryState.REPLAYED),
+            request_count=sum(
+                e.request_count for e in entries if e.state is not EntryState.REPLAYED
+            ),
             tool_call_count=tool_call_count,
             processing_time_ms=processing_time_ms,
             cost_usd=cost,
@@ -118,12 +141,21 @@ class StepUsage(BaseModel):
 
     @property
     def share_priced(self) -> float | None:
-        """Share of the requests that count as spend whose cost is known in full. None: there are none."""
-        return _share_priced(self.request_count, self.refused_count, self.unsettled_count + self.unpriced_count)
+        """Share of the requests that count as spend whose cost is known in full.
+
+        None: there are none.
+        """
+        return _share_priced(
+            self.request_count, self.refused_count, self.unsettled_count + self.unpriced_count
+        )
 
     def __add__(self, other: StepUsage) -> StepUsage:
         sums = {name: getattr(self, name) + getattr(other, name) for name in (*_COUNTERS, *_BOOKS)}
-        return StepUsage(**sums, cost_microcents=usd_to_microcents(sums["cost_usd"]), model=self.model or other.model)
+        return StepUsage(
+            **sums,
+            cost_microcents=usd_to_microcents(sums["cost_usd"]),
+            model=self.model or other.model,
+        )
 
 
 class PipelineUsage(BaseModel):
@@ -159,7 +191,9 @@ class PipelineUsage(BaseModel):
     steps: dict[str, StepUsage] = Field(default_factory=dict)
 
     @classmethod
-    def from_step_usages(cls, step_usages: Mapping[str, StepUsage], *, wall_time_ms: int = 0) -> Self:
+    def from_step_usages(
+        cls, step_usages: Mapping[str, StepUsage], *, wall_time_ms: int = 0
+    ) -> Self:
         """Sum the usages of a run's steps."""
         totals = {
             f"total_{name}": sum(getattr(usage, name) for usage in step_usages.values())
@@ -181,7 +215,10 @@ class PipelineUsage(BaseModel):
 
     @property
     def share_priced(self) -> float | None:
-        """Share of the requests that count as spend whose cost is known in full. None: there are none."""
+        """Share of the requests that count as spend whose cost is known in full.
+
+        None: there are none.
+        """
         unknown = self.total_unsettled_count + self.total_unpriced_count
         return _share_priced(self.total_request_count, self.total_refused_count, unknown)
 
@@ -199,7 +236,8 @@ class PipelineResult(BaseModel, Generic[OutputT]):
     """What a run of a pipeline produced.
 
     Attributes:
-        output: Output of the output step. None when the run stopped before it, or it failed or was skipped.
+        output: Output of the output step. None when the run stopped before it, or it failed or was
+            skipped.
         step_outputs: Outputs of all finished steps by step id.
         conversation_state: The last conversation state a step returned.
         usage: None when no step made a request.
@@ -207,8 +245,10 @@ class PipelineResult(BaseModel, Generic[OutputT]):
         run_id: Identity of this execution.
         entries: One ledger entry per model request, in the order in which they were sent.
         errors: With `on_error="continue"`, what failed, by step id.
-        skipped: With `on_error="continue"`, the steps that did not run because one they depend on failed.
-        not_stored: Why the result of a step could not be stored, by step id; another run would pay for it again.
+        skipped: With `on_error="continue"`, the steps that did not run because one they depend on
+            failed.
+        not_stored: Why the result of a step could not be stored, by step id; another run would pay
+            for it again.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)

@@ -45,11 +45,13 @@ class _Answered:
 
 
 class StepState:
-    """One step within a run: the attempt it is at, what it spent, and the agent calls that succeeded in it.
+    """One step within a run: the attempt it is at, what it spent, and the agent calls that
+    succeeded in it.
 
-    What was answered in a failed attempt is not asked again in the next one. Model requests and tool calls are found in
-    the step's journal. Calls of agents that send none of their own (fakes, other agents under our interface) are found
-    as a whole: same agent, same message, in the same order among identical ones.
+    What was answered in a failed attempt is not asked again in the next one. Model requests and
+    tool calls are found in the step's journal. Calls of agents that send none of their own (fakes,
+    other agents under our interface) are found as a whole: same agent, same message, in the same
+    order among identical ones.
 
     Attributes:
         journal: Where answers are recorded. None: the step is not tried again.
@@ -118,11 +120,14 @@ class StepState:
     def usage(self) -> StepUsage:
         """What the step has used so far, failed attempts included."""
         return StepUsage.from_entries(
-            self.entries, tool_call_count=self.tool_calls, processing_time_ms=self.processing_time_ms
+            self.entries,
+            tool_call_count=self.tool_calls,
+            processing_time_ms=self.processing_time_ms,
         )
 
     def check_budget(self, step_budget: int | None) -> None:
-        """Refuse the next dispatch when the step's or the run's recorded spend has reached its budget.
+        """Refuse the next dispatch when the step's or the run's recorded spend has reached its
+        budget.
 
         Raises:
             CostBudgetExceededError: Carries the budget, the spend and the step.
@@ -133,7 +138,9 @@ class StepState:
             (self.books.cost_budget, ledger.spent_usd()),
         ):
             if budget is not None and spent >= microcents_to_usd(budget):
-                raise self.final(CostBudgetExceededError(budget, usd_to_microcents(spent), self.step_id))
+                raise self.final(
+                    CostBudgetExceededError(budget, usd_to_microcents(spent), self.step_id)
+                )
 
     def final(self, error: ErrorT) -> ErrorT:
         """Note that an error must not lead to another attempt of the step."""
@@ -145,7 +152,9 @@ class StepState:
         return any(error is noted for noted in self._final)
 
     def replay(self, agent: Any, message: Any) -> ChatResponse[Any] | None:
-        """The recorded answer to a call that succeeded in an earlier attempt, booked as replayed; None without one."""
+        """The recorded answer to a call that succeeded in an earlier attempt, booked as replayed;
+        None without one.
+        """
         if self._answered is None or self.attempt == 1:
             return None
         if self._cursor is None:
@@ -162,9 +171,16 @@ class StepState:
         return recorded[position].response
 
     def book(
-        self, agent: Any, message: Any, response: ChatResponse[Any], entries: tuple[LedgerEntry, ...], at: Attribution
+        self,
+        agent: Any,
+        message: Any,
+        response: ChatResponse[Any],
+        entries: tuple[LedgerEntry, ...],
+        at: Attribution,
     ) -> None:
-        """Book a call that succeeded: its counters, its answer in the journal, and itself where no meter saw it."""
+        """Book a call that succeeded: its counters, its answer in the journal, and itself where no
+        meter saw it.
+        """
         usage = StepUsage.from_chat_response(response)
         self.tool_calls += usage.tool_call_count
         self.processing_time_ms += usage.processing_time_ms
@@ -190,7 +206,9 @@ def _reported(usage: StepUsage, attribution: Attribution) -> LedgerEntry:
     entry = LedgerEntry(
         attribution=attribution,
         model_answered=usage.model,
-        tokens=TokenCounts(**{name: getattr(usage, name) for name in TokenCounts.__dataclass_fields__}),
+        tokens=TokenCounts(
+            **{name: getattr(usage, name) for name in TokenCounts.__dataclass_fields__}
+        ),
         request_count=usage.request_count,
     )
     return entry.settled(

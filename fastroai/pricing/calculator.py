@@ -27,21 +27,25 @@ logger = logging.getLogger("fastroai.usage")
 class CostCalculator:
     """Prices model requests exactly, and rounds once where an integer is asked for.
 
-    Rates of your own beat the price list. Their names are matched without regard to case, version or vendor path:
-    `gpt-4o` also prices `openai:gpt-4o-2024-08-06` and `openai/gpt-4o`; the closest name wins. A name with a provider,
-    `azure:gpt-4o`, prices that provider's requests, and those of which the provider is not known.
+    Rates of your own beat the price list. Their names are matched without regard to case, version
+    or vendor path: `gpt-4o` also prices `openai:gpt-4o-2024-08-06` and `openai/gpt-4o`; the closest
+    name wins. A name with a provider, `azure:gpt-4o`, prices that provider's requests, and those of
+    which the provider is not known.
 
     Args:
-        pricing_overrides: Rates by model name, in USD per million tokens: `input_per_mtok`, `output_per_mtok`, and
-            optionally `cache_read_per_mtok` (otherwise 10 % of the input rate) and `cache_write_per_mtok` (125 %).
-            0 is a price. Copied; change them with `add_pricing_override`.
+        pricing_overrides: Rates by model name, in USD per million tokens: `input_per_mtok`,
+            `output_per_mtok`, and optionally `cache_read_per_mtok` (otherwise 10 % of the input
+            rate) and `cache_write_per_mtok` (125 %). 0 is a price. Copied; change them with
+            `add_pricing_override`.
 
     Raises:
         ValueError: A rate is missing, negative, not a finite number, or of an unknown kind.
     """
 
     def __init__(self, pricing_overrides: Mapping[str, Mapping[str, Rate]] | None = None) -> None:
-        self._overrides = Overrides(Override.parse(name, rates) for name, rates in (pricing_overrides or {}).items())
+        self._overrides = Overrides(
+            Override.parse(name, rates) for name, rates in (pricing_overrides or {}).items()
+        )
 
     def price(
         self,
@@ -53,22 +57,29 @@ class CostCalculator:
         at: datetime | None = None,
         context: Mapping[str, object] | None = None,
     ) -> Price:
-        """Price one model request. Add up what several cost, but never price their summed tokens: tiers are cliffs.
+        """Price one model request. Add up what several cost, but never price their summed tokens:
+        tiers are cliffs.
 
         Args:
-            usage: Token counts of one request. `input_tokens` includes cached ones; each token is priced once.
+            usage: Token counts of one request. `input_tokens` includes cached ones; each token is
+                priced once.
             model: The model that answered: `gpt-5-mini-2025-08-07`, or `provider:model`.
-            provider: Who answered, under pydantic-ai's or genai-prices' name; beats a prefix of `model`.
-            provider_url: Base URL of the API that answered, which says most precisely who sends the bill. A local or
-                private one is on no price list: an override prices it, or `FASTROAI_PROVIDER_HOSTS` says whose it is.
-            at: When the request was sent, timezone-aware: off-peak and dated prices depend on it. None: now.
-            context: What the response says of its own price, such as a service tier (`ModelResponse.provider_details`).
-                A tier that is not billed at the standard rates has no price where none is listed for it.
+            provider: Who answered, under pydantic-ai's or genai-prices' name; beats a prefix of
+                `model`.
+            provider_url: Base URL of the API that answered, which says most precisely who sends the
+                bill. A local or private one is on no price list: an override prices it, or
+                `FASTROAI_PROVIDER_HOSTS` says whose it is.
+            at: When the request was sent, timezone-aware: off-peak and dated prices depend on it.
+                None: now.
+            context: What the response says of its own price, such as a service tier
+                (`ModelResponse.provider_details`). A tier that is not billed at the standard rates
+                has no price where none is listed for it.
 
         Returns:
-            `total` in USD, an exact `Decimal`, not rounded; `source` names data set, version and matched model, or the
-            override. An override prices tokens only: searches and requests are free at it, and cache writes for an hour
-            cost as those for five minutes.
+            `total` in USD, an exact `Decimal`, not rounded; `source` names data set, version and
+            matched model, or the
+            override. An override prices tokens only: searches and requests are free at it, and
+            cache writes for an hour cost as those for five minutes.
 
         Raises:
             UnknownModelPriceError: No price is listed. The caller decides; it is never 0.
@@ -78,12 +89,16 @@ class CostCalculator:
         Source: genai-prices.
         """
         if at is not None and at.utcoffset() is None:
-            raise ValueError(f"The time of a request must be timezone-aware, got {at!r}. Use datetime.now(UTC).")
+            raise ValueError(
+                f"The time of a request must be timezone-aware, got {at!r}. Use datetime.now(UTC)."
+            )
         _refuse_impossible(usage)
         provider, provider_url = _billed_by(provider, provider_url)
         if override := self._overrides.find(model, provider):
             return override.price(usage)
-        return list_price(usage, read_model_name(model, provider), url=provider_url, at=at, context=context)
+        return list_price(
+            usage, read_model_name(model, provider), url=provider_url, at=at, context=context
+        )
 
     def max_cost(
         self,
@@ -94,7 +109,8 @@ class CostCalculator:
         at: datetime | None = None,
         tier: str | None = None,
     ) -> MaxCost | None:
-        """What one request for text can cost at most, by whichever service tier, hour and cache class it is billed.
+        """What one request for text can cost at most, by whichever service tier, hour and cache
+        class it is billed.
 
         Args:
             model: As in `price`, like the rest, but the model that is asked.
@@ -122,8 +138,8 @@ class CostCalculator:
     ) -> int:
         """Estimate what tokens cost, in microcents (1e-6 USD), rounded once, half to even.
 
-        For books that balance use `price`, request by request: this returns 0 for an unknown model, and prices a model
-        that its provider does not list as the same name at another provider.
+        For books that balance use `price`, request by request: this returns 0 for an unknown model,
+        and prices a model that its provider does not list as the same name at another provider.
 
         Args:
             model: `provider:model` or a bare name. None, empty or unknown: 0, with a debug log.
@@ -151,7 +167,9 @@ class CostCalculator:
         )
         try:
             override = self._overrides.find(model)
-            price = override.price(tokens) if override else _estimate(tokens, read_model_name(model))
+            price = (
+                override.price(tokens) if override else _estimate(tokens, read_model_name(model))
+            )
             return usd_to_microcents(price.total)
         except UnknownModelPriceError as error:
             logger.debug("%s Its cost is counted as 0.", error)
@@ -188,7 +206,9 @@ class CostCalculator:
         return round(dollars * MICROCENTS_PER_USD)
 
     def format_cost(self, microcents: int) -> dict[str, int | float]:
-        """The amount in three units: whole `microcents`, whole `cents` (rounded down), `dollars` as a float."""
+        """The amount in three units: whole `microcents`, whole `cents` (rounded down), `dollars` as
+        a float.
+        """
         return {
             "microcents": microcents,
             "cents": microcents // 10_000,
@@ -197,7 +217,9 @@ class CostCalculator:
 
 
 def _billed_by(provider: str | None, url: str | None) -> tuple[str | None, str | None]:
-    """Who sends the bill: whom `FASTROAI_PROVIDER_HOSTS` names for the URL, else who the provider and the URL say."""
+    """Who sends the bill: whom `FASTROAI_PROVIDER_HOSTS` names for the URL, else who the provider
+    and the URL say.
+    """
     if not url:
         return provider, None
     from ..settings import load_settings  # only here: pydantic-settings takes its time to import
@@ -213,11 +235,14 @@ def _refuse_impossible(usage: Tokens) -> None:
     }
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise ValueError(f"Usage can't be priced: {name} must be a whole number, 0 or more, got {count!r}.")
+            raise ValueError(
+                f"Usage can't be priced: {name} must be a whole number, 0 or more, got {count!r}."
+            )
     cached = counts["cache_read_tokens"] + counts["cache_write_tokens"]
     if cached > counts["input_tokens"]:
         raise ValueError(
-            f"Usage can't be priced: {cached} cached tokens exceed input_tokens={counts['input_tokens']}, "
+            f"Usage can't be priced: {cached} cached tokens exceed "
+            f"input_tokens={counts['input_tokens']}, "
             "which must include them."
         )
 
@@ -225,7 +250,8 @@ def _refuse_impossible(usage: Tokens) -> None:
 def _possible(tokens: TokenCounts) -> TokenCounts:
     """The nearest counts that can be priced: none negative, no part larger than its whole.
 
-    Cached tokens beyond the total raise the total: what is left to pay at the full rate is then 0, never negative.
+    Cached tokens beyond the total raise the total: what is left to pay at the full rate is then 0,
+    never negative.
     """
     read = max(0, tokens.cache_read_tokens)
     write = max(0, tokens.cache_write_tokens)
@@ -245,10 +271,15 @@ def _possible(tokens: TokenCounts) -> TokenCounts:
 
 def _estimate(tokens: TokenCounts, refs: tuple[ModelRef, ...]) -> Price:
     """The list price, at any provider if the named one does not list the model."""
-    elsewhere = tuple(ModelRef(None, ref.model) for ref in refs if ref.provider and ref.provider not in UNMETERED)
+    elsewhere = tuple(
+        ModelRef(None, ref.model) for ref in refs if ref.provider and ref.provider not in UNMETERED
+    )
     try:
         return list_price(tokens, (*refs, *elsewhere))
     except ValueError:
-        # Cached and audio tokens may overlap in a way the counts don't tell; as text they can always be priced.
-        text = replace(tokens, input_audio_tokens=0, output_audio_tokens=0, cache_audio_read_tokens=0)
+        # Cached and audio tokens may overlap in a way the counts don't tell; as text they can
+        # always be priced.
+        text = replace(
+            tokens, input_audio_tokens=0, output_audio_tokens=0, cache_audio_read_tokens=0
+        )
         return list_price(text, (*refs, *elsewhere))

@@ -11,7 +11,9 @@ from ..providers import host_and_port
 
 
 def is_private_endpoint(url: str) -> bool:
-    """Whether a base URL is this machine's, or on a private network: what runs there is on nobody's price list."""
+    """Whether a base URL is this machine's, or on a private network: what runs there is on nobody's
+    price list.
+    """
     host, _ = host_and_port(url)
     if host is None:
         return False
@@ -33,7 +35,9 @@ def _full_address(host: str) -> str:
 
 
 def plain_url(url: str) -> str:
-    """A URL as the price list's patterns expect it: without credentials and query, its host in lower case."""
+    """A URL as the price list's patterns expect it: without credentials and query, its host in
+    lower case.
+    """
     parts = urlsplit(url if "://" in url else f"https://{url}")
     host = parts.netloc.rpartition("@")[2].lower()
     return urlunsplit((parts.scheme.lower(), host, parts.path, "", ""))

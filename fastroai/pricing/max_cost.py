@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MaxCost:
-    """What a request for text can cost at most, whichever tier, hour and kind of token it is billed by.
+    """What a request for text can cost at most, whichever tier, hour and kind of token it is billed
+    by.
 
     Attributes:
-        steps: `(more input tokens than this, USD per million input tokens, USD per million output tokens)`, ascending.
+        steps: `(more input tokens than this, USD per million input tokens, USD per million output
+            tokens)`, ascending.
         per_request: USD.
     """
 
@@ -43,9 +45,14 @@ _SEARCHES = re.compile(r"search|sonar|compound")
 
 
 def list_max_cost(
-    refs: Iterable[ModelRef], *, url: str | None = None, at: datetime | None = None, tier: str | None = None
+    refs: Iterable[ModelRef],
+    *,
+    url: str | None = None,
+    at: datetime | None = None,
+    tier: str | None = None,
 ) -> MaxCost | None:
-    """What the price list says a request for text can cost at most, over all tiers, hours and cache classes.
+    """What the price list says a request for text can cost at most, over all tiers, hours and cache
+    classes.
 
     Args:
         refs: As in `list_price`.
@@ -54,7 +61,8 @@ def list_max_cost(
         tier: The service tier that is asked for; another one may be given.
 
     Returns:
-        None: no price is listed, or the model bills for what can't be foreseen: seconds, or searches of its own.
+        None: no price is listed, or the model bills for what can't be foreseen: seconds, or
+            searches of its own.
     """
     from genai_prices.data_snapshot import get_snapshot
 
@@ -69,7 +77,9 @@ def list_max_cost(
             continue
         if _SEARCHES.search(model.id) or unlisted_tier(provider, model, tags):
             return None
-        return _max_cost_on(_ById(model), (at or datetime.now(UTC)).astimezone(UTC).date(), "speed" in tags)
+        return _max_cost_on(
+            _ById(model), (at or datetime.now(UTC)).astimezone(UTC).date(), "speed" in tags
+        )
     return None
 
 
@@ -104,12 +114,16 @@ def _max_cost_on(key: _ById, day: date, fast: bool) -> MaxCost | None:
             elif not any(kind in name for kind in ("audio", "image", "video")):
                 into.append(price)
     starts = {tier.start for price in (*into, *out) for tier in getattr(price, "tiers", ())}
-    steps = tuple((start, _highest(into, start), _highest(out, start)) for start in sorted({-1, *starts}))
+    steps = tuple(
+        (start, _highest(into, start), _highest(out, start)) for start in sorted({-1, *starts})
+    )
     return MaxCost(steps, max(fees))
 
 
 def _prices_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[ModelPrice]:
-    """Those of all hours, of this date and its neighbours (a provider's day may be another one), and of all tiers."""
+    """Those of all hours, of this date and its neighbours (a provider's day may be another one),
+    and of all tiers.
+    """
 
     def starts_by(constraint: object, day: date) -> bool:
         """Whether a dated price is in force; those of an hour come round every day."""
@@ -123,7 +137,9 @@ def _prices_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[
             constraint = conditional.constraint
             if starts_by(constraint, after):
                 yield conditional.prices
-            if (constraint is None or hasattr(constraint, "start_date")) and starts_by(constraint, before):
+            if (constraint is None or hasattr(constraint, "start_date")) and starts_by(
+                constraint, before
+            ):
                 break
     else:
         yield model.prices

@@ -36,9 +36,10 @@ _VERSION = re.compile(
 def read_model_name(name: str, provider: str | None = None) -> tuple[ModelRef, ...]:
     """What a model's name may mean, the likeliest first.
 
-    A prefix that names a provider is taken off: `openai:gpt-4o`. Any other colon belongs to the name: a Bedrock version
-    (`…-v2:0`), an Ollama tag (`llama3:8b`), a fine-tune (`ft:gpt-4o:…`). A prefix of letters that names no provider we
-    know (`acme:gpt-4o`) may be either, so the whole name comes first.
+    A prefix that names a provider is taken off: `openai:gpt-4o`. Any other colon belongs to the
+    name: a Bedrock version (`…-v2:0`), an Ollama tag (`llama3:8b`), a fine-tune (`ft:gpt-4o:…`). A
+    prefix of letters that names no provider we know (`acme:gpt-4o`) may be either, so the whole
+    name comes first.
 
     Args:
         name: `provider:model`, or a bare model name as a response gives it.
@@ -60,9 +61,11 @@ def read_model_name(name: str, provider: str | None = None) -> tuple[ModelRef, .
 
 
 def spellings(model: str) -> Iterator[str]:
-    """A model's name, then ever shorter ones for the same model: without its version, without path or vendor.
+    """A model's name, then ever shorter ones for the same model: without its version, without path
+    or vendor.
 
-    `us.anthropic.claude-3-5-sonnet-20241022-v2:0` ends as `claude-3-5-sonnet`, `openai/gpt-4o-2024-08-06` as `gpt-4o`.
+    `us.anthropic.claude-3-5-sonnet-20241022-v2:0` ends as `claude-3-5-sonnet`,
+    `openai/gpt-4o-2024-08-06` as `gpt-4o`.
     """
     short = BEDROCK.sub("", model.rpartition("/")[2], count=1)
     seen: set[str] = set()

@@ -5,14 +5,20 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 
 MICROCENTS_PER_USD = 1_000_000
-"""1 "microcent" is 1e-6 USD here. The name is historic (a real microcent is 1e-8 USD) and kept for compatibility."""
+"""1 "microcent" is 1e-6 USD here.
+
+The name is historic (a real microcent is 1e-8 USD) and kept for compatibility.
+"""
 
 EXACT = Context(prec=100, rounding=ROUND_HALF_EVEN)
-"""For arithmetic with money: wide enough that no sum or product of prices is rounded, whatever the caller set."""
+"""For arithmetic with money: wide enough that no sum or product of prices is rounded, whatever the
+caller set.
+"""
 
 
 def usd_to_microcents(usd: Decimal) -> int:
-    """Round an amount to whole microcents, half to even. Sum exactly first and call this once, at the edge.
+    """Round an amount to whole microcents, half to even. Sum exactly first and call this once, at
+    the edge.
 
     Raises:
         ValueError: `usd` is not a finite number.

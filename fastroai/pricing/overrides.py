@@ -54,20 +54,32 @@ class Override:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"A pricing override must name a model, got {name!r}.")
         if not isinstance(rates, Mapping):
-            raise ValueError(f"Pricing override for {name!r} must map rates to USD per million tokens, got {rates!r}.")
+            raise ValueError(
+                f"Pricing override for {name!r} must map rates to USD per million tokens, got "
+                f"{rates!r}."
+            )
         if unknown := sorted(set(rates) - {*_REQUIRED, *_OPTIONAL}):
             allowed = ", ".join((*_REQUIRED, *_OPTIONAL))
-            raise ValueError(f"Pricing override for {name!r} has unknown keys {unknown}. Allowed: {allowed}.")
+            raise ValueError(
+                f"Pricing override for {name!r} has unknown keys {unknown}. Allowed: {allowed}."
+            )
         given = {key: _rate(name, key, value) for key, value in rates.items() if value is not None}
         if missing := [key for key in _REQUIRED if key not in given]:
-            raise ValueError(f"Pricing override for {name!r} lacks {', '.join(missing)} (USD per million tokens).")
+            raise ValueError(
+                f"Pricing override for {name!r} lacks {', '.join(missing)} (USD per million "
+                "tokens)."
+            )
         with localcontext(EXACT):
             return cls(
                 name=name,
                 input=given["input_per_mtok"],
                 output=given["output_per_mtok"],
-                cache_read=given.get("cache_read_per_mtok", given["input_per_mtok"] * _CACHE_READ_SHARE),
-                cache_write=given.get("cache_write_per_mtok", given["input_per_mtok"] * _CACHE_WRITE_SHARE),
+                cache_read=given.get(
+                    "cache_read_per_mtok", given["input_per_mtok"] * _CACHE_READ_SHARE
+                ),
+                cache_write=given.get(
+                    "cache_write_per_mtok", given["input_per_mtok"] * _CACHE_WRITE_SHARE
+                ),
             )
 
     def price(self, tokens: Tokens) -> Price:
@@ -88,7 +100,10 @@ class Override:
 
 
 def _rate(name: str, key: str, value: Rate) -> Decimal:
-    problem = f"Pricing override for {name!r}: {key} must be a finite number of USD, 0 or more, got {value!r}."
+    problem = (
+        f"Pricing override for {name!r}: {key} must be a finite number of USD, 0 or more, got "
+        f"{value!r}."
+    )
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise ValueError(problem)
     rate = Decimal(str(value))
@@ -98,7 +113,9 @@ def _rate(name: str, key: str, value: Rate) -> Decimal:
 
 
 class Overrides:
-    """Overrides by model, then by provider; what counts for requests of an unknown provider is last in its group."""
+    """Overrides by model, then by provider; what counts for requests of an unknown provider is last
+    in its group.
+    """
 
     def __init__(self, overrides: Iterable[Override]) -> None:
         self._by_model: dict[str, dict[str | None, Override]] = {}
@@ -107,7 +124,9 @@ class Overrides:
             self._by_model.setdefault(ref.model, {})[ref.provider] = override
 
     def replace(self, override: Override) -> None:
-        """A name without a provider replaces all there is for the model; with one, what there is for that provider."""
+        """A name without a provider replaces all there is for the model; with one, what there is
+        for that provider.
+        """
         ref = read_model_name(override.name)[-1]
         group = self._by_model.setdefault(ref.model, {})
         if ref.provider is None:

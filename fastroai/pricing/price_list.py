@@ -28,8 +28,8 @@ class Price:
     Attributes:
         total: USD, exact, not rounded, fees included.
         source: Data set, version, provider and model of the price, or which override.
-        request_fees: The part of `total` that is charged per request, search or message and not per token. None: not
-            told apart.
+        request_fees: The part of `total` that is charged per request, search or message and not per
+            token. None: not told apart.
         version: Of the data set. None: the price is from no data set.
     """
 
@@ -63,15 +63,17 @@ def list_price(
 ) -> Price:
     """The price that genai-prices lists for one request.
 
-    The URL says best who sends the bill, then the provider's name. By the model's name alone is priced what names no
-    provider, or one that is nobody's and has no URL: pydantic-ai's `function` and `test` models, offline models.
+    The URL says best who sends the bill, then the provider's name. By the model's name alone is
+    priced what names no provider, or one that is nobody's and has no URL: pydantic-ai's `function`
+    and `test` models, offline models.
 
     Args:
         usage: Token counts as attributes, under genai-prices' names.
         refs: Readings of the model's name; the first that is listed counts.
         url: Base URL of the API that answered. A local or private one is nobody's list price.
         at: When the request was sent, timezone-aware. None: now.
-        context: What the response says of itself, such as its service tier; values that are not strings are left out.
+        context: What the response says of itself, such as its service tier; values that are not
+            strings are left out.
 
     Raises:
         UnknownModelPriceError: None of the readings is listed.
@@ -87,7 +89,13 @@ def list_price(
         try:
             where = where_listed(ref, url)
             with localcontext(EXACT):
-                found = calc_price(counts, ref.model, genai_request_timestamp=when, price_context=tags or None, **where)
+                found = calc_price(
+                    counts,
+                    ref.model,
+                    genai_request_timestamp=when,
+                    price_context=tags or None,
+                    **where,
+                )
                 fees = _request_fees(found, usage)
             if tags and (tier := unlisted_tier(found.provider, found.model, tags)):
                 raise _unlisted(ref, url, f"the price list does not have its service tier {tier!r}")
@@ -106,11 +114,16 @@ def list_price(
 
 
 def further_usage(usage: object) -> dict[str, float]:
-    """What a usage object counts besides the tokens that the ledger has fields for, under genai-prices' names."""
+    """What a usage object counts besides the tokens that the ledger has fields for, under
+    genai-prices' names.
+    """
     return {
         name: value
         for name, value in vars(usage).items()
-        if value and name in _further_names() and isinstance(value, int | float) and not isinstance(value, bool)
+        if value
+        and name in _further_names()
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
     }
 
 
@@ -124,7 +137,9 @@ def _counts(usage: object) -> Usage:
     from genai_prices import Usage
 
     counts = dict.fromkeys(_BILLED_TOOLS, 0)  # what is not named is looked for among all there is
-    counts |= {name: count for name in _usage_names() if (count := getattr(usage, name, None)) is not None}
+    counts |= {
+        name: count for name in _usage_names() if (count := getattr(usage, name, None)) is not None
+    }
     return Usage(**counts)
 
 
@@ -157,17 +172,24 @@ def _request_fees(found: PriceCalculation, usage: object) -> Decimal:
 
 
 def _unlisted_fee(found: PriceCalculation, usage: object) -> str | None:
-    """What was used of a provider's own tools and is billed by the use, at a price that the list does not have."""
+    """What was used of a provider's own tools and is billed by the use, at a price that the list
+    does not have.
+    """
     if found.provider.id == "perplexity":  # its searches are in the price of a request
         return None
     for name in _BILLED_TOOLS:
-        if getattr(usage, name, None) and getattr(found.model_price, name + PER_THOUSAND, None) is None:
+        if (
+            getattr(usage, name, None)
+            and getattr(found.model_price, name + PER_THOUSAND, None) is None
+        ):
             return name.replace("_", " ")
     return None
 
 
 def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str]) -> str | None:
-    """The tier of a request that is billed otherwise than the standard one, at a price that the list does not have."""
+    """The tier of a request that is billed otherwise than the standard one, at a price that the
+    list does not have.
+    """
     # The variants of a model are its own provider's; another one that serves it has other rates.
     variants = (model.price_variants or ()) if any(own is model for own in provider.models) else ()
     for key, tiers in _NOT_STANDARD.items():
@@ -180,12 +202,17 @@ def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str])
 
 
 def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
-    """The part of the price list that may be asked about a model, as keyword arguments of `calc_price`."""
+    """The part of the price list that may be asked about a model, as keyword arguments of
+    `calc_price`.
+    """
     if url:
         if host_and_port(url)[0] is None:
             raise _unlisted(ref, None, "the URL of its endpoint names no host")
         if is_private_endpoint(url):
-            reason = "it is answered by a local or private endpoint, not named in FASTROAI_PROVIDER_HOSTS"
+            reason = (
+                "it is answered by a local or private endpoint, not named in "
+                "FASTROAI_PROVIDER_HOSTS"
+            )
             raise _unlisted(ref, url, reason)
         url = plain_url(url)
     if ref.provider in UNMETERED:
@@ -205,7 +232,8 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
 def _lists(provider: str | None, url: str | None) -> bool:
     from genai_prices.data_snapshot import get_snapshot
 
-    if provider == "litellm":  # not in the list, but genai-prices reads the provider from the model's path
+    # not in the list, but genai-prices reads the provider from the model's path
+    if provider == "litellm":
         return True
     try:
         get_snapshot().find_provider(None, provider, url)
@@ -220,5 +248,6 @@ def _unlisted(ref: ModelRef, url: str | None, why: str) -> UnknownModelPriceErro
     host = f" on {name}" if url and (name := host_and_port(url)[0]) else ""
     return UnknownModelPriceError(
         f"No price is known for model {ref.model!r}{provider}{host}: {why}. State it with "
-        f"CostCalculator(pricing_overrides={{{ref.model!r}: {{'input_per_mtok': ..., 'output_per_mtok': ...}}}})."
+        f"CostCalculator(pricing_overrides={{{ref.model!r}: "
+        "{'input_per_mtok': ..., 'output_per_mtok': ...}})."
     )

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCounts:
-    """Tokens of one request. `input_tokens` includes cached and audio ones, `output_tokens` includes audio ones."""
+    """Tokens of one request.
+
+    `input_tokens` includes cached and audio ones, `output_tokens` includes audio ones.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0

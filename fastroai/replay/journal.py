@@ -30,8 +30,9 @@ class JournalStore(Protocol):
 class Journal:
     """The answered model requests and tool calls of one step.
 
-    They are found again by what was asked, and the same question asked several times by its number. Concurrent calls
-    may therefore come in any order, and a step whose code was changed between two attempts keeps what still fits.
+    They are found again by what was asked, and the same question asked several times by its number.
+    Concurrent calls may therefore come in any order, and a step whose code was changed between two
+    attempts keeps what still fits.
 
     Args:
         step: Identity of the step within its run; the same whenever the run is executed again.
@@ -54,7 +55,9 @@ class Journal:
         self._asked.clear()
 
     def place(self, kind: str, *question: Any) -> str:
-        """Where the answer to a question belongs, this being the next time it is asked in this attempt."""
+        """Where the answer to a question belongs, this being the next time it is asked in this
+        attempt.
+        """
         key = _digest([FORMAT, self._step, kind, *question])
         self._asked[key] += 1
         return f"{key}-{self._asked[key]}"
@@ -74,14 +77,18 @@ class Journal:
 
     async def write(self, place: str, **record: Any) -> None:
         """Record an answer; also when the caller is cancelled meanwhile, since it was paid for."""
-        content = json.dumps({"format": FORMAT, "place": place} | record, separators=(",", ":")).encode()
+        content = json.dumps(
+            {"format": FORMAT, "place": place} | record, separators=(",", ":")
+        ).encode()
         self._known[place] = content
         if self._store is not None:
             await asyncio.shield(self._store.write(place, content))
 
 
 def _digest(question: Any) -> str:
-    text = json.dumps(_normalised(question), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(
+        _normalised(question), sort_keys=True, ensure_ascii=True, separators=(",", ":")
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -13,7 +13,12 @@ from pydantic_ai.messages import (
     ModelMessagesTypeAdapter,
     ModelResponse,
 )
-from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models import (
+    CompletedStreamedResponse,
+    Model,
+    ModelRequestParameters,
+    StreamedResponse,
+)
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
@@ -30,7 +35,8 @@ _GENERATED_ID = "pyd_ai_"
 
 
 class JournaledModel(WrapperModel):
-    """Answers from the journal what was answered in an earlier attempt, and records what is answered now.
+    """Answers from the journal what was answered in an earlier attempt, and records what is
+    answered now.
 
     Args:
         wrapped: The metered model: what comes from the journal never reaches it.
@@ -78,12 +84,18 @@ class JournaledModel(WrapperModel):
         await self._keep(place, stream.get(), sent_before)
 
     def _place(
-        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+        self,
+        messages: list[ModelMessage],
+        settings: ModelSettings | None,
+        parameters: ModelRequestParameters,
     ) -> str:
         return self._journal.place(
             "request",
             self.wrapped.model_id,
-            [_sent(message) for message in ModelMessagesTypeAdapter.dump_python(messages, mode="json")],
+            [
+                _sent(message)
+                for message in ModelMessagesTypeAdapter.dump_python(messages, mode="json")
+            ],
             as_json(settings),
             as_json(parameters),
         )
@@ -93,8 +105,12 @@ class JournaledModel(WrapperModel):
         if record is None:
             return None
         try:
-            response: ModelResponse = adapter_of(ModelResponse).validate_json(json.dumps(record["response"]))
-            entries = adapter_of(tuple[LedgerEntry, ...]).validate_json(json.dumps(record["entries"]))
+            response: ModelResponse = adapter_of(ModelResponse).validate_json(
+                json.dumps(record["response"])
+            )
+            entries = adapter_of(tuple[LedgerEntry, ...]).validate_json(
+                json.dumps(record["entries"])
+            )
         except (KeyError, ValueError):
             return None
         self._books.replayed(entries)
@@ -125,7 +141,8 @@ def _sent(message: dict[str, Any]) -> dict[str, Any]:
     """What a model is sent of a message."""
     sent = {name: message[name] for name in _SENT if name in message}
     sent["parts"] = [
-        {name: _known_id(value) for name, value in part.items() if name not in _NOT_SENT} for part in message["parts"]
+        {name: _known_id(value) for name, value in part.items() if name not in _NOT_SENT}
+        for part in message["parts"]
     ]
     return sent
 

@@ -19,10 +19,12 @@ from .journal import Journal
 
 
 class ToolJournal(AbstractCapability[Any]):
-    """Gives the results of tool calls that were executed in an earlier attempt, and records those of this one.
+    """Gives the results of tool calls that were executed in an earlier attempt, and records those
+    of this one.
 
-    A call is known by the model's id for it, so only one whose request was answered from the journal is ever found. A
-    result that would not read the same to the model when it comes from a record is not recorded: that tool runs again.
+    A call is known by the model's id for it, so only one whose request was answered from the
+    journal is ever found. A result that would not read the same to the model when it comes from a
+    record is not recorded: that tool runs again.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -55,7 +57,9 @@ def _recordable(result: Any, call: ToolCallPart) -> Any:
     try:
         returned = json.loads(adapter_of(ToolReturnPart).dump_json(part))
         again = adapter_of(ToolReturnPart).validate_python(returned)
-        same = again.model_response_str() == part.model_response_str() and len(again.files) == len(part.files)
+        same = again.model_response_str() == part.model_response_str() and len(again.files) == len(
+            part.files
+        )
     except (ValueError, TypeError):
         return None
     return returned if same else None

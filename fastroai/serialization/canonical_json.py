@@ -1,4 +1,6 @@
-"""Canonical JSON: one text for one value, wherever it is made; the ground of every fingerprint and cache key."""
+"""Canonical JSON: one text for one value, wherever it is made; the ground of every fingerprint and
+cache key.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,21 @@ _TEXT_ONLY = {str}
 
 
 def canonical_json(value: Any) -> str:
-    """JSON of a value by its own fields; types that JSON lacks carry their name. Secrets enter as hashes.
+    """JSON of a value by its own fields; types that JSON lacks carry their name. Secrets enter as
+    hashes.
 
-    Numbers that are equal have one text (0, 0.0 and -0.0), because a value that went through JSON may come back with
-    the other one. A bool is no number, and neither is a text of digits. Text is taken as it is, not normalised.
+    Numbers that are equal have one text (0, 0.0 and -0.0), because a value that went through JSON
+    may come back with the other one. A bool is no number, and neither is a text of digits. Text is
+    taken as it is, not normalised.
 
     Raises:
-        TypeError: The value holds an object whose content is not known here (a client, a generator, a file).
+        TypeError: The value holds an object whose content is not known here (a client, a generator,
+            a file).
         RecursionError: It holds itself.
     """
-    return json.dumps(_canonical(value), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return json.dumps(
+        _canonical(value), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":")
+    )
 
 
 def digest(value: Any) -> str:
@@ -77,7 +84,9 @@ def _content(value: Any) -> Any:
         fields = {name: getattr(value, name) for name in type(value).model_fields}
         return _canonical(fields | (value.model_extra or {}))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _canonical({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        return _canonical(
+            {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        )
     if isinstance(value, SecretStr | SecretBytes):
         return digest(value.get_secret_value())
     if isinstance(value, bytes | bytearray):
@@ -92,7 +101,8 @@ def _content(value: Any) -> Any:
         return [_canonical(item) for item in value]
     if isinstance(value, Mapping):
         return sorted(
-            ([canonical_json(key), _canonical(item)] for key, item in value.items()), key=lambda pair: pair[0]
+            ([canonical_json(key), _canonical(item)] for key, item in value.items()),
+            key=lambda pair: pair[0],
         )
     for plain in (str, int, float):
         if isinstance(value, plain):

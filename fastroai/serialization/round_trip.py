@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 
 DEEPEST = 100
-"""Levels of nesting in a stored output: pydantic reads 200 of JSON, and a packed level takes two of them."""
+"""Levels of nesting in a stored output: pydantic reads 200 of JSON, and a packed level takes two of
+them.
+"""
 
 
 _LEAVES = frozenset({str, bytes, int, float, bool, type(None), Decimal, datetime})
@@ -26,7 +28,8 @@ def holds_set(value: Any, depth: int = 0) -> bool:
     """Whether there is a set anywhere within a value.
 
     Raises:
-        TypeError: The value is nested too deeply or within itself, or holds an iterator, which looking would use up.
+        TypeError: The value is nested too deeply or within itself, or holds an iterator, which
+            looking would use up.
     """
     if type(value) in _LEAVES or isinstance(value, str | Enum):
         return False
@@ -75,7 +78,9 @@ def same(decoded: Any, output: Any) -> bool:
 
 
 def kind(value: Any) -> Any:
-    """A value's type; of a generic model the bare one, since people write `State(data=…)` for a `State[Data]`."""
+    """A value's type; of a generic model the bare one, since people write `State(data=…)` for a
+    `State[Data]`.
+    """
     generic: Any = getattr(type(value), "__pydantic_generic_metadata__", {})
     return generic.get("origin") or type(value)
 
@@ -83,7 +88,8 @@ def kind(value: Any) -> Any:
 def _same_scalar(decoded: Any, output: Any) -> bool:
     if isinstance(output, datetime | time) and _offset(decoded) != _offset(output):
         return False
-    if isinstance(output, Decimal | float) and str(decoded) != str(output):  # 1.1 and 1.10, 0.0 and -0.0
+    # 1.1 and 1.10, 0.0 and -0.0
+    if isinstance(output, Decimal | float) and str(decoded) != str(output):
         return False
     return bool(decoded == output)
 
@@ -104,17 +110,23 @@ def _same_model(decoded: Any, output: Any) -> bool:
 
 
 def _same_dataclass(decoded: Any, output: Any) -> bool:
-    names = {field.name for field in dataclasses.fields(output)} | _attributes(output) | _attributes(decoded)
-    missing, equality = object(), getattr(type(output), "__eq__")  # noqa: B009  # mypy knows better than to compare it
-    return all(same(getattr(decoded, name, missing), getattr(output, name, missing)) for name in names) and (
-        equality is object.__eq__ or bool(decoded == output)
+    names = (
+        {field.name for field in dataclasses.fields(output)}
+        | _attributes(output)
+        | _attributes(decoded)
     )
+    missing, equality = object(), getattr(type(output), "__eq__")  # noqa: B009  # mypy knows better than to compare it
+    return all(
+        same(getattr(decoded, name, missing), getattr(output, name, missing)) for name in names
+    ) and (equality is object.__eq__ or bool(decoded == output))
 
 
 def _attributes(value: Any) -> set[str]:
     """What an object holds besides what it computes from the rest."""
     own = getattr(value, "__dict__", {})
-    return {name for name in own if not isinstance(getattr(type(value), name, None), cached_property)}
+    return {
+        name for name in own if not isinstance(getattr(type(value), name, None), cached_property)
+    }
 
 
 def _same_items(decoded: Any, output: Any) -> bool:
@@ -123,7 +135,9 @@ def _same_items(decoded: Any, output: Any) -> bool:
         len(decoded) == len(output)
         and getattr(decoded, "default_factory", None) is getattr(output, "default_factory", None)
         and all(
-            same(a, b) for pair in zip(decoded.items(), output.items(), strict=True) for a, b in zip(*pair, strict=True)
+            same(a, b)
+            for pair in zip(decoded.items(), output.items(), strict=True)
+            for a, b in zip(*pair, strict=True)
         )
     )
 

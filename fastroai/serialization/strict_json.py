@@ -36,7 +36,9 @@ def loads_strictly(text: str | bytes) -> Any:
         ValueError: It is not that.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

@@ -1,4 +1,6 @@
-"""Python's own values as JSON: a closed list of builtin types, each by a tag; nothing is looked up by a name."""
+"""Python's own values as JSON: a closed list of builtin types, each by a tag; nothing is looked up
+by a name.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +60,12 @@ def pack(value: Any) -> Any:
             return {key: pack(item) for key, item in value.items()}
         return {TAG: "dict", "value": [[pack(key), pack(item)] for key, item in value.items()]}
     if kind in (set, frozenset):
-        return {TAG: kind.__name__, "value": sorted(map(pack, value), key=lambda item: json.dumps(item))}
-    if isinstance(value, tuple):  # a named one, too: its fields are in the type that the code declares
+        return {
+            TAG: kind.__name__,
+            "value": sorted(map(pack, value), key=lambda item: json.dumps(item)),
+        }
+    # a named one, too: its fields are in the type that the code declares
+    if isinstance(value, tuple):
         return {TAG: "tuple", "value": [pack(item) for item in value]}
     if kind is timedelta:
         return {TAG: "timedelta", "value": [value.days, value.seconds, value.microseconds]}

@@ -35,13 +35,18 @@ _TIME = r"\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:Z|[+-]\d{2}:\d{2})?"
 
 FORMATS: Final[dict[str, Format]] = {
     "date": Format(re.compile(rf"\b{_DATE}\b"), "1970-01-01", date.fromisoformat),
-    "date-time": Format(re.compile(rf"\b{_DATE}T{_TIME}"), "1970-01-01T00:00:00Z", datetime.fromisoformat),
+    "date-time": Format(
+        re.compile(rf"\b{_DATE}T{_TIME}"), "1970-01-01T00:00:00Z", datetime.fromisoformat
+    ),
     "time": Format(re.compile(rf"\b{_TIME}"), "00:00:00Z", time.fromisoformat),
     "duration": Format(re.compile(r"\bP(?:\d+D)?T(?:\d+H)?\d+M(?:\d+S)?\b"), "PT0S"),
-    "email": Format(re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"), "unknown@example.com"),
+    "email": Format(
+        re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b"), "unknown@example.com"
+    ),
     "uri": Format(re.compile(r"https?://[^\s<>\"')\]]*[\w/]"), "https://example.com/"),
     "uuid": Format(
-        re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.I), "00000000-0000-4000-8000-000000000000"
+        re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.I),
+        "00000000-0000-4000-8000-000000000000",
     ),
     "ipv4": Format(re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!$)|\b)){4}"), "0.0.0.0"),
     "ipv6": Format(re.compile(r"(?!)"), "::"),
@@ -62,7 +67,8 @@ def minimal_match(pattern: str) -> str:
     text = "".join(_shortest(op, value) for op, value in parsed)
     if re.search(pattern, text) is None:
         raise ValueError(
-            f"OfflineModel can't make a string that matches the pattern {pattern!r}. Simplify the pattern."
+            f"OfflineModel can't make a string that matches the pattern {pattern!r}. Simplify the "
+            "pattern."
         )
     return text
 
@@ -90,11 +96,17 @@ def _one_of(options: Any) -> str:
     """A character of a set; letters and digits are tried first."""
     candidates = "aA0 -_.,:;/+*#@!?()[]{}<>=&%$\"'\\|~^`\n\t"
     if str(options[0][0]) == "NEGATE":
-        return next(c for c in candidates if not any(_includes(op, value, c) for op, value in options[1:]))
+        return next(
+            c for c in candidates if not any(_includes(op, value, c) for op, value in options[1:])
+        )
     op, value = options[0]
     if str(op) == "LITERAL":
         return chr(value)
-    return chr(value[0]) if str(op) == "RANGE" else next(c for c in candidates if _includes(op, value, c))
+    return (
+        chr(value[0])
+        if str(op) == "RANGE"
+        else next(c for c in candidates if _includes(op, value, c))
+    )
 
 
 def _includes(op: Any, value: Any, character: str) -> bool:

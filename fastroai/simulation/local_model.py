@@ -36,8 +36,9 @@ _TOKENS_PER_MESSAGE = 4
 class LocalModel(Model[None]):
     """A model that computes its answers; subclasses say how in `answer`.
 
-    Token usage is an estimate from the lengths of texts: one token for every four characters begun, of prompts,
-    instructions and tool schemas on the way in (and four for each message), of texts and tool arguments on the way out.
+    Token usage is an estimate from the lengths of texts: one token for every four characters begun,
+    of prompts, instructions and tool schemas on the way in (and four for each message), of texts
+    and tool arguments on the way out.
 
     Args:
         model_name: The name it answers under, and is priced as.
@@ -47,7 +48,9 @@ class LocalModel(Model[None]):
     _SYSTEM = "local"
 
     def __init__(self, model_name: str = "gpt-5-mini", *, delay: float = 0.0) -> None:
-        super().__init__(profile=ModelProfile(supports_json_schema_output=True, supports_json_object_output=True))
+        super().__init__(
+            profile=ModelProfile(supports_json_schema_output=True, supports_json_object_output=True)
+        )
         self._model_name = model_name
         self._delay = delay
         self.calls = 0
@@ -72,7 +75,10 @@ class LocalModel(Model[None]):
 
     @abstractmethod
     async def answer(
-        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+        self,
+        messages: list[ModelMessage],
+        settings: ModelSettings | None,
+        parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """The answer to a request; its usage is filled in where it has none."""
 
@@ -123,7 +129,9 @@ class _LocalStream(StreamedResponse):
     def _events_of(self, index: int, part: object) -> Iterator[ModelResponseStreamEvent]:
         if isinstance(part, TextPart):
             for piece in _pieces(part.content):
-                yield from self._parts_manager.handle_text_delta(vendor_part_id=index, content=piece)
+                yield from self._parts_manager.handle_text_delta(
+                    vendor_part_id=index, content=piece
+                )
         elif isinstance(part, ToolCallPart):
             name: str | None = part.tool_name
             for piece in _pieces(part.args_as_json_str()):
@@ -164,16 +172,25 @@ def estimate_usage(
 ) -> RequestUsage:
     """Token counts of a request, from the lengths of what goes in and comes out; never zero."""
     tools = [*parameters.function_tools, *parameters.output_tools]
-    schemas = "".join(f"{tool.name}{tool.description or ''}{to_json(tool.parameters_json_schema)!r}" for tool in tools)
+    schemas = "".join(
+        f"{tool.name}{tool.description or ''}{to_json(tool.parameters_json_schema)!r}"
+        for tool in tools
+    )
     incoming = sum(_TOKENS_PER_MESSAGE + estimate_tokens(text) for text in _texts_of(messages))
     outgoing = sum(estimate_tokens(_text_of_part(part)) for part in response.parts)
-    return RequestUsage(input_tokens=max(1, incoming + estimate_tokens(schemas)), output_tokens=max(1, outgoing))
+    return RequestUsage(
+        input_tokens=max(1, incoming + estimate_tokens(schemas)), output_tokens=max(1, outgoing)
+    )
 
 
 def newest_prompt(messages: Iterable[ModelMessage]) -> str:
     """The text of the last user prompt; empty where there is none."""
     prompts = [
-        part for m in messages if isinstance(m, ModelRequest) for part in m.parts if isinstance(part, UserPromptPart)
+        part
+        for m in messages
+        if isinstance(m, ModelRequest)
+        for part in m.parts
+        if isinstance(part, UserPromptPart)
     ]
     return prompt_text(prompts[-1]) if prompts else ""
 
@@ -195,7 +212,9 @@ def prompt_text(prompt: UserPromptPart) -> str:
 
 def _texts_of(messages: Iterable[ModelMessage]) -> Iterator[str]:
     for message in messages:
-        yield (getattr(message, "instructions", None) or "") + "".join(_text_of_part(part) for part in message.parts)
+        yield (getattr(message, "instructions", None) or "") + "".join(
+            _text_of_part(part) for part in message.parts
+        )
 
 
 def _text_of_part(part: Any) -> str:
@@ -211,7 +230,9 @@ def _pieces(text: str) -> list[str]:
     return re.findall(r"\S*\s+|\S+", text) or [""]
 
 
-def structured_part(value: Any, parameters: ModelRequestParameters, *, name: str = "") -> ModelResponsePart:
+def structured_part(
+    value: Any, parameters: ModelRequestParameters, *, name: str = ""
+) -> ModelResponsePart:
     """A structured output as this request wants it: a call of its output tool, or JSON as text.
 
     Args:
@@ -225,5 +246,7 @@ def structured_part(value: Any, parameters: ModelRequestParameters, *, name: str
     tool = next((tool for tool in tools if name and tool.name.endswith(f"_{name}")), tools[0])
     if not isinstance(value, Mapping):
         # pydantic-ai wraps what is no object into one with a single field.
-        value = {next(iter(tool.parameters_json_schema.get("properties", {"response": None}))): value}
+        value = {
+            next(iter(tool.parameters_json_schema.get("properties", {"response": None}))): value
+        }
     return ToolCallPart(tool.name, to_json(value).decode())

@@ -1,4 +1,6 @@
-"""A text as the offline model reads it: sentences, words and `Key: value` lines, and what in them matters most."""
+"""A text as the offline model reads it: sentences, words and `Key: value` lines, and what in them
+matters most.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,13 @@ from functools import cached_property
 
 _STOP_WORDS = frozenset(
     """
-    about above after again against all also although among and another any are because been before being below between
-    both but can could did does doing down during each either else every few for from further had has have having her
-    here hers him his how however into its itself just may might more most must neither nor not now off once one only
-    other our out over own per same shall she should since some such than that the their them then there these they
-    this those though through thus too under until upon use used using very via was well were what when where whether
-    which while who whom why will with within without would yet you your
+    about above after again against all also although among and another any are because been
+    before being below between both but can could did does doing down during each either else
+    every few for from further had has have having her here hers him his how however into its
+    itself just may might more most must neither nor not now off once one only other our out over
+    own per same shall she should since some such than that the their them then there these they
+    this those though through thus too under until upon use used using very via was well were
+    what when where whether which while who whom why will with within without would yet you your
     """.split()  # noqa: SIM905 - a hundred quoted words would take a hundred lines
 )
 _WORD = re.compile(r"[^\W_][\w+-]*", re.UNICODE)
@@ -32,11 +35,27 @@ _MARKUP = (
     (re.compile(r"\[([^\[\]]+)\](?:\([^)]*\)|\[[^\]]*\])"), r"\1"),
     (re.compile(r"\*\*|__(?=\w)|(?<=\w)__|`"), ""),
 )
-_SUFFIXES = ("ations", "ation", "ating", "ated", "ates", "ate", "ings", "ing", "ies", "ied", "ed", "es", "s")
+_SUFFIXES = (
+    "ations",
+    "ation",
+    "ating",
+    "ated",
+    "ates",
+    "ate",
+    "ings",
+    "ing",
+    "ies",
+    "ied",
+    "ed",
+    "es",
+    "s",
+)
 
 
 def stem(word: str) -> str:
-    """A word without its commonest endings, lower case: enough to match `licensing` with `licenses`."""
+    """A word without its commonest endings, lower case: enough to match `licensing` with
+    `licenses`.
+    """
     word = word.lower()
     for suffix in _SUFFIXES:
         if word.endswith(suffix) and len(word) - len(suffix) >= 4:
@@ -91,7 +110,9 @@ class Material:
         found: dict[str, None] = {}
         for paragraph in re.split(r"\n\s*\n", _without_markup(self.text)):
             for line in _joined_lines(paragraph):
-                found.update(dict.fromkeys(s.strip() for s in _SENTENCE_END.split(line) if _WORD.search(s)))
+                found.update(
+                    dict.fromkeys(s.strip() for s in _SENTENCE_END.split(line) if _WORD.search(s))
+                )
         return tuple(Sentence(text, position) for position, text in enumerate(found))
 
     @cached_property
@@ -105,7 +126,9 @@ class Material:
 
     @cached_property
     def pairs(self) -> dict[str, str]:
-        """Values of lines such as `License: MIT`, by their lower-case key; the first of a key counts."""
+        """Values of lines such as `License: MIT`, by their lower-case key; the first of a key
+        counts.
+        """
         pairs: dict[str, str] = {}
         for line in self.text.splitlines():
             if match := _PAIR.match(line):
@@ -114,8 +137,11 @@ class Material:
                     pairs.setdefault(labelled[1].lower(), labelled[2])
         return pairs
 
-    def ranked(self, keywords: Collection[str] = (), leave_out: Collection[str] = ()) -> list[Sentence]:
-        """Sentences, the best first: those that share rare words with the keywords, then the most informative.
+    def ranked(
+        self, keywords: Collection[str] = (), leave_out: Collection[str] = ()
+    ) -> list[Sentence]:
+        """Sentences, the best first: those that share rare words with the keywords, then the most
+        informative.
 
         Args:
             keywords: Stems to look for.
@@ -127,10 +153,16 @@ class Material:
 
     def matching(self, keywords: Collection[str]) -> list[Sentence]:
         """Sentences that share a word with the keywords, the best first."""
-        return [sentence for sentence in self.ranked(keywords) if not sentence.distinct.isdisjoint(keywords)]
+        return [
+            sentence
+            for sentence in self.ranked(keywords)
+            if not sentence.distinct.isdisjoint(keywords)
+        ]
 
     def terms(self, limit: int, near: Collection[str] = ()) -> list[str]:
-        """The words that stand out, as written, without repetitions; those in sentences with `near` words first."""
+        """The words that stand out, as written, without repetitions; those in sentences with `near`
+        words first.
+        """
         weights: defaultdict[str, float] = defaultdict(float)
         spelling: dict[str, str] = {}
         prose = [sentence for sentence in self.sentences if not _PAIR.match(sentence.text)]
@@ -145,21 +177,32 @@ class Material:
 
     def occurrences(self, phrase: str) -> int:
         """How often a phrase occurs as whole words, whatever its case."""
-        return len(re.findall(rf"(?<![\w]){re.escape(phrase)}(?![\w])", self.text, re.IGNORECASE)) if phrase else 0
+        return (
+            len(re.findall(rf"(?<![\w]){re.escape(phrase)}(?![\w])", self.text, re.IGNORECASE))
+            if phrase
+            else 0
+        )
 
     def _score(self, sentence: Sentence, keywords: Collection[str]) -> float:
         counts = self._within.counts if self._within is not None else self.counts
         total = (self._within or self)._words_in_all
-        shared = sum(1 + math.log(total / (1 + counts[word])) for word in sentence.distinct if word in keywords)
+        shared = sum(
+            1 + math.log(total / (1 + counts[word]))
+            for word in sentence.distinct
+            if word in keywords
+        )
         length = max(len(sentence.words), 1)
-        informative = sum(math.log1p(counts[word]) for word in sentence.distinct) / math.sqrt(length)
+        informative = sum(math.log1p(counts[word]) for word in sentence.distinct) / math.sqrt(
+            length
+        )
         whole = 1.0 if sentence.text[-1:] in ".!?" and 4 <= length <= 40 else 0.3
         prose = 0.5 if _PAIR.match(sentence.text) else 1.0
         return prose * (3 * shared + informative * whole) + 0.5 / (1 + sentence.position)
 
 
 def _without_markup(text: str) -> str:
-    """Plain text: without HTML tags, images, code blocks, link targets, emphasis, lines that are mostly drawing.
+    """Plain text: without HTML tags, images, code blocks, link targets, emphasis, lines that are
+    mostly drawing.
 
     Without tables, too, where there is anything else: their rows are no sentences.
     """
@@ -176,7 +219,9 @@ def _is_mostly_words(line: str) -> bool:
 
 
 def _joined_lines(paragraph: str) -> Iterable[str]:
-    """Lines of a paragraph; one that is wrapped in the middle of a sentence is joined with its next."""
+    """Lines of a paragraph; one that is wrapped in the middle of a sentence is joined with its
+    next.
+    """
     joined = ""
     for raw in paragraph.splitlines():
         starts_anew = bool(_LINE_MARKS.match(raw) or _PAIR.match(raw))

@@ -18,13 +18,31 @@ _SHORT_TEXT: Final = 60
 _USUAL_ITEMS: Final = 3
 _USUAL_TERMS: Final = 5
 _NUMBER = re.compile(r"(?<![\w.-])[-+]?\d[\d,]*(?:\.\d+)?(?![\w-]|\.\d)")
-_NEGATION = re.compile(r"\b(?:no|not|never|without|neither|nor|non|isn't|doesn't|don't|cannot|can't|lacks?)\b", re.I)
+_NEGATION = re.compile(
+    r"\b(?:no|not|never|without|neither|nor|non|isn't|doesn't|don't|cannot|can't|lacks?)\b", re.I
+)
 _COUNTING = frozenset({"count", "number", "num", "many"})
-_TERM_LISTS = frozenset(keywords_of("tags keywords terms topics names words labels themes entities"))
-_OVERVIEW = frozenset(keywords_of("summary abstract overview description digest synopsis explanation reasoning text"))
+_TERM_LISTS = frozenset(
+    keywords_of("tags keywords terms topics names words labels themes entities")
+)
+_OVERVIEW = frozenset(
+    keywords_of("summary abstract overview description digest synopsis explanation reasoning text")
+)
 _HEADLINE = frozenset(keywords_of("title name heading headline subject"))
-_NEUTRAL = ("unknown", "other", "none", "neutral", "n/a", "unclear", "undetermined", "medium", "moderate")
-_EMPTY_KEYWORDS = frozenset(keywords_of("value field list item string number whether true response"))
+_NEUTRAL = (
+    "unknown",
+    "other",
+    "none",
+    "neutral",
+    "n/a",
+    "unclear",
+    "undetermined",
+    "medium",
+    "moderate",
+)
+_EMPTY_KEYWORDS = frozenset(
+    keywords_of("value field list item string number whether true response")
+)
 
 
 @dataclass
@@ -41,7 +59,9 @@ class SchemaFiller:
     _used: set[str] = field(default_factory=set)
 
     def fill(self) -> Any:
-        """A value that fits the schema, drawn from the text wherever the text has something to say."""
+        """A value that fits the schema, drawn from the text wherever the text has something to
+        say.
+        """
         return self._value(self.root, "", self.material, 0)
 
     def _value(self, schema: Schema, name: str, text: Material, depth: int) -> Any:
@@ -55,7 +75,9 @@ class SchemaFiller:
                 return self._variant(schema, schema[key], name, text, depth)
         kind = schema.get("type", "object" if "properties" in schema else "string")
         if isinstance(kind, list):
-            return self._variant(schema, [{**schema, "type": each} for each in kind], name, text, depth)
+            return self._variant(
+                schema, [{**schema, "type": each} for each in kind], name, text, depth
+            )
         if kind == "object":
             return self._object(schema, name, text, depth)
         if kind == "array":
@@ -110,17 +132,29 @@ class SchemaFiller:
         values = self._items(items, schema, name, text, depth, wanted)
         if schema.get("uniqueItems"):
             values = _distinct(values)
-        return values + self._more_items(items, name, text, depth, fewest - len(values), taken=values)
+        return values + self._more_items(
+            items, name, text, depth, fewest - len(values), taken=values
+        )
 
-    def _items(self, items: Schema, schema: Schema, name: str, text: Material, depth: int, wanted: int) -> list[Any]:
+    def _items(
+        self, items: Schema, schema: Schema, name: str, text: Material, depth: int, wanted: int
+    ) -> list[Any]:
         keywords = self._keywords(schema, name) | keywords_of(str(items.get("description", "")))
         if "enum" in items:
             hints = {value: self._mentions(value, items, text) for value in items["enum"]}
-            return [value for value in sorted(hints, key=lambda v: -hints[v]) if hints[value]][:wanted]
+            return [value for value in sorted(hints, key=lambda v: -hints[v]) if hints[value]][
+                :wanted
+            ]
         if items.get("type") == "string" and not items.keys() & {"format", "pattern"}:
-            short = items.get("maxLength", math.inf) <= _SHORT_TEXT or not _TERM_LISTS.isdisjoint(keywords_of(name))
+            short = items.get("maxLength", math.inf) <= _SHORT_TEXT or not _TERM_LISTS.isdisjoint(
+                keywords_of(name)
+            )
             if short:
-                wanted = int(min(schema.get("maxItems", math.inf), max(wanted, _USUAL_TERMS if wanted else 0)))
+                wanted = int(
+                    min(
+                        schema.get("maxItems", math.inf), max(wanted, _USUAL_TERMS if wanted else 0)
+                    )
+                )
                 found = text.terms(wanted, keywords - _TERM_LISTS)
             else:
                 chosen = text.ranked(keywords, leave_out=self._used)[:wanted]
@@ -128,7 +162,9 @@ class SchemaFiller:
                 found = [sentence.text for sentence in sorted(chosen, key=lambda s: s.position)]
             return _distinct([_fitted(value, items) for value in found])
         if items.get("type") in ("integer", "number"):
-            return [_clamped(n, items, items["type"] == "integer") for n in _numbers(text.text)[:wanted]]
+            return [
+                _clamped(n, items, items["type"] == "integer") for n in _numbers(text.text)[:wanted]
+            ]
         return [
             self._value(items, name, Material(sentence.text, within=text), depth + 1)
             for sentence in sorted(text.ranked(keywords)[:wanted], key=lambda s: s.position)
@@ -142,18 +178,28 @@ class SchemaFiller:
         for _ in range(missing):
             if "enum" in items:
                 choices = items["enum"]
-                value = next((choice for choice in choices if choice not in [*taken, *more]), choices[0])
+                value = next(
+                    (choice for choice in choices if choice not in [*taken, *more]), choices[0]
+                )
             else:
                 value = self._value(items, name, text, depth + 1)
-                variants = (_varied(value, number, items) for number in range(1, len(taken) + missing + 1))
-                value = next((each for each in (value, *variants) if each not in [*taken, *more]), value)
+                variants = (
+                    _varied(value, number, items) for number in range(1, len(taken) + missing + 1)
+                )
+                value = next(
+                    (each for each in (value, *variants) if each not in [*taken, *more]), value
+                )
             more.append(value)
         return more
 
-    def _variant(self, schema: Schema, variants: Sequence[Schema], name: str, text: Material, depth: int) -> Any:
+    def _variant(
+        self, schema: Schema, variants: Sequence[Schema], name: str, text: Material, depth: int
+    ) -> Any:
         resolved = [self._resolved(variant) for variant in variants]
         shared = {key: schema[key] for key in ("title", "description") if key in schema}
-        candidates = [{**shared, **variant} for variant in resolved if variant.get("type") != "null"]
+        candidates = [
+            {**shared, **variant} for variant in resolved if variant.get("type") != "null"
+        ]
         nullable = len(candidates) < len(resolved)
         if not candidates:
             return None
@@ -168,7 +214,9 @@ class SchemaFiller:
             return any(form.accepts(found[0]) for found in form.pattern.finditer(text.text))
         if "enum" in schema:
             return any(self._mentions(value, schema, text) for value in schema["enum"])
-        return self._pair(name, text) is not None or bool(text.matching(self._keywords(schema, name)))
+        return self._pair(name, text) is not None or bool(
+            text.matching(self._keywords(schema, name))
+        )
 
     def _affinity(self, schema: Schema, text: Material) -> int:
         """How well an alternative fits the text, by its title and the constants and names in it."""
@@ -181,7 +229,9 @@ class SchemaFiller:
 
     def _string(self, schema: Schema, name: str, text: Material) -> str:
         if (form := FORMATS.get(schema.get("format", ""))) is not None:
-            found = (match[0] for match in form.pattern.finditer(text.text) if form.accepts(match[0]))
+            found = (
+                match[0] for match in form.pattern.finditer(text.text) if form.accepts(match[0])
+            )
             return next(found, form.default)
         if pattern := schema.get("pattern"):
             return _matching_pattern(pattern, schema, text)
@@ -213,9 +263,14 @@ class SchemaFiller:
         return next((value for value in values if str(value).lower() in _NEUTRAL), values[0])
 
     def _mentions(self, value: Any, schema: Schema, text: Material) -> int:
-        """How often a choice is mentioned, also by the words its description lists: `permissive (MIT, BSD), …`."""
+        """How often a choice is mentioned, also by the words its description lists: `permissive
+        (MIT, BSD), …`.
+        """
         spoken = str(value).replace("_", " ")
-        listed = re.search(rf"\b{re.escape(str(value))}\b\s*[:(=]\s*([^);:.\n]+)", str(schema.get("description", "")))
+        listed = re.search(
+            rf"\b{re.escape(str(value))}\b\s*[:(=]\s*([^);:.\n]+)",
+            str(schema.get("description", "")),
+        )
         words = [word.strip() for word in re.split(r",|\bor\b|/", listed[1])] if listed else []
         return text.occurrences(spoken) + sum(text.occurrences(word) for word in words if word)
 
@@ -232,7 +287,9 @@ class SchemaFiller:
         return _clamped(self._evident_number(schema, name, text), schema, whole)
 
     def _evident_number(self, schema: Schema, name: str, text: Material) -> float:
-        """From a `Key: 12` line, a number beside the field's words, a count of those words, or a share of sentences."""
+        """From a `Key: 12` line, a number beside the field's words, a count of those words, or a
+        share of sentences.
+        """
         if found := _numbers(self._pair(name, text) or ""):
             return found[0]
         keywords = self._keywords(schema, name)
@@ -258,7 +315,10 @@ class SchemaFiller:
         if spoken in text.pairs:
             return text.pairs[spoken]
         wanted = keywords_of(name)
-        return next((value for key, value in text.pairs.items() if wanted and wanted <= keywords_of(key)), None)
+        return next(
+            (value for key, value in text.pairs.items() if wanted and wanted <= keywords_of(key)),
+            None,
+        )
 
     def _keywords(self, schema: Schema, name: str) -> frozenset[str]:
         described = keywords_of(f"{name} {schema.get('title', '')} {schema.get('description', '')}")
@@ -283,7 +343,9 @@ def _clamped(value: float, schema: Schema, whole: bool) -> int | float:
     lowest = schema.get("minimum", schema.get("exclusiveMinimum", -math.inf))
     highest = schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
     lowest += nudge if "exclusiveMinimum" in schema and schema["exclusiveMinimum"] >= lowest else 0
-    highest -= nudge if "exclusiveMaximum" in schema and schema["exclusiveMaximum"] <= highest else 0
+    highest -= (
+        nudge if "exclusiveMaximum" in schema and schema["exclusiveMaximum"] <= highest else 0
+    )
     value = min(max(value, lowest), highest)
     if step:
         value = round(value / step) * step

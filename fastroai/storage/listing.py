@@ -57,14 +57,21 @@ class Look:
 
 
 class Listing(Protocol):
-    """The objects of one storage. A storage that does not answer, or refuses, raises what it said."""
+    """The objects of one storage.
+
+    A storage that does not answer, or refuses, raises what it said.
+    """
 
     def pages(self, folders: Sequence[str]) -> AsyncIterator[list[Stored]]:
-        """What is right in these folders, not below them, in lists of up to `PAGE`; no folder, no list."""
+        """What is right in these folders, not below them, in lists of up to `PAGE`; no folder, no
+        list.
+        """
         ...
 
     async def look(self, objects: Sequence[Stored]) -> list[Look | Exception]:
-        """How each of these begins; `NotThereError` of one that is gone, another error of one that can't be read."""
+        """How each of these begins; `NotThereError` of one that is gone, another error of one that
+        can't be read.
+        """
         ...
 
     async def delete(self, objects: Sequence[Stored]) -> dict[str, str]:
@@ -84,8 +91,8 @@ def listing_of(storage: WritableFileSystem, settings: FastroAISettings, describe
     if isinstance(storage, LocalFileSystem):
         return FolderListing(transport)
     raise ResultStorageError(
-        f"What is in {described} can't be listed: only S3 and local folders can. Have the storage itself delete what "
-        "is old."
+        f"What is in {described} can't be listed: only S3 and local folders can. Have the storage "
+        "itself delete what is old."
     )
 
 
@@ -100,10 +107,17 @@ class S3Listing:
         """See `Listing`."""
         # A prefix may be so that two folders in it are one.
         for folder in dict.fromkeys(map(self._transport.resolve, folders)):
-            asked: dict[str, Any] = {"Prefix": f"{folder}/" if folder else "", "Delimiter": "/", "MaxKeys": PAGE}
+            asked: dict[str, Any] = {
+                "Prefix": f"{folder}/" if folder else "",
+                "Delimiter": "/",
+                "MaxKeys": PAGE,
+            }
             while True:
                 answer = await self._ask("list_objects_v2", **asked)
-                found = [Stored(o["Key"], o["Size"], o["LastModified"]) for o in answer.get("Contents", ())]
+                found = [
+                    Stored(o["Key"], o["Size"], o["LastModified"])
+                    for o in answer.get("Contents", ())
+                ]
                 # A key that ends with a slash stands for the folder itself.
                 yield [stored for stored in found if stored.name]
                 if not answer.get("IsTruncated"):
@@ -146,7 +160,9 @@ class S3Listing:
         gone = getattr(look, "response", {}).get("Error", {}).get("Code") in ("NoSuchKey", "404")
         return NotThereError() if gone else look
 
-    async def _ask(self, method: str, read: Callable[[Any], T] | None = None, **arguments: Any) -> Any:
+    async def _ask(
+        self, method: str, read: Callable[[Any], T] | None = None, **arguments: Any
+    ) -> Any:
         """What S3 answers, read within the thread that asks."""
 
         def ask(client: Any) -> Any:
@@ -176,7 +192,8 @@ class FolderListing:
     async def pages(self, folders: Sequence[str]) -> AsyncIterator[list[Stored]]:
         """See `Listing`."""
         for folder in folders:
-            # Read to its end first: what a folder lists while files are deleted from it is not defined.
+            # Read to its end first: what a folder lists while files are deleted from it is not
+            # defined.
             found = await anyio.to_thread.run_sync(_files, Path(self._transport.resolve(folder)))
             for start in range(0, len(found), PAGE):
                 yield found[start : start + PAGE]
@@ -200,7 +217,9 @@ def _files(folder: Path) -> list[Stored]:
         with suppress(FileNotFoundError):  # somebody else deletes, too
             if entry.is_file(follow_symlinks=False):
                 stat = entry.stat(follow_symlinks=False)
-                found.append(Stored(Path(entry.path).as_posix(), stat.st_size, _time(stat.st_mtime)))
+                found.append(
+                    Stored(Path(entry.path).as_posix(), stat.st_size, _time(stat.st_mtime))
+                )
     return found
 
 

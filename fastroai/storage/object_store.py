@@ -1,4 +1,6 @@
-"""Bytes in and out of one storage: S3 with one request each, a folder, any other Prefect storage through its block."""
+"""Bytes in and out of one storage: S3 with one request each, a folder, any other Prefect storage
+through its block.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +62,17 @@ class ObjectStore(Protocol):
 
 def object_store_for(storage: WritableFileSystem, settings: FastroAISettings) -> ObjectStore:
     """The transport for a storage block."""
-    if hasattr(storage, "bucket_name") and hasattr(getattr(storage, "credentials", None), "get_boto3_session"):
+    if hasattr(storage, "bucket_name") and hasattr(
+        getattr(storage, "credentials", None), "get_boto3_session"
+    ):
         return S3Store(storage, settings)
     return FolderStore(storage) if isinstance(storage, LocalFileSystem) else BlockStore(storage)
 
 
 def relative_name(resolve: Callable[[str], Any], path: str) -> str:
-    """The name within a storage of a path that is resolved already, or not yet; the same for both."""
+    """The name within a storage of a path that is resolved already, or not yet; the same for
+    both.
+    """
     resolved, base = str(resolve(path)), str(resolve("")).rstrip("/")
     return resolved[len(base) + 1 :] if base and resolved.startswith(base + "/") else resolved
 
@@ -84,7 +90,8 @@ class BlockStore:
 
     def resolve(self, path: str) -> Any:
         """See `ObjectStore`."""
-        # Remembered, because a folder asks the file system for each part of a path, and each record's is asked often.
+        # Remembered, because a folder asks the file system for each part of a path, and each
+        # record's is asked often.
         if path not in self._resolved:
             resolve = getattr(self._block, "_resolve_path", None)
             resolved = path if resolve is None else resolve(path)
@@ -94,14 +101,18 @@ class BlockStore:
     async def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
         try:
-            content: bytes = await call_explicitly_async_block_method(self._block, "read_path", (name,), {})
+            content: bytes = await call_explicitly_async_block_method(
+                self._block, "read_path", (name,), {}
+            )
         except Exception as error:  # blocks have no common error for what is not there
             raise NotThereError(name) from error
         return content
 
     async def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
-        await call_explicitly_async_block_method(self._block, "write_path", (name,), {"content": content})
+        await call_explicitly_async_block_method(
+            self._block, "write_path", (name,), {"content": content}
+        )
 
     async def delete(self, name: str) -> None:
         """See `ObjectStore`."""
@@ -112,7 +123,9 @@ class BlockStore:
 
 
 class FolderStore(BlockStore):
-    """A folder of this machine, in which a file is there as a whole or not at all, whoever is killed or cancelled."""
+    """A folder of this machine, in which a file is there as a whole or not at all, whoever is
+    killed or cancelled.
+    """
 
     can_delete = True
 
@@ -124,7 +137,9 @@ class FolderStore(BlockStore):
     async def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
         try:
-            return await anyio.to_thread.run_sync(self.resolve(name).read_bytes, limiter=self._limit)
+            return await anyio.to_thread.run_sync(
+                self.resolve(name).read_bytes, limiter=self._limit
+            )
         except OSError as error:
             raise NotThereError(name) from error
 
@@ -186,7 +201,9 @@ class S3Store:
     async def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
         key = self.resolve(name)
-        await self.in_thread(lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=content))
+        await self.in_thread(
+            lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=content)
+        )
 
     async def delete(self, name: str) -> None:
         """See `ObjectStore`."""
@@ -207,15 +224,23 @@ class S3Store:
         """Call with a client, in one of as many threads as there are connections."""
 
         def with_client() -> T:
-            client = _client(self._block.credentials, self._settings.s3_connect_timeout, self._settings.s3_read_timeout)
+            client = _client(
+                self._block.credentials,
+                self._settings.s3_connect_timeout,
+                self._settings.s3_read_timeout,
+            )
             return call(client)
 
-        return await anyio.to_thread.run_sync(with_client, abandon_on_cancel=True, limiter=self._limit)
+        return await anyio.to_thread.run_sync(
+            with_client, abandon_on_cancel=True, limiter=self._limit
+        )
 
 
 @lru_cache(maxsize=16)
 def _client(credentials: Any, connect_timeout: float, read_timeout: float) -> Any:
-    """A client with short limits of time where the block does not give its own; making one takes 0.1 s."""
+    """A client with short limits of time where the block does not give its own; making one takes
+    0.1 s.
+    """
     from botocore.config import Config
 
     options = credentials.aws_client_parameters.get_params_override()

@@ -43,23 +43,29 @@ class Unwritten:
 
 
 _unwritten: dict[str, dict[str, Unwritten]] = {}
-"""By storage and name. Kept after a run, so that what it could not write is there when it is tried again."""
+"""By storage and name.
+
+Kept after a run, so that what it could not write is there when it is tried again.
+"""
 
 
 class ResultStore:
     """The records of one run in one storage.
 
-    A storage that fails holds up the first step that meets it for a moment. From then on records wait in the process,
-    are read from there, and are written beside the run until `settle`.
+    A storage that fails holds up the first step that meets it for a moment. From then on records
+    wait in the process, are read from there, and are written beside the run until `settle`.
 
     Args:
         transport: Where the records are.
         seal: What makes a record one.
-        retry_seconds: How long writing a record is tried, from its first failure, before the run ends without it.
+        retry_seconds: How long writing a record is tried, from its first failure, before the run
+            ends without it.
         described: The storage as people know it.
     """
 
-    def __init__(self, transport: ObjectStore, seal: Signer, *, retry_seconds: float, described: str) -> None:
+    def __init__(
+        self, transport: ObjectStore, seal: Signer, *, retry_seconds: float, described: str
+    ) -> None:
         self.transport = transport
         self.described = described
         self._seal = seal
@@ -94,7 +100,10 @@ class ResultStore:
         return found
 
     async def write(self, path: str, record: bytes, owner: str | None) -> None:
-        """Write a record; one that can't be written now waits. Of one without an owner nothing is said."""
+        """Write a record; one that can't be written now waits.
+
+        Of one without an owner nothing is said.
+        """
         name = relative_name(self.transport.resolve, path)
         self._read_ahead.pop(name, None)
         self._written_here.add(name)
@@ -104,7 +113,8 @@ class ResultStore:
         except Exception as error:
             log = logger.debug if owner is None else logger.warning
             log(
-                "The result of step %r can't be written to %s now: %s The run goes on, and writing is tried again.",
+                "The result of step %r can't be written to %s now: %s The run goes on, and writing "
+                "is tried again.",
                 owner,
                 self.described,
                 _told(error),
@@ -115,7 +125,9 @@ class ResultStore:
             self._waiting.pop(name, None)
 
     def retry(self) -> None:
-        """Begin to write what waits, beside the run; also what an earlier run in this process left."""
+        """Begin to write what waits, beside the run; also what an earlier run in this process
+        left.
+        """
         if self._waiting and not self._is_retrying():
             self._retrying = asyncio.create_task(self._retry(), name="fastroai-results")
 
@@ -150,15 +162,20 @@ class ResultStore:
             raise
         except Exception as error:
             logger.warning(
-                "%s can't be read now: %s A result that may be there is not used, and its step is run.",
+                "%s can't be read now: %s A result that may be there is not used, and its step is "
+                "run.",
                 self.described,
                 _told(error),
             )
             raise
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Call the storage, for a moment also again and again; not at all while it is known to fail."""
-        if self._failed_at is not None and (self._is_retrying() or time.monotonic() - self._failed_at < LONGEST_PAUSE):
+        """Call the storage, for a moment also again and again; not at all while it is known to
+        fail.
+        """
+        if self._failed_at is not None and (
+            self._is_retrying() or time.monotonic() - self._failed_at < LONGEST_PAUSE
+        ):
             raise ConnectionError("it failed a moment ago.")
         began, pause = time.monotonic(), SHORTEST_PAUSE
         while True:
@@ -167,7 +184,10 @@ class ResultStore:
             except NotThereError:
                 raise
             except Exception as error:
-                if not self.transport.may_pass(error) or time.monotonic() + pause - began > HOLD_UP_SECONDS:
+                if (
+                    not self.transport.may_pass(error)
+                    or time.monotonic() + pause - began > HOLD_UP_SECONDS
+                ):
                     self._note(error)
                     raise
             else:
@@ -211,7 +231,11 @@ class ResultStore:
 
     def _time_left(self) -> float:
         """Seconds for which it is worth trying on: none for what was refused."""
-        hopeful = [unwritten.since for _, unwritten in self._mine() if self.transport.may_pass(unwritten.cause)]
+        hopeful = [
+            unwritten.since
+            for _, unwritten in self._mine()
+            if self.transport.may_pass(unwritten.cause)
+        ]
         return max(hopeful) + self._retry_seconds - time.monotonic() if hopeful else 0.0
 
 

@@ -1,4 +1,6 @@
-"""Sealed records: what is read is what was written, under that name; with a secret, by someone who knows it."""
+"""Sealed records: what is read is what was written, under that name; with a secret, by someone who
+knows it.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,13 @@ _AUTO_FORMAT = 16  # zlib's word for gzip's header
 class Signer:
     """Seals records and checks the seal before anything of a record is parsed.
 
-    The seal is the first field of the record's JSON: a SHA-256 or, with a secret, an HMAC-SHA-256 over the record's
-    name and its bytes. So a record that was damaged, or moved from another name, is told from one that was written.
+    The seal is the first field of the record's JSON: a SHA-256 or, with a secret, an HMAC-SHA-256
+    over the record's name and its bytes. So a record that was damaged, or moved from another name,
+    is told from one that was written.
 
     Attributes:
-        secret: Key of the HMAC. With one, only records that were sealed with it are read; without, only those
-            that were sealed without.
+        secret: Key of the HMAC. With one, only records that were sealed with it are read; without,
+            only those that were sealed without.
         compression: How records are written; they are read in either form.
         largest: Bytes of a record up to which it is compressed; what expands to more is not read.
     """
@@ -48,7 +51,9 @@ class Signer:
     def of(cls, settings: FastroAISettings) -> Signer:
         """As the settings say."""
         secret = settings.result_secret
-        return cls(secret.get_secret_value().encode() if secret else None, settings.result_compression)
+        return cls(
+            secret.get_secret_value().encode() if secret else None, settings.result_compression
+        )
 
     @property
     def method(self) -> str:
@@ -69,7 +74,8 @@ class Signer:
         """The record that was sealed under this name, compressed or not.
 
         Raises:
-            ValueError: It is none, it was changed or moved, or it was sealed with another secret or without one.
+            ValueError: It is none, it was changed or moved, or it was sealed with another secret or
+                without one.
         """
         sealed = _expanded(stored, self.largest) if stored.startswith(_GZIP) else stored
         found = _SEALED.match(sealed)
@@ -78,7 +84,9 @@ class Signer:
         method, digest = (group.decode() for group in found.groups())
         record = b"{" + sealed[found.end() :]
         if method != self.method or not hmac.compare_digest(digest, self._digest(name, record)):
-            raise ValueError(f"the {method} seal of {name!r} does not hold; {self.method} is expected")
+            raise ValueError(
+                f"the {method} seal of {name!r} does not hold; {self.method} is expected"
+            )
         return record
 
     def _digest(self, name: str, record: bytes) -> str:
@@ -91,7 +99,8 @@ class Signer:
 def beginning_of_sealed(stored: bytes) -> bytes | None:
     """How a record begins, told from how it is stored begins; None where that is no seal.
 
-    Nothing is checked but the form, so it does not take the secret. For who has to tell records from other files.
+    Nothing is checked but the form, so it does not take the secret. For who has to tell records
+    from other files.
     """
     if stored.startswith(_GZIP):
         try:

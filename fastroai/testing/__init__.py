@@ -1,4 +1,6 @@
-"""Fakes for tests and for runs without a key: models that answer in process, and prices that stay."""
+"""Fakes for tests and for runs without a key: models that answer in process, and prices that
+stay.
+"""
 
 from ..simulation.offline import OfflineModel
 from .prices import fixed_prices

@@ -8,7 +8,13 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic_ai.messages import ModelMessage, ModelResponse, ModelResponsePart, TextPart, ToolCallPart
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelResponse,
+    ModelResponsePart,
+    TextPart,
+    ToolCallPart,
+)
 from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.function import AgentInfo
 from pydantic_ai.settings import ModelSettings
@@ -28,9 +34,9 @@ class ToolCall:
 
 
 Reply = Any
-"""A text; a pydantic model, dict or other value for a structured output; a `ToolCall`, or a list of them made at once;
-an exception to raise; a ready `ModelResponse`; or a function of `(messages, info)`, plain or coroutine, that gives one
-of these."""
+"""A text; a pydantic model, dict or other value for a structured output; a `ToolCall`, or a list of
+them made at once; an exception to raise; a ready `ModelResponse`; or a function of `(messages,
+info)`, plain or coroutine, that gives one of these."""
 
 Scripted = Callable[[list[ModelMessage], AgentInfo], Reply | Awaitable[Reply]]
 
@@ -45,7 +51,8 @@ class ScriptedModel(LocalModel):
         model_name: The name it answers under and is priced as, at that model's provider.
         delay: Seconds each answer takes.
         usage: Token counts of each request; by default estimated from the texts, see `LocalModel`.
-        repeat: Go on with the last reply when all were given. Otherwise one request more is an `AssertionError`.
+        repeat: Go on with the last reply when all were given. Otherwise one request more is an
+            `AssertionError`.
     """
 
     _SYSTEM = "scripted"
@@ -59,7 +66,9 @@ class ScriptedModel(LocalModel):
         repeat: bool = False,
     ) -> None:
         if not replies:
-            raise ValueError("ScriptedModel needs at least one reply, for example ScriptedModel('Hello!').")
+            raise ValueError(
+                "ScriptedModel needs at least one reply, for example ScriptedModel('Hello!')."
+            )
         super().__init__(model_name, delay=delay)
         self._replies = replies
         self._given = 0
@@ -67,7 +76,10 @@ class ScriptedModel(LocalModel):
         self._repeats = repeat
 
     async def answer(
-        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+        self,
+        messages: list[ModelMessage],
+        settings: ModelSettings | None,
+        parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """The next reply of the script."""
         reply = self._next_reply()
@@ -75,9 +87,15 @@ class ScriptedModel(LocalModel):
             reply = reply(messages, _info(messages, settings, parameters))
             if inspect.isawaitable(reply):
                 reply = await reply
-        if isinstance(reply, BaseException) or (isinstance(reply, type) and issubclass(reply, BaseException)):
+        if isinstance(reply, BaseException) or (
+            isinstance(reply, type) and issubclass(reply, BaseException)
+        ):
             raise reply
-        response = copy(reply) if isinstance(reply, ModelResponse) else ModelResponse(parts=_parts(reply, parameters))
+        response = (
+            copy(reply)
+            if isinstance(reply, ModelResponse)
+            else ModelResponse(parts=_parts(reply, parameters))
+        )
         response.provider_response_id = response.provider_response_id or f"scripted-{self._given}"
         response.usage = copy(response.usage if self._fixed_usage is None else self._fixed_usage)
         return response
@@ -85,8 +103,8 @@ class ScriptedModel(LocalModel):
     def _next_reply(self) -> Reply:
         if self._given >= len(self._replies) and not self._repeats:
             raise AssertionError(
-                f"ScriptedModel was asked a {self._given + 1}th time, but has {len(self._replies)} replies: "
-                f"{self.prompts[-1]!r}. Give it more, or repeat=True."
+                f"ScriptedModel was asked a {self._given + 1}th time, but has {len(self._replies)} "
+                f"replies: {self.prompts[-1]!r}. Give it more, or repeat=True."
             )
         reply = self._replies[min(self._given, len(self._replies) - 1)]
         self._given += 1
@@ -105,7 +123,11 @@ def _parts(reply: Reply, parameters: ModelRequestParameters) -> list[ModelRespon
 
 def _call(call: ToolCall) -> ToolCallPart:
     args = to_json(dict(call.args)).decode()
-    return ToolCallPart(call.name, args) if call.id is None else ToolCallPart(call.name, args, tool_call_id=call.id)
+    return (
+        ToolCallPart(call.name, args)
+        if call.id is None
+        else ToolCallPart(call.name, args, tool_call_id=call.id)
+    )
 
 
 def _info(

@@ -1,4 +1,6 @@
-"""`safe_tool`: bounds a tool in time, tries it again, and turns its failure into an answer the model can read."""
+"""`safe_tool`: bounds a tool in time, tries it again, and turns its failure into an answer the
+model can read.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ _CONTROL_FLOW = (
 
 class _SafeToolDecorator(Protocol):
     @overload
-    def __call__(self, func: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R | str]]: ...
+    def __call__(
+        self, func: Callable[P, Awaitable[R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R | str]]: ...
     @overload
     def __call__(self, func: Callable[P, R], /) -> Callable[P, Coroutine[Any, Any, R | str]]: ...
 
@@ -58,17 +62,21 @@ def safe_tool(
 ) -> _SafeToolDecorator:
     """Make a tool that returns a text when it fails or takes too long.
 
-    The result is an async function with the name, docstring and signature of the tool. A tool that is not async runs in
-    a worker thread; after a timeout or a cancellation that thread is abandoned and ends by itself.
+    The result is an async function with the name, docstring and signature of the tool. A tool that
+    is not async runs in a worker thread; after a timeout or a cancellation that thread is abandoned
+    and ends by itself.
 
-    Not turned into text: cancellation, pydantic-ai's control flow (`ModelRetry`, `CallDeferred`, `ApprovalRequired`, …)
-    and limits reached by an agent inside the tool. These are not tried again either.
+    Not turned into text: cancellation, pydantic-ai's control flow (`ModelRetry`, `CallDeferred`,
+    `ApprovalRequired`, …) and limits reached by an agent inside the tool. These are not tried again
+    either.
 
     Args:
         timeout: Seconds for one attempt. None: no limit.
-        max_retries: Attempts in total, at least 1. Between two of them it waits 0.1 s, 0.2 s, 0.4 s, …
+        max_retries: Attempts in total, at least 1. Between two of them it waits 0.1 s, 0.2 s, 0.4
+            s, …
         on_timeout: Returned when the last attempt timed out.
-        on_error: Returned when the last attempt failed, with `{error}` replaced by the error's text.
+        on_error: Returned when the last attempt failed, with `{error}` replaced by the error's
+            text.
 
     Raises:
         ValueError: `max_retries` is less than 1, or `timeout` is not greater than 0.
@@ -77,9 +85,13 @@ def safe_tool(
     if callable(timeout):
         raise TypeError("safe_tool must be used with parentheses: @safe_tool()")
     if max_retries < 1:
-        raise ValueError(f"max_retries counts all attempts and must be at least 1, got {max_retries!r}.")
+        raise ValueError(
+            f"max_retries counts all attempts and must be at least 1, got {max_retries!r}."
+        )
     if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout must be greater than 0 seconds, or None for no limit, got {timeout!r}.")
+        raise ValueError(
+            f"timeout must be greater than 0 seconds, or None for no limit, got {timeout!r}."
+        )
 
     def explain(error: Exception) -> str:
         if isinstance(error, TimeoutError):
@@ -98,11 +110,14 @@ def safe_tool(
                     async with asyncio.timeout(timeout):
                         return await call(*args, **kwargs)
                 except Exception as error:
-                    # RunTimedOut is a RunCancelled, but to this tool it is a timeout like any other.
+                    # RunTimedOut is a RunCancelled, but to this tool it is a timeout like any
+                    # other.
                     if isinstance(error, _CONTROL_FLOW) and not isinstance(error, TimeoutError):
                         raise
                     what = "timed out" if isinstance(error, TimeoutError) else f"failed: {error!r}"
-                    logger.warning("Tool %s %s (attempt %d of %d)", name, what, attempt, max_retries)
+                    logger.warning(
+                        "Tool %s %s (attempt %d of %d)", name, what, attempt, max_retries
+                    )
                     if attempt >= max_retries:
                         return explain(error)
                 await asyncio.sleep(_FIRST_BACKOFF * 2 ** (attempt - 1))
@@ -117,11 +132,14 @@ def _as_async(func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     inner: Any = func
     while isinstance(inner, functools.partial):
         inner = inner.func
-    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
+    call = getattr(inner, "__call__", None)  # noqa: B004  # its function is asked, not whether it is callable
+    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(call):
         return func
 
     async def in_thread(*args: Any, **kwargs: Any) -> Any:
-        result = await to_thread.run_sync(functools.partial(func, *args, **kwargs), abandon_on_cancel=True)
+        result = await to_thread.run_sync(
+            functools.partial(func, *args, **kwargs), abandon_on_cancel=True
+        )
         return await result if inspect.isawaitable(result) else result
 
     return in_thread

@@ -13,12 +13,14 @@ class FunctionToolsetBase(FunctionToolset[AgentDepsT]):
 
     Args:
         tools: Functions or `Tool` objects; a function may take a `RunContext` first.
-        name: Also the toolset's `id`, which durable execution needs: unique among the toolsets of one agent. None: the
-            name of the class.
+        name: Also the toolset's `id`, which durable execution needs: unique among the toolsets of
+            one agent. None: the name of the class.
     """
 
     def __init__(
-        self, tools: Sequence[Tool[AgentDepsT] | ToolFuncEither[AgentDepsT, ...]], name: str | None = None
+        self,
+        tools: Sequence[Tool[AgentDepsT] | ToolFuncEither[AgentDepsT, ...]],
+        name: str | None = None,
     ) -> None:
         self.name = name if name is not None else type(self).__name__
         super().__init__(tools=tools, id=self.name)

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
-# Imported at once, as pydantic-ai does the same when Logfire is there: being lazy would save nothing.
+# Imported at once, as pydantic-ai does the same when Logfire is there: being lazy would save
+# nothing.
 logfire_module: Any
 try:
     import logfire as logfire_module
@@ -36,7 +37,9 @@ class Tracer(Protocol):
         """Report a number that belongs to the span with this id."""
         ...
 
-    def log_error(self, trace_id: str, error: Exception, context: dict[str, Any] | None = None) -> None:
+    def log_error(
+        self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
+    ) -> None:
         """Report an error that belongs to the span with this id."""
         ...
 
@@ -44,10 +47,11 @@ class Tracer(Protocol):
 class SimpleTracer:
     """Writes spans, metrics and errors to a logger.
 
-    A span is logged when it starts and when it is `DONE` (both INFO), `FAILED` (ERROR, with traceback), `CANCELLED`
-    (WARNING) or `CLOSED` (INFO: nobody reads the stream it surrounds any more). `trace_id`, `parent_id` (the span
-    around it, or None), `duration_ms` and the attributes are fields of the log record; an attribute whose name a record
-    has already gets the prefix `attr_`.
+    A span is logged when it starts and when it is `DONE` (both INFO), `FAILED` (ERROR, with
+    traceback), `CANCELLED` (WARNING) or `CLOSED` (INFO: nobody reads the stream it surrounds any
+    more). `trace_id`, `parent_id` (the span around it, or None), `duration_ms` and the attributes
+    are fields of the log record; an attribute whose name a record has already gets the prefix
+    `attr_`.
 
     Args:
         logger: None: the logger `fastroai.tracing`.
@@ -65,7 +69,9 @@ class SimpleTracer:
         fields = {"trace_id": trace_id, "metric_name": name, "metric_value": value}
         self.logger.debug("METRIC %s=%s", name, value, extra=fields)
 
-    def log_error(self, trace_id: str, error: Exception, context: dict[str, Any] | None = None) -> None:
+    def log_error(
+        self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
+    ) -> None:
         """Log an error at ERROR, with its traceback."""
         fields = {**_renamed(context or {}, _LOG_KEYS), "trace_id": trace_id}
         self.logger.error("ERROR %s: %s", type(error).__name__, error, extra=fields, exc_info=error)
@@ -91,10 +97,14 @@ class _LoggedSpan:
         return trace_id
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._token is not None:
-            # An abandoned async generator is closed in another context, where the token does not count.
+            # An abandoned async generator is closed in another context, where the token does not
+            # count.
             with suppress(ValueError):
                 _current_span.reset(self._token)
         milliseconds = (time.perf_counter() - self._started) * 1000
@@ -102,12 +112,16 @@ class _LoggedSpan:
         if error is None:
             self._logger.info("DONE %s in %.0f ms", self._name, milliseconds, extra=fields)
         elif isinstance(error, asyncio.CancelledError):
-            self._logger.warning("CANCELLED %s after %.0f ms", self._name, milliseconds, extra=fields)
+            self._logger.warning(
+                "CANCELLED %s after %.0f ms", self._name, milliseconds, extra=fields
+            )
         elif isinstance(error, GeneratorExit):
             self._logger.info("CLOSED %s after %.0f ms", self._name, milliseconds, extra=fields)
         else:
             message = "FAILED %s after %.0f ms: %s"
-            self._logger.error(message, self._name, milliseconds, error, extra=fields, exc_info=error)
+            self._logger.error(
+                message, self._name, milliseconds, error, extra=fields, exc_info=error
+            )
 
 
 class LogfireTracer:
@@ -119,7 +133,10 @@ class LogfireTracer:
 
     def __init__(self) -> None:
         if logfire_module is None:
-            raise ImportError("logfire is required for LogfireTracer. Install it with: pip install 'fastroai[logfire]'")
+            raise ImportError(
+                "logfire is required for LogfireTracer. Install it with: pip install "
+                "'fastroai[logfire]'"
+            )
         self._logfire: Any = logfire_module
         self._spans: dict[str, Any] = {}
 
@@ -136,14 +153,22 @@ class LogfireTracer:
                 del self._spans[trace_id]
 
     def log_metric(self, trace_id: str, name: str, value: Any) -> None:
-        """A Logfire info message, and an OpenTelemetry attribute `fastroai.<name>` of the span while it is open."""
+        """A Logfire info message, and an OpenTelemetry attribute `fastroai.<name>` of the span
+        while it is open.
+        """
         if (span := self._spans.get(trace_id)) is not None:
             span.set_attribute(f"fastroai.{name}", value)
         self._logfire.info(
-            "metric {name}={value}", name=name, value=value, trace_id=trace_id, _tags=["fastroai", "metric"]
+            "metric {name}={value}",
+            name=name,
+            value=value,
+            trace_id=trace_id,
+            _tags=["fastroai", "metric"],
         )
 
-    def log_error(self, trace_id: str, error: Exception, context: dict[str, Any] | None = None) -> None:
+    def log_error(
+        self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
+    ) -> None:
         """A Logfire error message with the exception."""
         self._logfire.error(
             "{error_type}: {error_message}",
@@ -166,7 +191,9 @@ class NoOpTracer:
     def log_metric(self, trace_id: str, name: str, value: Any) -> None:
         """Nothing."""
 
-    def log_error(self, trace_id: str, error: Exception, context: dict[str, Any] | None = None) -> None:
+    def log_error(
+        self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
+    ) -> None:
         """Nothing."""
 
 
@@ -186,5 +213,10 @@ _SILENT_SPAN = _SilentSpan()
 
 
 def _renamed(attributes: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
-    """The attributes, with the prefix `attr_` where the backend has that name already or keeps it for itself (`_…`)."""
-    return {f"attr_{key}" if key in taken or key.startswith("_") else key: value for key, value in attributes.items()}
+    """The attributes, with the prefix `attr_` where the backend has that name already or keeps it
+    for itself (`_…`).
+    """
+    return {
+        f"attr_{key}" if key in taken or key.startswith("_") else key: value
+        for key, value in attributes.items()
+    }

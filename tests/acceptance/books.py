@@ -63,18 +63,25 @@ class Books:
     async def run(
         self, steps: Mapping[str, BaseStep[Any, Any]], dependencies: Any = None, **config: Any
     ) -> PipelineResult[Any]:
-        """What a run gives back, or what it had come to when it failed. Its books are compared with the database."""
+        """What a run gives back, or what it had come to when it failed.
+
+        Its books are compared with the database.
+        """
         result = await self._execute(steps, dependencies, config)
         async with Ledger.open(self.ledger_url) as ledger:
             booked = await ledger.entries(run_id=result.run_id)
             [totals] = await ledger.totals(run_id=result.run_id)
         # What several parallel steps send at once, the database orders by time and then by id.
-        assert {entry.id: entry for entry in booked} == {entry.id: entry for entry in result.entries}
+        assert {entry.id: entry for entry in booked} == {
+            entry.id: entry for entry in result.entries
+        }
         assert all(entry.attribution.tags == TAGS for entry in booked)
         assert all(entry.attribution.run_key == "the-run" for entry in booked)
         assert result.usage is not None
         assert totals.cost_usd == result.usage.total_cost_usd
-        assert totals.cost_usd == sum((usage.cost_usd or 0 for usage in result.usage.steps.values()), Decimal(0))
+        assert totals.cost_usd == sum(
+            (usage.cost_usd or 0 for usage in result.usage.steps.values()), Decimal(0)
+        )
         assert totals.requests == result.usage.total_request_count
         assert totals.replayed == result.usage.total_replayed_count
         return result
@@ -83,7 +90,9 @@ class Books:
         self, steps: Mapping[str, BaseStep[Any, Any]], dependencies: Any, config: Mapping[str, Any]
     ) -> PipelineResult[Any]:
         settings = PipelineConfig(**({"retry_delay": 0.0} | dict(config)))
-        pipeline = Pipeline("books", dict(steps), dependencies, [*steps][-1], settings, executor=self.executor)
+        pipeline = Pipeline(
+            "books", dict(steps), dependencies, [*steps][-1], settings, executor=self.executor
+        )
         try:
             return await pipeline.execute({}, None, run_key="the-run", tags=TAGS)
         except StepExecutionError as error:
@@ -110,13 +119,16 @@ class Books:
         """Compare the database with the invoices, line by line and in the sums.
 
         Returns:
-            What became of each request at the provider, and in the ledger; of one provider after the other.
+            What became of each request at the provider, and in the ledger; of one provider after
+            the other.
         """
         lines = [line for provider in (self.provider, *further) for line in provider.lines]
         pairs: list[Pair] = assert_agree(lines, await self.entries(), self.price)
         async with Ledger.open(self.ledger_url) as ledger:
             [totals] = await ledger.totals()
-        assert totals.cost_usd == invoiced_usd((line for line in lines if line.became == "answered"), self.price)
+        assert totals.cost_usd == invoiced_usd(
+            (line for line in lines if line.became == "answered"), self.price
+        )
         assert totals.requests == len(lines)
         assert totals.refused == sum(not line.billed for line in lines)
         assert totals.unsettled == sum(line.became in ("left", "hung", "died") for line in lines)

@@ -19,7 +19,9 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def command() -> Command:
-    """Run a module as a program in the repository, with the test's environment and what is given on top."""
+    """Run a module as a program in the repository, with the test's environment and what is given on
+    top.
+    """
 
     def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -40,6 +42,10 @@ def documents(tmp_path: Path) -> Path:
     """Two documents."""
     folder = tmp_path / "minutes"
     folder.mkdir()
-    (folder / "mill.md").write_text("# Mill\n\nThe mill grinds 40 tons of rye. The miller must repair the wheel.\n")
-    (folder / "harbour.txt").write_text("The harbour ships timber to Hull. It is unclear who pays for the crane.\n")
+    (folder / "mill.md").write_text(
+        "# Mill\n\nThe mill grinds 40 tons of rye. The miller must repair the wheel.\n"
+    )
+    (folder / "harbour.txt").write_text(
+        "The harbour ships timber to Hull. It is unclear who pays for the crane.\n"
+    )
     return folder

@@ -1,4 +1,6 @@
-"""What the books of runs that were killed and went on must say, compared with the provider's invoice."""
+"""What the books of runs that were killed and went on must say, compared with the provider's
+invoice.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class Compared:
     Attributes:
         charged: Lines whose answer is booked.
         unsent: By process: entries without a line. The process was killed between intent and send.
-        unknown: By process: lines whose entry has no outcome. It was killed between send and settlement.
+        unknown: By process: lines whose entry has no outcome. It was killed between send and
+            settlement.
     """
 
     charged: list[InvoiceLine] = field(default_factory=list)
@@ -35,7 +38,9 @@ class Compared:
 
 
 def attempt_of(entry: LedgerEntry, attempts: Iterable[Attempt]) -> Attempt:
-    """The process that made an entry: none of a run began before the last one of that run had ended."""
+    """The process that made an entry: none of a run began before the last one of that run had
+    ended.
+    """
     run, _ = _run_and_step(entry)
     [attempt] = [a for a in attempts if a.run == run and _is_within(a, entry)]
     return attempt
@@ -61,10 +66,14 @@ def place_of(line: InvoiceLine) -> Place:
     return process[1], line.prompt.partition(":")[0]
 
 
-def compare(lines: Sequence[InvoiceLine], entries: Iterable[LedgerEntry], attempts: Sequence[Attempt]) -> Compared:
-    """Pair the lines of each step in each process with its entries: the first with the first, and so on.
+def compare(
+    lines: Sequence[InvoiceLine], entries: Iterable[LedgerEntry], attempts: Sequence[Attempt]
+) -> Compared:
+    """Pair the lines of each step in each process with its entries: the first with the first, and
+    so on.
 
-    Only the last request of a step that was under way when its process was killed may lack an outcome, or a line.
+    Only the last request of a step that was under way when its process was killed may lack an
+    outcome, or a line.
     """
     entries_at: defaultdict[Place, list[LedgerEntry]] = defaultdict(list)
     lines_at: defaultdict[Place, list[InvoiceLine]] = defaultdict(list)
@@ -82,7 +91,11 @@ def compare(lines: Sequence[InvoiceLine], entries: Iterable[LedgerEntry], attemp
 
 
 def _compare_step(
-    lines: list[InvoiceLine], entries: list[LedgerEntry], attempt: Attempt, step_id: str, compared: Compared
+    lines: list[InvoiceLine],
+    entries: list[LedgerEntry],
+    attempt: Attempt,
+    step_id: str,
+    compared: Compared,
 ) -> None:
     last = entries[-1] if entries else None
     if last is not None and last.settled_at is None:
@@ -104,7 +117,9 @@ def _compare_step(
             compared.charged.append(line)
 
 
-def assert_no_stored_step_is_sent_again(lines: Iterable[InvoiceLine], attempts: Sequence[Attempt]) -> int:
+def assert_no_stored_step_is_sent_again(
+    lines: Iterable[InvoiceLine], attempts: Sequence[Attempt]
+) -> int:
     """The number of results that were there when a process was killed."""
     stored: defaultdict[str, set[str]] = defaultdict(set)
     sent: defaultdict[str, set[str]] = defaultdict(set)
@@ -121,25 +136,36 @@ def assert_no_stored_step_is_sent_again(lines: Iterable[InvoiceLine], attempts: 
     return found
 
 
-def assert_recorded_answers_are_not_asked_for_again(lines: Iterable[InvoiceLine], attempts: Sequence[Attempt]) -> int:
-    """What a process was answered is recorded, but for the last answer of each step under way when it was killed.
+def assert_recorded_answers_are_not_asked_for_again(
+    lines: Iterable[InvoiceLine], attempts: Sequence[Attempt]
+) -> int:
+    """What a process was answered is recorded, but for the last answer of each step under way when
+    it was killed.
 
-    So a run that ends has asked for each answer once, and once more for each that was lost. The number of lost ones.
+    So a run that ends has asked for each answer once, and once more for each that was lost. The
+    number of lost ones.
     """
     billed = Counter(place_of(line) for line in lines if line.billed)
     needed, lost = attempts[0].recorded, 0
     for previous, attempt in pairwise(attempts):
         before = previous.recorded if previous.run == attempt.run else {}
         for step_id in needed:
-            gone = billed[attempt.process, step_id] - (attempt.recorded.get(step_id, 0) - before.get(step_id, 0))
-            assert gone in ((0, 1) if attempt.killed and step_id not in attempt.stored else (0,)), (step_id, attempt)
+            gone = billed[attempt.process, step_id] - (
+                attempt.recorded.get(step_id, 0) - before.get(step_id, 0)
+            )
+            assert gone in ((0, 1) if attempt.killed and step_id not in attempt.stored else (0,)), (
+                step_id,
+                attempt,
+            )
             lost += gone
         assert attempt.killed or attempt.recorded == needed, attempt
     return lost
 
 
 def assert_replays_were_paid_for(entries: Sequence[LedgerEntry]) -> int:
-    """The number of entries that say an answer was used again: each names the one that paid, of the same run."""
+    """The number of entries that say an answer was used again: each names the one that paid, of the
+    same run.
+    """
     paid = {entry.id: entry for entry in entries if entry.state is EntryState.CHARGED}
     replayed = [entry for entry in entries if entry.state is EntryState.REPLAYED]
     for entry in replayed:
@@ -157,12 +183,18 @@ async def books_agree(
         entries = await ledger.entries()
         totals = await ledger.totals(by="run_key")
     compared = compare(lines, entries, attempts)
-    charged = sum((e.cost_usd or Decimal(0) for e in entries if e.state is EntryState.CHARGED), Decimal(0))
+    charged = sum(
+        (e.cost_usd or Decimal(0) for e in entries if e.state is EntryState.CHARGED), Decimal(0)
+    )
     assert charged == invoiced_usd(compared.charged)
     assert sum((total.cost_usd for total in totals), Decimal(0)) == charged
     assert sum(total.requests for total in totals) == len(lines) + compared.unsent.total()
-    assert sum(total.unsettled for total in totals) == compared.unknown.total() + compared.unsent.total()
-    # Nothing else than the requests under way at a kill is open: at most one for each step that can run at once.
+    assert (
+        sum(total.unsettled for total in totals)
+        == compared.unknown.total() + compared.unsent.total()
+    )
+    # Nothing else than the requests under way at a kill is open: at most one for each step that can
+    # run at once.
     open_at_kills = compared.unknown + compared.unsent
     assert max(open_at_kills.values(), default=0) <= WIDTH
     assert {a.process for a in attempts if a.killed} >= set(open_at_kills)
@@ -170,7 +202,9 @@ async def books_agree(
 
 
 def assert_each_run_ended_well(attempts: Sequence[Attempt]) -> None:
-    """Each run came to the output of the one left alone; what its last process paid and replayed is what it costs."""
+    """Each run came to the output of the one left alone; what its last process paid and replayed is
+    what it costs.
+    """
     alone = attempts[0]
     assert alone.output
     ended = [attempt for attempt in attempts if not attempt.killed]
@@ -181,7 +215,9 @@ def assert_each_run_ended_well(attempts: Sequence[Attempt]) -> None:
 
 
 def with_costs(attempt: Attempt, entries: Iterable[LedgerEntry]) -> Attempt:
-    """What a process paid and replayed, by the entries that it made: where it could not tell that itself."""
+    """What a process paid and replayed, by the entries that it made: where it could not tell that
+    itself.
+    """
     made = [e for e in entries if _run_and_step(e)[0] == attempt.run and _is_within(attempt, e)]
     paid, replayed = (
         sum((e.cost_usd or Decimal(0) for e in made if e.state is state), Decimal(0))

@@ -1,4 +1,6 @@
-"""`make deploy` and a worker: both jobs are deployed, run to their end, and leave no secret on the server."""
+"""`make deploy` and a worker: both jobs are deployed, run to their end, and leave no secret on the
+server.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,17 @@ DEPLOYMENTS = {"document-digest/daily": 5, "licence-review/weekly": 5}
 async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
     command: Command, documents: Path, prefect_api: str
 ):
-    pool = command("prefect", "--no-prompt", "work-pool", "create", "--type", "process", "fastroai", **SECRETS)
+    pool = command(
+        "prefect", "--no-prompt", "work-pool", "create", "--type", "process", "fastroai", **SECRETS
+    )
     assert pool.returncode == 0, pool.stderr
     deployed = command("prefect", "--no-prompt", "deploy", "--all", **SECRETS)
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
 
     await _wait_until_scheduled(len(DEPLOYMENTS))
-    inputs = {"document-digest/daily": {"documents": str(documents), "focus": "wheel", "max_documents": 5}}
+    inputs = {
+        "document-digest/daily": {"documents": str(documents), "focus": "wheel", "max_documents": 5}
+    }
     runs = {}
     async with get_client() as client:
         for name in DEPLOYMENTS:
@@ -57,7 +63,9 @@ async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
 
     for name, steps in DEPLOYMENTS.items():
         stored = await read_run(runs[name], tasks=steps, artifacts=steps + 1)
-        assert stored.flow_run.state_name == "Completed", f"{name}: {stored.flow_run.state}\n{worked.stderr}"
+        assert stored.flow_run.state_name == "Completed", (
+            f"{name}: {stored.flow_run.state}\n{worked.stderr}"
+        )
         assert set(stored.flow_run.parameters) == {"inputs"}
         of_steps = [stored.rows(step_id) for step_id in stored.task_runs]
         assert sum(map(usd, of_steps), Decimal(0)) == usd(stored.rows()) > 0
@@ -72,13 +80,17 @@ async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
 
 
 async def _wait_until_scheduled(deployments: int) -> None:
-    """The server's scheduler has planned runs of each deployment; it looks for new ones every few seconds."""
+    """The server's scheduler has planned runs of each deployment; it looks for new ones every few
+    seconds.
+    """
     async with get_client() as client, asyncio.timeout(90):
         scheduled: set[Any] = set()
         while len(scheduled) < deployments:
             await asyncio.sleep(0.5)
             found = await client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=["SCHEDULED"])))
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=["SCHEDULED"]))
+                )
             )
             scheduled = {run.deployment_id for run in found if run.auto_scheduled}
 
@@ -99,7 +111,9 @@ def _check_deployment(deployment: Any) -> None:
     assert set(deployment.parameters) == {"inputs"}
     form = deployment.parameter_openapi_schema
     [model] = form["definitions"].values()
-    assert set(deployment.parameters["inputs"]) == set(model["properties"]), "every field of the form is prefilled"
+    assert set(deployment.parameters["inputs"]) == set(model["properties"]), (
+        "every field of the form is prefilled"
+    )
     assert all(field.get("description") for field in model["properties"].values())
     assert SENTINEL not in json.dumps(deployment.model_dump(mode="json"))
 
@@ -147,7 +161,10 @@ def test_the_file_names_no_path_of_a_machine():
         (["run"], r"fastroai run flows\.document_digest:pipeline *$"),
         (["run", "DOCS=/a b"], r'flows\.document_digest:pipeline "documents=\$DOCS"'),
         (["run", "FLOW=licence_review"], r"fastroai run flows\.licence_review:pipeline *$"),
-        (["deploy"], r"work-pool create --type process fastroai[\s\S]*prefect --no-prompt deploy --all"),
+        (
+            ["deploy"],
+            r"work-pool create --type process fastroai[\s\S]*prefect --no-prompt deploy --all",
+        ),
     ],
 )
 def test_make_runs_what_the_readme_says(arguments: list[str], said: str, tmp_path: Path):

@@ -1,4 +1,6 @@
-"""What a provider invoices and what the ledger's database says agree, line by line, whatever happens to a run."""
+"""What a provider invoices and what the ledger's database says agree, line by line, whatever
+happens to a run.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,33 @@ class City(BaseModel):
 
 
 # What differs between the two APIs is below the executors: one of them under Prefect is enough.
-@pytest.fixture(params=[("memory", "openai"), ("memory", "openai-chat"), ("prefect", "openai")], ids="-".join)
+@pytest.fixture(
+    params=[("memory", "openai"), ("memory", "openai-chat"), ("prefect", "openai")], ids="-".join
+)
 def books(
-    request: pytest.FixtureRequest, provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    request: pytest.FixtureRequest,
+    provider: ProviderProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> Books:
     return _books(request, provider, f"sqlite:///{tmp_path / 'ledger.db'}", monkeypatch)
 
 
 @pytest.fixture(params=[("memory", "openai"), ("prefect", "openai")], ids="-".join)
 def books_on_postgres(
-    request: pytest.FixtureRequest, provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch, postgres_url: str
+    request: pytest.FixtureRequest,
+    provider: ProviderProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    postgres_url: str,
 ) -> Books:
     return _books(request, provider, postgres_url, monkeypatch)
 
 
 def _books(
-    request: pytest.FixtureRequest, provider: ProviderProcess, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    provider: ProviderProcess,
+    ledger_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Books:
     executor, api = request.param
     if executor == "prefect":
@@ -51,7 +64,9 @@ def _books(
     return Books(provider, api, executor, ledger_url)
 
 
-def streaming(agent: Any, message: str, *, leave_after: int | None = None) -> BaseStep[Any, list[str]]:
+def streaming(
+    agent: Any, message: str, *, leave_after: int | None = None
+) -> BaseStep[Any, list[str]]:
     """A step that reads an answer as it comes, and may leave after some pieces."""
 
     @step
@@ -68,7 +83,9 @@ def streaming(agent: Any, message: str, *, leave_after: int | None = None) -> Ba
 
 
 async def test_a_plain_answer(books: Books) -> None:
-    books.provider.script("Hi", Answer("Hello!", input_tokens=1_000_003, output_tokens=7, cached_tokens=999_999))
+    books.provider.script(
+        "Hi", Answer("Hello!", input_tokens=1_000_003, output_tokens=7, cached_tokens=999_999)
+    )
     result = await books.run({"ask": books.agent().as_step("ask: Hi")})
     assert result.output == "Hello!"
     assert await books.agree() == [PAID]
@@ -80,14 +97,18 @@ async def test_a_tool_loop(books: Books) -> None:
 
     sums = [Answer(tool="add", args={"a": n, "b": 1}, input_tokens=100 + n) for n in range(3)]
     books.provider.script("count", *sums, Answer("3", input_tokens=333))
-    result = await books.run({"count": books.agent(toolsets=[FunctionToolset([add])]).as_step("count: to three")})
+    result = await books.run(
+        {"count": books.agent(toolsets=[FunctionToolset([add])]).as_step("count: to three")}
+    )
     assert result.output == "3"
     assert await books.agree() == [PAID] * 4
 
 
 async def test_an_output_that_must_be_asked_for_twice(books: Books) -> None:
     wrong = Answer(tool="final_result", args={"nom": "Oslo"})
-    books.provider.script("city", wrong, Answer(tool="final_result", args={"name": "Oslo"}, output_tokens=31))
+    books.provider.script(
+        "city", wrong, Answer(tool="final_result", args={"name": "Oslo"}, output_tokens=31)
+    )
     result = await books.run({"city": books.agent(output_type=City).as_step("city: which?")})
     assert result.output == City(name="Oslo")
     assert await books.agree() == [PAID] * 2
@@ -140,7 +161,9 @@ async def test_a_step_whose_time_is_up_is_tried_again(books: Books) -> None:
     result = await books.run({"wait": two})
     assert result.output == ["first", "second"]
     # The call that had succeeded is taken from the journal.
-    assert [e.state for e in await books.entries() if e.state is EntryState.REPLAYED] == [EntryState.REPLAYED]
+    assert [e.state for e in await books.entries() if e.state is EntryState.REPLAYED] == [
+        EntryState.REPLAYED
+    ]
     assert await books.agree() == [PAID, HUNG, PAID]
 
 
@@ -191,8 +214,15 @@ async def test_what_the_sdk_of_a_ready_agent_would_send_again_by_itself(books: B
 async def test_each_member_of_a_fallback_has_its_own_entry(books: Books, tmp_path: Path) -> None:
     kind: Any = OpenAIResponsesModel if books.api == "openai" else OpenAIChatModel
     with ProviderProcess(tmp_path / "other.jsonl") as other:
-        places = [(books.provider, "gpt-5-mini"), (books.provider, "gpt-4.1-mini"), (other, "gpt-5-mini")]
-        members = [kind(name, provider=OpenAIProvider(base_url=at.base_url, api_key=KEY)) for at, name in places]
+        places = [
+            (books.provider, "gpt-5-mini"),
+            (books.provider, "gpt-4.1-mini"),
+            (other, "gpt-5-mini"),
+        ]
+        members = [
+            kind(name, provider=OpenAIProvider(base_url=at.base_url, api_key=KEY))
+            for at, name in places
+        ]
         books.provider.script("ask", Refuse(500), Refuse(529), Refuse(429), Refuse(503))
         other.script("ask", Answer("from the other one", input_tokens=77))
         fallback = books.ready(Agent(FallbackModel(*members)), max_retries=1)
@@ -201,7 +231,9 @@ async def test_each_member_of_a_fallback_has_its_own_entry(books: Books, tmp_pat
         assert await books.agree(other) == [NOT_PAID] * 4 + [PAID]
     hosts = [entry.provider_host for entry in result.entries]
     assert hosts == [books.provider.host] * 4 + [other.host]
-    assert [line.asked for line in books.provider.lines] == ["gpt-5-mini"] * 2 + ["gpt-4.1-mini"] * 2
+    assert [line.asked for line in books.provider.lines] == ["gpt-5-mini"] * 2 + [
+        "gpt-4.1-mini"
+    ] * 2
 
 
 async def test_agents_called_by_the_tools_of_others(books: Books) -> None:
@@ -210,14 +242,25 @@ async def test_agents_called_by_the_tools_of_others(books: Books) -> None:
     async def ask_a_colleague(question: str) -> str:
         return str((await inner.run(f"outer: inner: {question}")).output)
 
-    calls = [Answer(tool="ask_a_colleague", args={"question": question}) for question in ("why", "how")]
-    books.provider.script("inner", Answer("because", input_tokens=10), Refuse(429), Answer("so", input_tokens=11))
+    calls = [
+        Answer(tool="ask_a_colleague", args={"question": question}) for question in ("why", "how")
+    ]
+    books.provider.script(
+        "inner", Answer("because", input_tokens=10), Refuse(429), Answer("so", input_tokens=11)
+    )
     books.provider.script("outer", *calls, Answer("done"))
     outer = books.agent(name="outer", toolsets=[FunctionToolset([ask_a_colleague])])
     result = await books.run({"outer": outer.as_step("outer: do it")})
     assert result.output == "done"
     assert await books.agree() == [PAID, PAID, PAID, NOT_PAID, PAID, PAID]
-    assert [entry.agent for entry in result.entries] == ["outer", "inner", "outer", "inner", "inner", "outer"]
+    assert [entry.agent for entry in result.entries] == [
+        "outer",
+        "inner",
+        "outer",
+        "inner",
+        "inner",
+        "outer",
+    ]
 
 
 async def test_agents_of_pydantic_ai_that_steps_and_tools_run_by_themselves(
@@ -244,14 +287,29 @@ async def test_agents_of_pydantic_ai_that_steps_and_tools_run_by_themselves(
         return answer
 
     books.provider.script("inner:", Refuse(429), Answer("because", input_tokens=10))
-    books.provider.script("outer:", Answer(tool="ask_a_colleague", args={"question": "why"}), Answer("done, "))
+    books.provider.script(
+        "outer:", Answer(tool="ask_a_colleague", args={"question": "why"}), Answer("done, ")
+    )
     books.provider.script("told", Answer("one two"))
     asked = books.agent(name="asked", toolsets=[FunctionToolset([by_pydantic_ai(inner)])])
-    books.provider.script("asked: how", Answer(tool="delegate", args={"question": "how"}), Answer("so"))
-    result = await books.run({"by_itself": by_itself, "asked": asked.as_step("asked: how")}, {"asked": ["by_itself"]})
+    books.provider.script(
+        "asked: how", Answer(tool="delegate", args={"question": "how"}), Answer("so")
+    )
+    result = await books.run(
+        {"by_itself": by_itself, "asked": asked.as_step("asked: how")}, {"asked": ["by_itself"]}
+    )
     assert result.step_outputs == {"by_itself": "done, one two", "asked": "so"}
     paid = [entry for entry in result.entries if entry.state is not EntryState.REPLAYED]
-    assert [entry.agent for entry in paid] == ["outer", "inner", "inner", "outer", "inner", "asked", "inner", "asked"]
+    assert [entry.agent for entry in paid] == [
+        "outer",
+        "inner",
+        "inner",
+        "outer",
+        "inner",
+        "asked",
+        "inner",
+        "asked",
+    ]
     assert [entry.attribution.step_id for entry in paid] == ["by_itself"] * 5 + ["asked"] * 3
     replayed = [entry.agent for entry in result.entries if entry.state is EntryState.REPLAYED]
     assert replayed == ["outer", "outer", "inner"]  # the tool's result is in the journal
@@ -288,7 +346,9 @@ async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(books: B
 
     @step
     async def both(ctx: StepContext[Any]) -> list[str]:
-        return [(await ctx.run(agent, f"both: {which} half")).output for which in ("first", "second")]
+        return [
+            (await ctx.run(agent, f"both: {which} half")).output for which in ("first", "second")
+        ]
 
     steps = {"both": both, "then": agent.as_step("then: the rest")}
     books.provider.script("first", Answer("one", input_tokens=201))
@@ -301,7 +361,8 @@ async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(books: B
         assert outcomes == [PAID, NOT_PAID, PAID, PAID, NOT_PAID, PAID, PAID, PAID]
         return
     assert outcomes == [PAID, NOT_PAID, PAID, NOT_PAID, PAID]
-    # Each answer is used again as often as it is needed, and each time by a reference to the one entry that paid.
+    # Each answer is used again as often as it is needed, and each time by a reference to the one
+    # entry that paid.
     assert [[e.state.value for e in run.entries] for run in runs] == [
         ["charged", "refused"],
         ["replayed", "charged", "refused"],
@@ -338,7 +399,9 @@ async def test_at_list_prices_where_the_provider_is_said_to_bill_as_openai(
     books = books.at_list_prices()
     tokens = {"input_tokens": 1_234_567, "cached_tokens": 7_891, "output_tokens": 333}
     calls = [Answer(tool="ask_a_colleague", args={"question": str(n)}, **tokens) for n in range(2)]
-    books.provider.script("inner", Refuse(429), Answer("because", input_tokens=3, cached_tokens=1, output_tokens=1))
+    books.provider.script(
+        "inner", Refuse(429), Answer("because", input_tokens=3, cached_tokens=1, output_tokens=1)
+    )
     books.provider.script("outer", *calls, Answer("done", input_tokens=999))
     books.provider.script("told", Answer("one two three", **tokens))
     books.provider.script("left", Answer("one two three", left_after=1))
@@ -368,8 +431,12 @@ class TestPostgreSQL:
     async def test_a_run_that_is_cancelled(self, books_on_postgres: Books) -> None:
         await test_a_run_that_is_cancelled(books_on_postgres, streamed=True)
 
-    async def test_a_stream_that_breaks_off_and_is_asked_for_again(self, books_on_postgres: Books) -> None:
+    async def test_a_stream_that_breaks_off_and_is_asked_for_again(
+        self, books_on_postgres: Books
+    ) -> None:
         await test_a_stream_that_breaks_off_and_is_asked_for_again(books_on_postgres)
 
-    async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(self, books_on_postgres: Books) -> None:
+    async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(
+        self, books_on_postgres: Books
+    ) -> None:
         await test_a_run_that_is_executed_again_under_its_key_until_it_ends(books_on_postgres)

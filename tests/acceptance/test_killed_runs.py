@@ -1,4 +1,6 @@
-"""`kill -9` at random moments of runs that are executed again until they end: the books agree over all of them."""
+"""`kill -9` at random moments of runs that are executed again until they end: the books agree
+over all of them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ def results(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(PATIENCE + 100)
 async def test_killed_thirty_times_under_prefect(
-    provider: ProviderProcess, prefect_api: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    provider: ProviderProcess,
+    prefect_api: str,
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     monkeypatch.setenv("FASTROAI_LEDGER_URL", url)
@@ -37,7 +43,10 @@ async def test_killed_thirty_times_under_prefect(
     lost = assert_recorded_answers_are_not_asked_for_again(provider.lines, attempts)
     # The kills hit: requests under way, and runs with steps behind them.
     hits = len(compared.unknown + compared.unsent)
-    print(f"{hits} of 30 kills hit {lost} requests, {stored} results were stored, {replayed} requests replayed")  # noqa: T201
+    print(  # noqa: T201
+        f"{hits} of 30 kills hit {lost} requests, {stored} results were stored, "
+        f"{replayed} requests replayed"
+    )
     assert hits >= 5
     assert stored >= 5
     assert replayed >= 5

@@ -1,6 +1,7 @@
 """`kill -9` of workers and their runs at random moments; the books agree over all of them.
 
-`FASTROAI_TESTS_WORKER_KILLS=30` makes it more kills than fit into the normal suite; each takes about ten seconds.
+`FASTROAI_TESTS_WORKER_KILLS=30` makes it more kills than fit into the normal suite; each takes
+about ten seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ async def test_killed_workers_leave_runs_that_others_finish_without_paying_twice
     seed = random.randrange(2**32)
     print(f"seed of the workers {seed}")  # noqa: T201 - shown when the test fails
     async with get_client() as client:
-        killing = Killing(client, provider, await deploy(client), KILLS, random.Random(seed), tmp_path / "results")
+        killing = Killing(
+            client, provider, await deploy(client), KILLS, random.Random(seed), tmp_path / "results"
+        )
         left_alone = asyncio.to_thread(run_killed, "prefect", 0, tmp_path / "alone", provider)
         [alone], _ = await asyncio.gather(left_alone, killing.go())
     attempts = [alone, *killing.attempts]
@@ -53,9 +56,9 @@ async def test_killed_workers_leave_runs_that_others_finish_without_paying_twice
     lost = assert_recorded_answers_are_not_asked_for_again(provider.lines, attempts)
     hits = len(compared.unknown + compared.unsent)
     print(  # noqa: T201
-        f"{killing.done} kills hit {killing.hit} runs, {hits} with requests under way; {lost} answers were lost, "
-        f"{stored} results were stored, {replayed} requests replayed. Without a sign of life: {killing.unheard}. "
-        f"{time.monotonic() - began:.0f} s"
+        f"{killing.done} kills hit {killing.hit} runs, {hits} with requests under way; {lost} "
+        f"answers were lost, {stored} results were stored, {replayed} requests replayed. Without a "
+        f"sign of life: {killing.unheard}. {time.monotonic() - began:.0f} s"
     )
     # A worker was killed before its run had given a sign of life.
     assert killing.unheard

@@ -1,4 +1,6 @@
-"""`fastroai run` that is interrupted, terminated, or left with a step's thread: it ends, and what ended is noted."""
+"""`fastroai run` that is interrupted, terminated, or left with a step's thread: it ends, and what
+ended is noted.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ import pytest
 from tests.acceptance.conftest import PATIENCE, REPOSITORY
 
 FOR_EVER = 100
-"""Seconds after which a command that was told to end counts as going on: what it waited for took longer."""
+"""Seconds after which a command that was told to end counts as going on: what it waited for took
+longer.
+"""
 
 PIPELINES = """
 import asyncio
@@ -90,13 +94,16 @@ def running(folder: Path, pipeline: str, *arguments: str, **environment: str) ->
     process = subprocess.Popen(
         [sys.executable, "-m", "fastroai.cli", "run", f"mine:{pipeline}", *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "FASTROAI_LEDGER_URL": "sqlite:///ledger.db"} | environment,
+        env=os.environ
+        | {"PYTHONPATH": str(REPOSITORY), "FASTROAI_LEDGER_URL": "sqlite:///ledger.db"}
+        | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell has its background jobs ignore Ctrl-C, and what they start: these tests may be one.
+        # A shell has its background jobs ignore Ctrl-C, and what they start: these tests may be
+        # one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
@@ -114,7 +121,9 @@ def rows(database: Path, query: str) -> list[tuple[str, ...]]:
 
 @pytest.mark.timeout(2 * PATIENCE)
 def test_ctrl_c_while_the_temporary_server_starts_ends_both(tmp_path: Path):
-    with running(tmp_path, "hanging", FASTROAI_EXECUTOR="prefect", PREFECT_HOME=str(tmp_path / "home")) as command:
+    with running(
+        tmp_path, "hanging", FASTROAI_EXECUTOR="prefect", PREFECT_HOME=str(tmp_path / "home")
+    ) as command:
         command.says("temporary one is started")
         command.interrupt()
         assert command.end() == 130, command.said
@@ -126,7 +135,9 @@ def test_ctrl_c_while_the_temporary_server_starts_ends_both(tmp_path: Path):
 @pytest.mark.timeout(2 * PATIENCE)
 def test_ctrl_c_during_a_step_is_noted_by_the_temporary_server_with_what_was_spent(tmp_path: Path):
     home = tmp_path / "home"
-    with running(tmp_path, "hanging", FASTROAI_EXECUTOR="prefect", PREFECT_HOME=str(home)) as command:
+    with running(
+        tmp_path, "hanging", FASTROAI_EXECUTOR="prefect", PREFECT_HOME=str(home)
+    ) as command:
         command.says("start   hangs")
         command.interrupt()
         assert command.end() == 130, command.said

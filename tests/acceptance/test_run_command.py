@@ -37,7 +37,10 @@ def test_a_digest_in_memory_shows_progress_a_result_of_its_input_and_costs_that_
     assert [line.split()[0] for line in table.lines] == list(STEPS)
     assert table.adds_up()
     assert table.usd > 0
-    assert "SIMULATED by an offline model, priced as openai:gpt-5-mini; nothing was paid." in done.stdout
+    assert (
+        "SIMULATED by an offline model, priced as openai:gpt-5-mini; nothing was paid."
+        in done.stdout
+    )
 
 
 async def test_a_digest_under_prefect_says_where_to_look_and_its_artifacts_have_the_same_costs(
@@ -61,7 +64,9 @@ def test_without_a_server_a_temporary_one_runs_the_job_and_the_output_says_how_t
     command: Command, documents: Path, tmp_path: Path
 ):
     home = tmp_path / "prefect"
-    done = command(*DIGEST, f"documents={documents}", FASTROAI_EXECUTOR="prefect", PREFECT_HOME=str(home))
+    done = command(
+        *DIGEST, f"documents={documents}", FASTROAI_EXECUTOR="prefect", PREFECT_HOME=str(home)
+    )
     assert done.returncode == 0, done.stderr
     assert "no Prefect server is set, so a temporary one is started" in done.stderr
     assert read_cost_table(done.stdout).adds_up()
@@ -70,7 +75,9 @@ def test_without_a_server_a_temporary_one_runs_the_job_and_the_output_says_how_t
     run_id = re.search(r"/runs/flow-run/([0-9a-f-]+)", done.stdout)
     assert run_id is not None
     with closing(sqlite3.connect(home / "prefect.db")) as database:
-        stored = database.execute("SELECT state_type FROM flow_run WHERE id = ?", (run_id[1],)).fetchall()
+        stored = database.execute(
+            "SELECT state_type FROM flow_run WHERE id = ?", (run_id[1],)
+        ).fetchall()
     assert stored == [("COMPLETED",)]
 
 
@@ -88,7 +95,9 @@ def test_a_missing_path_is_one_message_and_nothing_was_sent(
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_key_is_one_message_and_costs_nothing(command: Command, documents: Path, provider: ProviderProcess):
+def test_a_wrong_key_is_one_message_and_costs_nothing(
+    command: Command, documents: Path, provider: ProviderProcess
+):
     done = command(
         *DIGEST,
         f"documents={documents}",
@@ -124,7 +133,12 @@ def test_a_provider_that_can_not_be_reached_is_named_with_what_to_look_at(
 
 
 def test_no_key_is_one_message_and_nothing_was_sent(command: Command, documents: Path):
-    done = command(*DIGEST, f"documents={documents}", FASTROAI_EXECUTOR="memory", FASTROAI_MODEL="openai:gpt-5-mini")
+    done = command(
+        *DIGEST,
+        f"documents={documents}",
+        FASTROAI_EXECUTOR="memory",
+        FASTROAI_MODEL="openai:gpt-5-mini",
+    )
     assert done.returncode == 1
     assert "OPENAI_API_KEY" in done.stderr
     assert "Nothing: no request was sent." in done.stderr
@@ -132,7 +146,9 @@ def test_no_key_is_one_message_and_nothing_was_sent(command: Command, documents:
     assert done.stdout == ""
 
 
-def test_a_key_in_the_dotenv_file_is_the_one_that_is_used(documents: Path, provider: ProviderProcess, tmp_path: Path):
+def test_a_key_in_the_dotenv_file_is_the_one_that_is_used(
+    documents: Path, provider: ProviderProcess, tmp_path: Path
+):
     (tmp_path / ".env").write_text(f"OPENAI_API_KEY={KEY}\n")
     done = subprocess.run(
         [sys.executable, "-m", *DIGEST, f"documents={documents}", "--executor", "memory"],
@@ -150,7 +166,8 @@ def test_a_key_in_the_dotenv_file_is_the_one_that_is_used(documents: Path, provi
 def test_with_a_key_the_job_asks_the_provider_and_is_not_simulated(
     command: Command, documents: Path, provider: ProviderProcess
 ):
-    # The loopback provider answers in plain text, which is no structured output: what was billed is shown all the same.
+    # The loopback provider answers in plain text, which is no structured output: what was billed is
+    # shown all the same.
     done = command(
         *DIGEST,
         f"documents={documents}",

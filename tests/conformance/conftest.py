@@ -18,7 +18,9 @@ def executor(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["memory", "prefect", "third party"])
 def any_executor(request: pytest.FixtureRequest) -> Executor | str:
-    """Our own executors and one that knows nothing but the protocol, for what any executor must do."""
+    """Our own executors and one that knows nothing but the protocol, for what any executor
+    must do.
+    """
     if request.param == "third party":
         return OneByOne()
     if request.param == "prefect":

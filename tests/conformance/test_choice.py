@@ -48,7 +48,9 @@ async def test_the_pipelines_executor_beats_the_variable(monkeypatch: pytest.Mon
     mine = OneByOne()
     assert (await Pipeline("mine", {"a": Give(1)}, executor=mine).execute({}, None)).output == 1
     assert mine.names == ["mine"]
-    assert (await Pipeline("memory", {"a": Give(2)}, executor="memory").execute({}, None)).output == 2
+    assert (
+        await Pipeline("memory", {"a": Give(2)}, executor="memory").execute({}, None)
+    ).output == 2
 
 
 async def test_one_executor_serves_many_pipelines() -> None:
@@ -94,7 +96,9 @@ async def test_a_bad_variable_is_refused_before_any_step(monkeypatch: pytest.Mon
     assert probe.runs == 0
 
 
-async def test_a_server_that_does_not_answer_is_an_error_before_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_does_not_answer_is_an_error_before_any_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     probe = Give()

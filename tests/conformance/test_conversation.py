@@ -26,9 +26,9 @@ def state(status: str, data: Any = None) -> ConversationState[Any]:
 async def test_an_incomplete_state_starts_nothing_further(executor: str) -> None:
     asking, later = state("incomplete", {"name": None}), Give()
     steps = {"gather": Give(asking), "later": later, "last": Give()}
-    result = await Pipeline("talk", steps, {"later": ["gather"], "last": ["later"]}, executor=executor).execute(
-        {}, None
-    )
+    result = await Pipeline(
+        "talk", steps, {"later": ["gather"], "last": ["later"]}, executor=executor
+    ).execute({}, None)
     assert result.stopped_early
     assert result.output is None
     assert result.conversation_state is not None
@@ -60,7 +60,9 @@ async def test_what_runs_at_that_time_is_finished_and_kept(executor: str) -> Non
     behind = Give()
     steps = {"gather": gather, "sibling": sibling, "behind": behind}
     dependencies = {"behind": ["sibling"]}
-    result = await Pipeline("talk", steps, dependencies, output_step="behind", executor=executor).execute({}, None)
+    result = await Pipeline(
+        "talk", steps, dependencies, output_step="behind", executor=executor
+    ).execute({}, None)
     assert result.stopped_early
     assert result.step_outputs["sibling"] == "answer"
     assert set(result.step_outputs) == {"gather", "sibling"}
@@ -72,7 +74,9 @@ async def test_what_runs_at_that_time_is_finished_and_kept(executor: str) -> Non
 async def test_an_output_that_was_there_before_is_the_output(executor: str) -> None:
     steps = {"answer": Give("A"), "gather": Give(state("incomplete")), "later": Give()}
     dependencies = {"gather": ["answer"], "later": ["gather"]}
-    result = await Pipeline("talk", steps, dependencies, output_step="answer", executor=executor).execute({}, None)
+    result = await Pipeline(
+        "talk", steps, dependencies, output_step="answer", executor=executor
+    ).execute({}, None)
     assert (result.stopped_early, result.output) == (True, "A")
 
 
@@ -82,7 +86,9 @@ async def test_a_complete_state_goes_on(executor: str) -> None:
         return "Hello " + ctx.get_dependency("gather").data["name"]
 
     steps = {"gather": Give(state("complete", {"name": "Ada"})), "greet": greet}
-    result = await Pipeline("talk", steps, {"greet": ["gather"]}, executor=executor).execute({}, None)
+    result = await Pipeline("talk", steps, {"greet": ["gather"]}, executor=executor).execute(
+        {}, None
+    )
     assert result.output == "Hello Ada"
     assert not result.stopped_early
     assert result.conversation_state is not None
@@ -91,7 +97,9 @@ async def test_a_complete_state_goes_on(executor: str) -> None:
 
 async def test_the_last_of_several_states_is_the_runs(executor: str) -> None:
     steps = {"a": Give(state("complete", 1)), "b": Give(state("complete", 2)), "c": Join("a")}
-    result = await Pipeline("talk", steps, {"b": ["a"], "c": ["b", "a"]}, executor=executor).execute({}, None)
+    result = await Pipeline(
+        "talk", steps, {"b": ["a"], "c": ["b", "a"]}, executor=executor
+    ).execute({}, None)
     assert result.conversation_state is not None
     assert result.conversation_state.data == 2
 
@@ -100,6 +108,8 @@ async def test_the_last_of_several_states_is_the_runs(executor: str) -> None:
 async def test_an_early_stop_is_no_failure(executor: str, on_error: Any) -> None:
     steps = {"gather": Give(state("incomplete")), "later": Give()}
     config = PipelineConfig(on_error=on_error)
-    result = await Pipeline("talk", steps, {"later": ["gather"]}, config=config, executor=executor).execute({}, None)
+    result = await Pipeline(
+        "talk", steps, {"later": ["gather"]}, config=config, executor=executor
+    ).execute({}, None)
     assert result.stopped_early
     assert (result.errors, result.skipped) == ({}, ())

@@ -39,13 +39,17 @@ async def failure(pipeline: Pipeline[Any, Any, Any], deps: Any = None) -> StepEx
 class TestRetries:
     async def test_n_retries_are_n_plus_one_attempts(self, executor: str) -> None:
         broken = Give(RuntimeError("down"))
-        error = await failure(Pipeline("p", {"s": broken}, config=PipelineConfig(retries=2, **NOW), executor=executor))
+        error = await failure(
+            Pipeline("p", {"s": broken}, config=PipelineConfig(retries=2, **NOW), executor=executor)
+        )
         assert broken.runs == 3
         assert str(error.original_error) == "down"
 
     async def test_the_first_success_ends_the_attempts(self, executor: str) -> None:
         flaky = Give(RuntimeError("1"), RuntimeError("2"), "fine")
-        pipeline = Pipeline("p", {"s": flaky}, step_configs={"s": StepConfig(retries=5, **NOW)}, executor=executor)
+        pipeline = Pipeline(
+            "p", {"s": flaky}, step_configs={"s": StepConfig(retries=5, **NOW)}, executor=executor
+        )
         assert (await pipeline.execute({}, None)).output == "fine"
         assert flaky.runs == 3
 
@@ -62,12 +66,16 @@ class TestRetries:
     async def test_delays_may_be_listed(self, executor: str) -> None:
         flaky = Give(RuntimeError("1"), RuntimeError("2"), "fine")
         config = PipelineConfig(retries=2, retry_delay=[0.0, 0.01])
-        assert (await Pipeline("p", {"s": flaky}, config=config, executor=executor).execute({}, None)).output == "fine"
+        assert (
+            await Pipeline("p", {"s": flaky}, config=config, executor=executor).execute({}, None)
+        ).output == "fine"
 
     async def test_only_the_failing_step_is_tried_again(self, executor: str) -> None:
         first, flaky = Give(1), Give(RuntimeError(), 2)
         config = PipelineConfig(retries=1, **NOW)
-        pipeline = Pipeline("p", {"a": first, "b": flaky}, {"b": ["a"]}, config=config, executor=executor)
+        pipeline = Pipeline(
+            "p", {"a": first, "b": flaky}, {"b": ["a"]}, config=config, executor=executor
+        )
         assert (await pipeline.execute({}, None)).step_outputs == {"a": 1, "b": 2}
         assert (first.runs, flaky.runs) == (1, 2)
 
@@ -94,21 +102,34 @@ class TestRetries:
         ],
         ids=["budget", "skip", "user error", "401", "400"],
     )
-    async def test_a_permanent_error_is_not_tried_again(self, executor: str, error: Exception) -> None:
+    async def test_a_permanent_error_is_not_tried_again(
+        self, executor: str, error: Exception
+    ) -> None:
         broken = Give(error)
-        caught = await failure(Pipeline("p", {"s": broken}, config=PipelineConfig(retries=3, **NOW), executor=executor))
+        caught = await failure(
+            Pipeline("p", {"s": broken}, config=PipelineConfig(retries=3, **NOW), executor=executor)
+        )
         assert broken.runs == 1
         assert caught.original_error is error
 
     @pytest.mark.parametrize("status", [408, 429, 500, 503])
-    async def test_a_passing_provider_error_is_tried_again(self, executor: str, status: int) -> None:
+    async def test_a_passing_provider_error_is_tried_again(
+        self, executor: str, status: int
+    ) -> None:
         flaky = Give(ModelHTTPError(status, "gpt-5-mini"), "fine")
-        pipeline = Pipeline("p", {"s": flaky}, config=PipelineConfig(retries=1, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "p", {"s": flaky}, config=PipelineConfig(retries=1, **NOW), executor=executor
+        )
         assert (await pipeline.execute({}, None)).output == "fine"
 
     async def test_a_refused_key_is_asked_once(self, executor: str) -> None:
         agent, model = counted_agent(ModelHTTPError(401, "gpt-5-mini", "bad key"))
-        pipeline = Pipeline("p", {"s": agent.as_step("?")}, config=PipelineConfig(retries=3, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "p",
+            {"s": agent.as_step("?")},
+            config=PipelineConfig(retries=3, **NOW),
+            executor=executor,
+        )
         assert isinstance((await failure(pipeline)).original_error, ModelHTTPError)
         assert len(model.prompts) == 1
 
@@ -121,7 +142,12 @@ class TestRetries:
             raise refusal
 
         agent, model = counted_agent(**{f"on_{hook}_dispatch": refuse})
-        pipeline = Pipeline("p", {"s": agent.as_step("?")}, config=PipelineConfig(retries=3, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "p",
+            {"s": agent.as_step("?")},
+            config=PipelineConfig(retries=3, **NOW),
+            executor=executor,
+        )
         assert (await failure(pipeline)).original_error is refusal
         assert len(fired) == 1
         assert len(model.prompts) == (0 if hook == "before" else 1)
@@ -138,15 +164,24 @@ class TestRetries:
         agent, _ = counted_agent(
             RuntimeError("down"), "up", on_before_dispatch=before, on_after_dispatch=after_dispatch
         )
-        pipeline = Pipeline("p", {"s": agent.as_step("?")}, config=PipelineConfig(retries=1, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "p",
+            {"s": agent.as_step("?")},
+            config=PipelineConfig(retries=1, **NOW),
+            executor=executor,
+        )
         assert (await pipeline.execute({}, None)).output == "up"
         assert fired == ["before", "after down", "before", "after None"]
 
 
 class TestTimeout:
-    async def test_a_step_that_takes_too_long_fails_with_a_timeout_error(self, executor: str) -> None:
+    async def test_a_step_that_takes_too_long_fails_with_a_timeout_error(
+        self, executor: str
+    ) -> None:
         hanging = WaitsForever()
-        pipeline = Pipeline("p", {"s": hanging}, step_configs={"s": StepConfig(timeout=0.2)}, executor=executor)
+        pipeline = Pipeline(
+            "p", {"s": hanging}, step_configs={"s": StepConfig(timeout=0.2)}, executor=executor
+        )
         error = await failure(pipeline)
         assert error.step_id == "s"
         assert isinstance(error.original_error, TimeoutError)
@@ -162,23 +197,33 @@ class TestTimeout:
                 await asyncio.Event().wait()
             return "fine"
 
-        assert (await Pipeline("p", {"s": slow_once}, executor=executor).execute({}, None)).output == "fine"
+        assert (
+            await Pipeline("p", {"s": slow_once}, executor=executor).execute({}, None)
+        ).output == "fine"
         assert len(attempts) == 2
 
     async def test_a_timeout_error_of_the_steps_own_is_kept(self, executor: str) -> None:
         own = TimeoutError("the database")
-        pipeline = Pipeline("p", {"s": Give(own)}, config=PipelineConfig(timeout=60.0), executor=executor)
+        pipeline = Pipeline(
+            "p", {"s": Give(own)}, config=PipelineConfig(timeout=60.0), executor=executor
+        )
         assert (await failure(pipeline)).original_error is own
 
     async def test_a_timeout_of_zero_is_none(self, executor: str) -> None:
-        pipeline = Pipeline("p", {"s": Give(1)}, config=PipelineConfig(timeout=0), executor=executor)
+        pipeline = Pipeline(
+            "p", {"s": Give(1)}, config=PipelineConfig(timeout=0), executor=executor
+        )
         assert (await pipeline.execute({}, None)).output == 1
 
 
 class TestFirstFailure:
-    async def test_the_error_names_the_step_and_is_the_very_one(self, any_executor: Executor | str) -> None:
+    async def test_the_error_names_the_step_and_is_the_very_one(
+        self, any_executor: Executor | str
+    ) -> None:
         original = ValueError("bad")
-        pipeline = Pipeline("p", {"a": Give(1), "b": Give(original)}, {"b": ["a"]}, executor=any_executor)
+        pipeline = Pipeline(
+            "p", {"a": Give(1), "b": Give(original)}, {"b": ["a"]}, executor=any_executor
+        )
         error = await failure(pipeline)
         assert error.step_id == "b"
         assert error.original_error is original
@@ -190,13 +235,19 @@ class TestFirstFailure:
 
     async def test_siblings_are_cancelled_and_awaited(self, executor: str) -> None:
         sibling = WaitsForever()
-        steps = {"broken": after([sibling.started], ValueError("bad")), "sibling": sibling, "end": Give()}
+        steps = {
+            "broken": after([sibling.started], ValueError("bad")),
+            "sibling": sibling,
+            "end": Give(),
+        }
         pipeline = Pipeline("p", steps, {"end": ["broken", "sibling"]}, executor=executor)
         error = await soon(failure(pipeline))
         assert error.step_id == "broken"
         assert sibling.cleaned_up
 
-    async def test_a_failure_before_a_sibling_has_begun_ends_the_run_too(self, executor: str) -> None:
+    async def test_a_failure_before_a_sibling_has_begun_ends_the_run_too(
+        self, executor: str
+    ) -> None:
         steps = {"broken": Give(ValueError("bad")), "second": Give(2), "third": WaitsForever()}
         error = await soon(failure(Pipeline("p", steps, output_step="broken", executor=executor)))
         assert error.step_id == "broken"
@@ -206,7 +257,9 @@ class TestFirstFailure:
         error = await soon(failure(Pipeline("p", steps, output_step="a", executor=executor)))
         assert str(error.original_error) == error.step_id
 
-    async def test_a_failure_while_others_wait_for_their_turn_ends_the_run_too(self, executor: str) -> None:
+    async def test_a_failure_while_others_wait_for_their_turn_ends_the_run_too(
+        self, executor: str
+    ) -> None:
         waiting = Give(2)
         steps = {"broken": Give(ValueError("bad")), "waiting": waiting}
         config = PipelineConfig(max_concurrency=1)
@@ -230,7 +283,9 @@ class TestFirstFailure:
         assert partial.errors == {"c": error}
         assert partial.run_id
 
-    async def test_a_sibling_that_fails_while_it_is_cancelled_does_not_take_over(self, executor: str) -> None:
+    async def test_a_sibling_that_fails_while_it_is_cancelled_does_not_take_over(
+        self, executor: str
+    ) -> None:
         started = asyncio.Event()
 
         @step
@@ -261,8 +316,14 @@ class TestGoingOn:
             "fine": Give("F"),
             "behind fine": Join("fine"),
         }
-        dependencies = {"behind": ["broken", "fine"], "far behind": ["behind"], "behind fine": ["fine"]}
-        pipeline = Pipeline("p", steps, dependencies, "behind fine", config=self.CONFIG, executor=executor)
+        dependencies = {
+            "behind": ["broken", "fine"],
+            "far behind": ["behind"],
+            "behind fine": ["fine"],
+        }
+        pipeline = Pipeline(
+            "p", steps, dependencies, "behind fine", config=self.CONFIG, executor=executor
+        )
         result = await pipeline.execute({}, None)
         assert result.output == "behind fine(F)"
         assert result.step_outputs == {"fine": "F", "behind fine": "behind fine(F)"}
@@ -274,20 +335,34 @@ class TestGoingOn:
         assert (behind.runs, far_behind.runs) == (0, 0)
 
     async def test_a_failed_output_step_has_no_output(self, executor: str) -> None:
-        pipeline = Pipeline("p", {"s": Give(ValueError("bad"))}, config=self.CONFIG, executor=executor)
+        pipeline = Pipeline(
+            "p", {"s": Give(ValueError("bad"))}, config=self.CONFIG, executor=executor
+        )
         result = await pipeline.execute({}, None)
-        assert (result.output, result.step_outputs, set(result.errors), result.skipped) == (None, {}, {"s"}, ())
+        assert (result.output, result.step_outputs, set(result.errors), result.skipped) == (
+            None,
+            {},
+            {"s"},
+            (),
+        )
 
     async def test_a_skipped_output_step_has_no_output(self, executor: str) -> None:
         steps = {"a": Give(ValueError("bad")), "b": Give(2)}
-        result = await Pipeline("p", steps, {"b": ["a"]}, config=self.CONFIG, executor=executor).execute({}, None)
+        result = await Pipeline(
+            "p", steps, {"b": ["a"]}, config=self.CONFIG, executor=executor
+        ).execute({}, None)
         assert (result.output, set(result.errors), result.skipped) == (None, {"a"}, ("b",))
 
     async def test_several_failures_are_all_there(self, executor: str) -> None:
         steps = {"a": Give(ValueError("1")), "b": Give(KeyError("2")), "c": Give(3), "end": Give()}
-        pipeline = Pipeline("p", steps, {"end": ["a", "b", "c"]}, config=self.CONFIG, executor=executor)
+        pipeline = Pipeline(
+            "p", steps, {"end": ["a", "b", "c"]}, config=self.CONFIG, executor=executor
+        )
         result = await pipeline.execute({}, None)
-        assert {s: type(e.original_error) for s, e in result.errors.items()} == {"a": ValueError, "b": KeyError}
+        assert {s: type(e.original_error) for s, e in result.errors.items()} == {
+            "a": ValueError,
+            "b": KeyError,
+        }
         assert (result.step_outputs, result.skipped) == ({"c": 3}, ("end",))
 
     async def test_siblings_are_not_disturbed(self, executor: str) -> None:
@@ -299,7 +374,9 @@ class TestGoingOn:
             raise ValueError("bad")
 
         steps = {"broken": broken, "sibling": after([failed], "S")}
-        pipeline = Pipeline("p", steps, output_step="sibling", config=self.CONFIG, executor=executor)
+        pipeline = Pipeline(
+            "p", steps, output_step="sibling", config=self.CONFIG, executor=executor
+        )
         assert (await pipeline.execute({}, None)).output == "S"
 
     async def test_a_failing_step_has_its_retries_first(self, executor: str) -> None:
@@ -312,7 +389,12 @@ class TestGoingOn:
 class TestCancellation:
     async def test_cancelling_the_caller_cancels_the_steps(self, executor: str) -> None:
         running, waiting = WaitsForever(), Give()
-        pipeline = Pipeline("p", {"running": running, "waiting": waiting}, {"waiting": ["running"]}, executor=executor)
+        pipeline = Pipeline(
+            "p",
+            {"running": running, "waiting": waiting},
+            {"waiting": ["running"]},
+            executor=executor,
+        )
         run = asyncio.create_task(pipeline.execute({}, None))
         await soon(running.started.wait())
         run.cancel()
@@ -321,9 +403,13 @@ class TestCancellation:
         assert running.cleaned_up
         assert waiting.runs == 0
 
-    async def test_cancelling_the_caller_before_any_step_has_begun_runs_none(self, executor: str) -> None:
+    async def test_cancelling_the_caller_before_any_step_has_begun_runs_none(
+        self, executor: str
+    ) -> None:
         steps = {"a": Give(1), "b": Give(2)}
-        run = asyncio.create_task(Pipeline("p", dict(steps), output_step="a", executor=executor).execute({}, None))
+        run = asyncio.create_task(
+            Pipeline("p", dict(steps), output_step="a", executor=executor).execute({}, None)
+        )
         await asyncio.sleep(0)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -331,12 +417,16 @@ class TestCancellation:
 
     async def test_a_deadline_around_the_run_is_the_callers_timeout(self, executor: str) -> None:
         hanging = WaitsForever()
-        pipeline = Pipeline("p", {"s": hanging}, config=PipelineConfig(retries=3, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "p", {"s": hanging}, config=PipelineConfig(retries=3, **NOW), executor=executor
+        )
 
         async def expire() -> None:
             async with asyncio.timeout(None) as deadline:
                 started = asyncio.create_task(hanging.started.wait())
-                started.add_done_callback(lambda _: deadline.reschedule(asyncio.get_running_loop().time()))
+                started.add_done_callback(
+                    lambda _: deadline.reschedule(asyncio.get_running_loop().time())
+                )
                 await pipeline.execute({}, None)
 
         with pytest.raises(TimeoutError):
@@ -360,7 +450,9 @@ class TestCancellation:
                 await running.execute(ctx)
             return "fine"
 
-        pipeline = Pipeline("p", {"a": maybe_hang, "b": announcing(gate, 1)}, {"b": ["a"]}, executor=executor)
+        pipeline = Pipeline(
+            "p", {"a": maybe_hang, "b": announcing(gate, 1)}, {"b": ["a"]}, executor=executor
+        )
         run = asyncio.create_task(pipeline.execute({"hang": True}, None))
         await soon(running.started.wait())
         run.cancel()

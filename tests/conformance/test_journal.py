@@ -1,4 +1,6 @@
-"""What was answered within a step is not asked again when the step is: on every executor, and in another flow run."""
+"""What was answered within a step is not asked again when the step is: on every executor, and in
+another flow run.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def agent_on(model: Any, **options: Any) -> FastroAgent[Any]:
 
 
 def failing_once(asks: Callable[[StepContext[Any]], Any], **config: Any) -> Any:
-    """A step that asks, fails behind it in its first attempt, and gives what the last attempt was answered."""
+    """A step that asks, fails behind it in its first attempt, and gives what the last attempt was
+    answered.
+    """
     behind = Give(RuntimeError("once"), None)
 
     @step(**(NOW | config))
@@ -78,7 +82,9 @@ async def test_a_tool_loop_is_neither_sent_nor_executed_again(executor: str) -> 
     assert looked_up == ["Oslo"]
     assert len(model.prompts) == 2
     assert states(result) == ["charged", "charged", "replayed", "replayed"]
-    assert [entry.replay_of for entry in result.entries[2:]] == [entry.id for entry in result.entries[:2]]
+    assert [entry.replay_of for entry in result.entries[2:]] == [
+        entry.id for entry in result.entries[:2]
+    ]
     assert result.usage is not None
     assert (result.usage.total_request_count, result.usage.total_replayed_count) == (2, 2)
 
@@ -114,7 +120,9 @@ async def test_the_same_question_asked_twice_keeps_its_two_answers(executor: str
     assert len(model.prompts) == 2
 
 
-async def test_a_fallback_that_answered_is_not_asked_again_nor_is_what_it_stood_in_for(executor: str) -> None:
+async def test_a_fallback_that_answered_is_not_asked_again_nor_is_what_it_stood_in_for(
+    executor: str,
+) -> None:
     def down(messages: Any, info: Any) -> Any:
         raise ModelHTTPError(503, "scripted")
 
@@ -190,11 +198,15 @@ async def test_a_step_that_is_the_unit_asks_again(executor: str) -> None:
 
 
 class TestAnotherFlowRun:
-    """What was answered before a run failed is not asked again when it is executed under the same key."""
+    """What was answered before a run failed is not asked again when it is executed under the same
+    key.
+    """
 
     pytestmark = pytest.mark.usefixtures("prefect_api")
 
-    async def fail_then_finish(self, model: ScriptedModel, tmp_path: Path, spoil: Any = None) -> PipelineResult[Any]:
+    async def fail_then_finish(
+        self, model: ScriptedModel, tmp_path: Path, spoil: Any = None
+    ) -> PipelineResult[Any]:
         agent = agent_on(model)
         behind = Give(RuntimeError("crash"), None)
 
@@ -220,7 +232,11 @@ class TestAnotherFlowRun:
 
     @pytest.mark.parametrize(
         "spoil",
-        [lambda record: record[:-20], lambda record: b"cos\nsystem\n(S'true'\ntR.", lambda record: b"[" * 100_000],
+        [
+            lambda record: record[:-20],
+            lambda record: b"cos\nsystem\n(S'true'\ntR.",
+            lambda record: b"[" * 100_000,
+        ],
         ids=["cut off", "pickled", "nested"],
     )
     async def test_a_spoilt_record_is_asked_for_again(self, tmp_path: Path, spoil: Any) -> None:

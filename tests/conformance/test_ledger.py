@@ -1,4 +1,6 @@
-"""The ledger's database: each request is in it before it is sent, and all that became of it; on every executor."""
+"""The ledger's database: each request is in it before it is sent, and all that became of it; on
+every executor.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{path}")
     yield path
     if path.parent.is_file():
-        path.parent.unlink()  # so that what is still to be written can be, at the end of the process
+        # so that what is still to be written can be, at the end of the process
+        path.parent.unlink()
 
 
 def close_off(database: Path) -> None:
@@ -65,7 +68,9 @@ def asking(agent: FastroAgent[Any], *questions: str, **config: Any) -> Any:
     return ask
 
 
-async def test_what_a_run_says_it_sent_is_what_the_database_says(executor: str, database: Path) -> None:
+async def test_what_a_run_says_it_sent_is_what_the_database_says(
+    executor: str, database: Path
+) -> None:
     agent, _ = counted_agent()
     steps = {"a": asking(agent, "one", "two"), "b": asking(agent, "three")}
     pipeline = Pipeline("talk", steps, {"b": ["a"]}, executor=executor)
@@ -82,12 +87,17 @@ async def test_what_a_run_says_it_sent_is_what_the_database_says(executor: str, 
     assert (by_customer.key, by_customer.cost_usd) == ("Äcme", result.usage.total_cost_usd)
 
 
-async def test_a_request_is_in_the_database_before_it_is_sent(executor: str, database: Path) -> None:
+async def test_a_request_is_in_the_database_before_it_is_sent(
+    executor: str, database: Path
+) -> None:
     seen: list[int] = []
 
     def look(messages: Any, info: Any) -> ModelResponse:
         with closing(sqlite3.connect(database)) as other:
-            intents = "SELECT count(*) FROM fastroai_intents WHERE id NOT IN (SELECT entry_id FROM fastroai_outcomes)"
+            intents = (
+                "SELECT count(*) FROM fastroai_intents WHERE id NOT IN (SELECT entry_id FROM "
+                "fastroai_outcomes)"
+            )
             seen.extend(other.execute(intents).fetchone())
         return ModelResponse(parts=[TextPart("seen")])
 
@@ -97,7 +107,9 @@ async def test_a_request_is_in_the_database_before_it_is_sent(executor: str, dat
     assert min(seen) >= 1
 
 
-async def test_a_nested_agent_s_requests_are_booked_to_the_step(executor: str, database: Path) -> None:
+async def test_a_nested_agent_s_requests_are_booked_to_the_step(
+    executor: str, database: Path
+) -> None:
     inner, _ = counted_agent("inner")
 
     async def consult() -> str:
@@ -109,14 +121,18 @@ async def test_a_nested_agent_s_requests_are_booked_to_the_step(executor: str, d
         cost_calculator=fixed_prices(),
         name="outer",
     )
-    result = await Pipeline("talk", {"a": asking(outer, "outer?")}, executor=executor).execute({}, None)
+    result = await Pipeline("talk", {"a": asking(outer, "outer?")}, executor=executor).execute(
+        {}, None
+    )
     entries = await booked(run_id=result.run_id)
     assert [entry.agent for entry in entries] == ["outer", "counted", "outer"]
     assert {entry.attribution.step_id for entry in entries} == {"a"}
     assert entries == list(result.entries)
 
 
-async def test_replays_of_a_failed_attempt_are_in_the_database_and_no_spend(executor: str, database: Path) -> None:
+async def test_replays_of_a_failed_attempt_are_in_the_database_and_no_spend(
+    executor: str, database: Path
+) -> None:
     agent, model = counted_agent()
     attempts = Give(RuntimeError("once"), "fine")
 
@@ -143,7 +159,9 @@ async def test_a_ledger_that_can_not_be_reached_fails_the_run_before_anything_is
     assert model.prompts == []
 
 
-async def test_a_ledger_lost_within_a_run_stops_the_next_request(executor: str, database: Path) -> None:
+async def test_a_ledger_lost_within_a_run_stops_the_next_request(
+    executor: str, database: Path
+) -> None:
     agent, model = counted_agent()
 
     @step
@@ -170,7 +188,9 @@ async def test_a_ledger_that_is_not_required_gets_its_entries_later(
     monkeypatch.setenv("FASTROAI_LEDGER_REQUIRED", "false")
     close_off(database)
     agent, _ = counted_agent()
-    result = await Pipeline("talk", {"a": asking(agent, "one")}, executor=executor).execute({}, None)
+    result = await Pipeline("talk", {"a": asking(agent, "one")}, executor=executor).execute(
+        {}, None
+    )
     assert len(result.entries) == 1
     database.parent.unlink()
     monkeypatch.setenv("FASTROAI_LEDGER_REQUIRED", "true")
@@ -185,7 +205,9 @@ async def test_a_ledger_that_is_not_required_gets_its_entries_later(
     [{"run_key": ""}, {"run_key": 7}, {"tags": {"team": 7}}, {"tags": ["team"]}],
     ids=lambda options: str(options),
 )
-async def test_options_that_are_no_texts_are_refused_before_the_run(executor: str, options: dict[str, Any]) -> None:
+async def test_options_that_are_no_texts_are_refused_before_the_run(
+    executor: str, options: dict[str, Any]
+) -> None:
     only = Give("a")
     with pytest.raises(InputValidationError, match=next(iter(options))):
         await Pipeline("talk", {"a": only}, executor=executor).execute({}, None, **options)
@@ -198,7 +220,9 @@ async def test_an_agent_called_by_itself_is_booked_where_a_ledger_is_set(databas
     assert await booked() == list(response.entries)
 
 
-async def test_runs_in_memory_write_no_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_runs_in_memory_write_no_file_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     agent, _ = counted_agent()
     await Pipeline("talk", {"a": asking(agent, "one")}, executor="memory").execute({}, None)

@@ -1,4 +1,6 @@
-"""Books that balance: what is sent is counted once, replays are no spend, budgets hold; the same on every executor."""
+"""Books that balance: what is sent is counted once, replays are no spend, budgets hold; the same on
+every executor.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def assert_balanced(result: PipelineResult[Any], microcents: int) -> None:
     """The run's total is what its steps cost is what its entries cost, to the last digit."""
     assert result.usage is not None
     entries = total_usd(result.entries)
-    assert sum((u.cost_usd or Decimal(0) for u in result.usage.steps.values()), Decimal(0)) == entries
+    assert (
+        sum((u.cost_usd or Decimal(0) for u in result.usage.steps.values()), Decimal(0)) == entries
+    )
     assert result.usage.total_cost_usd == entries == Decimal(microcents) / 1_000_000
     assert result.usage.total_cost_microcents == microcents
     for step_id, usage in result.usage.steps.items():
@@ -55,7 +59,9 @@ async def failure(pipeline: Pipeline[Any, Any, Any]) -> StepExecutionError:
 class Asks:
     """A step that asks several questions, and fails in its first attempts behind one of them."""
 
-    def __init__(self, agent: FastroAgent[Any], *questions: str, failures: int = 1, behind: int = 1) -> None:
+    def __init__(
+        self, agent: FastroAgent[Any], *questions: str, failures: int = 1, behind: int = 1
+    ) -> None:
         self.agent, self.questions, self.failures, self.behind = agent, questions, failures, behind
         self.attempts = 0
 
@@ -73,7 +79,9 @@ class TestSums:
     async def test_a_run_costs_what_its_requests_cost(self, executor: str) -> None:
         agent, model = counted_agent()
         steps = {"a": agent.as_step("a"), "b": agent.as_step("b"), "c": Join("a", "b")}
-        result = await Pipeline("sum", steps, {"c": ["a", "b"]}, executor=executor).execute({}, None)
+        result = await Pipeline("sum", steps, {"c": ["a", "b"]}, executor=executor).execute(
+            {}, None
+        )
         assert sorted(model.prompts) == ["a", "b"]
         assert_balanced(result, 2 * COST)
         assert result.usage is not None
@@ -92,8 +100,13 @@ class TestSums:
             await ctx.run(agent, "two")
 
         result = await Pipeline("who", {"twice": twice}, executor=executor).execute({}, None)
-        assert [(e.attribution.pipeline, e.attribution.step_id) for e in result.entries] == [("who", "twice")] * 2
-        assert [(e.attribution.attempt, e.attribution.dispatch) for e in result.entries] == [(1, 1), (1, 2)]
+        assert [(e.attribution.pipeline, e.attribution.step_id) for e in result.entries] == [
+            ("who", "twice")
+        ] * 2
+        assert [(e.attribution.attempt, e.attribution.dispatch) for e in result.entries] == [
+            (1, 1),
+            (1, 2),
+        ]
         assert {e.attribution.run_id for e in result.entries} == {result.run_id}
         assert {e.agent for e in result.entries} == {"counted"}
 
@@ -120,7 +133,9 @@ class TestSums:
             return ctx.usage.cost_microcents
 
         steps = {"a": ask, "bb": ask, "ccc": ask}
-        result = await Pipeline("apart", steps, output_step="a", executor=executor).execute({}, None)
+        result = await Pipeline("apart", steps, output_step="a", executor=executor).execute(
+            {}, None
+        )
         assert result.step_outputs == {"a": COST, "bb": 2 * COST, "ccc": 3 * COST}
         assert_balanced(result, 6 * COST)
 
@@ -136,7 +151,9 @@ class TestSums:
         assert len(model.prompts) == 3
         assert_balanced(result, 3 * COST)
 
-    async def test_identical_questions_of_different_steps_are_each_sent(self, executor: str) -> None:
+    async def test_identical_questions_of_different_steps_are_each_sent(
+        self, executor: str
+    ) -> None:
         agent, model = counted_agent()
         steps = {"a": agent.as_step("same"), "b": agent.as_step("same")}
         result = await Pipeline("same", steps, output_step="a", executor=executor).execute({}, None)
@@ -155,7 +172,9 @@ class TestReplay:
     async def test_a_call_that_succeeded_is_not_sent_again(self, executor: str) -> None:
         agent, model = counted_agent("first", "second")
         asks = Asks(agent, "one", "two")
-        pipeline = Pipeline("replay", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "replay", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor
+        )
         result = await pipeline.execute({}, None)
         assert list(result.output) == ["first", "second"]
         assert asks.attempts == 2
@@ -165,7 +184,10 @@ class TestReplay:
     async def test_a_replay_is_in_the_books_but_no_spend(self, executor: str) -> None:
         agent, _ = counted_agent()
         pipeline = Pipeline(
-            "replay", {"s": step(Asks(agent, "one"))}, config=PipelineConfig(retries=1, **NOW), executor=executor
+            "replay",
+            {"s": step(Asks(agent, "one"))},
+            config=PipelineConfig(retries=1, **NOW),
+            executor=executor,
         )
         result = await pipeline.execute({}, None)
         assert states(result) == [EntryState.CHARGED, EntryState.REPLAYED]
@@ -181,14 +203,18 @@ class TestReplay:
     async def test_identical_questions_replay_in_their_order(self, executor: str) -> None:
         agent, model = counted_agent("first", "second", "third")
         asks = Asks(agent, "same", "same", "same", behind=2)
-        pipeline = Pipeline("replay", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "replay", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor
+        )
         assert list((await pipeline.execute({}, None)).output) == ["first", "second", "third"]
         assert len(model.prompts) == 3
 
     async def test_a_call_that_failed_is_sent_again(self, executor: str) -> None:
         agent, model = counted_agent("first", RuntimeError("down"), "second")
         asks = Asks(agent, "one", "two", failures=0)
-        pipeline = Pipeline("resend", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "resend", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor
+        )
         result = await pipeline.execute({}, None)
         assert list(result.output) == ["first", "second"]
         assert model.prompts == ["one", "two", "two"]
@@ -198,14 +224,18 @@ class TestReplay:
         agent, model = counted_agent()
         asks = Asks(agent, "one", failures=1)
         config = StepConfig(retries=1, cost_budget=COST + 1, **NOW)
-        pipeline = Pipeline("replay", {"s": step(asks)}, step_configs={"s": config}, executor=executor)
+        pipeline = Pipeline(
+            "replay", {"s": step(asks)}, step_configs={"s": config}, executor=executor
+        )
         assert_balanced(await pipeline.execute({}, None), COST)
         assert len(model.prompts) == 1
 
     async def test_replays_do_not_cross_runs(self, executor: str) -> None:
         agent, model = counted_agent()
         asks = Asks(agent, "one", failures=1)
-        pipeline = Pipeline("replay", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor)
+        pipeline = Pipeline(
+            "replay", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor
+        )
         await pipeline.execute({}, None)
         asks.attempts = 0
         await pipeline.execute({}, None)
@@ -215,7 +245,9 @@ class TestReplay:
         agent, model = counted_agent()
         steps = {"a": step(Asks(agent, "one")), "b": step(Asks(agent, "one"))}
         config = PipelineConfig(retries=1, **NOW)
-        result = await Pipeline("replay", steps, {"b": ["a"]}, config=config, executor=executor).execute({}, None)
+        result = await Pipeline(
+            "replay", steps, {"b": ["a"]}, config=config, executor=executor
+        ).execute({}, None)
         assert model.prompts == ["one", "one"]
         assert_balanced(result, 2 * COST)
 
@@ -250,7 +282,9 @@ class TestSpendOfFailures:
         agent, _ = counted_agent()
         steps = {"a": step(Asks(agent, "a", failures=9)), "b": agent.as_step("b")}
         config = PipelineConfig(on_error="continue")
-        result = await Pipeline("spent", steps, output_step="b", config=config, executor=executor).execute({}, None)
+        result = await Pipeline(
+            "spent", steps, output_step="b", config=config, executor=executor
+        ).execute({}, None)
         assert set(result.errors) == {"a"}
         assert_balanced(result, 2 * COST)
 
@@ -281,7 +315,12 @@ class TestSpendOfFailures:
             await asyncio.Event().wait()
 
         agent, _ = counted_agent(never)
-        pipeline = Pipeline("cut", {"s": agent.as_step("one")}, config=PipelineConfig(timeout=0.5), executor=executor)
+        pipeline = Pipeline(
+            "cut",
+            {"s": agent.as_step("one")},
+            config=PipelineConfig(timeout=0.5),
+            executor=executor,
+        )
         error = await failure(pipeline)
         assert asked.is_set()
         assert isinstance(error.original_error, TimeoutError)
@@ -304,17 +343,25 @@ class TestBudgets:
         agent, model = counted_agent()
         config = StepConfig(cost_budget=COST + 1, retries=2, **NOW)
         steps = {"s": step(Asks(agent, "one", "two", "three", failures=0))}
-        error = await failure(Pipeline("budget", steps, step_configs={"s": config}, executor=executor))
+        error = await failure(
+            Pipeline("budget", steps, step_configs={"s": config}, executor=executor)
+        )
         spent = error.original_error
         assert isinstance(spent, CostBudgetExceededError)
-        assert (spent.budget_microcents, spent.actual_microcents, spent.step_id) == (COST + 1, 2 * COST, "s")
+        assert (spent.budget_microcents, spent.actual_microcents, spent.step_id) == (
+            COST + 1,
+            2 * COST,
+            "s",
+        )
         assert model.prompts == ["one", "two"]
 
     async def test_a_steps_budget_is_its_own(self, executor: str) -> None:
         agent, _ = counted_agent()
         steps = {"a": agent.as_step("a"), "b": agent.as_step("b"), "c": agent.as_step("c")}
         configs = {s: StepConfig(cost_budget=COST) for s in steps}
-        pipeline = Pipeline("own", steps, {"b": ["a"], "c": ["b"]}, step_configs=configs, executor=executor)
+        pipeline = Pipeline(
+            "own", steps, {"b": ["a"], "c": ["b"]}, step_configs=configs, executor=executor
+        )
         assert_balanced(await pipeline.execute({}, None), 3 * COST)
 
     async def test_a_steps_budget_spans_its_attempts(self, executor: str) -> None:
@@ -336,11 +383,17 @@ class TestBudgets:
         agent, model = counted_agent()
         steps = {s: agent.as_step(s) for s in "abc"}
         config = PipelineConfig(cost_budget=COST + 1)
-        error = await failure(Pipeline("total", steps, {"b": ["a"], "c": ["b"]}, config=config, executor=executor))
+        error = await failure(
+            Pipeline("total", steps, {"b": ["a"], "c": ["b"]}, config=config, executor=executor)
+        )
         assert error.step_id == "c"
         spent = error.original_error
         assert isinstance(spent, CostBudgetExceededError)
-        assert (spent.budget_microcents, spent.actual_microcents, spent.step_id) == (COST + 1, 2 * COST, "c")
+        assert (spent.budget_microcents, spent.actual_microcents, spent.step_id) == (
+            COST + 1,
+            2 * COST,
+            "c",
+        )
         assert model.prompts == ["a", "b"]
         assert error.partial_result is not None
         assert_balanced(error.partial_result, 2 * COST)
@@ -348,7 +401,10 @@ class TestBudgets:
     async def test_a_new_run_has_its_budget_anew(self, executor: str) -> None:
         agent, _ = counted_agent()
         pipeline = Pipeline(
-            "anew", {"a": agent.as_step("a")}, config=PipelineConfig(cost_budget=COST), executor=executor
+            "anew",
+            {"a": agent.as_step("a")},
+            config=PipelineConfig(cost_budget=COST),
+            executor=executor,
         )
         for _ in range(2):
             assert_balanced(await pipeline.execute({}, None), COST)

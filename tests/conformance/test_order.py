@@ -25,16 +25,24 @@ class TestOutputs:
         assert (result.stopped_early, result.errors, result.skipped) == (False, {}, ())
 
     @pytest.mark.parametrize("output", [None, 0, "", False, [], {}])
-    async def test_a_falsy_output_is_an_output(self, any_executor: Executor | str, output: Any) -> None:
+    async def test_a_falsy_output_is_an_output(
+        self, any_executor: Executor | str, output: Any
+    ) -> None:
         @step
         async def look(ctx: StepContext[Any]) -> bool:
             return ctx.get_dependency("a") == output and ctx.get_dependency_or_none("a") == output
 
-        pipeline = Pipeline("falsy", {"a": Give(output), "b": look}, {"b": ["a"]}, executor=any_executor)
+        pipeline = Pipeline(
+            "falsy", {"a": Give(output), "b": look}, {"b": ["a"]}, executor=any_executor
+        )
         assert (await pipeline.execute({}, None)).step_outputs == {"a": output, "b": True}
 
-    async def test_an_output_of_a_type_of_ones_own_is_handed_on(self, any_executor: Executor | str) -> None:
-        """No return type is declared, and none that could be stored: as a program for 0.6 may have it."""
+    async def test_an_output_of_a_type_of_ones_own_is_handed_on(
+        self, any_executor: Executor | str
+    ) -> None:
+        """No return type is declared, and none that could be stored: as a program for 0.6 may have
+        it.
+        """
 
         class Document:
             def __init__(self, text: str) -> None:
@@ -48,7 +56,9 @@ class TestOutputs:
         async def size(ctx: StepContext[Any]) -> int:
             return len(ctx.get_dependency("read").text)
 
-        pipeline = Pipeline("own type", {"read": read, "size": size}, {"size": ["read"]}, executor=any_executor)
+        pipeline = Pipeline(
+            "own type", {"read": read, "size": size}, {"size": ["read"]}, executor=any_executor
+        )
         result = await pipeline.execute({}, None)
         assert result.output == 4
         assert isinstance(result.step_outputs["read"], Document)
@@ -70,7 +80,9 @@ class TestOutputs:
             return isinstance(ctx.get_dependency("a"), Person)
 
         steps = {"a": typed if declared else untyped, "b": look}
-        result = await Pipeline("model", steps, {"b": ["a"]}, executor=any_executor).execute({}, None)
+        result = await Pipeline("model", steps, {"b": ["a"]}, executor=any_executor).execute(
+            {}, None
+        )
         assert result.step_outputs == {"a": Person(name="Ada", age=36), "b": True}
 
     async def test_each_step_runs_once(self, any_executor: Executor | str) -> None:
@@ -79,7 +91,9 @@ class TestOutputs:
         assert [s.runs for s in steps.values()] == [1, 1, 1, 1]
 
     async def test_the_output_step_gives_the_output(self, any_executor: Executor | str) -> None:
-        pipeline = Pipeline("p", {"a": Give(1), "b": Give(2)}, {"b": ["a"]}, "a", executor=any_executor)
+        pipeline = Pipeline(
+            "p", {"a": Give(1), "b": Give(2)}, {"b": ["a"]}, "a", executor=any_executor
+        )
         assert (await pipeline.execute({}, None)).output == 1
 
     async def test_a_run_has_an_id_of_its_own(self, executor: str) -> None:
@@ -103,7 +117,9 @@ class TestOrder:
         assert (await pipeline.execute({}, None)).output == "met"
 
     async def test_a_step_starts_when_its_own_dependencies_are_done(self, executor: str) -> None:
-        """`slow` ends only when the step behind `quick` has run: a barrier between levels would never get there."""
+        """`slow` ends only when the step behind `quick` has run: a barrier between levels would
+        never get there.
+        """
         reached = asyncio.Event()
         steps = {
             "quick": Give("q"),
@@ -115,7 +131,9 @@ class TestOrder:
         result = await Pipeline("ready", steps, dependencies, executor=executor).execute({}, None)
         assert result.output == "end(bq,s)"
 
-    async def test_no_step_starts_before_its_dependencies_are_done(self, any_executor: Executor | str) -> None:
+    async def test_no_step_starts_before_its_dependencies_are_done(
+        self, any_executor: Executor | str
+    ) -> None:
         log: list[tuple[str, str]] = []
 
         class Log(BaseStep[Any, None]):
@@ -124,7 +142,9 @@ class TestOrder:
                 await asyncio.sleep(0)
                 log.append(("end", context.step_id))
 
-        await Pipeline("log", {s: Log() for s in "abcd"}, DIAMOND, executor=any_executor).execute({}, None)
+        await Pipeline("log", {s: Log() for s in "abcd"}, DIAMOND, executor=any_executor).execute(
+            {}, None
+        )
         for dependent, needed in DIAMOND.items():
             for dependency in needed:
                 assert log.index(("end", dependency)) < log.index(("start", dependent))
@@ -142,7 +162,11 @@ class TestOrder:
         gauge = Gauge()
         steps = {f"s{i}": gauge.step(lambda: asyncio.sleep(0)) for i in range(4)}
         pipeline = Pipeline(
-            "single", steps, config=PipelineConfig(max_concurrency=1), output_step="s0", executor=executor
+            "single",
+            steps,
+            config=PipelineConfig(max_concurrency=1),
+            output_step="s0",
+            executor=executor,
         )
         await pipeline.execute({}, None)
         assert gauge.peak == 1
@@ -159,7 +183,9 @@ class TestOrder:
         async def release(ctx: StepContext[Any]) -> None:
             released.set()
 
-        pipeline = Pipeline("threads", {"wait": wait, "release": release}, output_step="wait", executor=executor)
+        pipeline = Pipeline(
+            "threads", {"wait": wait, "release": release}, output_step="wait", executor=executor
+        )
         assert tuple((await pipeline.execute({}, None)).output) == (True, True)
 
     async def test_steps_run_in_the_callers_event_loop(self, any_executor: Executor | str) -> None:
@@ -169,7 +195,9 @@ class TestOrder:
         async def look(ctx: StepContext[Any]) -> None:
             loops.append(asyncio.get_running_loop())
 
-        await Pipeline("loop", {"a": look, "b": look}, {"b": ["a"]}, executor=any_executor).execute({}, None)
+        await Pipeline("loop", {"a": look, "b": look}, {"b": ["a"]}, executor=any_executor).execute(
+            {}, None
+        )
         assert loops == [asyncio.get_running_loop()] * 2
 
     async def test_one_pipeline_runs_many_times_at_once(self, executor: str) -> None:
@@ -207,11 +235,15 @@ class TestVisibility:
             seen.append(ctx.deps)
 
         client = Client()
-        pipeline = Pipeline("deps", {"a": look, "b": look_in_a_thread}, {"b": ["a"]}, executor=any_executor)
+        pipeline = Pipeline(
+            "deps", {"a": look, "b": look_in_a_thread}, {"b": ["a"]}, executor=any_executor
+        )
         await pipeline.execute({}, client)
         assert [s is client for s in seen] == [True, True]
 
-    async def test_only_declared_dependencies_are_visible(self, any_executor: Executor | str) -> None:
+    async def test_only_declared_dependencies_are_visible(
+        self, any_executor: Executor | str
+    ) -> None:
         seen: dict[str, Any] = {}
 
         @step
@@ -222,7 +254,9 @@ class TestVisibility:
                 ctx.get_dependency("a")
 
         steps = {"a": Give(1), "b": Give(2), "c": look}
-        await Pipeline("chain", steps, {"b": ["a"], "c": ["b"]}, executor=any_executor).execute({}, None)
+        await Pipeline("chain", steps, {"b": ["a"], "c": ["b"]}, executor=any_executor).execute(
+            {}, None
+        )
         assert seen == {"grandparent": None, "parent": 2}
 
     async def test_inputs_are_read_by_key(self, any_executor: Executor | str) -> None:
@@ -230,16 +264,22 @@ class TestVisibility:
         async def read(ctx: StepContext[Any]) -> list[Any]:
             return [ctx.get_input("a"), ctx.get_input("b", "default"), ctx.get_input("c")]
 
-        result = await Pipeline("inputs", {"read": read}, executor=any_executor).execute({"a": {"deep": [1]}}, None)
+        result = await Pipeline("inputs", {"read": read}, executor=any_executor).execute(
+            {"a": {"deep": [1]}}, None
+        )
         assert result.output == [{"deep": [1]}, "default", None]
 
     @pytest.mark.parametrize("data", ["text", 7, None, ["a"]])
-    async def test_an_input_that_is_no_dict_becomes_data(self, any_executor: Executor | str, data: Any) -> None:
+    async def test_an_input_that_is_no_dict_becomes_data(
+        self, any_executor: Executor | str, data: Any
+    ) -> None:
         @step
         async def read(ctx: StepContext[Any]) -> Any:
             return ctx.get_input("data", "missing")
 
-        assert (await Pipeline("data", {"read": read}, executor=any_executor).execute(data, None)).output == data
+        assert (
+            await Pipeline("data", {"read": read}, executor=any_executor).execute(data, None)
+        ).output == data
 
     async def test_a_large_input_is_no_problem(self, executor: str) -> None:
         @step
@@ -264,12 +304,18 @@ class TestInputType:
         return Pipeline("typed", {"probe": probe}, input_type=Person, executor=executor)
 
     @pytest.mark.parametrize("given", [{"name": "Ada", "age": "36"}, Person(name="Ada", age=36)])
-    async def test_steps_read_the_models_fields(self, any_executor: Executor | str, given: Any) -> None:
+    async def test_steps_read_the_models_fields(
+        self, any_executor: Executor | str, given: Any
+    ) -> None:
         @step
         async def read(ctx: StepContext[Any]) -> list[Any]:
             return [ctx.get_input("name"), ctx.get_input("age"), ctx.get_input("other")]
 
-        assert (await self.pipeline(any_executor, read).execute(given, None)).output == ["Ada", 36, None]
+        assert (await self.pipeline(any_executor, read).execute(given, None)).output == [
+            "Ada",
+            36,
+            None,
+        ]
 
     async def test_defaults_of_the_model_are_filled_in(self, any_executor: Executor | str) -> None:
         @step
@@ -278,7 +324,9 @@ class TestInputType:
 
         assert (await self.pipeline(any_executor, read).execute({"name": "Ada"}, None)).output == 30
 
-    @pytest.mark.parametrize("given", [{"age": 1}, {"name": "Ada", "age": -1}, {"name": ["Ada"]}, "Ada", None])
+    @pytest.mark.parametrize(
+        "given", [{"age": 1}, {"name": "Ada", "age": -1}, {"name": ["Ada"]}, "Ada", None]
+    )
     async def test_an_input_that_does_not_fit_is_refused_before_any_step(
         self, any_executor: Executor | str, given: Any
     ) -> None:

@@ -1,4 +1,6 @@
-"""Random graphs with failures and retries: entries, steps, run, artifacts and database add up to the same."""
+"""Random graphs with failures and retries: entries, steps, run, artifacts and database add up to
+the same.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ class Meets(BaseStep[Any, list[str]]):
         return answers
 
 
-async def run(graph: Graph, steps: dict[str, Meets], config: PipelineConfig, executor: str) -> PipelineResult[Any]:
+async def run(
+    graph: Graph, steps: dict[str, Meets], config: PipelineConfig, executor: str
+) -> PipelineResult[Any]:
     """What a run came to, whether it failed or not."""
     pipeline = Pipeline("random", dict(steps), graph, next(iter(graph)), config, executor=executor)
     try:
@@ -108,7 +112,9 @@ async def run(graph: Graph, steps: dict[str, Meets], config: PipelineConfig, exe
         return partial
 
 
-async def assert_books_balance(steps: dict[str, Meets], result: PipelineResult[Any], ledger: Ledger) -> Decimal:
+async def assert_books_balance(
+    steps: dict[str, Meets], result: PipelineResult[Any], ledger: Ledger
+) -> Decimal:
     """Entries, steps, run and database agree with what the models answered; the run's cost."""
     paid = sum((step.answered * step.fate.price for step in steps.values()), Decimal(0))
     booked = await ledger.entries(run_id=result.run_id)
@@ -128,18 +134,28 @@ async def assert_books_balance(steps: dict[str, Meets], result: PipelineResult[A
         assert [entry.state for entry in own].count(EntryState.REFUSED) == step.refused + unsent
         if own:
             usage, total = usages[step_id], by_step[f"random/{step_id}"]
-            assert cost_of(own) == usage.cost_usd == total.cost_usd == step.answered * step.fate.price
+            assert (
+                cost_of(own) == usage.cost_usd == total.cost_usd == step.answered * step.fate.price
+            )
             assert usage.request_count == total.requests == step.answered + step.refused + unsent
             assert usage.replayed_cost_usd == total.replayed_usd == total.replayed * step.fate.price
-            assert usage.input_tokens == total.tokens.input_tokens == step.answered * step.fate.input_tokens
+            assert (
+                usage.input_tokens
+                == total.tokens.input_tokens
+                == step.answered * step.fate.input_tokens
+            )
     return paid
 
 
 def cost_of(entries: Iterable[LedgerEntry]) -> Decimal:
-    return sum((e.cost_usd or Decimal(0) for e in entries if e.state is EntryState.CHARGED), Decimal(0))
+    return sum(
+        (e.cost_usd or Decimal(0) for e in entries if e.state is EntryState.CHARGED), Decimal(0)
+    )
 
 
-def assert_artifacts_say_the_same(stored: RunOnServer, result: PipelineResult[Any], paid: Decimal) -> None:
+def assert_artifacts_say_the_same(
+    stored: RunOnServer, result: PipelineResult[Any], paid: Decimal
+) -> None:
     tables = {artifact.key: table(artifact) for artifact in stored.cost_tables()}
     whole = tables.pop("costs-random")
     assert usd(whole) == paid
@@ -167,7 +183,9 @@ def ledger_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 # One database for all examples: they tell their runs apart, as those of one ledger have to.
 # A run takes too long to make a failing example small by running hundreds more.
 shared_fixtures = settings(
-    deadline=None, phases=[Phase.reuse, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    phases=[Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

@@ -48,10 +48,13 @@ class _Logged(BaseStep[Any, list[str]]):
             log.events.append(("end", context.step_id))
 
 
-def run(graph: Graph, turns: list[int], config: PipelineConfig, failing: frozenset[str] = frozenset()) -> Any:
+def run(
+    graph: Graph, turns: list[int], config: PipelineConfig, failing: frozenset[str] = frozenset()
+) -> Any:
     log = Log()
     steps = {
-        step_id: log.step(turns[number % len(turns)], fails=step_id in failing) for number, step_id in enumerate(graph)
+        step_id: log.step(turns[number % len(turns)], fails=step_id in failing)
+        for number, step_id in enumerate(graph)
     }
     pipeline = Pipeline("random", steps, graph, next(iter(graph)), config, executor="memory")
 
@@ -71,9 +74,13 @@ limits = st.none() | st.integers(1, 4)
 
 @given(graph=graphs(), turns=turn_lists, limit=limits)
 @settings(max_examples=150, deadline=None)
-def test_every_step_runs_once_after_its_dependencies(graph: Graph, turns: list[int], limit: int | None) -> None:
+def test_every_step_runs_once_after_its_dependencies(
+    graph: Graph, turns: list[int], limit: int | None
+) -> None:
     result, log = run(graph, turns, PipelineConfig(max_concurrency=limit))
-    assert sorted(log.events) == sorted((event, step_id) for step_id in graph for event in ("start", "end"))
+    assert sorted(log.events) == sorted(
+        (event, step_id) for step_id in graph for event in ("start", "end")
+    )
     for step_id, needed in graph.items():
         assert all(log.at("end", dependency) < log.at("start", step_id) for dependency in needed)
     assert result.step_outputs == {step_id: [step_id] for step_id in graph}
@@ -86,7 +93,9 @@ def test_every_step_finishes_fails_or_is_skipped(
     data: st.DataObject, graph: Graph, turns: list[int], limit: int | None
 ) -> None:
     failing = data.draw(st.frozensets(st.sampled_from(sorted(graph))))
-    result, log = run(graph, turns, PipelineConfig(on_error="continue", max_concurrency=limit), failing)
+    result, log = run(
+        graph, turns, PipelineConfig(on_error="continue", max_concurrency=limit), failing
+    )
     finished, failed, skipped = set(result.step_outputs), set(result.errors), set(result.skipped)
     assert finished | failed | skipped == set(graph)
     assert len(finished) + len(failed) + len(result.skipped) == len(graph)
@@ -99,7 +108,9 @@ def test_every_step_finishes_fails_or_is_skipped(
 
 @given(data=st.data(), graph=graphs(), turns=turn_lists, limit=limits)
 @settings(max_examples=100, deadline=None)
-def test_the_first_failure_ends_the_run(data: st.DataObject, graph: Graph, turns: list[int], limit: int | None) -> None:
+def test_the_first_failure_ends_the_run(
+    data: st.DataObject, graph: Graph, turns: list[int], limit: int | None
+) -> None:
     failing = data.draw(st.frozensets(st.sampled_from(sorted(graph)), min_size=1))
     log = Log()
     steps = {s: log.step(turns[n % len(turns)], fails=s in failing) for n, s in enumerate(graph)}

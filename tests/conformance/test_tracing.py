@@ -13,7 +13,9 @@ from tests.support.steps import Give, RecordingTracer
 
 async def test_a_run_and_each_step_have_a_span(executor: str) -> None:
     tracer = RecordingTracer()
-    await Pipeline("demo", {"a": Give(), "b": Give()}, {"b": ["a"]}, executor=executor).execute({}, None, tracer)
+    await Pipeline("demo", {"a": Give(), "b": Give()}, {"b": ["a"]}, executor=executor).execute(
+        {}, None, tracer
+    )
     assert tracer.spans == ["pipeline.demo", "step.a", "step.b"]
     assert tracer.ended == ["step.a", "step.b", "pipeline.demo"]
     assert tracer.failed == []
@@ -51,7 +53,9 @@ async def test_an_agents_span_is_within_its_steps(executor: str) -> None:
 async def test_each_attempt_has_a_span(executor: str) -> None:
     tracer = RecordingTracer()
     config = PipelineConfig(retries=1, retry_delay=0.0)
-    pipeline = Pipeline("demo", {"a": Give(RuntimeError("down"), 1)}, config=config, executor=executor)
+    pipeline = Pipeline(
+        "demo", {"a": Give(RuntimeError("down"), 1)}, config=config, executor=executor
+    )
     await pipeline.execute({}, None, tracer)
     assert tracer.spans == ["pipeline.demo", "step.a", "step.a"]
     assert tracer.failed == ["step.a"]
@@ -60,13 +64,17 @@ async def test_each_attempt_has_a_span(executor: str) -> None:
 async def test_a_failure_shows_in_both_spans(executor: str) -> None:
     tracer = RecordingTracer()
     with pytest.raises(StepExecutionError):
-        await Pipeline("demo", {"a": Give(ValueError("bad"))}, executor=executor).execute({}, None, tracer)
+        await Pipeline("demo", {"a": Give(ValueError("bad"))}, executor=executor).execute(
+            {}, None, tracer
+        )
     assert tracer.failed == ["step.a", "pipeline.demo"]
 
 
 async def test_tracing_can_be_switched_off(executor: str) -> None:
     tracer, (agent, _) = RecordingTracer(), counted_agent()
-    pipeline = Pipeline("demo", {"a": agent.as_step("one")}, config=PipelineConfig(trace=False), executor=executor)
+    pipeline = Pipeline(
+        "demo", {"a": agent.as_step("one")}, config=PipelineConfig(trace=False), executor=executor
+    )
     assert (await pipeline.execute({}, None, tracer)).output == "answer"
     assert tracer.spans == []
 
@@ -85,7 +93,9 @@ async def test_a_tracer_derived_from_the_one_that_does_nothing_is_a_tracer(execu
     assert tracer.names == ["pipeline.demo", "step.a"]
 
 
-async def test_the_spans_of_a_run_and_its_steps_say_what_was_spent_and_not_what_was_replayed(executor: str) -> None:
+async def test_the_spans_of_a_run_and_its_steps_say_what_was_spent_and_not_what_was_replayed(
+    executor: str,
+) -> None:
     tracer, (agent, _) = RecordingTracer(), counted_agent()
     behind = Give(RuntimeError("once"), None)
 
@@ -94,7 +104,9 @@ async def test_the_spans_of_a_run_and_its_steps_say_what_was_spent_and_not_what_
         await ctx.run(agent, "one")
         await behind.execute(ctx)
 
-    await Pipeline("demo", {"a": ask, "b": Give()}, {"b": ["a"]}, executor=executor).execute({}, None, tracer)
+    await Pipeline("demo", {"a": ask, "b": Give()}, {"b": ["a"]}, executor=executor).execute(
+        {}, None, tracer
+    )
     run, last_attempt = tracer.metrics["pipeline.demo"], tracer.metrics["step.a"]
     assert run == {
         "request_count": 1,

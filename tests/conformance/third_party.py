@@ -41,7 +41,9 @@ class OneByOne:
         self.names.append(name)
         outputs: dict[str, Any] = {}
         usages: dict[str, StepUsage] = {}
-        order = TopologicalSorter({step_id: dependencies.get(step_id, ()) for step_id in steps}).static_order()
+        order = TopologicalSorter(
+            {step_id: dependencies.get(step_id, ()) for step_id in steps}
+        ).static_order()
         for step_id in order:
             visible = {needed: outputs[needed] for needed in dependencies.get(step_id, ())}
             config = (step_configs or {}).get(step_id)

@@ -1,4 +1,6 @@
-"""Contract sections 3, 11 and 12: the agent's public surface, and the fakes that existing suites put into it."""
+"""Contract sections 3, 11 and 12: the agent's public surface, and the fakes that existing suites
+put into it.
+"""
 
 from __future__ import annotations
 
@@ -101,8 +103,17 @@ class TestNames:
 class TestConfig:
     def test_defaults(self) -> None:
         config = AgentConfig()
-        assert (config.model, config.system_prompt, config.max_tokens) == ("openai:gpt-4o", None, 4096)
-        assert (config.temperature, config.timeout, config.timeout_name, config.max_retries) == (0.7, None, None, 3)
+        assert (config.model, config.system_prompt, config.max_tokens) == (
+            "openai:gpt-4o",
+            None,
+            4096,
+        )
+        assert (config.temperature, config.timeout, config.timeout_name, config.max_retries) == (
+            0.7,
+            None,
+            None,
+            3,
+        )
 
     @pytest.mark.parametrize("temperature", [-0.1, 2.1])
     def test_a_temperature_out_of_range_is_a_value_error(self, temperature: float) -> None:
@@ -147,7 +158,11 @@ class TestChatResponse:
     def test_required_fields_are_enough(self) -> None:
         response = ChatResponse(**REQUIRED)
         assert (response.tool_calls, response.tool_call_count, response.request_count) == ([], 0, 1)
-        assert (response.trace_id, response.usage_details, response.cache_read_tokens) == (None, {}, 0)
+        assert (response.trace_id, response.usage_details, response.cache_read_tokens) == (
+            None,
+            {},
+            0,
+        )
         assert response.cost_dollars == pytest.approx(0.00075)
 
     @pytest.mark.parametrize("missing", sorted(REQUIRED))
@@ -169,7 +184,10 @@ class TestChatResponse:
     def test_it_survives_pickle_and_json(self) -> None:
         response = ChatResponse(**REQUIRED)
         assert pickle.loads(pickle.dumps(response)) == response
-        assert ChatResponse[str].model_validate_json(response.model_dump_json()).model_dump() == response.model_dump()
+        assert (
+            ChatResponse[str].model_validate_json(response.model_dump_json()).model_dump()
+            == response.model_dump()
+        )
 
 
 class TestStreamChunk:
@@ -247,7 +265,11 @@ class TestRunWithAFake:
         with returning(agent, fake_result()):
             response = await agent.run("Hi")
         assert (response.output, response.content, response.model) == ("Hello", "Hello", "gpt-4o")
-        assert (response.input_tokens, response.output_tokens, response.total_tokens) == (100, 50, 150)
+        assert (response.input_tokens, response.output_tokens, response.total_tokens) == (
+            100,
+            50,
+            150,
+        )
         assert response.cost_microcents == 750
         assert response.processing_time_ms >= 0
         assert response.entries == ()
@@ -257,9 +279,15 @@ class TestRunWithAFake:
         result.usage = SimpleNamespace(input_tokens=100, output_tokens=50)
         with returning(agent, result):
             response = await agent.run("Hi")
-        assert (response.total_tokens, response.request_count, response.cost_microcents) == (150, 1, 750)
+        assert (response.total_tokens, response.request_count, response.cost_microcents) == (
+            150,
+            1,
+            750,
+        )
 
-    async def test_counters_that_are_mocks_or_missing_are_zero(self, agent: FastroAgent[Any]) -> None:
+    async def test_counters_that_are_mocks_or_missing_are_zero(
+        self, agent: FastroAgent[Any]
+    ) -> None:
         with returning(agent, fake_result(input_tokens=None)):
             response = await agent.run("Hi")
         assert response.input_tokens == 0
@@ -267,7 +295,10 @@ class TestRunWithAFake:
 
     async def test_details_keep_their_whole_numbers(self, agent: FastroAgent[Any]) -> None:
         with returning(
-            agent, fake_result(details={"reasoning": 7, "speed": 0.5, "note": "x"}, requests=3, tool_calls=2)
+            agent,
+            fake_result(
+                details={"reasoning": 7, "speed": 0.5, "note": "x"}, requests=3, tool_calls=2
+            ),
         ):
             response = await agent.run("Hi")
         assert response.usage_details == {"reasoning": 7}
@@ -279,7 +310,11 @@ class TestRunWithAFake:
             await agent.run("Hi", deps=deps, message_history=history, infer_name=False)
         passed = run.call_args.kwargs
         assert run.call_args.args == ()
-        assert (passed["user_prompt"], passed["message_history"], passed["infer_name"]) == ("Hi", history, False)
+        assert (passed["user_prompt"], passed["message_history"], passed["infer_name"]) == (
+            "Hi",
+            history,
+            False,
+        )
         assert passed["deps"] is deps
 
     async def test_the_trace_id_is_a_uuid(self, agent: FastroAgent[Any]) -> None:
@@ -302,10 +337,15 @@ class TestRunWithAFake:
             await agent.run("Hi", model_settings={"temperature": 0.0})
         assert run.call_args.kwargs["model_settings"] == {"max_tokens": 4096, "temperature": 0.0}
 
-    async def test_errors_pass_unchanged_and_reach_the_tracer(self, agent: FastroAgent[Any]) -> None:
+    async def test_errors_pass_unchanged_and_reach_the_tracer(
+        self, agent: FastroAgent[Any]
+    ) -> None:
         error = RuntimeError("broken")
         tracer = MagicMock(wraps=SimpleTracer())
-        with patch.object(agent._agent, "run", AsyncMock(side_effect=error)), pytest.raises(RuntimeError) as raised:
+        with (
+            patch.object(agent._agent, "run", AsyncMock(side_effect=error)),
+            pytest.raises(RuntimeError) as raised,
+        ):
             await agent.run("Hi", tracer=tracer)
         assert raised.value is error
         assert tracer.log_error.call_args.args[1] is error
@@ -375,16 +415,28 @@ class TestToolCalls:
     async def test_calls_are_recognised_by_their_fields(self, agent: FastroAgent[Any]) -> None:
         result = fake_result()
         call = self.part(tool_name="search", args={"q": "x"}, tool_call_id="c1")
-        result.new_messages.return_value = [SimpleNamespace(parts=[call, SimpleNamespace(content="text")])]
+        result.new_messages.return_value = [
+            SimpleNamespace(parts=[call, SimpleNamespace(content="text")])
+        ]
         with returning(agent, result):
             response = await agent.run("Hi")
-        assert response.tool_calls == [{"tool_name": "search", "args": {"q": "x"}, "tool_call_id": "c1"}]
+        assert response.tool_calls == [
+            {"tool_name": "search", "args": {"q": "x"}, "tool_call_id": "c1"}
+        ]
 
     @pytest.mark.parametrize(
         ("args", "expected"),
-        [('{"q": "x"}', {"q": "x"}), ("not json", {}), ("[1]", {}), (None, {}), ({"q": 1}, {"q": 1})],
+        [
+            ('{"q": "x"}', {"q": "x"}),
+            ("not json", {}),
+            ("[1]", {}),
+            (None, {}),
+            ({"q": 1}, {"q": 1}),
+        ],
     )
-    def test_arguments_as_json_are_decoded(self, agent: FastroAgent[Any], args: Any, expected: dict[str, Any]) -> None:
+    def test_arguments_as_json_are_decoded(
+        self, agent: FastroAgent[Any], args: Any, expected: dict[str, Any]
+    ) -> None:
         message = SimpleNamespace(parts=[SimpleNamespace(tool_name="search", args=args)])
         assert agent._extract_tool_calls_from_messages([message]) == [
             {"tool_name": "search", "args": expected, "tool_call_id": None}
@@ -417,14 +469,20 @@ class TestStreamWithAFake:
         context.__aexit__ = AsyncMock(return_value=None)
         return context
 
-    async def test_pieces_come_one_by_one_and_the_response_last(self, agent: FastroAgent[Any]) -> None:
+    async def test_pieces_come_one_by_one_and_the_response_last(
+        self, agent: FastroAgent[Any]
+    ) -> None:
         with patch.object(agent._agent, "run_stream", return_value=self.stream()):
             chunks = [chunk async for chunk in agent.run_stream("Hi")]
         assert [chunk.content for chunk in chunks] == ["Hello", " ", "world", ""]
         assert [chunk.is_final for chunk in chunks] == [False, False, False, True]
         response = chunks[-1].usage_data
         assert response is not None
-        assert (response.output, response.input_tokens, response.model) == ("Hello world", 100, "test")
+        assert (response.output, response.input_tokens, response.model) == (
+            "Hello world",
+            100,
+            "test",
+        )
         assert response.trace_id is not None
 
     async def test_an_output_that_must_be_awaited_is(self, agent: FastroAgent[Any]) -> None:

@@ -30,7 +30,9 @@ def test_one_class_under_two_paths() -> None:
         ("gpt-4o", 0, 0, 0),
     ],
 )
-def test_list_prices(calculator: CostCalculator, model: str, input_tokens: int, output_tokens: int, cost: int) -> None:
+def test_list_prices(
+    calculator: CostCalculator, model: str, input_tokens: int, output_tokens: int, cost: int
+) -> None:
     result = calculator.calculate_cost(model, input_tokens, output_tokens)
 
     assert result == cost
@@ -38,17 +40,22 @@ def test_list_prices(calculator: CostCalculator, model: str, input_tokens: int, 
 
 
 @pytest.mark.parametrize(
-    "model", ["gpt-4-turbo", "claude-3-opus", "claude-3-haiku", "gemini-1.5-pro", "gemini-1.5-flash"]
+    "model",
+    ["gpt-4-turbo", "claude-3-opus", "claude-3-haiku", "gemini-1.5-pro", "gemini-1.5-flash"],
 )
 def test_short_names_have_a_price(calculator: CostCalculator, model: str) -> None:
     assert calculator.calculate_cost(model, 1000, 0) > 0
 
 
 def test_a_provider_prefix_changes_nothing(calculator: CostCalculator) -> None:
-    assert calculator.calculate_cost("openai:gpt-4o", 1000, 500) == calculator.calculate_cost("gpt-4o", 1000, 500)
+    assert calculator.calculate_cost("openai:gpt-4o", 1000, 500) == calculator.calculate_cost(
+        "gpt-4o", 1000, 500
+    )
 
 
-@pytest.mark.parametrize("model", [None, "", "no-such-model", "openai:no-such-model", "nobody:no-such-model"])
+@pytest.mark.parametrize(
+    "model", [None, "", "no-such-model", "openai:no-such-model", "nobody:no-such-model"]
+)
 def test_an_unknown_model_costs_0_and_is_logged(
     calculator: CostCalculator, model: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -57,7 +64,9 @@ def test_an_unknown_model_costs_0_and_is_logged(
 
     assert result == 0
     assert type(result) is int
-    assert [record.levelno for record in caplog.records if record.name == "fastroai.usage"] == [logging.DEBUG]
+    assert [record.levelno for record in caplog.records if record.name == "fastroai.usage"] == [
+        logging.DEBUG
+    ]
 
 
 def test_cached_tokens_are_cheaper(calculator: CostCalculator) -> None:
@@ -69,7 +78,12 @@ def test_cached_tokens_are_cheaper(calculator: CostCalculator) -> None:
 
 def test_audio_counts_are_accepted(calculator: CostCalculator) -> None:
     cost = calculator.calculate_cost(
-        "gpt-4o", 1000, 500, input_audio_tokens=200, cache_read_tokens=150, cache_audio_read_tokens=100
+        "gpt-4o",
+        1000,
+        500,
+        input_audio_tokens=200,
+        cache_read_tokens=150,
+        cache_audio_read_tokens=100,
     )
 
     assert cost > 0
@@ -87,13 +101,18 @@ def test_audio_counts_are_accepted(calculator: CostCalculator) -> None:
     ],
 )
 def test_overrides(
-    rates: tuple[float, float, float | None, float | None], tokens: tuple[int, int], cached: dict[str, int], cost: int
+    rates: tuple[float, float, float | None, float | None],
+    tokens: tuple[int, int],
+    cached: dict[str, int],
+    cost: int,
 ) -> None:
     names = ("input_per_mtok", "output_per_mtok", "cache_read_per_mtok", "cache_write_per_mtok")
     override = {name: rate for name, rate in zip(names, rates, strict=True) if rate is not None}
     at_construction = CostCalculator(pricing_overrides={"mine": override})
     added = CostCalculator()
-    added.add_pricing_override("mine", rates[0], rates[1], cache_read_per_mtok=rates[2], cache_write_per_mtok=rates[3])
+    added.add_pricing_override(
+        "mine", rates[0], rates[1], cache_read_per_mtok=rates[2], cache_write_per_mtok=rates[3]
+    )
 
     assert at_construction.calculate_cost("mine", *tokens, **cached) == cost
     assert added.calculate_cost("mine", *tokens, **cached) == cost
@@ -106,7 +125,9 @@ def test_an_override_beats_the_list() -> None:
     assert calculator.calculate_cost("openai:gpt-4o", 1000, 500) == 6000
 
 
-@pytest.mark.parametrize(("first", "second"), [("mine", "openai:mine"), ("openai:mine", "mine"), ("mine", "mine")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("mine", "openai:mine"), ("openai:mine", "mine"), ("mine", "mine")]
+)
 def test_an_added_override_replaces_one_of_the_same_model(first: str, second: str) -> None:
     calculator = CostCalculator({first: {"input_per_mtok": 1.0, "output_per_mtok": 1.0}})
     calculator.add_pricing_override(second, 2.0, 8.0)
@@ -126,4 +147,8 @@ def test_an_override_is_found_with_any_or_no_prefix(name: str, asked: str) -> No
 def test_units_are_converted_and_formatted(calculator: CostCalculator) -> None:
     assert calculator.microcents_to_dollars(7500) == 0.0075
     assert calculator.dollars_to_microcents(0.0075) == 7500
-    assert calculator.format_cost(1_234_567) == {"microcents": 1_234_567, "cents": 123, "dollars": 1.234567}
+    assert calculator.format_cost(1_234_567) == {
+        "microcents": 1_234_567,
+        "cents": 123,
+        "dollars": 1.234567,
+    }

@@ -1,4 +1,6 @@
-"""Whole programs as they are written for fastroai 0.6: agents, tools, conversations, routers, tracers together."""
+"""Whole programs as they are written for fastroai 0.6: agents, tools, conversations, routers,
+tracers together.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ class TestAgentPipelines:
 
         @step(retries=1)
         async def classify_text(ctx: StepContext[Services]) -> Summary:
-            response: ChatResponse[Summary] = await ctx.run(classify, ctx.get_dependency("extract", str))
+            response: ChatResponse[Summary] = await ctx.run(
+                classify, ctx.get_dependency("extract", str)
+            )
             return response.output
 
         pipeline: Pipeline[Services, dict[str, Any], Summary] = Pipeline(
@@ -78,7 +82,11 @@ class TestAgentPipelines:
         assert isinstance(result.step_outputs["extract"], str)
         assert services.log == ["extract for ada"]
         assert result.usage is not None
-        assert result.usage.total_input_tokens == sum(u.input_tokens for u in result.usage.steps.values()) > 0
+        assert (
+            result.usage.total_input_tokens
+            == sum(u.input_tokens for u in result.usage.steps.values())
+            > 0
+        )
 
     async def test_a_tool_reads_the_applications_services(self) -> None:
         def whoami(ctx: RunContext[Services]) -> str:
@@ -113,7 +121,9 @@ class TestAgentPipelines:
 
     async def test_a_priced_run_costs_what_the_calculator_says(self) -> None:
         prices = CostCalculator({"test": {"input_per_mtok": 1_000.0, "output_per_mtok": 2_000.0}})
-        agent = FastroAgent(agent=Agent(TestModel(custom_output_text="one two three")), cost_calculator=prices)
+        agent = FastroAgent(
+            agent=Agent(TestModel(custom_output_text="one two three")), cost_calculator=prices
+        )
         result = await Pipeline("priced", {"ask": agent.as_step("How much?")}).execute({}, None)
         assert result.usage is not None
         usage = result.usage.steps["ask"]
@@ -143,7 +153,9 @@ class TestAgentPipelines:
 
         agent.run = upper  # type: ignore[method-assign]
         steps = {"split": split, **{f"shout_{i}": shout(i) for i in range(3)}, "join": join}
-        dependencies = {f"shout_{i}": ["split"] for i in range(3)} | {"join": [f"shout_{i}" for i in range(3)]}
+        dependencies = {f"shout_{i}": ["split"] for i in range(3)} | {
+            "join": [f"shout_{i}" for i in range(3)]
+        }
         result = await Pipeline("fan", steps, dependencies).execute("one two three", None)
         assert result.output == "ONE TWO THREE"
         assert result.usage is not None
@@ -173,7 +185,9 @@ class TestConversations:
         assert first.stopped_early
         assert first.conversation_state is not None
         assert first.conversation_state.context == {"missing": ["email"]}
-        second = await pipeline.execute(first.conversation_state.data | {"email": "ada@example.org"}, None)
+        second = await pipeline.execute(
+            first.conversation_state.data | {"email": "ada@example.org"}, None
+        )
         assert not second.stopped_early
         assert second.output == "Ada <ada@example.org>"
 
@@ -216,7 +230,11 @@ class TestConfiguration:
 
             return ask
 
-        steps = {"inherits": step(asking(inherits)), "own": step(retries=1)(asking(own)), "near": step(asking(near))}
+        steps = {
+            "inherits": step(asking(inherits)),
+            "own": step(retries=1)(asking(own)),
+            "near": step(asking(near)),
+        }
         pipeline = Pipeline(
             "layers",
             steps,
@@ -243,9 +261,16 @@ class TestConfiguration:
 
             return sleep
 
-        steps = {"start": sleeping(1), "left": sleeping(5), "right": sleeping(5), "end": sleeping(1)}
+        steps = {
+            "start": sleeping(1),
+            "left": sleeping(5),
+            "right": sleeping(5),
+            "end": sleeping(1),
+        }
         dependencies = {"left": ["start"], "right": ["start"], "end": ["left", "right"]}
-        _, seconds = on_virtual_clock(lambda: Pipeline("diamond", steps, dependencies).execute({}, None))
+        _, seconds = on_virtual_clock(
+            lambda: Pipeline("diamond", steps, dependencies).execute({}, None)
+        )
         assert seconds == pytest.approx(7.0)
 
     async def test_a_traced_run_tells_its_story(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -264,4 +289,7 @@ class TestConfiguration:
 
         with caplog.at_level(logging.DEBUG, "fastroai.tracing"), pytest.raises(StepExecutionError):
             await Pipeline("story", {"broken": broken}).execute({}, None, tracer=SimpleTracer())
-        assert any("FAILED step.broken" in r.getMessage() and "bad input" in r.getMessage() for r in caplog.records)
+        assert any(
+            "FAILED step.broken" in r.getMessage() and "bad input" in r.getMessage()
+            for r in caplog.records
+        )

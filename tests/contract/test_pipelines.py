@@ -67,7 +67,13 @@ def standalone() -> StepContext[Any]:
 
 class TestErrors:
     @pytest.mark.parametrize(
-        "kind", [PipelineValidationError, CostBudgetExceededError, DispatchSkippedError, StepExecutionError]
+        "kind",
+        [
+            PipelineValidationError,
+            CostBudgetExceededError,
+            DispatchSkippedError,
+            StepExecutionError,
+        ],
     )
     def test_every_error_is_a_fastroai_error(self, kind: type[Exception]) -> None:
         assert issubclass(kind, FastroAIError)
@@ -75,7 +81,11 @@ class TestErrors:
 
     def test_a_budget_error_says_both_numbers_and_the_step(self) -> None:
         error = CostBudgetExceededError(budget=1000, actual=1500, step_id="classify")
-        assert (error.budget_microcents, error.actual_microcents, error.step_id) == (1000, 1500, "classify")
+        assert (error.budget_microcents, error.actual_microcents, error.step_id) == (
+            1000,
+            1500,
+            "classify",
+        )
         for part in ("1000", "1500", "classify", "in step"):
             assert part in str(error)
 
@@ -147,7 +157,12 @@ class TestSteps:
 
         assert isinstance(shout, BaseStep)
         config = shout.config
-        assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (5.0, 2, 0.5, 100)
+        assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (
+            5.0,
+            2,
+            0.5,
+            100,
+        )
         assert await shout.execute(standalone()) == "HEY"
 
     async def test_the_decorator_takes_empty_parentheses(self) -> None:
@@ -223,7 +238,10 @@ class TestAgentSteps:
 
     async def test_the_prompt_may_be_made_from_the_context(self) -> None:
         agent = offline_agent()
-        steps = {"read": Give("text"), "sum": agent.as_step(lambda ctx: f"Sum up {ctx.get_dependency('read')}")}
+        steps = {
+            "read": Give("text"),
+            "sum": agent.as_step(lambda ctx: f"Sum up {ctx.get_dependency('read')}"),
+        }
         with answering(agent, chat_response()) as run:
             await Pipeline("p", steps, {"sum": ["read"]}).execute({}, None)
         assert run.call_args[1]["message"] == "Sum up text"
@@ -252,7 +270,9 @@ class TestAgentSteps:
 
     async def test_it_inherits_the_pipelines_retries(self) -> None:
         agent = offline_agent()
-        pipeline = Pipeline("p", {"s": agent.as_step("?")}, config=PipelineConfig(retries=2, retry_delay=0.0))
+        pipeline = Pipeline(
+            "p", {"s": agent.as_step("?")}, config=PipelineConfig(retries=2, retry_delay=0.0)
+        )
         with answering(agent, RuntimeError("down")) as run, pytest.raises(StepExecutionError):
             await pipeline.execute({}, None)
         assert run.call_count == 3
@@ -277,9 +297,13 @@ class TestConversation:
             ConversationState()  # type: ignore[call-arg]
 
     async def test_an_incomplete_state_ends_the_run_early(self) -> None:
-        state = ConversationState(status=ConversationStatus.INCOMPLETE, data={"name": "Ada"}, context={"ask": "email"})
+        state = ConversationState(
+            status=ConversationStatus.INCOMPLETE, data={"name": "Ada"}, context={"ask": "email"}
+        )
         later = Give("later")
-        result = await Pipeline("p", {"gather": Give(state), "later": later}, {"later": ["gather"]}).execute({}, None)
+        result = await Pipeline(
+            "p", {"gather": Give(state), "later": later}, {"later": ["gather"]}
+        ).execute({}, None)
         assert result.stopped_early is True
         assert result.output is None
         assert result.conversation_state is not None
@@ -314,7 +338,9 @@ class TestConversation:
         async def greet(ctx: StepContext[Any]) -> str:
             return "Hello " + ctx.get_dependency("gather").data["name"]
 
-        result = await Pipeline("p", {"gather": Give(state), "greet": greet}, {"greet": ["gather"]}).execute({}, None)
+        result = await Pipeline(
+            "p", {"gather": Give(state), "greet": greet}, {"greet": ["gather"]}
+        ).execute({}, None)
         assert result.stopped_early is False
         assert result.output == "Hello Ada"
         assert result.conversation_state is not None
@@ -331,7 +357,11 @@ class TestConversation:
 class TestConstruction:
     def test_a_pipeline_shows_what_it_was_made_of(self) -> None:
         steps = {"a": Give(), "b": Give()}
-        dependencies, config, step_configs = {"b": ["a"]}, PipelineConfig(), {"a": StepConfig(retries=1)}
+        dependencies, config, step_configs = (
+            {"b": ["a"]},
+            PipelineConfig(),
+            {"a": StepConfig(retries=1)},
+        )
         pipeline = Pipeline("p", steps, dependencies, "a", config, step_configs)
         assert pipeline.name == "p"
         assert pipeline.steps is steps
@@ -410,7 +440,12 @@ class TestExecution:
 
         class Look(BaseStep[Any, None]):
             async def execute(self, context: StepContext[Any]) -> None:
-                seen.update(id=context.step_id, input=context.get_input("k"), deps=context.deps, tracer=context.tracer)
+                seen.update(
+                    id=context.step_id,
+                    input=context.get_input("k"),
+                    deps=context.deps,
+                    tracer=context.tracer,
+                )
 
         deps, tracer = object(), NoOpTracer()
         await Pipeline("p", {"look": Look()}).execute({"k": 1}, deps, tracer)
@@ -445,11 +480,15 @@ class TestExecution:
 
     async def test_the_output_step_chooses_the_output(self) -> None:
         steps = {"a": Give(1), "b": Give(2)}
-        assert (await Pipeline("p", steps, {"b": ["a"]}, output_step="a").execute({}, None)).output == 1
+        assert (
+            await Pipeline("p", steps, {"b": ["a"]}, output_step="a").execute({}, None)
+        ).output == 1
 
     @pytest.mark.parametrize("output", [None, 0, "", False, [], {}])
     async def test_a_falsy_output_is_an_output(self, output: Any) -> None:
-        result = await Pipeline("p", {"a": Give(output), "b": Join("a")}, {"b": ["a"]}).execute({}, None)
+        result = await Pipeline("p", {"a": Give(output), "b": Join("a")}, {"b": ["a"]}).execute(
+            {}, None
+        )
         assert result.step_outputs == {"a": output, "b": str(output)}
 
     def test_independent_steps_overlap(self) -> None:
@@ -476,7 +515,12 @@ class TestExecution:
 
             return sleep
 
-        steps = {"quick": sleeping(1), "slow": sleeping(10), "after quick": sleeping(8), "end": sleeping(1)}
+        steps = {
+            "quick": sleeping(1),
+            "slow": sleeping(10),
+            "after quick": sleeping(8),
+            "end": sleeping(1),
+        }
         pipeline = Pipeline("p", steps, {"after quick": ["quick"], "end": ["after quick", "slow"]})
         _, seconds = on_virtual_clock(lambda: pipeline.execute({}, None))
         assert seconds == pytest.approx(11.0)
@@ -493,9 +537,13 @@ class TestExecution:
         assert [r.output for r in results] == [str(n) for n in range(20)]
         assert len({r.run_id for r in results}) == 20
 
-    async def test_it_opens_a_span_for_itself_and_for_each_step(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_it_opens_a_span_for_itself_and_for_each_step(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         with caplog.at_level(logging.INFO):
-            await Pipeline("demo", {"a": Give(), "b": Give()}, {"b": ["a"]}).execute({}, None, SimpleTracer())
+            await Pipeline("demo", {"a": Give(), "b": Give()}, {"b": ["a"]}).execute(
+                {}, None, SimpleTracer()
+            )
         text = caplog.text
         for span in ("pipeline.demo", "step.a", "step.b"):
             assert span in text
@@ -525,11 +573,18 @@ class TestFailure:
             for _ in range(3):
                 await ctx.run(agent, "again")
 
-        with answering(agent, chat_response(cost=100)) as run, pytest.raises(StepExecutionError) as caught:
+        with (
+            answering(agent, chat_response(cost=100)) as run,
+            pytest.raises(StepExecutionError) as caught,
+        ):
             await Pipeline("p", {"spend": spend}).execute({}, None)
         error = caught.value.original_error
         assert isinstance(error, CostBudgetExceededError)
-        assert (error.budget_microcents, error.actual_microcents, error.step_id) == (150, 200, "spend")
+        assert (error.budget_microcents, error.actual_microcents, error.step_id) == (
+            150,
+            200,
+            "spend",
+        )
         assert run.call_count == 2
 
     async def test_the_pipelines_budget_stops_a_single_step_at_the_same_call(self) -> None:
@@ -550,7 +605,9 @@ class TestFailure:
     async def test_steps_after_a_failure_do_not_run(self) -> None:
         later = Give()
         with pytest.raises(StepExecutionError):
-            await Pipeline("p", {"a": Give(ValueError()), "b": later}, {"b": ["a"]}).execute({}, None)
+            await Pipeline("p", {"a": Give(ValueError()), "b": later}, {"b": ["a"]}).execute(
+                {}, None
+            )
         assert later.runs == 0
 
     @pytest.mark.parametrize("where", ["pipeline", "step", "step_configs"])
@@ -567,11 +624,16 @@ class TestFailure:
             config=PipelineConfig(**config) if where == "pipeline" else None,
             step_configs={"ask": StepConfig(**config)} if where == "step_configs" else None,
         )
-        with answering(agent, RuntimeError("down")) as run, pytest.raises(StepExecutionError) as caught:
+        with (
+            answering(agent, RuntimeError("down")) as run,
+            pytest.raises(StepExecutionError) as caught,
+        ):
             await pipeline.execute({}, None)
         assert run.call_count == 3
         assert isinstance(caught.value.original_error, RuntimeError)
-        with answering(agent, RuntimeError("down"), RuntimeError("down"), chat_response("up")) as run:
+        with answering(
+            agent, RuntimeError("down"), RuntimeError("down"), chat_response("up")
+        ) as run:
             assert (await pipeline.execute({}, None)).output == "up"
         assert run.call_count == 3
 
@@ -614,7 +676,9 @@ class TestUsage:
         assert usage.model is None
 
     def test_step_usage_comes_from_a_response(self) -> None:
-        usage = StepUsage.from_chat_response(chat_response(cost=70, cache_read_tokens=3, request_count=2))
+        usage = StepUsage.from_chat_response(
+            chat_response(cost=70, cache_read_tokens=3, request_count=2)
+        )
         assert (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens) == (10, 5, 3)
         assert (usage.cost_microcents, usage.processing_time_ms, usage.request_count) == (70, 7, 2)
         assert usage.model == "gpt-4o"
@@ -631,8 +695,12 @@ class TestUsage:
 
     def test_pipeline_usage_sums_its_steps(self) -> None:
         steps = {
-            "a": StepUsage(input_tokens=10, output_tokens=1, cost_microcents=1_000_000, processing_time_ms=5),
-            "b": StepUsage(input_tokens=20, tool_call_count=2, request_count=3, cost_microcents=500_000),
+            "a": StepUsage(
+                input_tokens=10, output_tokens=1, cost_microcents=1_000_000, processing_time_ms=5
+            ),
+            "b": StepUsage(
+                input_tokens=20, tool_call_count=2, request_count=3, cost_microcents=500_000
+            ),
         }
         usage = PipelineUsage.from_step_usages(steps)
         assert (usage.total_input_tokens, usage.total_output_tokens) == (30, 1)
@@ -732,14 +800,18 @@ class TestPipelineExecutor:
         async def probe(ctx: StepContext[Any]) -> tuple[int, float | None]:
             return ctx.config.retries, ctx.config.timeout
 
-        executor = PipelineExecutor({"probe": probe}, {}, PipelineConfig(timeout=9.0), {"probe": StepConfig(retries=4)})
+        executor = PipelineExecutor(
+            {"probe": probe}, {}, PipelineConfig(timeout=9.0), {"probe": StepConfig(retries=4)}
+        )
         assert (await executor.execute({}, None)).outputs == {"probe": (4, 9.0)}
 
     def test_it_validates_when_it_is_made(self) -> None:
         from fastroai.pipelines.executor import PipelineExecutor
 
         with pytest.raises(PipelineValidationError, match="cycle"):
-            PipelineExecutor(steps={"a": Give(), "b": Give()}, dependencies={"a": ["b"], "b": ["a"]})
+            PipelineExecutor(
+                steps={"a": Give(), "b": Give()}, dependencies={"a": ["b"], "b": ["a"]}
+            )
 
 
 class TestPatchedNames:
@@ -748,7 +820,9 @@ class TestPatchedNames:
     async def test_run_may_be_replaced_on_the_instance(self) -> None:
         agent = offline_agent()
 
-        async def replacement(message: str, deps: Any = None, tracer: Any = None, **kwargs: Any) -> ChatResponse[Any]:
+        async def replacement(
+            message: str, deps: Any = None, tracer: Any = None, **kwargs: Any
+        ) -> ChatResponse[Any]:
             return chat_response(message)
 
         agent.run = replacement  # type: ignore[method-assign]
@@ -777,7 +851,9 @@ class TestPatchedNames:
         assert offline_agent()._extract_tool_calls(Broken()) == []
         assert offline_agent()._extract_tool_calls_from_messages(Broken()) == []
 
-    def test_the_logfire_module_is_a_name_of_the_tracer_module(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_logfire_module_is_a_name_of_the_tracer_module(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from fastroai import LogfireTracer
         from fastroai.tracing import tracer
 

@@ -13,25 +13,34 @@ import pytest
 
 PUBLISHED: dict[str, set[str]] = {
     "fastroai": {
-        "__version__", "FastroAgent", "AgentStepWrapper", "AgentConfig", "ChatResponse", "StreamChunk",
-        "FastroAIError", "PipelineValidationError", "CostBudgetExceededError", "DispatchSkippedError", "ErrorCategory",
-        "Pipeline", "PipelineResult", "PipelineConfig", "BaseStep", "StepContext", "StepConfig", "step",
-        "ConversationState", "ConversationStatus", "BasePipeline", "StepUsage", "PipelineUsage", "StepExecutionError",
-        "safe_tool", "FunctionToolsetBase", "SafeToolset", "Tracer", "SimpleTracer", "LogfireTracer", "NoOpTracer",
+        "__version__", "FastroAgent", "AgentStepWrapper", "AgentConfig", "ChatResponse",
+        "StreamChunk",
+        "FastroAIError", "PipelineValidationError", "CostBudgetExceededError",
+        "DispatchSkippedError", "ErrorCategory",
+        "Pipeline", "PipelineResult", "PipelineConfig", "BaseStep", "StepContext", "StepConfig",
+        "step",
+        "ConversationState", "ConversationStatus", "BasePipeline", "StepUsage", "PipelineUsage",
+        "StepExecutionError",
+        "safe_tool", "FunctionToolsetBase", "SafeToolset", "Tracer", "SimpleTracer",
+        "LogfireTracer", "NoOpTracer",
         "CostCalculator",
     },
     "fastroai.agent": {
-        "FastroAgent", "AgentStepWrapper", "AgentConfig", "ChatResponse", "StreamChunk", "DEFAULT_MODEL",
+        "FastroAgent", "AgentStepWrapper", "AgentConfig", "ChatResponse", "StreamChunk",
+        "DEFAULT_MODEL",
         "DEFAULT_MAX_TOKENS", "DEFAULT_TEMPERATURE", "DEFAULT_MAX_RETRIES", "DEFAULT_SYSTEM_PROMPT",
     },
     "fastroai.pipelines": {
-        "BaseStep", "StepContext", "ConversationStatus", "ConversationState", "StepConfig", "PipelineConfig", "step",
+        "BaseStep", "StepContext", "ConversationStatus", "ConversationState", "StepConfig",
+        "PipelineConfig", "step",
         "FastroAIError", "PipelineValidationError", "StepExecutionError", "CostBudgetExceededError",
-        "DispatchSkippedError", "ErrorCategory", "Pipeline", "PipelineResult", "BasePipeline", "StepUsage",
+        "DispatchSkippedError", "ErrorCategory", "Pipeline", "PipelineResult", "BasePipeline",
+        "StepUsage",
         "PipelineUsage",
     },
     "fastroai.tools": {
-        "safe_tool", "DEFAULT_TOOL_TIMEOUT", "DEFAULT_TOOL_MAX_RETRIES", "FunctionToolsetBase", "SafeToolset",
+        "safe_tool", "DEFAULT_TOOL_TIMEOUT", "DEFAULT_TOOL_MAX_RETRIES", "FunctionToolsetBase",
+        "SafeToolset",
     },
     "fastroai.tracing": {"Tracer", "SimpleTracer", "LogfireTracer", "NoOpTracer"},
     "fastroai.usage": {"CostCalculator"},
@@ -64,7 +73,12 @@ MODULES = [
 HOMES: dict[str, set[str]] = {
     "fastroai.agent.agent": {"FastroAgent"},
     "fastroai.agent.schemas": {"AgentConfig", "ChatResponse", "StreamChunk"},
-    "fastroai.pipelines.base": {"BaseStep", "StepContext", "ConversationState", "ConversationStatus"},
+    "fastroai.pipelines.base": {
+        "BaseStep",
+        "StepContext",
+        "ConversationState",
+        "ConversationStatus",
+    },
     "fastroai.pipelines.config": {"StepConfig", "PipelineConfig"},
     "fastroai.pipelines.decorators": {"step"},
     "fastroai.pipelines.executor": {"PipelineExecutor"},
@@ -156,9 +170,22 @@ def test_importing_never_imports_prefect() -> None:
 
 
 def test_importing_fastroai_imports_nothing_heavy_that_pydantic_ai_does_not() -> None:
-    heavy = {"boto3", "prefect", "prefect_aws", "openai", "genai_prices", "logfire", "sqlalchemy", "fastapi", "pytest"}
+    heavy = {
+        "boto3",
+        "prefect",
+        "prefect_aws",
+        "openai",
+        "genai_prices",
+        "logfire",
+        "sqlalchemy",
+        "fastapi",
+        "pytest",
+    }
     loaded = f"print(*sorted({heavy!r} & set(sys.modules)))"
-    ours, theirs = python(f"import fastroai, sys; {loaded}"), python(f"import pydantic_ai, sys; {loaded}")
+    ours, theirs = (
+        python(f"import fastroai, sys; {loaded}"),
+        python(f"import pydantic_ai, sys; {loaded}"),
+    )
     assert set(ours.split()) - set(theirs.split()) == set()
 
 
@@ -171,7 +198,8 @@ agent = FastroAgent(model="test")
 async def ask(ctx): return (await ctx.run(agent, "hello")).output
 @step
 def size(ctx): return len(ctx.get_dependency("ask"))
-pipeline = Pipeline("p", {"ask": ask, "size": size}, {"size": ["ask"]}, config=PipelineConfig(on_error="continue"))
+config = PipelineConfig(on_error="continue")
+pipeline = Pipeline("p", {"ask": ask, "size": size}, {"size": ["ask"]}, config=config)
 result = asyncio.run(pipeline.execute({}, None))
 assert result.output > 0
 print(any(name.split(".")[0] in ("prefect", "prefect_aws", "boto3") for name in sys.modules))
@@ -181,6 +209,8 @@ print(any(name.split(".")[0] in ("prefect", "prefect_aws", "boto3") for name in 
 
 def python(code: str) -> str:
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ)
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

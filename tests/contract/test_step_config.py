@@ -31,22 +31,37 @@ class Probe(BaseStep[Any, StepConfig]):
 
 
 async def resolved(
-    *, pipeline: PipelineConfig | None = None, own: StepConfig | None = None, near: StepConfig | None = None
+    *,
+    pipeline: PipelineConfig | None = None,
+    own: StepConfig | None = None,
+    near: StepConfig | None = None,
 ) -> StepConfig:
     """The config a step sees when these layers are given."""
     step_configs = None if near is None else {"probe": near}
-    result = await Pipeline("p", {"probe": Probe(own)}, config=pipeline, step_configs=step_configs).execute({}, None)
+    result = await Pipeline(
+        "p", {"probe": Probe(own)}, config=pipeline, step_configs=step_configs
+    ).execute({}, None)
     return result.output
 
 
 def test_a_step_config_reads_its_defaults() -> None:
     config = StepConfig()
-    assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (None, 0, 1.0, None)
+    assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (
+        None,
+        0,
+        1.0,
+        None,
+    )
 
 
 def test_a_step_config_takes_its_fields_by_position() -> None:
     config = StepConfig(30.0, 2, 0.5, 1000)
-    assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (30.0, 2, 0.5, 1000)
+    assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (
+        30.0,
+        2,
+        0.5,
+        1000,
+    )
 
 
 def test_an_explicit_default_is_equal_to_an_unset_one() -> None:
@@ -62,11 +77,17 @@ def test_a_pipeline_config_is_a_step_config_with_more() -> None:
     config = PipelineConfig()
     assert isinstance(config, StepConfig)
     assert (config.trace, config.on_error, config.max_concurrency) == (True, "fail", None)
-    assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (None, 0, 1.0, None)
+    assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (
+        None,
+        0,
+        1.0,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
-    "option", ["persist_result", "result_storage", "cache_policy", "cache_expiration", "cache_scope"]
+    "option",
+    ["persist_result", "result_storage", "cache_policy", "cache_expiration", "cache_scope"],
 )
 def test_engine_options_default_to_none(option: str) -> None:
     assert getattr(StepConfig(), option) is None
@@ -79,7 +100,14 @@ def test_configs_can_be_changed_after_they_were_made() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"retries": -1}, {"timeout": -1.0}, {"cost_budget": -1}, {"retry_delay": -0.1}, {"retry_delay": []}]
+    "options",
+    [
+        {"retries": -1},
+        {"timeout": -1.0},
+        {"cost_budget": -1},
+        {"retry_delay": -0.1},
+        {"retry_delay": []},
+    ],
 )
 def test_a_value_that_no_engine_could_honour_is_refused(options: dict[str, Any]) -> None:
     (name,) = options
@@ -100,7 +128,10 @@ def test_a_pipeline_value_that_no_engine_could_honour_is_refused(options: dict[s
         {"cache_policy": "sometimes"},
         {"cache_scope": ""},
         {"cache_scope": 7},
-        *({"cache_expiration": value} for value in (0, -1, True, float("nan"), float("inf"), 10**400, "1 h")),
+        *(
+            {"cache_expiration": value}
+            for value in (0, -1, True, float("nan"), float("inf"), 10**400, "1 h")
+        ),
         {"cache_expiration": timedelta(0)},
         {"cache_expiration": timedelta(days=40_000)},
     ],
@@ -118,7 +149,12 @@ def test_a_cache_option_that_no_engine_could_honour_is_refused(options: dict[str
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(None, None), (90, timedelta(seconds=90)), (0.5, timedelta(seconds=0.5)), (timedelta(days=1), timedelta(days=1))],
+    [
+        (None, None),
+        (90, timedelta(seconds=90)),
+        (0.5, timedelta(seconds=0.5)),
+        (timedelta(days=1), timedelta(days=1)),
+    ],
 )
 def test_an_expiration_is_seconds_or_a_timedelta(given: Any, expected: timedelta | None) -> None:
     assert expiration(StepConfig(cache_expiration=given)) == expected
@@ -127,7 +163,11 @@ def test_an_expiration_is_seconds_or_a_timedelta(given: Any, expected: timedelta
 async def test_cache_options_of_a_pipeline_are_inherited() -> None:
     far = PipelineConfig(cache_policy="inputs", cache_expiration=60, cache_scope="tenant")
     config = await resolved(pipeline=far, near=StepConfig(cache_scope=None))
-    assert (config.cache_policy, config.cache_expiration, config.cache_scope) == ("inputs", 60, None)
+    assert (config.cache_policy, config.cache_expiration, config.cache_scope) == (
+        "inputs",
+        60,
+        None,
+    )
 
 
 def test_an_unknown_field_is_refused() -> None:
@@ -149,7 +189,9 @@ async def test_a_bare_decorated_step_inherits_the_pipelines_values() -> None:
     async def probe(ctx: StepContext[Any]) -> StepConfig:
         return ctx.config
 
-    pipeline = Pipeline("p", {"probe": probe}, config=PipelineConfig(timeout=12.0, retries=3, retry_delay=0.25))
+    pipeline = Pipeline(
+        "p", {"probe": probe}, config=PipelineConfig(timeout=12.0, retries=3, retry_delay=0.25)
+    )
     config = (await pipeline.execute({}, None)).output
     assert (config.timeout, config.retries, config.retry_delay) == (12.0, 3, 0.25)
 
@@ -159,7 +201,9 @@ async def test_a_step_sees_the_pipelines_budget_as_its_own_limit() -> None:
 
 
 async def test_a_steps_own_config_beats_the_pipelines() -> None:
-    config = await resolved(pipeline=PipelineConfig(timeout=30.0, retries=1), own=StepConfig(retries=5))
+    config = await resolved(
+        pipeline=PipelineConfig(timeout=30.0, retries=1), own=StepConfig(retries=5)
+    )
     assert (config.timeout, config.retries) == (30.0, 5)
 
 
@@ -169,7 +213,12 @@ async def test_step_configs_beat_the_steps_own_config() -> None:
         own=StepConfig(retries=5, cost_budget=10),
         near=StepConfig(retries=7, retry_delay=0.1),
     )
-    assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (30.0, 7, 0.1, 10)
+    assert (config.timeout, config.retries, config.retry_delay, config.cost_budget) == (
+        30.0,
+        7,
+        0.1,
+        10,
+    )
 
 
 async def test_the_decorators_options_are_the_steps_own_layer() -> None:
@@ -177,13 +226,20 @@ async def test_the_decorators_options_are_the_steps_own_layer() -> None:
     async def probe(ctx: StepContext[Any]) -> StepConfig:
         return ctx.config
 
-    config = (await Pipeline("p", {"probe": probe}, config=PipelineConfig(retries=1)).execute({}, None)).output
+    config = (
+        await Pipeline("p", {"probe": probe}, config=PipelineConfig(retries=1)).execute({}, None)
+    ).output
     assert (config.timeout, config.retries) == (5.0, 4)
 
 
 @pytest.mark.parametrize(
     ("name", "far", "near"),
-    [("timeout", 30.0, None), ("retries", 3, 0), ("retry_delay", 0.5, 1.0), ("cost_budget", 9, None)],
+    [
+        ("timeout", 30.0, None),
+        ("retries", 3, 0),
+        ("retry_delay", 0.5, 1.0),
+        ("cost_budget", 9, None),
+    ],
 )
 async def test_an_explicit_default_in_a_nearer_layer_wins(name: str, far: Any, near: Any) -> None:
     pipeline = PipelineConfig(**{name: far})

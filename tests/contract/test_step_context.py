@@ -23,7 +23,12 @@ from tests.support.clock import on_virtual_clock
 
 def context(**options: Any) -> StepContext[Any]:
     """A context of its own, with no pipeline behind it."""
-    values: dict[str, Any] = {"step_id": "summarise", "inputs": {}, "deps": None, "step_outputs": {}}
+    values: dict[str, Any] = {
+        "step_id": "summarise",
+        "inputs": {},
+        "deps": None,
+        "step_outputs": {},
+    }
     return StepContext(**(values | options))
 
 
@@ -64,7 +69,12 @@ class TestReading:
 
     def test_its_arguments_may_be_given_by_position(self) -> None:
         ctx = StepContext("a", {"k": 1}, "deps", {"b": 2}, None, StepConfig(retries=1))
-        assert (ctx.step_id, ctx.get_input("k"), ctx.deps, ctx.get_dependency("b")) == ("a", 1, "deps", 2)
+        assert (ctx.step_id, ctx.get_input("k"), ctx.deps, ctx.get_dependency("b")) == (
+            "a",
+            1,
+            "deps",
+            2,
+        )
         assert ctx.config.retries == 1
 
     def test_tracer_and_config_are_optional(self) -> None:
@@ -125,12 +135,24 @@ class TestRun:
 
     async def test_usage_adds_up_over_calls(self) -> None:
         agent, ctx = offline_agent(), context()
-        with answering(agent, chat_response(cost=100), chat_response(cost=50, input_tokens=1, tool_call_count=2)):
+        with answering(
+            agent,
+            chat_response(cost=100),
+            chat_response(cost=50, input_tokens=1, tool_call_count=2),
+        ):
             await ctx.run(agent, "one")
             assert (ctx.usage.cost_microcents, ctx.usage.input_tokens) == (100, 10)
             await ctx.run(agent, "two")
-        assert (ctx.usage.cost_microcents, ctx.usage.input_tokens, ctx.usage.output_tokens) == (150, 11, 10)
-        assert (ctx.usage.request_count, ctx.usage.tool_call_count, ctx.usage.processing_time_ms) == (2, 2, 14)
+        assert (ctx.usage.cost_microcents, ctx.usage.input_tokens, ctx.usage.output_tokens) == (
+            150,
+            11,
+            10,
+        )
+        assert (
+            ctx.usage.request_count,
+            ctx.usage.tool_call_count,
+            ctx.usage.processing_time_ms,
+        ) == (2, 2, 14)
         assert ctx.usage.model == "gpt-4o"
 
     async def test_every_counter_of_a_response_reaches_the_usage(self) -> None:
@@ -166,13 +188,19 @@ class TestRetries:
     async def test_retries_are_attempts_after_the_first(self) -> None:
         agent = offline_agent()
         ctx = context(config=StepConfig(retries=2, retry_delay=0.0))
-        with answering(agent, RuntimeError("down")) as run, pytest.raises(RuntimeError, match="down"):
+        with (
+            answering(agent, RuntimeError("down")) as run,
+            pytest.raises(RuntimeError, match="down"),
+        ):
             await ctx.run(agent, "hello")
         assert run.call_count == 3
 
     async def test_no_retries_is_the_default(self) -> None:
         agent = offline_agent()
-        with answering(agent, RuntimeError("down")) as run, pytest.raises(RuntimeError, match="down"):
+        with (
+            answering(agent, RuntimeError("down")) as run,
+            pytest.raises(RuntimeError, match="down"),
+        ):
             await context().run(agent, "hello")
         assert run.call_count == 1
 
@@ -224,7 +252,9 @@ class TestRetries:
 
         async def main() -> None:
             with answering(agent, RuntimeError("down")), pytest.raises(RuntimeError):
-                await context(config=StepConfig(retries=3, retry_delay=[1.0, 7.0])).run(agent, "hello")
+                await context(config=StepConfig(retries=3, retry_delay=[1.0, 7.0])).run(
+                    agent, "hello"
+                )
 
         _, seconds = on_virtual_clock(main)
         assert seconds == pytest.approx(15.0)
@@ -301,7 +331,11 @@ class TestBudget:
                 await ctx.run(agent, "three")
         assert run.call_count == 2
         error = caught.value
-        assert (error.budget_microcents, error.actual_microcents, error.step_id) == (150, 200, "summarise")
+        assert (error.budget_microcents, error.actual_microcents, error.step_id) == (
+            150,
+            200,
+            "summarise",
+        )
 
     async def test_spend_equal_to_the_budget_has_reached_it(self) -> None:
         agent, ctx = offline_agent(), context(config=StepConfig(cost_budget=100))
@@ -371,7 +405,9 @@ class TestDispatchHooks:
         assert hooks.calls == [("before",)]
 
     @pytest.mark.parametrize("skip", [DispatchSkippedError("no"), Skipped("no", 1)])
-    async def test_a_skip_inside_the_call_fires_the_after_hook_once_and_is_not_retried(self, skip: Exception) -> None:
+    async def test_a_skip_inside_the_call_fires_the_after_hook_once_and_is_not_retried(
+        self, skip: Exception
+    ) -> None:
         hooks = HookLog()
         agent = hooks.agent()
         with answering(agent, skip) as run, pytest.raises(DispatchSkippedError) as caught:
@@ -384,7 +420,10 @@ class TestDispatchHooks:
         refusal = ValueError("stop")
         hooks = HookLog(after=refusal)
         agent = hooks.agent()
-        with answering(agent, RuntimeError("down")) as run, pytest.raises(ValueError, match="stop") as caught:
+        with (
+            answering(agent, RuntimeError("down")) as run,
+            pytest.raises(ValueError, match="stop") as caught,
+        ):
             await context(config=StepConfig(retries=3, retry_delay=0.0)).run(agent, "hello")
         assert caught.value is refusal
         assert run.call_count == 1
@@ -392,7 +431,10 @@ class TestDispatchHooks:
     async def test_what_the_after_hook_raises_after_a_success_keeps_the_spend(self) -> None:
         hooks = HookLog(after=ValueError("stop"))
         agent, ctx = hooks.agent(), context(config=StepConfig(retries=3, retry_delay=0.0))
-        with answering(agent, chat_response(cost=100)) as run, pytest.raises(ValueError, match="stop"):
+        with (
+            answering(agent, chat_response(cost=100)) as run,
+            pytest.raises(ValueError, match="stop"),
+        ):
             await ctx.run(agent, "hello")
         assert run.call_count == 1
         assert ctx.usage.cost_microcents == 100

@@ -50,7 +50,9 @@ async def test_name_docstring_and_signature_are_kept() -> None:
     assert list(inspect.signature(weather).parameters) == ["city", "days"]
 
 
-async def test_max_retries_counts_all_attempts_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_max_retries_counts_all_attempts_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     happened: list[float | str] = []
 
     async def pause(seconds: float) -> None:

@@ -45,7 +45,9 @@ async def test_a_span_is_logged_at_its_start_and_end(caplog: pytest.LogCaptureFi
     assert all(record.__dict__["user"] == "u1" for record in caplog.records)
 
 
-async def test_a_failed_span_is_logged_and_the_error_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_span_is_logged_and_the_error_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with pytest.raises(ValueError, match="broken"):
         async with SimpleTracer().span("work"):
             raise ValueError("broken")
@@ -83,7 +85,10 @@ async def test_the_no_op_tracer_yields_ids_and_reports_nothing() -> None:
 
 
 def test_logfire_is_asked_for_by_name_when_it_is_missing() -> None:
-    with patch("fastroai.tracing.tracer.logfire_module", None), pytest.raises(ImportError, match="logfire is required"):
+    with (
+        patch("fastroai.tracing.tracer.logfire_module", None),
+        pytest.raises(ImportError, match="logfire is required"),
+    ):
         LogfireTracer()
 
 

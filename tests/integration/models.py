@@ -1,4 +1,6 @@
-"""Agents on a model that answers from a function, is priced like gpt-5-mini, and counts what it was sent."""
+"""Agents on a model that answers from a function, is priced like gpt-5-mini, and counts what it was
+sent.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Answer = Callable[[str], Awaitable[str]]
 
 
 class CountingModel:
-    """Answers prompts with `answer:<prompt>`, 1,000 tokens in and 100 out; notes each prompt when it is sent."""
+    """Answers prompts with `answer:<prompt>`, 1,000 tokens in and 100 out; notes each prompt when
+    it is sent.
+    """
 
     def __init__(self, answer: Answer | None = None) -> None:
         self.prompts: list[str] = []
@@ -33,24 +37,34 @@ class CountingModel:
         prompt = _last_prompt(messages)
         self.prompts.append(prompt)
         text = await self._answer(prompt) if self._answer else f"answer:{prompt}"
-        return ModelResponse(parts=[TextPart(text)], usage=RequestUsage(input_tokens=1_000, output_tokens=100))
+        return ModelResponse(
+            parts=[TextPart(text)], usage=RequestUsage(input_tokens=1_000, output_tokens=100)
+        )
 
 
 def _last_prompt(messages: list[ModelMessage]) -> str:
-    parts = [part for message in messages for part in message.parts if isinstance(part, UserPromptPart)]
+    parts = [
+        part for message in messages for part in message.parts if isinstance(part, UserPromptPart)
+    ]
     return str(parts[-1].content)
 
 
 class Ask(BaseStep[Any, str]):
     """Asks an agent about the run's topic and the answers of its dependencies."""
 
-    def __init__(self, agent: FastroAgent[str], *step_ids: str, then: BaseException | None = None) -> None:
+    def __init__(
+        self, agent: FastroAgent[str], *step_ids: str, then: BaseException | None = None
+    ) -> None:
         self.agent = agent
         self.step_ids = step_ids
         self.then = then
 
     async def execute(self, context: StepContext[Any]) -> str:
-        parts = [context.step_id, str(context.get_input("topic")), *map(context.get_dependency, self.step_ids)]
+        parts = [
+            context.step_id,
+            str(context.get_input("topic")),
+            *map(context.get_dependency, self.step_ids),
+        ]
         response = await context.run(self.agent, "|".join(map(str, parts)))
         if self.then is not None:
             raise self.then

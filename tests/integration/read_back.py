@@ -43,12 +43,16 @@ class RunOnServer:
         """The cost table of a step's task run, or of the run."""
         task_run_id = self.task_runs[step_id].id if step_id is not None else None
         found = [artifact for artifact in self.cost_tables() if artifact.task_run_id == task_run_id]
-        assert len(found) == 1, f"{len(found)} tables of {step_id!r} among {[a.key for a in self.artifacts]}"
+        assert len(found) == 1, (
+            f"{len(found)} tables of {step_id!r} among {[a.key for a in self.artifacts]}"
+        )
         return found[0]
 
     def cost_tables(self) -> list[Artifact]:
         """The artifacts about costs: Prefect notes results as artifacts too, without a key."""
-        return [artifact for artifact in self.artifacts if (artifact.key or "").startswith("costs-")]
+        return [
+            artifact for artifact in self.artifacts if (artifact.key or "").startswith("costs-")
+        ]
 
     def output(self) -> str:
         """What the run published of its output."""
@@ -60,7 +64,9 @@ class RunOnServer:
         return table(self.artifact(step_id))
 
 
-async def read_run(flow_run_id: str | UUID | None, *, tasks: int, artifacts: int | None = None) -> RunOnServer:
+async def read_run(
+    flow_run_id: str | UUID | None, *, tasks: int, artifacts: int | None = None
+) -> RunOnServer:
     """A run, once the server has stored that many ended task runs and artifacts of it.
 
     Task runs reach the server as events, some time after the run has ended.
@@ -71,12 +77,15 @@ async def read_run(flow_run_id: str | UUID | None, *, tasks: int, artifacts: int
         flow_run = await client.read_flow_run(id_)
         flow = await client.read_flow(flow_run.flow_id)
         while True:
-            found = await client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [id_]}), limit=200)
+            found = await client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id={"any_": [id_]}), limit=200
+            )
             if len(found) >= tasks and all(t.state is not None and _ended(t) for t in found):
                 break
             await asyncio.sleep(0.1)
         tables = await client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[id_])), limit=200
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[id_])),
+            limit=200,
         )
         flow_run = await client.read_flow_run(id_)
     run = RunOnServer(flow_run, flow.name, {t.name: t for t in found}, list(tables), list(found))
@@ -101,11 +110,16 @@ async def graph_of(flow_run_id: str | None) -> dict[str, set[str]]:
         response = await client._client.get(f"/flow_runs/{flow_run_id}/graph-v2")
     nodes = dict(response.raise_for_status().json()["nodes"])
     labels = {id_: node["label"] for id_, node in nodes.items()}
-    return {labels[id_]: {labels[parent["id"]] for parent in node["parents"]} for id_, node in nodes.items()}
+    return {
+        labels[id_]: {labels[parent["id"]] for parent in node["parents"]}
+        for id_, node in nodes.items()
+    }
 
 
 async def everything_stored(flow_run_id: str | UUID) -> str:
-    """All the server knows of a run, as one text: the run, its parameters, task runs, artifacts, states and logs."""
+    """All the server knows of a run, as one text: the run, its parameters, task runs, artifacts,
+    states and logs.
+    """
     id_ = str(flow_run_id)
     of_run = {"flow_runs": {"id": {"any_": [id_]}}}
     async with get_client() as client:
@@ -116,12 +130,17 @@ async def everything_stored(flow_run_id: str | UUID) -> str:
             ("/logs/filter", {"logs": {"flow_run_id": {"any_": [id_]}}}),
         ):
             found.append((await client._client.post(path, json=body)).raise_for_status().json())
-        found.append((await client._client.get("/flow_run_states/", params={"flow_run_id": id_})).json())
+        found.append(
+            (await client._client.get("/flow_run_states/", params={"flow_run_id": id_})).json()
+        )
         for task_run in found[1]:
-            states = await client._client.get("/task_run_states/", params={"task_run_id": task_run["id"]})
+            states = await client._client.get(
+                "/task_run_states/", params={"task_run_id": task_run["id"]}
+            )
             found.append(states.json())
         events = await client._client.post(
-            "/events/filter", json={"filter": {"related": {"id": [f"prefect.flow-run.{id_}"]}}, "limit": 50}
+            "/events/filter",
+            json={"filter": {"related": {"id": [f"prefect.flow-run.{id_}"]}}, "limit": 50},
         )
         found.append(events.raise_for_status().json())
     return json.dumps(found, ensure_ascii=False)

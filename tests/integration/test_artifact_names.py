@@ -7,8 +7,25 @@ import itertools
 import pytest
 
 NAMES = [
-    *[("a-b", "c"), ("a", "b-c"), ("a", "b_c"), ("a_b", "c"), ("a b", "c"), ("a", "b"), ("a--b", None), ("costs", "a")],
-    *[("a", None), ("A", None), ("日本", None), ("中国", None), ("a", "日"), ("a", "月"), ("", "x")],
+    *[
+        ("a-b", "c"),
+        ("a", "b-c"),
+        ("a", "b_c"),
+        ("a_b", "c"),
+        ("a b", "c"),
+        ("a", "b"),
+        ("a--b", None),
+        ("costs", "a"),
+    ],
+    *[
+        ("a", None),
+        ("A", None),
+        ("日本", None),
+        ("中国", None),
+        ("a", "日"),
+        ("a", "月"),
+        ("", "x"),
+    ],
 ]
 
 

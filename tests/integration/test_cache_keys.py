@@ -36,7 +36,9 @@ INPUTS_ONLY = PipelineConfig(cache_policy="inputs")
 async def test_two_pipelines_with_the_same_steps_do_not_share_results(tmp_path: Path):
     model = CountingModel()
     for name in ("one", "other"):
-        await Pipeline(name, {"a": Ask(model.agent())}, config=INPUTS_ONLY).execute({"topic": "t"}, None)
+        await Pipeline(name, {"a": Ask(model.agent())}, config=INPUTS_ONLY).execute(
+            {"topic": "t"}, None
+        )
     assert model.calls == 2
 
 
@@ -144,7 +146,9 @@ async def test_an_input_that_can_be_read_once_is_read_by_the_step(tmp_path: Path
             return [list(context.get_input("items")), context.get_input("file").read()]
 
     with (tmp_path / "text").open() as file:
-        result = await Pipeline("once", {"a": Reads()}).execute({"items": (n for n in (1, 2)), "file": file}, None)
+        result = await Pipeline("once", {"a": Reads()}).execute(
+            {"items": (n for n in (1, 2)), "file": file}, None
+        )
     assert result.output == [[1, 2], "content"]
 
 
@@ -174,11 +178,16 @@ async def test_a_changed_output_upstream_is_a_miss_downstream():
     assert outputs == ["answer:down|t|x", "answer:down|t|y"]
 
 
-async def test_the_same_output_of_a_step_that_is_not_stored_is_still_a_hit_downstream(tmp_path: Path):
+async def test_the_same_output_of_a_step_that_is_not_stored_is_still_a_hit_downstream(
+    tmp_path: Path,
+):
     model = CountingModel()
     configs = {"up": StepConfig(persist_result=False), "down": StepConfig(cache_policy="inputs")}
     pipeline = Pipeline(
-        "unstored", {"up": Give({"a": 1}), "down": Ask(model.agent(), "up")}, {"down": ["up"]}, step_configs=configs
+        "unstored",
+        {"up": Give({"a": 1}), "down": Ask(model.agent(), "up")},
+        {"down": ["up"]},
+        step_configs=configs,
     )
     for _ in range(2):
         await pipeline.execute({"topic": "t"}, None)
@@ -188,7 +197,9 @@ async def test_the_same_output_of_a_step_that_is_not_stored_is_still_a_hit_downs
 async def test_a_replayed_step_is_booked_once_however_often_it_is_replayed():
     model = CountingModel()
     pipeline = Pipeline("again", {"a": Ask(model.agent())}, config=INPUTS_ONLY)
-    results: list[PipelineResult[Any]] = [await pipeline.execute({"topic": "t"}, None) for _ in range(3)]
+    results: list[PipelineResult[Any]] = [
+        await pipeline.execute({"topic": "t"}, None) for _ in range(3)
+    ]
     assert [len(r.entries) for r in results] == [1, 1, 1]
     assert {e.replay_of for r in results[1:] for e in r.entries} == {results[0].entries[0].id}
     assert model.calls == 1
@@ -197,7 +208,11 @@ async def test_a_replayed_step_is_booked_once_however_often_it_is_replayed():
 async def test_one_executor_serves_many_pipelines_at_once(tmp_path: Path):
     model = CountingModel()
     executor = PrefectExecutor(result_storage=tmp_path / "r")
-    pipelines = [Pipeline(f"many {n}", {"a": Ask(model.agent())}, executor=executor) for n in range(4)]
-    results = await asyncio.gather(*(p.execute({"topic": n}, None) for n, p in enumerate(pipelines)))
+    pipelines = [
+        Pipeline(f"many {n}", {"a": Ask(model.agent())}, executor=executor) for n in range(4)
+    ]
+    results = await asyncio.gather(
+        *(p.execute({"topic": n}, None) for n, p in enumerate(pipelines))
+    )
     assert [r.output for r in results] == [f"answer:a|{n}" for n in range(4)]
     assert [len(r.entries) for r in results] == [1] * 4

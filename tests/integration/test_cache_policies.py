@@ -1,4 +1,6 @@
-"""When a stored result is used instead of running a step, read back from a real server: policy, expiry, scope."""
+"""When a stored result is used instead of running a step, read back from a real server: policy,
+expiry, scope.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,17 @@ from tests.support.steps import Give
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
-def asking(model: CountingModel, config: PipelineConfig | None = None, **options: Any) -> Pipeline[Any, Any, Any]:
+def asking(
+    model: CountingModel, config: PipelineConfig | None = None, **options: Any
+) -> Pipeline[Any, Any, Any]:
     agent = model.agent()
-    return Pipeline("asking", {"ask": Ask(agent), "sum": Ask(agent, "ask")}, {"sum": ["ask"]}, config=config, **options)
+    return Pipeline(
+        "asking",
+        {"ask": Ask(agent), "sum": Ask(agent, "ask")},
+        {"sum": ["ask"]},
+        config=config,
+        **options,
+    )
 
 
 async def test_a_hit_shows_on_the_server_as_cached_replayed_and_with_what_it_saved(tmp_path: Path):
@@ -30,19 +40,31 @@ async def test_a_hit_shows_on_the_server_as_cached_replayed_and_with_what_it_sav
     first = await pipeline.execute({"topic": "t"}, None)
     second = await pipeline.execute({"topic": "t"}, None)
     runs = [await read_run(result.run_id, tasks=2, artifacts=3) for result in (first, second)]
-    assert [{t.state_name for t in run.task_runs.values()} for run in runs] == [{"Completed"}, {"Cached"}]
+    assert [{t.state_name for t in run.task_runs.values()} for run in runs] == [
+        {"Completed"},
+        {"Cached"},
+    ]
     for step_id in ("ask", "sum"):
         [sent], [replayed] = (run.rows(step_id) for run in runs)
-        assert (sent["state"], sent["requests"], sent["replayed"], sent["saved_usd"]) == ("charged", 1, 0, "0")
+        assert (sent["state"], sent["requests"], sent["replayed"], sent["saved_usd"]) == (
+            "charged",
+            1,
+            0,
+            "0",
+        )
         assert (replayed["state"], replayed["requests"], replayed["replayed"]) == ("replayed", 0, 1)
         assert (replayed["cost_usd"], replayed["saved_usd"]) == ("0", str(PRICE))
         assert f"which saved ${PRICE}" in str(runs[1].artifact(step_id).description)
     assert [row["saved_usd"] for row in runs[1].rows()] == [str(PRICE)] * 2
-    assert f"2 replayed, which saved ${(2 * PRICE).normalize():f}" in str(runs[1].artifact().description)
+    assert f"2 replayed, which saved ${(2 * PRICE).normalize():f}" in str(
+        runs[1].artifact().description
+    )
     assert model.calls == 2
 
 
-async def test_the_policy_of_the_environment_holds_for_steps_that_do_not_say(monkeypatch: pytest.MonkeyPatch):
+async def test_the_policy_of_the_environment_holds_for_steps_that_do_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setenv("FASTROAI_CACHE_POLICY", "inputs")
     model = CountingModel()
     for _ in range(2):
@@ -62,7 +84,9 @@ async def test_the_executors_policy_beats_the_environments(monkeypatch: pytest.M
     assert model.calls == 4
 
 
-async def test_with_caching_off_in_the_environment_a_retried_flow_runs_steps_again(monkeypatch: pytest.MonkeyPatch):
+async def test_with_caching_off_in_the_environment_a_retried_flow_runs_steps_again(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setenv("FASTROAI_CACHE_POLICY", "off")
     first = Give("x")
     steps = {"a": first, "b": Give(ConnectionError("once"), "done")}
@@ -73,11 +97,15 @@ async def test_with_caching_off_in_the_environment_a_retried_flow_runs_steps_aga
 
 async def test_a_result_is_reused_until_it_expires():
     model = CountingModel()
-    pipeline = asking(model, PipelineConfig(cache_policy="inputs", cache_expiration=timedelta(hours=1)))
+    pipeline = asking(
+        model, PipelineConfig(cache_policy="inputs", cache_expiration=timedelta(hours=1))
+    )
     for _ in range(2):
         await pipeline.execute({"topic": "t"}, None)
     assert model.calls == 2
-    moment = asking(model, PipelineConfig(cache_policy="inputs", cache_expiration=0.001, cache_scope="moment"))
+    moment = asking(
+        model, PipelineConfig(cache_policy="inputs", cache_expiration=0.001, cache_scope="moment")
+    )
     results = []
     for _ in range(2):
         results.append(await moment.execute({"topic": "t"}, None))
@@ -93,14 +121,18 @@ async def test_a_steps_expiration_beats_the_executors():
         default_task_config={"cache_policy": "inputs", "cache_expiration": timedelta(seconds=-1)}
     )
     for _ in range(2):
-        await asking(model, PipelineConfig(cache_expiration=3600), executor=executor).execute({"topic": "t"}, None)
+        await asking(model, PipelineConfig(cache_expiration=3600), executor=executor).execute(
+            {"topic": "t"}, None
+        )
     assert model.calls == 2
 
 
 async def test_scopes_do_not_share_results():
     model = CountingModel()
     for scope in ("tenant-a", "tenant-b", "tenant-a", None):
-        await asking(model, PipelineConfig(cache_policy="inputs", cache_scope=scope)).execute({"topic": "t"}, None)
+        await asking(model, PipelineConfig(cache_policy="inputs", cache_scope=scope)).execute(
+            {"topic": "t"}, None
+        )
     assert model.calls == 6
 
 
@@ -108,7 +140,9 @@ async def test_a_scope_forks_one_step_and_what_depends_on_what_it_gives():
     model = CountingModel()
     for scope in ("one", "other"):
         configs = {"ask": StepConfig(cache_scope=scope)}
-        await asking(model, PipelineConfig(cache_policy="inputs"), step_configs=configs).execute({"topic": "t"}, None)
+        await asking(model, PipelineConfig(cache_policy="inputs"), step_configs=configs).execute(
+            {"topic": "t"}, None
+        )
     assert [prompt.split("|")[0] for prompt in model.prompts] == ["ask", "sum", "ask"]
 
 
@@ -117,7 +151,9 @@ async def test_a_scope_holds_under_prefects_own_policies_too():
 
     model = CountingModel()
     for scope in ("tenant-a", "tenant-b", "tenant-a"):
-        await asking(model, PipelineConfig(cache_policy=INPUTS, cache_scope=scope)).execute({"topic": "t"}, None)
+        await asking(model, PipelineConfig(cache_policy=INPUTS, cache_scope=scope)).execute(
+            {"topic": "t"}, None
+        )
     assert model.calls == 4
 
 

@@ -55,7 +55,11 @@ class FailsAfter(BaseStep[Any, None]):
 
 async def test_a_failure_cancels_the_siblings_and_every_task_run_ends():
     siblings = {f"waits{n}": WaitsForever() for n in range(3)}
-    steps: dict[str, BaseStep[Any, Any]] = {**siblings, "fails": FailsAfter(*siblings.values()), "after": Give(1)}
+    steps: dict[str, BaseStep[Any, Any]] = {
+        **siblings,
+        "fails": FailsAfter(*siblings.values()),
+        "after": Give(1),
+    }
     pipeline = Pipeline("cancelling", steps, {"after": ["fails"]}, output_step="after")
     before = asyncio.all_tasks()
     with pytest.raises(StepExecutionError) as caught:
@@ -142,7 +146,9 @@ async def test_what_a_cancelled_step_had_spent_is_in_its_artifact():
             await soon(spent.wait())
             raise ValueError("now")
 
-    pipeline = Pipeline("spent", {"spends": SpendsThenWaits(), "fails": Fails()}, output_step="fails")
+    pipeline = Pipeline(
+        "spent", {"spends": SpendsThenWaits(), "fails": Fails()}, output_step="fails"
+    )
     with pytest.raises(StepExecutionError) as caught:
         await pipeline.execute({}, None)
     partial = caught.value.partial_result
@@ -161,4 +167,8 @@ async def test_a_shared_agent_answers_many_steps_at_once():
 
 def leftover(before: set[asyncio.Task[Any]]) -> list[str]:
     """Tasks of fastroai or of a step that a run left behind; Prefect's own services may go on."""
-    return [t.get_name() for t in asyncio.all_tasks() - before if not t.done() and "prefect" not in repr(t.get_coro())]
+    return [
+        t.get_name()
+        for t in asyncio.all_tasks() - before
+        if not t.done() and "prefect" not in repr(t.get_coro())
+    ]

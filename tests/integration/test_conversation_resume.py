@@ -1,4 +1,6 @@
-"""A conversation over several turns under one run key: each turn pays only for what its new input changes."""
+"""A conversation over several turns under one run key: each turn pays only for what its new input
+changes.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +36,33 @@ class Conversation:
         async def gather(ctx: StepContext[Any]) -> ConversationState[dict[str, Any]]:
             message = ctx.get_input("message", "nothing")
             await ctx.run(agent, f"gather from {message}")
-            status = ConversationStatus.COMPLETE if "name" in message else ConversationStatus.INCOMPLETE
+            status = (
+                ConversationStatus.COMPLETE if "name" in message else ConversationStatus.INCOMPLETE
+            )
             return ConversationState(status=status, data={"message": message})
 
         @step
         async def greet(ctx: StepContext[Any]) -> str:
-            return str((await ctx.run(agent, f"greet {ctx.get_dependency('gather').data['message']}")).output)
+            return str(
+                (
+                    await ctx.run(agent, f"greet {ctx.get_dependency('gather').data['message']}")
+                ).output
+            )
 
         steps = {"research": research, "gather": gather, "greet": greet}
         self.pipeline: Pipeline[Any, Any, Any] = Pipeline(
-            "conversation", steps, {"gather": ["research"], "greet": ["gather"]}, output_step="greet"
+            "conversation",
+            steps,
+            {"gather": ["research"], "greet": ["gather"]},
+            output_step="greet",
         )
 
     async def turn(self, **inputs: Any) -> tuple[PipelineResult[Any], list[str]]:
         """The result of a turn, and what was sent for it."""
         sent = len(self._model.prompts)
-        result = await self.pipeline.execute({"topic": "bees"} | inputs, None, run_key="talk with Ada")
+        result = await self.pipeline.execute(
+            {"topic": "bees"} | inputs, None, run_key="talk with Ada"
+        )
         return result, self._model.prompts[sent:]
 
 
@@ -58,7 +71,10 @@ async def test_a_turn_pays_for_the_steps_that_read_the_new_message_and_those_beh
     first, sent = await talk.turn(message="hello")
     assert (first.stopped_early, sent) == (True, ["research bees", "gather from hello"])
     second, sent = await talk.turn(message="my name is Ada")
-    assert (second.stopped_early, sent) == (False, ["gather from my name is Ada", "greet my name is Ada"])
+    assert (second.stopped_early, sent) == (
+        False,
+        ["gather from my name is Ada", "greet my name is Ada"],
+    )
     assert second.output == "answer"
     run = await read_run(second.run_id, tasks=3)
     assert {t.name: t.state_name for t in run.all_task_runs}["research"] == "Cached"

@@ -147,7 +147,9 @@ async def test_a_process_that_only_slept_stops_when_its_run_was_taken_up(
     assert (await state_of(flow_run_id)).name == "Crashed"
 
 
-async def test_what_ended_after_all_is_forgotten_and_what_is_unknown_is_left_alone(gate: Gate) -> None:
+async def test_what_ended_after_all_is_forgotten_and_what_is_unknown_is_left_alone(
+    gate: Gate,
+) -> None:
     async with get_client() as client:
         flow_id = await client.create_flow_from_name("ended by hand")
         ended, unknown = await _flow_run(client, flow_id), uuid4()
@@ -158,7 +160,8 @@ async def test_what_ended_after_all_is_forgotten_and_what_is_unknown_is_left_alo
     configured_heartbeat().stop(5)  # as if its process had died
     listed = await runs()
     assert listed.stdout == (
-        "No run is under way, and none died.\n1 more of this ledger are unknown to this Prefect server.\n"
+        "No run is under way, and none died.\n"
+        "1 more of this ledger are unknown to this Prefect server.\n"
     )
     nothing = await runs("resume", str(ended))
     assert nothing.returncode == 2
@@ -185,20 +188,27 @@ async def deploy_and_run(gate: Gate) -> UUID:
             flow_id=await client.create_flow(flow),
             name="nightly",
             work_pool_name=POOL,
-            # With a path, a worker copies the whole checkout for each run; one that is killed leaves its copies behind.
-            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}],
+            # With a path, a worker copies the whole checkout for each run; one that is killed
+            # leaves its copies behind.
+            pull_steps=[
+                {"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}
+            ],
             entrypoint="tests/support/gated_flow.py:flow",
             enforce_parameter_schema=False,
         )
         inputs = {"gate": str(gate.path), "busy": False}
-        run = await client.create_flow_run_from_deployment(deployment_id, parameters={"inputs": inputs})
+        run = await client.create_flow_run_from_deployment(
+            deployment_id, parameters={"inputs": inputs}
+        )
     return run.id
 
 
 def start_worker(*options: str) -> subprocess.Popen[bytes]:
     """A worker in a process group of its own."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, *options]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 async def state_of(flow_run_id: UUID | str) -> Any:

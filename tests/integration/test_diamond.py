@@ -18,7 +18,9 @@ EDGES = {("top", "left"), ("top", "right"), ("left", "bottom"), ("right", "botto
 STEPS = ("top", "left", "right", "bottom")
 
 
-def diamond(name: str, steps: dict[str, BaseStep[Any, Any]], **options: Any) -> Pipeline[Any, Any, Any]:
+def diamond(
+    name: str, steps: dict[str, BaseStep[Any, Any]], **options: Any
+) -> Pipeline[Any, Any, Any]:
     return Pipeline(name, steps, DIAMOND, **options)
 
 
@@ -43,10 +45,14 @@ async def test_the_edges_are_on_the_server_whatever_the_steps_return():
     dependencies: dict[str, list[str]] = {}
     for n, value in enumerate(values):
         steps |= {f"{n}-{step_id}": Give(value) for step_id in STEPS}
-        dependencies |= {f"{n}-{id_}": [f"{n}-{needed}" for needed in ids] for id_, ids in DIAMOND.items()}
+        dependencies |= {
+            f"{n}-{id_}": [f"{n}-{needed}" for needed in ids] for id_, ids in DIAMOND.items()
+        }
     result = await Pipeline("edges", steps, dependencies, output_step="0-bottom").execute({}, None)
     run = await read_run(result.run_id, tasks=len(steps))
-    assert run.edges() == {(f"{n}-{up}", f"{n}-{down}") for n in range(len(values)) for up, down in EDGES}
+    assert run.edges() == {
+        (f"{n}-{up}", f"{n}-{down}") for n in range(len(values)) for up, down in EDGES
+    }
     assert len(run.task_runs["0-bottom"].task_inputs["wait_for"]) == 2
 
 
@@ -120,7 +126,9 @@ async def test_attempts_are_shown_and_failed_ones_are_paid_for():
             return "done"
 
     pipeline = Pipeline(
-        "attempts", {"flaky": Flaky(agent)}, step_configs={"flaky": StepConfig(retries=2, retry_delay=0)}
+        "attempts",
+        {"flaky": Flaky(agent)},
+        step_configs={"flaky": StepConfig(retries=2, retry_delay=0)},
     )
     result = await pipeline.execute({}, None)
     run = await read_run(result.run_id, tasks=1, artifacts=2)

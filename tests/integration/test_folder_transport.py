@@ -45,7 +45,9 @@ async def test_what_was_written_is_read_replaced_and_deleted(tmp_path: Path):
     assert files(tmp_path) == {}
 
 
-async def test_who_reads_while_another_writes_sees_the_old_or_the_new_and_nothing_between(tmp_path: Path):
+async def test_who_reads_while_another_writes_sees_the_old_or_the_new_and_nothing_between(
+    tmp_path: Path,
+):
     transport = folder(tmp_path)
     whole = {bytes([byte]) * LENGTH for byte in b"ab"}
     await transport.put("it", min(whole))

@@ -1,4 +1,6 @@
-"""Pipelines as flows: inside someone's own flow, retried, called directly, with deps made where the flow runs."""
+"""Pipelines as flows: inside someone's own flow, retried, called directly, with deps made where the
+flow runs.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +51,19 @@ class FailsOnce(BaseStep[Any, str]):
 
     async def execute(self, context: StepContext[Any]) -> str:
         self._runs[0] += 1
-        answer = await context.run(self._agent, f"last, after {context.get_dependency(self._needs)}")
+        answer = await context.run(
+            self._agent, f"last, after {context.get_dependency(self._needs)}"
+        )
         if self._runs[0] == 1:
             raise ConnectionError("lost it")
         return answer.output
 
 
 def fails_once(model: CountingModel, **options: Any) -> Pipeline[Any, Any, Any]:
-    steps: dict[str, BaseStep[Any, Any]] = {"first": Ask(model.agent()), "last": FailsOnce(model, "first")}
+    steps: dict[str, BaseStep[Any, Any]] = {
+        "first": Ask(model.agent()),
+        "last": FailsOnce(model, "first"),
+    }
     return Pipeline("fails once", steps, {"last": ["first"]}, **options)
 
 
@@ -79,7 +86,9 @@ async def test_inside_a_flow_the_run_is_a_subflow_of_it():
 
 async def test_the_deadline_of_the_flow_around_it_ends_the_run_on_the_server_too():
     waits = WaitsForever()
-    pipeline = Pipeline("cut off", {"paid": Ask(CountingModel().agent()), "waits": waits}, output_step="paid")
+    pipeline = Pipeline(
+        "cut off", {"paid": Ask(CountingModel().agent()), "waits": waits}, output_step="paid"
+    )
     run_ids: list[str] = []
 
     class Notes(NoOpTracer):
@@ -118,7 +127,7 @@ async def test_two_pipelines_may_run_at_once_inside_a_flow():
         assert usd(run.rows()) == PRICE
 
 
-async def test_a_pipeline_called_within_a_step_is_booked_to_itself_and_the_step_can_be_tried_again():
+async def test_a_pipeline_called_within_a_step_is_booked_to_itself_and_the_step_can_be_retried():
     model = CountingModel()
     inner = Pipeline("within", {"asked": Ask(model.agent())})
     runs: list[PipelineResult[Any]] = []
@@ -149,7 +158,9 @@ async def test_after_a_nested_pipeline_the_rest_of_the_step_belongs_to_the_outer
         await inner.execute({"topic": "t"}, None)
         return (await context.run(agent, "outer")).output
 
-    result = await Pipeline("nesting", {"outer": outer_step, "b": Give(1)}, output_step="outer").execute({}, None)
+    result = await Pipeline(
+        "nesting", {"outer": outer_step, "b": Give(1)}, output_step="outer"
+    ).execute({}, None)
     assert [e.attribution.pipeline for e in result.entries] == ["nesting"]
     run = await read_run(result.run_id, tasks=2, artifacts=3)
     assert usd(run.rows()) == PRICE
@@ -170,9 +181,13 @@ async def test_a_prefect_task_of_ones_own_gives_its_own_value_each_time():
 
 
 @pytest.mark.parametrize(
-    "inputs", [{"topic": "t"}, {"topic": "t", "when": date(2026, 1, 1)}], ids=["plain", "with a date"]
+    "inputs",
+    [{"topic": "t"}, {"topic": "t", "when": date(2026, 1, 1)}],
+    ids=["plain", "with a date"],
 )
-async def test_a_retried_flow_run_goes_on_where_it_failed_and_pays_nothing_twice(inputs: dict[str, Any]):
+async def test_a_retried_flow_run_goes_on_where_it_failed_and_pays_nothing_twice(
+    inputs: dict[str, Any],
+):
     model = CountingModel()
     result = await fails_once(model).to_flow(retries=1)(inputs)
     assert model.prompts == ["first|t", "last, after answer:first|t"]
@@ -312,7 +327,9 @@ def connection() -> Connection:
     return CONNECTION
 
 
-@pytest.mark.parametrize("factory", [plain, coroutine, sync_connection, async_connection], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "factory", [plain, coroutine, sync_connection, async_connection], ids=lambda f: f.__name__
+)
 async def test_deps_are_made_where_the_flow_runs(connection: Connection, factory: Any):
     result = await Pipeline("with deps", {"use": use_connection}).to_flow(deps_factory=factory)()
     assert result.output is True
@@ -320,7 +337,9 @@ async def test_deps_are_made_where_the_flow_runs(connection: Connection, factory
 
 @pytest.mark.parametrize("factory", [sync_connection, async_connection], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("body", [use_connection, break_connection], ids=["success", "failure"])
-async def test_deps_that_can_be_closed_are_closed(connection: Connection, factory: Any, body: BaseStep[Any, Any]):
+async def test_deps_that_can_be_closed_are_closed(
+    connection: Connection, factory: Any, body: BaseStep[Any, Any]
+):
     made = Pipeline("closing", {"use": body}).to_flow(deps_factory=factory)
     if body is break_connection:
         with pytest.raises(StepExecutionError, match="open: True"):
@@ -357,20 +376,29 @@ def test_the_input_model_is_the_flows_parameter_form(questions: Pipeline[Any, An
     [model] = schema["definitions"].values()
     assert model["properties"]["topic"]["description"] == "What to write about."
     assert model["properties"]["topic"]["minLength"] == 3
-    assert (model["properties"]["pages"]["minimum"], model["properties"]["pages"]["maximum"]) == (1, 9)
+    assert (model["properties"]["pages"]["minimum"], model["properties"]["pages"]["maximum"]) == (
+        1,
+        9,
+    )
     assert model["properties"]["pages"]["default"] == 2
     assert model["required"] == ["topic"]
 
 
-@pytest.mark.parametrize("inputs", [{"topic": "bees"}, Question(topic="bees")], ids=["dict", "model"])
-async def test_a_flow_is_called_with_a_dict_or_a_model(questions: Pipeline[Any, Any, Any], inputs: Any):
+@pytest.mark.parametrize(
+    "inputs", [{"topic": "bees"}, Question(topic="bees")], ids=["dict", "model"]
+)
+async def test_a_flow_is_called_with_a_dict_or_a_model(
+    questions: Pipeline[Any, Any, Any], inputs: Any
+):
     made = questions.to_flow()
     by_position, by_name = await made(inputs), await made(inputs=inputs)
     assert isinstance(by_position, PipelineResult)
     assert by_position.output == by_name.output == "bees: 2"
 
 
-@pytest.mark.parametrize("inputs", [{"topic": "no"}, {}, {"topic": "bees", "pages": 10}, "bees"], ids=repr)
+@pytest.mark.parametrize(
+    "inputs", [{"topic": "no"}, {}, {"topic": "bees", "pages": 10}, "bees"], ids=repr
+)
 async def test_an_input_that_does_not_fit_is_refused_before_a_step(inputs: Any):
     model = CountingModel()
     made = Pipeline("strict", {"a": Ask(model.agent())}, input_type=Question).to_flow()
@@ -379,7 +407,9 @@ async def test_an_input_that_does_not_fit_is_refused_before_a_step(inputs: Any):
     assert model.calls == 0
 
 
-async def test_a_flow_that_needs_an_input_says_so_when_it_gets_none(questions: Pipeline[Any, Any, Any]):
+async def test_a_flow_that_needs_an_input_says_so_when_it_gets_none(
+    questions: Pipeline[Any, Any, Any],
+):
     with pytest.raises(Exception, match="inputs"):
         await questions.to_flow()()
 
@@ -393,7 +423,12 @@ async def test_flow_options_are_prefects():
     made = Pipeline("optioned", {"a": Give(3)}).to_flow(
         name="another name", version="7", retries=2, description="What it is for.", log_prints=True
     )
-    assert (made.name, made.version, made.retries, made.description) == ("another name", "7", 2, "What it is for.")
+    assert (made.name, made.version, made.retries, made.description) == (
+        "another name",
+        "7",
+        2,
+        "What it is for.",
+    )
     assert made.log_prints is True
 
 

@@ -43,7 +43,9 @@ class Answer(BaseStep[Deps, str]):
     async def execute(self, context: StepContext[Deps]) -> str:
         assert context.deps.token == "deps-91bc"
         assert context.get_input("key").get_secret_value() == "secret-c0de"
-        await context.run(self.agent, f"{context.get_input('text')} prompt-e2e2 {context.deps.token}")
+        await context.run(
+            self.agent, f"{context.get_input('text')} prompt-e2e2 {context.deps.token}"
+        )
         if self.fails:
             raise ConnectionError("no connection")
         return "output-55aa"

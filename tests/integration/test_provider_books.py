@@ -1,4 +1,5 @@
-"""An agent called by itself on the true OpenAI client: what its response says agrees with the provider's invoice.
+"""An agent called by itself on the true OpenAI client: what its response says agrees with the
+provider's invoice.
 
 What becomes of pipelines' requests is compared in tests/acceptance/test_invoice.py.
 """
@@ -13,7 +14,12 @@ from typing import Any
 
 import pytest
 from pydantic_ai import Agent
-from pydantic_ai.exceptions import ModelAPIError, ModelAuthenticationError, ModelConnectionError, ModelHTTPError
+from pydantic_ai.exceptions import (
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
+    ModelHTTPError,
+)
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.toolsets import FunctionToolset
@@ -63,7 +69,9 @@ async def test_a_tool_loop(provider: ProviderProcess, model: str) -> None:
     def add(a: int, b: int) -> int:
         return a + b
 
-    provider.script("1 + 2", Answer(tool="add", args={"a": 1, "b": 2}), Answer("3", input_tokens=333))
+    provider.script(
+        "1 + 2", Answer(tool="add", args={"a": 1, "b": 2}), Answer("3", input_tokens=333)
+    )
     response = await agent_on(model, toolsets=[FunctionToolset([add])]).run("1 + 2")
     assert_agree(provider.lines, response.entries)
     assert [call["args"] for call in response.tool_calls] == [{"a": 1, "b": 2}]
@@ -86,12 +94,18 @@ async def test_a_stream_to_its_end(provider: ProviderProcess, model: str) -> Non
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_an_answer_that_names_no_usage_is_unpriced(provider: ProviderProcess, model: str, streamed: bool) -> None:
+async def test_an_answer_that_names_no_usage_is_unpriced(
+    provider: ProviderProcess, model: str, streamed: bool
+) -> None:
     provider.script("Hi", Answer(reports_usage=False))
     agent = agent_on(model)
     entries = await books_of(all_of(agent.run_stream("Hi")) if streamed else agent.run("Hi"))
     [(line, entry)] = paired(provider.lines, entries)
-    assert (entry.state, entry.cost_usd, entry.response_id) == (EntryState.UNPRICED, None, line.response_id)
+    assert (entry.state, entry.cost_usd, entry.response_id) == (
+        EntryState.UNPRICED,
+        None,
+        line.response_id,
+    )
 
 
 async def test_a_wrong_key_is_refused_once(
@@ -107,7 +121,9 @@ class TestReadyAgent:
     """A client of the user's own would send twice more by itself: it is told not to, and we do."""
 
     def agent(self, provider: ProviderProcess, **options: Any) -> FastroAgent[Any]:
-        own = OpenAIChatModel("gpt-5-mini", provider=OpenAIProvider(base_url=provider.base_url, api_key=KEY))
+        own = OpenAIChatModel(
+            "gpt-5-mini", provider=OpenAIProvider(base_url=provider.base_url, api_key=KEY)
+        )
         return FastroAgent(agent=Agent(own), cost_calculator=fixed_prices(), **options)
 
     async def test_the_clients_own_retries_are_visible(self, provider: ProviderProcess) -> None:
@@ -130,7 +146,9 @@ class TestReadyAgent:
         assert len(provider.lines) == 1
 
 
-async def test_nobody_listening_is_no_spend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_listening_is_no_spend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with ProviderProcess(tmp_path / "invoice.jsonl") as provider:
         url = provider.base_url
     monkeypatch.setenv("OPENAI_BASE_URL", url)
@@ -156,7 +174,9 @@ def test_an_agent_goes_on_in_another_event_loop(provider: ProviderProcess, model
     assert len(provider.lines) == 2
 
 
-async def test_a_refusal_keeps_what_the_provider_said(provider: ProviderProcess, model: str) -> None:
+async def test_a_refusal_keeps_what_the_provider_said(
+    provider: ProviderProcess, model: str
+) -> None:
     provider.script("bad", Refuse(400, code="context_length"))
     with pytest.raises(ModelHTTPError) as raised:
         await agent_on(model).run("bad")

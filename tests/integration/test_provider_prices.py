@@ -1,4 +1,6 @@
-"""The true clients of several providers against a loopback server: what an answer says of its price, to the entry."""
+"""The true clients of several providers against a loopback server: what an answer says of its
+price, to the entry.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from fastroai.metering.scope import dispatch_scope
 from tests.support.canned import CannedServer
 
 
-async def entry_of(model: Model, settings: ModelSettings | None = None, **options: Any) -> LedgerEntry:
+async def entry_of(
+    model: Model, settings: ModelSettings | None = None, **options: Any
+) -> LedgerEntry:
     ledger = RequestRecorder()
     with dispatch_scope(ledger):
         await FastroAgent(model=model, **options).run("Hi", model_settings=settings)
@@ -44,14 +48,22 @@ def chat(model: str = "gpt-5-mini-2025-08-07", **more: Any) -> dict[str, Any]:
         "object": "chat.completion",
         "created": 1,
         "model": model,
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello"}}],
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": "Hello"},
+            }
+        ],
         "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
         **more,
     }
 
 
 def openai(server: CannedServer) -> Model:
-    return OpenAIChatModel("gpt-5-mini", provider=OpenAIProvider(base_url=f"{server.url}/v1", api_key="k"))
+    return OpenAIChatModel(
+        "gpt-5-mini", provider=OpenAIProvider(base_url=f"{server.url}/v1", api_key="k")
+    )
 
 
 class TestOpenAI:
@@ -77,7 +89,9 @@ class TestOpenAI:
             entry = await entry_of(openai(server))
         assert entry.cost_usd == Decimal("0.000425")
 
-    @pytest.mark.parametrize(("tier", "cost"), [("flex", "0.000225"), ("priority", "0.00081"), ("default", "0.00045")])
+    @pytest.mark.parametrize(
+        ("tier", "cost"), [("flex", "0.000225"), ("priority", "0.00081"), ("default", "0.00045")]
+    )
     async def test_the_tier_of_the_answer_prices_it(
         self, monkeypatch: pytest.MonkeyPatch, tier: str, cost: str
     ) -> None:
@@ -87,14 +101,28 @@ class TestOpenAI:
             assert server.requests[0]["service_tier"] == "priority"
         assert (entry.service_tier, entry.cost_usd) == (tier, Decimal(cost))
 
-    async def test_a_tier_without_a_listed_price_is_not_guessed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_tier_without_a_listed_price_is_not_guessed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with CannedServer(chat(service_tier="scale")) as server:
             bill(monkeypatch, server, "openai")
             entry = await entry_of(openai(server))
-        assert (entry.state, entry.cost_usd, entry.service_tier) == (EntryState.UNPRICED, None, "scale")
+        assert (entry.state, entry.cost_usd, entry.service_tier) == (
+            EntryState.UNPRICED,
+            None,
+            "scale",
+        )
 
-    async def test_file_searches_are_billed_by_the_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        search = {"type": "file_search_call", "id": "fs_1", "status": "completed", "queries": ["a"], "results": None}
+    async def test_file_searches_are_billed_by_the_call(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        search = {
+            "type": "file_search_call",
+            "id": "fs_1",
+            "status": "completed",
+            "queries": ["a"],
+            "results": None,
+        }
         message = {
             "type": "message",
             "id": "m_1",
@@ -142,7 +170,10 @@ class TestAnthropic:
             "output_tokens": 100,
             "cache_read_input_tokens": 2000,
             "cache_creation_input_tokens": 3000,
-            "cache_creation": {"ephemeral_5m_input_tokens": 2000, "ephemeral_1h_input_tokens": 1000},
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": 2000,
+                "ephemeral_1h_input_tokens": 1000,
+            },
             "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 0},
             "service_tier": "standard",
         },
@@ -153,12 +184,15 @@ class TestAnthropic:
             bill(monkeypatch, server, "anthropic")
             provider = AnthropicProvider(base_url=server.url, api_key="k")
             entry = await entry_of(AnthropicModel("claude-haiku-4-5", provider=provider))
-        # 1 x 1000 + 0.1 x 2000 + 1.25 x 2000 + 2 x 1000 + 5 x 100 a million, and two searches at 10 a thousand
+        # 1 x 1000 + 0.1 x 2000 + 1.25 x 2000 + 2 x 1000 + 5 x 100 a million, and two searches at 10
+        # a thousand
         assert (entry.cost_usd, entry.request_fees_usd) == (Decimal("0.0262"), Decimal("0.02"))
         assert (entry.tokens.input_tokens, entry.tokens.cache_write_tokens) == (6000, 3000)
         assert entry.further_usage == {"cache_write_1h_tokens": 1000, "web_searches": 2}
 
-    async def test_what_an_advisor_used_is_billed_at_rates_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_what_an_advisor_used_is_billed_at_rates_of_its_own(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         iterations = [
             {"type": kind, "input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 0}
             | {"cache_creation_input_tokens": 0}
@@ -176,10 +210,16 @@ class TestAnthropic:
 
 class TestGoogle:
     ANSWER: ClassVar[dict[str, Any]] = {
-        "candidates": [{"content": {"role": "model", "parts": [{"text": "Hello"}]}, "finishReason": "STOP"}],
+        "candidates": [
+            {"content": {"role": "model", "parts": [{"text": "Hello"}]}, "finishReason": "STOP"}
+        ],
         "modelVersion": "gemini-3.8-flash-tts",
         "responseId": "r1",
-        "usageMetadata": {"promptTokenCount": 1000, "candidatesTokenCount": 100, "totalTokenCount": 1100},
+        "usageMetadata": {
+            "promptTokenCount": 1000,
+            "candidatesTokenCount": 100,
+            "totalTokenCount": 1100,
+        },
     }
 
     async def test_the_tier_is_in_a_header(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +236,9 @@ class TestGoogle:
         assert standard.cost_usd is not None
         assert flex.cost_usd == standard.cost_usd / 2
 
-    async def test_provisioned_throughput_is_not_billed_by_the_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_provisioned_throughput_is_not_billed_by_the_token(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         usage = {**self.ANSWER["usageMetadata"], "trafficType": "PROVISIONED_THROUGHPUT"}
         answer = {**self.ANSWER, "usageMetadata": usage, "modelVersion": "gemini-2.5-pro"}
         with CannedServer(answer) as server:
@@ -210,7 +252,9 @@ async def test_a_local_server_can_not_say_what_openrouter_bills() -> None:
     answer = chat("openai/gpt-5-mini", provider="OpenAI", usage={**chat()["usage"], "cost": 0.123})
     with CannedServer(answer) as server:
         # This provider names openrouter.ai as its URL, whatever its client was given.
-        provider = OpenRouterProvider(openai_client=AsyncOpenAI(base_url=f"{server.url}/api/v1", api_key="k"))
+        provider = OpenRouterProvider(
+            openai_client=AsyncOpenAI(base_url=f"{server.url}/api/v1", api_key="k")
+        )
         entry = await entry_of(OpenRouterModel("openai/gpt-5-mini", provider=provider))
     assert (entry.state, entry.cost_usd) == (EntryState.UNPRICED, None)
     assert "local or private" in (entry.error or "")

@@ -1,4 +1,6 @@
-"""The loopback provider that other tests measure by: what its invoice says, and that it leaves nothing behind."""
+"""The loopback provider that other tests measure by: what its invoice says, and that it leaves
+nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def ask(provider: ProviderProcess) -> socket.socket:
     host, _, port = provider.host.partition(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
     body = json.dumps({"model": "gpt-5-mini", "input": "Hi"}).encode()
-    head = f"POST /v1/responses HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v1/responses HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
     connection.sendall(head.encode() + body)
     return connection
 

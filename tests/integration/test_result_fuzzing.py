@@ -1,4 +1,6 @@
-"""Stored records damaged, forged and swapped: no code runs, no wrong value is taken, the step is run again."""
+"""Stored records damaged, forged and swapped: no code runs, no wrong value is taken, the step is
+run again.
+"""
 
 from __future__ import annotations
 
@@ -75,13 +77,19 @@ def flipped(seed: int) -> Change:
 def cut(seed: int) -> Change:
     def change(content: bytes, name: str) -> bytes:
         rng = random.Random(seed)
-        return content[: rng.randrange(len(content))] if seed % 2 else content[rng.randrange(1, len(content)) :]
+        return (
+            content[: rng.randrange(len(content))]
+            if seed % 2
+            else content[rng.randrange(1, len(content)) :]
+        )
 
     return change
 
 
 def resealed(alter: Callable[[dict[str, Any]], Any]) -> Change:
-    """What one who knows our format, but no secret, can plant: the record is altered and sealed again."""
+    """What one who knows our format, but no secret, can plant: the record is altered and sealed
+    again.
+    """
 
     def change(content: bytes, name: str) -> bytes:
         record = json.loads(content)
@@ -117,7 +125,9 @@ def with_output(**output: Any) -> Change:
 
 def with_value(**changes: Any) -> Change:
     def alter(stored: dict[str, Any]) -> dict[str, Any]:
-        return stored | {"output": stored["output"] | {"value": stored["output"]["value"] | changes}}
+        return stored | {
+            "output": stored["output"] | {"value": stored["output"]["value"] | changes}
+        }
 
     return with_stored(alter)
 
@@ -151,12 +161,18 @@ CHANGES: dict[str, Change] = {
         lambda text: base64.b64encode(gzip.compress(pickled(text).encode())).decode(),
     ),
     "Prefect's json with a class": with_serializer({"type": "json"}, class_named),
-    "a serializer with options": with_serializer({"type": "fastroai-json", "object_decoder": "os.mkdir"}, str),
+    "a serializer with options": with_serializer(
+        {"type": "fastroai-json", "object_decoder": "os.mkdir"}, str
+    ),
     "an unknown serializer": with_serializer({"type": "nobody/knows"}, str),
     "a class in our JSON": with_stored(lambda stored: class_named("")),
-    "a class in the record": with_stored(lambda stored: stored | {"__class__": f"{PLANTED_MODULE}.Thing"}),
+    "a class in the record": with_stored(
+        lambda stored: stored | {"__class__": f"{PLANTED_MODULE}.Thing"}
+    ),
     "a class in the output": with_value(__class__=f"{PLANTED_MODULE}.Thing"),
-    "pydantic's private names": with_value(__pydantic_private__={"x": 1}, __pydantic_fields_set__=["step"]),
+    "pydantic's private names": with_value(
+        __pydantic_private__={"x": 1}, __pydantic_fields_set__=["step"]
+    ),
     "a reduce in the value": with_value(__reduce__=["os.mkdir", [EXECUTED]]),
     "a tag that names code": with_output(value={"$": "os.mkdir", "value": EXECUTED}),
     "a codec that names code": with_output(codec="pickle"),
@@ -175,12 +191,16 @@ CHANGES: dict[str, Change] = {
     "attempts as text": with_stored(lambda stored: stored | {"attempts": "1"}),
     "another format": with_stored(lambda stored: stored | {"format": 2}),
     "a list": with_stored(lambda stored: [stored]),
-    "an unstorable": with_stored(lambda stored: {"format": 1, "step_id": stored["step_id"], "unstorable": "x"}),
+    "an unstorable": with_stored(
+        lambda stored: {"format": 1, "step_id": stored["step_id"], "unstorable": "x"}
+    ),
     "an error": with_stored(lambda stored: {"error": "ValueError: no"}),
     "result no text": resealed(lambda record: record | {"result": 7}),
     "no metadata": resealed(lambda record: {"result": record["result"]}),
     "metadata null": resealed(lambda record: record | {"metadata": None}),
-    "the old form": resealed(lambda record: {"data": pickled(""), "serializer": {"type": "pickle"}}),
+    "the old form": resealed(
+        lambda record: {"data": pickled(""), "serializer": {"type": "pickle"}}
+    ),
     "of another step": with_stored(lambda stored: stored | {"step_id": "somebody else"}),
     "sealed with a secret": lambda content, name: Signer(secret=b"x" * 16).close(
         name, b"{" + content[content.index(b',"') + 1 :]
@@ -191,7 +211,9 @@ CHANGES: dict[str, Change] = {
 @pytest.fixture
 def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that a record's code would make."""
-    (tmp_path / f"{PLANTED_MODULE}.py").write_text(f"import os\nos.mkdir({EXECUTED!r})\nclass Thing: pass\n")
+    (tmp_path / f"{PLANTED_MODULE}.py").write_text(
+        f"import os\nos.mkdir({EXECUTED!r})\nclass Thing: pass\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path / EXECUTED
 
@@ -213,7 +235,9 @@ def made_of(steps: dict[str, Pay], folder: Path) -> Pipeline[Any, Any, Any]:
 
 def records(folder: Path) -> dict[str, Path]:
     """The stored records by step id."""
-    return {json.loads(json.loads(p.read_bytes())["result"])["step_id"]: p for p in folder.iterdir()}
+    return {
+        json.loads(json.loads(p.read_bytes())["result"])["step_id"]: p for p in folder.iterdir()
+    }
 
 
 async def test_whatever_is_done_to_a_record_its_step_is_run_again(tmp_path: Path, executed: Path):
@@ -254,7 +278,9 @@ async def test_right_records_in_the_place_of_others_are_not_taken(
 async def test_with_a_secret_nobody_without_it_can_plant_a_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: Path
 ):
-    """Each forgery here would be taken without a secret: it has our format, a right checksum, another amount."""
+    """Each forgery here would be taken without a secret: it has our format, a right checksum,
+    another amount.
+    """
     monkeypatch.setenv("FASTROAI_RESULT_SECRET", SECRET)
     forgers = {
         "with a checksum": Signer(),

@@ -1,4 +1,6 @@
-"""`fastroai results show`: the record of a step is found, decoded, and not shown when no run would believe it."""
+"""`fastroai results show`: the record of a step is found, decoded, and not shown when no run would
+believe it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,13 @@ def split(context: StepContext[Any]) -> Words:
 
 def pipeline(**options: Any) -> Pipeline[Any, Any, Any]:
     steps: dict[str, Any] = {"asked": Ask(CountingModel().agent()), "split": split}
-    return Pipeline("inspected", steps, {"split": ["asked"]}, config=PipelineConfig(cache_policy="inputs"), **options)
+    return Pipeline(
+        "inspected",
+        steps,
+        {"split": ["asked"]},
+        config=PipelineConfig(cache_policy="inputs"),
+        **options,
+    )
 
 
 async def ran(made: Pipeline[Any, Any, Any]) -> str:
@@ -44,7 +52,9 @@ async def ran(made: Pipeline[Any, Any, Any]) -> str:
     return str(result.run_id)
 
 
-async def test_a_record_in_s3_is_found_by_run_and_step_and_decoded(s3: S3Service, monkeypatch: pytest.MonkeyPatch):
+async def test_a_record_in_s3_is_found_by_run_and_step_and_decoded(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
+):
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FASTROAI_RESULT_STORAGE", f"s3://{s3.bucket}/p")

@@ -1,4 +1,6 @@
-"""A storage that dies during a run: the run goes on, pays for nothing twice, and says what it could not store."""
+"""A storage that dies during a run: the run goes on, pays for nothing twice, and says what it could
+not store.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,13 @@ class Then(Ask):
         return answer
 
 
-def two_steps(model: CountingModel, act: Callable[[], Any] = lambda: None, **options: Any) -> Pipeline[Any, Any, Any]:
+def two_steps(
+    model: CountingModel, act: Callable[[], Any] = lambda: None, **options: Any
+) -> Pipeline[Any, Any, Any]:
     steps: dict[str, BaseStep[Any, Any]] = {"a": Then(model, act), "b": Ask(model.agent(), "a")}
-    return Pipeline("outage", steps, {"b": ["a"]}, config=PipelineConfig(cache_policy="inputs"), **options)
+    return Pipeline(
+        "outage", steps, {"b": ["a"]}, config=PipelineConfig(cache_policy="inputs"), **options
+    )
 
 
 async def run(pipeline: Pipeline[Any, Any, Any], topic: str = "t") -> PipelineResult[Any]:
@@ -93,7 +99,11 @@ def _named(value: Any) -> str:
 
 @pytest.mark.parametrize(("number", "moment", "lost"), LOST, ids=_named)
 async def test_killed_before_during_or_after_a_step_the_run_ends_with_all_its_values(
-    fragile_s3: FragileS3, number: int, moment: Moment, lost: set[str], monkeypatch: pytest.MonkeyPatch
+    fragile_s3: FragileS3,
+    number: int,
+    moment: Moment,
+    lost: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("FASTROAI_RESULT_RETRY_SECONDS", "0.5")
     model = CountingModel()
@@ -132,8 +142,13 @@ async def test_a_storage_that_comes_back_gets_everything(fragile_s3: FragileS3):
             await asyncio.to_thread(fragile_s3.start)
             return await super().execute(context)
 
-    steps: dict[str, BaseStep[Any, Any]] = {"a": Then(model, fragile_s3.kill), "b": Reviving(model.agent(), "a")}
-    pipeline = Pipeline("comes back", steps, {"b": ["a"]}, config=PipelineConfig(cache_policy="inputs"))
+    steps: dict[str, BaseStep[Any, Any]] = {
+        "a": Then(model, fragile_s3.kill),
+        "b": Reviving(model.agent(), "a"),
+    }
+    pipeline = Pipeline(
+        "comes back", steps, {"b": ["a"]}, config=PipelineConfig(cache_policy="inputs")
+    )
     result = await run(pipeline)
     assert result.not_stored == {}
     assert (await told(result))[0] == "Completed"
@@ -197,8 +212,13 @@ async def test_a_failing_step_fails_the_run_and_the_others_losses_are_in_the_tab
 ):
     monkeypatch.setenv("FASTROAI_RESULT_RETRY_SECONDS", "0")
     model = CountingModel()
-    steps: dict[str, BaseStep[Any, Any]] = {"a": Then(model, fragile_s3.kill), "b": Give(ValueError("no"))}
-    pipeline = Pipeline("fails too", steps, {"b": ["a"]}, config=PipelineConfig(on_error="continue"))
+    steps: dict[str, BaseStep[Any, Any]] = {
+        "a": Then(model, fragile_s3.kill),
+        "b": Give(ValueError("no")),
+    }
+    pipeline = Pipeline(
+        "fails too", steps, {"b": ["a"]}, config=PipelineConfig(on_error="continue")
+    )
     result = await run(pipeline)
     assert set(result.errors) == {"b"}
     assert set(result.not_stored) == {"a"}
@@ -226,7 +246,9 @@ async def test_the_values_are_returned_however_the_run_was_started(
     assert (await told(result))[0] == "ResultsNotStored"
 
 
-async def test_a_folder_that_is_lost_during_a_run_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_folder_that_is_lost_during_a_run_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("FASTROAI_RESULT_RETRY_SECONDS", "0.2")
     folder = tmp_path / "r"
 

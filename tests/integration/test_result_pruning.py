@@ -1,4 +1,6 @@
-"""`fastroai results prune`: what is old and ours goes, anything else stays, and what went is run again."""
+"""`fastroai results prune`: what is old and ours goes, anything else stays, and what went is run
+again.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,12 @@ def in_s3(s3: S3Service, monkeypatch: pytest.MonkeyPatch) -> S3Service:
 
 def asking(model: CountingModel, folder: Path | None = None) -> Pipeline[Any, Any, Any]:
     executor = PrefectExecutor() if folder is None else PrefectExecutor(result_storage=folder)
-    return Pipeline("kept", {"a": Ask(model.agent())}, config=PipelineConfig(cache_policy="inputs"), executor=executor)
+    return Pipeline(
+        "kept",
+        {"a": Ask(model.agent())},
+        config=PipelineConfig(cache_policy="inputs"),
+        executor=executor,
+    )
 
 
 def files(folder: Path) -> set[str]:
@@ -76,7 +83,12 @@ async def results_of_their_own_flows(folder: Path) -> None:
     storage = LocalFileSystem(basepath=str(folder))
     await storage.save("foreign", overwrite=True)
 
-    @task(persist_result=True, result_storage=storage, result_serializer="json", cache_key_fn=lambda *_: "ab" * 32)
+    @task(
+        persist_result=True,
+        result_storage=storage,
+        result_serializer="json",
+        cache_key_fn=lambda *_: "ab" * 32,
+    )
     async def json_of_theirs() -> int:
         return 1
 
@@ -93,14 +105,18 @@ async def results_of_their_own_flows(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("prefect_api")
-async def test_only_old_records_of_ours_are_deleted_from_a_folder_that_others_use_too(tmp_path: Path):
+async def test_only_old_records_of_ours_are_deleted_from_a_folder_that_others_use_too(
+    tmp_path: Path,
+):
     folder = tmp_path / "r"
     await results_of_their_own_flows(folder)
     (folder / ("cd" * 32)).write_bytes(b"\x1f\x8bno gzip")
     (folder / ("de" * 32)).write_bytes(b"")
     (folder / ("ef" * 32)).write_bytes(result_of("0f" * 32))  # moved from another name
     (folder / "requests").mkdir()
-    (folder / "requests" / ("ab" * 32 + "-1")).write_bytes(Signer().close("x", b'{"format":1,"place":"other-1","a":1}'))
+    (folder / "requests" / ("ab" * 32 + "-1")).write_bytes(
+        Signer().close("x", b'{"format":1,"place":"other-1","a":1}')
+    )
     (folder / "notes.txt").write_bytes(result_of("notes.txt"))
     (folder / "deeper").mkdir()
     (folder / "deeper" / ("ab" * 32)).write_bytes(result_of("ab" * 32))
@@ -143,7 +159,9 @@ async def test_a_pruned_step_runs_again_and_one_that_was_not_is_replayed(tmp_pat
 
 
 @pytest.mark.usefixtures("prefect_api")
-async def test_errors_of_failed_steps_and_results_under_prefects_own_keys_are_deleted_too(tmp_path: Path):
+async def test_errors_of_failed_steps_and_results_under_prefects_own_keys_are_deleted_too(
+    tmp_path: Path,
+):
     pipeline: Pipeline[Any, Any, Any] = Pipeline(
         "named",
         {"keyed": Give("k"), "fails": Give(RuntimeError("no"))},
@@ -173,7 +191,9 @@ async def test_what_is_exactly_as_old_as_that_stays(tmp_path: Path):
 
 @pytest.mark.usefixtures("prefect_api")
 @pytest.mark.parametrize("uri", ["s3://{}/results/team", "s3://{}", "s3://{}/requests"])
-@pytest.mark.parametrize("options", [{}, {"SECRET": "x" * 16, "COMPRESSION": "gzip"}], ids=["plain", "signed, gzip"])
+@pytest.mark.parametrize(
+    "options", [{}, {"SECRET": "x" * 16, "COMPRESSION": "gzip"}], ids=["plain", "signed, gzip"]
+)
 async def test_old_records_are_deleted_from_a_bucket_and_nothing_beside_them(
     in_s3: S3Service, uri: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -181,8 +201,15 @@ async def test_old_records_are_deleted_from_a_bucket_and_nothing_beside_them(
     for name, value in options.items():
         monkeypatch.setenv(f"FASTROAI_RESULT_{name}", value)
     folder = "/".join(uri.split("/")[3:])
-    beside = {f"{folder}-2/{'ab' * 32}": result_of("ab" * 32), f"{folder}/deeper/{'ab' * 32}": result_of("ab" * 32)}
-    within = {f"{folder}/{'ab' * 32}".lstrip("/"): b'{"metadata":{"serializer":{"type":"pickle"}},"result":""}'}
+    beside = {
+        f"{folder}-2/{'ab' * 32}": result_of("ab" * 32),
+        f"{folder}/deeper/{'ab' * 32}": result_of("ab" * 32),
+    }
+    within = {
+        f"{folder}/{'ab' * 32}".lstrip(
+            "/"
+        ): b'{"metadata":{"serializer":{"type":"pickle"}},"result":""}'
+    }
     for key, content in (beside | within).items():
         in_s3.client.put_object(Bucket=in_s3.bucket, Key=key.lstrip("/"), Body=content)
     foreign = set(in_s3.keys())
@@ -223,7 +250,8 @@ async def test_more_records_than_one_request_lists_are_deleted_in_batches(in_s3:
     asked = in_s3.requests[before:]
     assert counts(pruned) == (1030, 0, 0, 0)
     assert in_s3.keys() == []
-    assert sum("list-type=2" in request.query for request in asked) == 3  # two pages, and the folder of requests
+    # two pages, and the folder of requests
+    assert sum("list-type=2" in request.query for request in asked) == 3
     assert [request.query for request in asked if request.method == "POST"] == ["delete", "delete"]
     assert len(asked) == 3 + 1030 + 2
 
@@ -238,7 +266,10 @@ def refusing(endpoint_url: str, unread: str, undeleted: str) -> Iterator[str]:
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if unread in self.path:
-                status, content = 403, b"<Error><Code>AccessDenied</Code><Message>not this one</Message></Error>"
+                status, content = (
+                    403,
+                    b"<Error><Code>AccessDenied</Code><Message>not this one</Message></Error>",
+                )
             else:
                 kept = re.search(rb"<Object><Key>[^<]*%b</Key></Object>" % undeleted.encode(), body)
                 passed = body.replace(kept[0], b"") if kept else body
@@ -248,16 +279,23 @@ def refusing(endpoint_url: str, unread: str, undeleted: str) -> Iterator[str]:
                     for name, value in self.headers.items()
                     if name.lower() not in left_out and "checksum" not in name.lower()
                 }
-                asked = httpx.request(self.command, endpoint_url + self.path, content=passed, headers=headers)
+                asked = httpx.request(
+                    self.command, endpoint_url + self.path, content=passed, headers=headers
+                )
                 status, content = asked.status_code, asked.content
                 if kept:
-                    error = f"<Error><Key>p/{undeleted}</Key><Code>AccessDenied</Code><Message>held</Message></Error>"
+                    error = (
+                        f"<Error><Key>p/{undeleted}</Key><Code>AccessDenied</Code>"
+                        "<Message>held</Message></Error>"
+                    )
                     content = (
                         b'<?xml version="1.0"?><DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
                         + error.encode()
                         + b"</DeleteResult>"
                     )
-                headers = {name: value for name, value in asked.headers.items() if name == "last-modified"}
+                headers = {
+                    name: value for name, value in asked.headers.items() if name == "last-modified"
+                }
                 return self._send(status, content, headers)
             return self._send(status, content, {})
 
@@ -293,7 +331,9 @@ async def test_an_object_that_cannot_be_read_or_deleted_is_named_and_the_others_
     with refusing(in_s3.endpoint_url, unread, undeleted) as url:
         monkeypatch.setenv("FASTROAI_S3_ENDPOINT_URL", url)
         storage = f"s3://{in_s3.bucket}/p"
-        pruned = await prune_results(older_than=HOUR, storage=storage, now=datetime.now(UTC) + 2 * HOUR)
+        pruned = await prune_results(
+            older_than=HOUR, storage=storage, now=datetime.now(UTC) + 2 * HOUR
+        )
     assert in_s3.keys() == [f"p/{unread}", f"p/{undeleted}"]
     assert counts(pruned) == (1, 0, 0, 0)
     assert pruned.size == len(result_of(plain))
@@ -305,17 +345,24 @@ async def test_an_object_that_cannot_be_read_or_deleted_is_named_and_the_others_
 async def test_storage_that_cannot_be_listed_is_one_clear_error(
     in_s3: S3Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(ResultStorageError, match=r"'s3://no-such-bucket/p'.*NoSuchBucket.*may list, read and delete"):
+    with pytest.raises(
+        ResultStorageError,
+        match=r"'s3://no-such-bucket/p'.*NoSuchBucket.*may list, read and delete",
+    ):
         await prune_results(older_than=HOUR, storage="s3://no-such-bucket/p")
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultStorageError, match="file"):
         await prune_results(older_than=HOUR, storage=tmp_path / "file")
     monkeypatch.setenv("FASTROAI_S3_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(ResultStorageError, match=r"team'.*127\.0\.0\.1:9.*FASTROAI_S3_ENDPOINT_URL"):
+    with pytest.raises(
+        ResultStorageError, match=r"team'.*127\.0\.0\.1:9.*FASTROAI_S3_ENDPOINT_URL"
+    ):
         await prune_results(older_than=HOUR)
 
 
-async def test_the_command_says_what_it_deletes_and_what_it_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+async def test_the_command_says_what_it_deletes_and_what_it_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     folder = tmp_path / "r"
     command = ["results", "prune", "--older-than", "30d", "--storage", str(folder)]
 
@@ -339,7 +386,9 @@ async def test_the_command_says_what_it_deletes_and_what_it_would(tmp_path: Path
     size = 2 * len(result_of("aa" * 32))
     code, said = await run("--dry-run")
     assert code == 0
-    assert said.startswith(f"Would delete 2 results and 0 recorded requests, {size} bytes, from {str(folder)!r}")
+    assert said.startswith(
+        f"Would delete 2 results and 0 recorded requests, {size} bytes, from {str(folder)!r}"
+    )
     assert "1 other object stayed" in said
     code, found = await run("--json")
     pruned = json.loads(found)
@@ -349,10 +398,16 @@ async def test_the_command_says_what_it_deletes_and_what_it_would(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("given", "why"), [("59m", "1h or more"), ("0d", "1h or more"), ("30", "24h"), ("999999w", "calendar")]
+    ("given", "why"),
+    [("59m", "1h or more"), ("0d", "1h or more"), ("30", "24h"), ("999999w", "calendar")],
 )
-async def test_an_age_that_is_too_low_or_none_is_refused(given: str, why: str, capsys: pytest.CaptureFixture[str]):
-    assert await asyncio.to_thread(main, ["results", "prune", "--older-than", given, "--storage", "r"]) == 2
+async def test_an_age_that_is_too_low_or_none_is_refused(
+    given: str, why: str, capsys: pytest.CaptureFixture[str]
+):
+    assert (
+        await asyncio.to_thread(main, ["results", "prune", "--older-than", given, "--storage", "r"])
+        == 2
+    )
     said = capsys.readouterr().err
     assert repr(given) in said
     assert why in said

@@ -1,4 +1,6 @@
-"""One run key, several processes: one executes, the others wait for it or for its death, and pay nothing twice."""
+"""One run key, several processes: one executes, the others wait for it or for its death, and pay
+nothing twice.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ Start = Callable[..., RunProcess]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def ledger_url(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     if request.param == "postgresql":
         url = str(request.getfixturevalue("postgres_url"))
@@ -47,7 +51,8 @@ def gate(tmp_path: Path) -> Gate:
 
 @pytest.fixture
 def start(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    # Longer than a busy machine keeps a process from running; where somebody has to die first, it is shorter.
+    # Longer than a busy machine keeps a process from running; where somebody has to die first, it
+    # is shorter.
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "10")
     started: list[RunProcess] = []
     run_key = f"work-{uuid4()}"
@@ -66,7 +71,9 @@ def short_lease(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "2")
 
 
-async def waiting_behind(holder: RunProcess, gate: Gate, start: Start, **options: Any) -> RunProcess:
+async def waiting_behind(
+    holder: RunProcess, gate: Gate, start: Start, **options: Any
+) -> RunProcess:
     """A second process that waits for the first one, which waits at the gate."""
     await until(lambda: gate.is_reached or holder.process.poll() is not None)
     other = start(**options)
@@ -130,7 +137,11 @@ async def test_a_holder_that_slept_until_another_took_over_stops_and_sends_nothi
 
 
 async def test_a_holder_whose_event_loop_is_busy_keeps_its_lease(
-    sqlite_ledger: None, provider: ProviderProcess, gate: Gate, start: Start, monkeypatch: pytest.MonkeyPatch
+    sqlite_ledger: None,
+    provider: ProviderProcess,
+    gate: Gate,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "4")
     holder = start(busy=True)
@@ -148,13 +159,18 @@ async def test_four_processes_at_once_pay_once(
     gate.open()
     reports = await start(times=4).all_ended(4)
     assert prompts(provider.lines) == ["first", "second"]
-    assert sorted(report["states"] for report in reports) == [["charged"] * 2, *[["replayed"] * 2] * 3]
+    assert sorted(report["states"] for report in reports) == [
+        ["charged"] * 2,
+        *[["replayed"] * 2] * 3,
+    ]
     assert len({report["output"] for report in reports}) == 1
     assert await left_over() == []
 
 
 @pytest.fixture(params=["sqlite", "memory"])
-def own_ledger(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_ledger(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'ledger.db'}"
     monkeypatch.setenv("FASTROAI_LEDGER_URL", url)
 

@@ -1,4 +1,6 @@
-"""Results in S3 over HTTP, in a saved block and in folders: where they go, and what a second run costs."""
+"""Results in S3 over HTTP, in a saved block and in folders: where they go, and what a second run
+costs.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def in_s3(s3: S3Service, monkeypatch: pytest.MonkeyPatch) -> S3Service:
     return s3
 
 
-def two_steps(model: CountingModel, *, policy: Any = "inputs", **options: Any) -> Pipeline[Any, Any, Any]:
+def two_steps(
+    model: CountingModel, *, policy: Any = "inputs", **options: Any
+) -> Pipeline[Any, Any, Any]:
     agent = model.agent(name="reader")
     config = StepConfig(cache_policy=policy)
     return Pipeline(
@@ -102,9 +106,9 @@ async def test_a_changed_prompt_is_a_miss(in_s3: S3Service):
     model = CountingModel()
     for prompt in ("Be short.", "Be long."):
         agent = model.agent(system_prompt=prompt)
-        await Pipeline("prompted", {"a": Ask(agent)}, step_configs={"a": StepConfig(cache_policy="inputs")}).execute(
-            {"topic": "t"}, None
-        )
+        await Pipeline(
+            "prompted", {"a": Ask(agent)}, step_configs={"a": StepConfig(cache_policy="inputs")}
+        ).execute({"topic": "t"}, None)
     assert model.calls == 2
 
 
@@ -115,7 +119,9 @@ async def test_without_a_policy_another_run_pays_again(in_s3: S3Service):
     assert model.calls == 4
 
 
-async def test_a_bucket_without_a_prefix_holds_results_too(in_s3: S3Service, monkeypatch: pytest.MonkeyPatch):
+async def test_a_bucket_without_a_prefix_holds_results_too(
+    in_s3: S3Service, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("FASTROAI_RESULT_STORAGE", f"s3://{in_s3.bucket}")
     model = CountingModel()
     for _ in range(2):
@@ -125,10 +131,15 @@ async def test_a_bucket_without_a_prefix_holds_results_too(in_s3: S3Service, mon
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"RESULT_SECRET": "x" * 16, "RESULT_COMPRESSION": "gzip"}], ids=["plain", "signed"]
+    "options",
+    [{}, {"RESULT_SECRET": "x" * 16, "RESULT_COMPRESSION": "gzip"}],
+    ids=["plain", "signed"],
 )
-async def test_what_one_step_asks_of_s3(in_s3: S3Service, options: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    """Per run three requests of the probe; per step a read and a write for a miss, one read for a hit.
+async def test_what_one_step_asks_of_s3(
+    in_s3: S3Service, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    """Per run three requests of the probe; per step a read and a write for a miss, one read for a
+    hit.
 
     And a write for each request that was answered within it.
     """
@@ -136,7 +147,9 @@ async def test_what_one_step_asks_of_s3(in_s3: S3Service, options: dict[str, str
         monkeypatch.setenv(f"FASTROAI_{name}", value)
     model = CountingModel()
     agent = model.agent()
-    pipeline = Pipeline("counted", {"a": Ask(agent)}, step_configs={"a": StepConfig(cache_policy="inputs")})
+    pipeline = Pipeline(
+        "counted", {"a": Ask(agent)}, step_configs={"a": StepConfig(cache_policy="inputs")}
+    )
     asked = []
     for _ in range(2):
         before = in_s3.count()
@@ -166,7 +179,9 @@ async def test_results_that_were_signed_with_another_secret_are_made_again(
     assert model.calls == 4
 
 
-async def test_compressed_and_uncompressed_results_are_both_read(in_s3: S3Service, monkeypatch: pytest.MonkeyPatch):
+async def test_compressed_and_uncompressed_results_are_both_read(
+    in_s3: S3Service, monkeypatch: pytest.MonkeyPatch
+):
     model = CountingModel()
     for compression in ("gzip", "none", "gzip"):
         monkeypatch.setenv("FASTROAI_RESULT_COMPRESSION", compression)
@@ -175,9 +190,13 @@ async def test_compressed_and_uncompressed_results_are_both_read(in_s3: S3Servic
     assert all(in_s3.read(key).startswith(b"\x1f\x8b") for key in in_s3.results())  # not a dict
 
 
-async def test_there_are_connections_for_many_steps_at_once(in_s3: S3Service, caplog: pytest.LogCaptureFixture):
+async def test_there_are_connections_for_many_steps_at_once(
+    in_s3: S3Service, caplog: pytest.LogCaptureFixture
+):
     steps = {f"step {n}": Give(n) for n in range(70)}
-    pipeline = Pipeline("many", dict(steps), output_step="step 0", config=PipelineConfig(cache_policy="inputs"))
+    pipeline = Pipeline(
+        "many", dict(steps), output_step="step 0", config=PipelineConfig(cache_policy="inputs")
+    )
     for _ in range(2):
         result = await pipeline.execute({}, None)
         assert result.not_stored == {}
@@ -209,7 +228,9 @@ async def uri(s3: S3Service) -> Any:
     return f"s3://{s3.bucket}/by-uri"
 
 
-@pytest.mark.parametrize("storage", [saved_by_name, saved_block, unsaved_block, uri], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "storage", [saved_by_name, saved_block, unsaved_block, uri], ids=lambda f: f.__name__
+)
 async def test_every_way_to_name_a_bucket_keeps_and_replays_results(
     s3: S3Service, storage: Callable[[S3Service], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
 ):
@@ -223,7 +244,9 @@ async def test_every_way_to_name_a_bucket_keeps_and_replays_results(
     assert len(s3.results()) == 2
 
 
-async def test_a_saved_block_named_in_the_variable_keeps_results(s3: S3Service, monkeypatch: pytest.MonkeyPatch):
+async def test_a_saved_block_named_in_the_variable_keeps_results(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("FASTROAI_RESULT_STORAGE", await saved_by_name(s3))
     await two_steps(CountingModel()).execute({"topic": "t"}, None)
     assert len(s3.results("saved/")) == 2
@@ -233,7 +256,9 @@ async def test_a_step_may_have_storage_of_its_own(in_s3: S3Service, tmp_path: Pa
     model = CountingModel()
     agent = model.agent()
     configs = {"a": StepConfig(result_storage=str(tmp_path / "own"), cache_policy="inputs")}
-    pipeline = Pipeline("own storage", {"a": Ask(agent), "b": Ask(agent, "a")}, {"b": ["a"]}, step_configs=configs)
+    pipeline = Pipeline(
+        "own storage", {"a": Ask(agent), "b": Ask(agent, "a")}, {"b": ["a"]}, step_configs=configs
+    )
     await pipeline.execute({"topic": "t"}, None)
     assert len(in_s3.results()) == 1
     assert len([p for p in (tmp_path / "own").iterdir() if p.is_file()]) == 1
@@ -258,7 +283,9 @@ async def test_prefects_own_folder_is_the_default(prefect_api: str, tmp_path: Pa
     assert len([path for path in (tmp_path / "prefect-results").iterdir() if path.is_file()]) == 2
 
 
-async def test_a_bucket_that_is_deleted_during_the_run_does_not_lose_it(in_s3: S3Service, caplog: Any):
+async def test_a_bucket_that_is_deleted_during_the_run_does_not_lose_it(
+    in_s3: S3Service, caplog: Any
+):
     model = CountingModel()
 
     class Deleting(Ask):

@@ -1,4 +1,6 @@
-"""A Prefect server that is not there, not one, silent, or gone during the run: seconds at most, and nothing lost."""
+"""A Prefect server that is not there, not one, silent, or gone during the run: seconds at most, and
+nothing lost.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def under_prefect(model: CountingModel) -> Pipeline[Any, Any, Any]:
 async def refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a run says to a URL where no Prefect server answers."""
     model = CountingModel()
-    with prefect_settings(url, tmp_path / "r", monkeypatch), pytest.raises(ExecutorUnavailableError) as caught:
+    with (
+        prefect_settings(url, tmp_path / "r", monkeypatch),
+        pytest.raises(ExecutorUnavailableError) as caught,
+    ):
         async with asyncio.timeout(NOT_FOR_EVER):
             await under_prefect(model).execute({"topic": "t"}, None)
     assert model.calls == 0
@@ -58,7 +63,9 @@ async def test_a_url_that_never_answers_is_refused(tmp_path: Path, monkeypatch: 
         await refused(f"http://127.0.0.1:{silent.getsockname()[1]}/api", tmp_path, monkeypatch)
 
 
-@pytest.fixture(params=[(404, "{}"), (200, "<html>a wiki</html>"), (503, "busy"), (200, "true")], ids=repr)
+@pytest.fixture(
+    params=[(404, "{}"), (200, "<html>a wiki</html>"), (503, "busy"), (200, "true")], ids=repr
+)
 def other_service(request: pytest.FixtureRequest) -> Iterator[str]:
     """A web server that is no Prefect server."""
     status, body = request.param
@@ -83,7 +90,9 @@ def other_service(request: pytest.FixtureRequest) -> Iterator[str]:
     thread.join()
 
 
-async def test_a_url_of_another_service_is_refused(other_service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_url_of_another_service_is_refused(
+    other_service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     await refused(other_service, tmp_path, monkeypatch)
 
 
@@ -102,7 +111,9 @@ def mortal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[i
 
 
 def _forget_events_worker() -> None:
-    """Prefect sends the events of a process to the server that it met first; later tests have another one."""
+    """Prefect sends the events of a process to the server that it met first; later tests have
+    another one.
+    """
     for key, service in list(EventsWorker._instances.items()):
         if isinstance(service, EventsWorker):
             del EventsWorker._instances[key]
@@ -111,7 +122,9 @@ def _forget_events_worker() -> None:
 class Stops(BaseStep[Any, str]):
     """Pays for an answer, and sends the server a signal."""
 
-    def __init__(self, model: CountingModel, pid: int, number: int, then: BaseException | None = None) -> None:
+    def __init__(
+        self, model: CountingModel, pid: int, number: int, then: BaseException | None = None
+    ) -> None:
         self.agent = model.agent()
         self.pid = pid
         self.number = number
@@ -136,10 +149,14 @@ def outliving(model: CountingModel, kills: BaseStep[Any, str]) -> Pipeline[Any, 
     return Pipeline("outlives", steps, dependencies, executor="prefect")
 
 
-async def test_a_server_that_hangs_or_dies_during_the_run_costs_seconds_and_not_the_run(mortal_server: int):
+async def test_a_server_that_hangs_or_dies_during_the_run_costs_seconds_and_not_the_run(
+    mortal_server: int,
+):
     model = CountingModel()
     async with not_for_ever():
-        result = await outliving(model, Stops(model, mortal_server, signal.SIGSTOP)).execute({"topic": "t"}, None)
+        result = await outliving(model, Stops(model, mortal_server, signal.SIGSTOP)).execute(
+            {"topic": "t"}, None
+        )
     assert result.output.startswith("last(answer:after|t|answer:first|t|answer:before the end")
     assert result.usage.total_cost_usd == 3 * PRICE
 
@@ -158,7 +175,9 @@ async def test_a_server_that_hangs_or_dies_during_the_run_costs_seconds_and_not_
     own = ValueError("its own")
     with pytest.raises(StepExecutionError) as caught:
         async with not_for_ever():
-            await outliving(model, Stops(model, mortal_server, signal.SIGKILL, own)).execute({"topic": "t"}, None)
+            await outliving(model, Stops(model, mortal_server, signal.SIGKILL, own)).execute(
+                {"topic": "t"}, None
+            )
     assert caught.value.original_error is own
     assert caught.value.partial_result.usage.total_cost_usd == 2 * PRICE
     assert "first" in caught.value.partial_result.step_outputs
@@ -166,7 +185,9 @@ async def test_a_server_that_hangs_or_dies_during_the_run_costs_seconds_and_not_
 
 @asynccontextmanager
 async def not_for_ever() -> AsyncIterator[None]:
-    """Fails where Prefect's own retries were waited for; `asyncio.timeout` would end them instead of showing them."""
+    """Fails where Prefect's own retries were waited for; `asyncio.timeout` would end them instead
+    of showing them.
+    """
     began = time.monotonic()
     yield
     assert time.monotonic() - began < NOT_FOR_EVER
@@ -209,16 +230,30 @@ print(asyncio.run(Pipeline("temporary", {"only": only}).execute({}, None)).outpu
 
 
 def program(source: str, **variables: str | None) -> subprocess.CompletedProcess[str]:
-    """Run a program without a server, in the test's environment with these variables; a None unsets one."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API", "FASTROAI_"))}
-    environment |= {"PREFECT_LOGGING_LEVEL": "WARNING", "PYTHONPATH": str(Path(__file__).parents[2])}
+    """Run a program without a server, in the test's environment with these variables; a None unsets
+    one.
+    """
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API", "FASTROAI_"))
+    }
+    environment |= {
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     environment = {k: v for k, v in (environment | variables).items() if v is not None}
     return subprocess.run(
-        [sys.executable, "-c", source], env=environment, capture_output=True, text=True, timeout=170, check=False
+        [sys.executable, "-c", source],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
     )
 
 
-def test_without_a_server_the_terminal_tells_of_the_temporary_one_and_the_two_ways_out(tmp_path: Path):
+def test_without_a_server_the_terminal_tells_of_the_temporary_one_and_the_two_ways_out(
+    tmp_path: Path,
+):
     done = program(PROGRAM, PREFECT_HOME=str(tmp_path / "home"))
     assert done.stdout.strip() == "done", done.stderr
     assert "temporary" in done.stderr
@@ -230,11 +265,17 @@ def test_without_a_server_the_terminal_tells_of_the_temporary_one_and_the_two_wa
 async def test_without_a_server_and_with_the_temporary_one_forbidden_nothing_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+        temporary_settings,
+    )
 
     model = CountingModel()
     with (
-        temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}, restore_defaults={PREFECT_API_URL}),
+        temporary_settings(
+            {PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}, restore_defaults={PREFECT_API_URL}
+        ),
         pytest.raises(ExecutorUnavailableError, match="FASTROAI_EXECUTOR=memory"),
     ):
         await under_prefect(model).execute({"topic": "t"}, None)
@@ -242,19 +283,27 @@ async def test_without_a_server_and_with_the_temporary_one_forbidden_nothing_is_
 
 
 @pytest.mark.parametrize("broken", ["database", "folder"])
-def test_a_temporary_server_that_can_not_start_is_told_with_what_it_said(tmp_path: Path, broken: str):
+def test_a_temporary_server_that_can_not_start_is_told_with_what_it_said(
+    tmp_path: Path, broken: str
+):
     home = tmp_path / "home"
     if broken == "database":
         home.mkdir()
-        (home / "prefect.db").write_text("no database, but long enough to be taken for a damaged one")
+        (home / "prefect.db").write_text(
+            "no database, but long enough to be taken for a damaged one"
+        )
     else:
         home.write_text("no folder")
         home = home / "below"
     done = program(PROGRAM, PREFECT_HOME=str(home))
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith("fastroai.errors.ExecutorUnavailableError: The temporary Prefect server did not start")
-    assert {"database": "file is not a database", "folder": "unable to open database file"}[broken] in said
+    assert said.startswith(
+        "fastroai.errors.ExecutorUnavailableError: The temporary Prefect server did not start"
+    )
+    assert {"database": "file is not a database", "folder": "unable to open database file"}[
+        broken
+    ] in said
     assert f"PREFECT_HOME={str(home)!r}" in said
     assert "FASTROAI_EXECUTOR=memory" in said
 
@@ -274,7 +323,9 @@ print(asyncio.run(Pipeline("temporary", {"only": only}).execute({}, None)).outpu
 
 
 def test_the_temporary_server_does_not_phone_home(tmp_path: Path):
-    done = program(ASKS_THE_SERVER, PREFECT_HOME=str(tmp_path / "home"), PREFECT_SERVER_ANALYTICS_ENABLED=None)
+    done = program(
+        ASKS_THE_SERVER, PREFECT_HOME=str(tmp_path / "home"), PREFECT_SERVER_ANALYTICS_ENABLED=None
+    )
     assert done.stdout.strip() == "False", done.stderr
 
 

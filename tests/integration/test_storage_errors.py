@@ -35,7 +35,9 @@ def model() -> CountingModel:
 
 @contextmanager
 def forbidding(endpoint_url: str, method: str) -> Iterator[str]:
-    """URL of a front that refuses one HTTP method with a 403 as S3 sends it, and passes on any other."""
+    """URL of a front that refuses one HTTP method with a 403 as S3 sends it, and passes on any
+    other.
+    """
 
     class Front(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -43,9 +45,14 @@ def forbidding(endpoint_url: str, method: str) -> Iterator[str]:
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if self.command == method:
-                status, content = 403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+                status, content = (
+                    403,
+                    b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
+                )
             else:
-                asked = httpx.request(self.command, endpoint_url + self.path, content=body, headers=dict(self.headers))
+                asked = httpx.request(
+                    self.command, endpoint_url + self.path, content=body, headers=dict(self.headers)
+                )
                 status, content = asked.status_code, asked.content
             self.send_response_only(status)
             self.send_header("Content-Length", str(len(content)))
@@ -162,7 +169,9 @@ async def test_a_block_that_sets_no_limits_gets_short_ones(
             aws_client_parameters=AwsClientParameters(endpoint_url=url),
         )
         with pytest.raises(ResultStorageError, match=f"s3://{s3.bucket}/p"):
-            await run_with(model, S3Bucket(bucket_name=s3.bucket, bucket_folder="p", credentials=credentials))
+            await run_with(
+                model, S3Bucket(bucket_name=s3.bucket, bucket_folder="p", credentials=credentials)
+            )
     assert model.calls == 0
 
 
@@ -196,7 +205,9 @@ async def test_a_missing_block_is_named_with_what_to_do(model: CountingModel):
     assert model.calls == 0
 
 
-async def test_wrong_storage_in_the_variable_is_refused_too(model: CountingModel, monkeypatch: pytest.MonkeyPatch):
+async def test_wrong_storage_in_the_variable_is_refused_too(
+    model: CountingModel, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("FASTROAI_RESULT_STORAGE", "gs://bucket/x")
     with pytest.raises(SettingsError, match=r"FASTROAI_RESULT_STORAGE=.gs://bucket/x"):
         await Pipeline("unkept", {"a": Ask(model.agent())}).execute({}, None)
@@ -211,7 +222,9 @@ async def test_a_file_where_the_folder_should_be_is_named(model: CountingModel, 
     assert model.calls == 0
 
 
-async def test_no_secret_is_in_the_message(s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch):
+async def test_no_secret_is_in_the_message(
+    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+):
     point_to(s3, monkeypatch)
     with pytest.raises(ResultStorageError) as caught:
         await run_with(model, "s3://no-such-bucket/prefix")

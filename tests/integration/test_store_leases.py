@@ -1,4 +1,6 @@
-"""Leases in a ledger's database: one holder at a time, signs of life, and what becomes of the dead."""
+"""Leases in a ledger's database: one holder at a time, signs of life, and what becomes of the
+dead.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ def test_to_take_ones_own_again_is_harmless(table: LeaseTable) -> None:
     assert table.take(mine) is None
 
 
-def test_what_a_silent_holder_had_is_taken_and_its_next_sign_of_life_tells_it(table: LeaseTable) -> None:
+def test_what_a_silent_holder_had_is_taken_and_its_next_sign_of_life_tells_it(
+    table: LeaseTable,
+) -> None:
     silent, speaking, next_one = claim(0.001), claim(name="mine"), claim()
     table.take(silent)
     table.take(speaking)
@@ -136,7 +140,9 @@ def take_at_once(url: str, ready: Any, results: Any) -> None:
     results.put(taken)
 
 
-async def test_a_heartbeat_keeps_a_lease_while_the_event_loop_is_busy(heartbeat: Heartbeat, table: LeaseTable) -> None:
+async def test_a_heartbeat_keeps_a_lease_while_the_event_loop_is_busy(
+    heartbeat: Heartbeat, table: LeaseTable
+) -> None:
     lease = await asyncio.wrap_future(heartbeat.take(claim(1), lambda: None))
     assert isinstance(lease, Lease)
     before = lease.seen
@@ -146,7 +152,9 @@ async def test_a_heartbeat_keeps_a_lease_while_the_event_loop_is_busy(heartbeat:
     assert await asyncio.wrap_future(heartbeat.holdings("run_key")) == []
 
 
-async def test_a_heartbeat_hears_of_a_loss_and_is_asked_for_it(heartbeat: Heartbeat, table: LeaseTable) -> None:
+async def test_a_heartbeat_hears_of_a_loss_and_is_asked_for_it(
+    heartbeat: Heartbeat, table: LeaseTable
+) -> None:
     lost = threading.Event()
     lease = await asyncio.wrap_future(heartbeat.take(claim(), lost.set))
     kept = await asyncio.wrap_future(heartbeat.take(claim(name="kept"), lambda: None))
@@ -163,7 +171,9 @@ async def test_a_heartbeat_hears_of_a_loss_and_is_asked_for_it(heartbeat: Heartb
 
 async def test_a_database_that_is_gone_is_an_error_and_no_loss(tmp_path: Path) -> None:
     folder = tmp_path / "ledger"
-    heartbeat = Heartbeat(SqlTable(Database(database_url(f"sqlite:///{folder / 'ledger.db'}"), writes=True)))
+    heartbeat = Heartbeat(
+        SqlTable(Database(database_url(f"sqlite:///{folder / 'ledger.db'}"), writes=True))
+    )
     lease = await asyncio.wrap_future(heartbeat.take(claim(), lambda: None))
     assert isinstance(lease, Lease)
     folder.rename(tmp_path / "away")

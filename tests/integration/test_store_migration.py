@@ -1,4 +1,6 @@
-"""Ledgers of earlier versions are brought up to date, and go on; those of later ones are left alone."""
+"""Ledgers of earlier versions are brought up to date, and go on; those of later ones are left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,16 @@ VERSION_1 = [
     "CREATE TABLE fastroai_schema (version INTEGER NOT NULL PRIMARY KEY)",
     "INSERT INTO fastroai_schema (version) VALUES (1)",
     *MIGRATIONS[1],
-    "INSERT INTO fastroai_intents (id, run_id, attempt, dispatch, tags, model_asked, sent_at, request_count, simulated)"
-    """ VALUES ('paid', 'r', 1, 1, '{"team":"search"}', 'openai:gpt-5-mini', 1767225600000000, 1, FALSE)""",
-    "INSERT INTO fastroai_intents (id, run_id, attempt, dispatch, sent_at, request_count, simulated)"
-    " VALUES ('lost', 'r', 2, 1, 1767225601000000, 1, FALSE)",
-    "INSERT INTO fastroai_outcomes (entry_id, final, state, settled_at, input_tokens, output_tokens,"
-    " cache_read_tokens, cache_write_tokens, input_audio_tokens, output_audio_tokens, cache_audio_read_tokens, cost)"
-    " VALUES ('paid', 1, 'charged', 1767225602000000, 7, 3, 0, 0, 0, 0, 0, 123456789)",
+    "INSERT INTO fastroai_intents (id, run_id, attempt, dispatch, tags, model_asked, sent_at, "
+    "request_count, simulated)"
+    """ VALUES ('paid', 'r', 1, 1, '{"team":"search"}', 'openai:gpt-5-mini', 1767225600000000, 1,
+        FALSE)""",
+    "INSERT INTO fastroai_intents (id, run_id, attempt, dispatch, sent_at, request_count, "
+    "simulated) VALUES ('lost', 'r', 2, 1, 1767225601000000, 1, FALSE)",
+    "INSERT INTO fastroai_outcomes (entry_id, final, state, settled_at, input_tokens, "
+    "output_tokens, cache_read_tokens, cache_write_tokens, input_audio_tokens, "
+    "output_audio_tokens, cache_audio_read_tokens, cost) VALUES ('paid', 1, 'charged', "
+    "1767225602000000, 7, 3, 0, 0, 0, 0, 0, 123456789)",
 ]
 
 
@@ -40,7 +45,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def execute(url: str, *statements: str) -> None:
     database = Database(database_url(url), writes=True)
-    database.run(lambda connection: [connection.execute(text(statement)) for statement in statements])
+    database.run(
+        lambda connection: [connection.execute(text(statement)) for statement in statements]
+    )
     database.close()
 
 
@@ -59,8 +66,16 @@ async def test_a_ledger_of_version_1_is_brought_up_to_date_with_all_it_holds(url
         await ledger.append(charged("1", run_id="r", deployment="d", flow_tags=("nightly",)))
         [totals] = await ledger.totals(run_id="r")
         [new] = await ledger.entries(tag="nightly")
-    assert (paid.id, paid.state, paid.cost_usd) == ("paid", EntryState.CHARGED, Decimal("0.000123456789"))
-    assert (paid.attribution.tags, paid.attribution.flow_tags, paid.tokens.input_tokens) == ({"team": "search"}, (), 7)
+    assert (paid.id, paid.state, paid.cost_usd) == (
+        "paid",
+        EntryState.CHARGED,
+        Decimal("0.000123456789"),
+    )
+    assert (paid.attribution.tags, paid.attribution.flow_tags, paid.tokens.input_tokens) == (
+        {"team": "search"},
+        (),
+        7,
+    )
     assert (lost.id, lost.state) == ("lost", EntryState.UNSETTLED)
     assert (totals.requests, totals.cost_usd) == (3, Decimal("1.000123456789"))
     assert new.attribution.deployment == "d"
@@ -72,7 +87,10 @@ async def test_the_tables_are_what_the_code_says_they_are(url: str) -> None:
 
     def columns(connection: Any) -> dict[str, set[tuple[str, bool]]]:
         tables = inspect(connection)
-        return {name: {(c["name"], c["nullable"]) for c in tables.get_columns(name)} for name in metadata.tables}
+        return {
+            name: {(c["name"], c["nullable"]) for c in tables.get_columns(name)}
+            for name in metadata.tables
+        }
 
     assert await asyncio.to_thread(read, url, columns) == {
         name: {(column.name, bool(column.nullable)) for column in table.columns}
@@ -98,12 +116,18 @@ async def test_a_writer_of_the_version_before_may_go_on(url: str) -> None:
 
 async def test_a_ledger_of_a_later_version_is_left_alone(url: str) -> None:
     await (await open_store(url)).close()
-    await asyncio.to_thread(execute, url, f"INSERT INTO fastroai_schema (version) VALUES ({CURRENT + 1})")
-    with pytest.raises(LedgerUnavailableError, match=f"version {CURRENT + 1}.*knows up to {CURRENT}"):
+    await asyncio.to_thread(
+        execute, url, f"INSERT INTO fastroai_schema (version) VALUES ({CURRENT + 1})"
+    )
+    with pytest.raises(
+        LedgerUnavailableError, match=f"version {CURRENT + 1}.*knows up to {CURRENT}"
+    ):
         await open_store(url)
 
 
-async def test_an_interrupted_migration_leaves_the_version_before(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_interrupted_migration_leaves_the_version_before(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await asyncio.to_thread(execute, url, *VERSION_1)
     monkeypatch.setitem(MIGRATIONS, CURRENT, (*MIGRATIONS[CURRENT], "this is no SQL"))
     with pytest.raises(LedgerUnavailableError):

@@ -1,4 +1,6 @@
-"""A ledger that can't be reached: nothing is sent unbooked, or all is booked later; nothing is dropped."""
+"""A ledger that can't be reached: nothing is sent unbooked, or all is booked later; nothing is
+dropped.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def spill(tmp_path: Path) -> Path:
 
 
 def close_off(url: str) -> None:
-    """Make the place of a ledger one where nothing can be: even root can't make a file in a file."""
+    """Make the place of a ledger one where nothing can be: even root can't make a file in a
+    file.
+    """
     folder = Path(url.removeprefix("sqlite:///")).parent
     if folder.exists():
         folder.rename(folder.with_name("away"))
@@ -62,7 +66,9 @@ async def states(url: str) -> dict[str, EntryState]:
         return {entry.id: entry.state for entry in await ledger.entries()}
 
 
-async def test_a_required_ledger_that_can_not_be_opened_is_an_error_that_names_it(url: str, spill: Path) -> None:
+async def test_a_required_ledger_that_can_not_be_opened_is_an_error_that_names_it(
+    url: str, spill: Path
+) -> None:
     close_off(url)
     with pytest.raises(LedgerUnavailableError) as caught:
         await open_store(url, outbox_folder=spill)
@@ -80,7 +86,9 @@ async def test_the_password_of_a_ledger_is_not_shown(spill: Path) -> None:
     assert "127.0.0.1" in str(caught.value)
 
 
-async def test_a_required_ledger_that_goes_away_refuses_intents_and_keeps_outcomes(url: str, spill: Path) -> None:
+async def test_a_required_ledger_that_goes_away_refuses_intents_and_keeps_outcomes(
+    url: str, spill: Path
+) -> None:
     store = await open_store(url, outbox_folder=spill)
     await store.intend(LedgerEntry(id="before"))
     close_off(url)
@@ -110,7 +118,9 @@ async def test_a_ledger_that_is_not_required_books_later(url: str, spill: Path) 
     open_up(url)
     await book(store, "second")
     await store.flush()
-    assert await states(url) == dict.fromkeys(("first-0", "first-1", "first-2", "second"), EntryState.CHARGED)
+    assert await states(url) == dict.fromkeys(
+        ("first-0", "first-1", "first-2", "second"), EntryState.CHARGED
+    )
     assert files(spill) == []
     await store.close()
 
@@ -142,7 +152,9 @@ async def test_what_a_process_could_not_write_the_next_one_writes(url: str, spil
     await store.close()
 
 
-async def test_what_a_killed_process_had_kept_is_written_but_not_what_a_living_one_keeps(url: str, spill: Path) -> None:
+async def test_what_a_killed_process_had_kept_is_written_but_not_what_a_living_one_keeps(
+    url: str, spill: Path
+) -> None:
     close_off(url)
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
@@ -213,7 +225,9 @@ async def test_entries_wait_in_memory_where_no_file_can_be_made(url: str, tmp_pa
 
 async def test_another_writer_that_takes_its_time_is_waited_for(url: str, spill: Path) -> None:
     store = await open_store(url, outbox_folder=spill)
-    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
+    other = sqlite3.connect(
+        url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False
+    )
     other.execute("BEGIN IMMEDIATE")
     intent = asyncio.create_task(store.intend(LedgerEntry(id="patient")))
     await asyncio.sleep(0.3)
@@ -225,7 +239,9 @@ async def test_another_writer_that_takes_its_time_is_waited_for(url: str, spill:
     assert await states(url) == {"patient": EntryState.UNSETTLED}
 
 
-async def test_a_postgresql_server_that_restarts_is_found_again(spill: Path, postgres_server: PostgresServer) -> None:
+async def test_a_postgresql_server_that_restarts_is_found_again(
+    spill: Path, postgres_server: PostgresServer
+) -> None:
     url = postgres_server.new_database()
     store = await open_store(url, outbox_folder=spill)
     tolerant = await open_store(url, required=False, outbox_folder=spill)
@@ -247,7 +263,9 @@ async def test_a_postgresql_server_that_restarts_is_found_again(spill: Path, pos
     }
 
 
-async def test_a_connection_that_broke_is_made_anew_without_anyone_noticing(postgres_url: str, spill: Path) -> None:
+async def test_a_connection_that_broke_is_made_anew_without_anyone_noticing(
+    postgres_url: str, spill: Path
+) -> None:
     import asyncpg
 
     store = await open_store(postgres_url, outbox_folder=spill)

@@ -32,7 +32,9 @@ def test_on_postgresql_totals_are_the_same(postgres_url: str) -> None:
         stored = sorted(map(as_stored, booked), key=lambda entry: (entry.sent_at, entry.id))
         assert found == [entry for entry in stored if selection.matches(entry)]
         for by in (None, *GROUPINGS, "tag:team"):
-            assert database.run(lambda c, by=by: read_totals(c, selection, by)) == totals_of(found, by)
+            assert database.run(lambda c, by=by: read_totals(c, selection, by)) == totals_of(
+                found, by
+            )
 
     try:
         check()
@@ -40,7 +42,9 @@ def test_on_postgresql_totals_are_the_same(postgres_url: str) -> None:
         database.close()
 
 
-async def test_a_database_without_a_ledger_is_left_as_it_is_by_who_only_reads(postgres_url: str) -> None:
+async def test_a_database_without_a_ledger_is_left_as_it_is_by_who_only_reads(
+    postgres_url: str,
+) -> None:
     for _ in range(2):
         with pytest.raises(LedgerNotFoundError):
             async with Ledger.open(postgres_url, create=False):
@@ -51,7 +55,9 @@ async def test_a_database_without_a_ledger_is_left_as_it_is_by_who_only_reads(po
         assert len(await ledger.entries()) == 1
 
 
-def test_the_command_reads_a_ledger_in_postgresql(postgres_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reads_a_ledger_in_postgresql(
+    postgres_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["costs", "--ledger", postgres_url]) == 0
     assert "There is no ledger in postgresql://" in capsys.readouterr().out
 

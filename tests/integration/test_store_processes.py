@@ -32,25 +32,37 @@ def run_writers(*arguments: object) -> str:
     return done.stdout
 
 
-async def test_four_processes_of_250_coroutines_lose_nothing_and_write_nothing_twice(url: str, tmp_path: Path) -> None:
+async def test_four_processes_of_250_coroutines_lose_nothing_and_write_nothing_twice(
+    url: str, tmp_path: Path
+) -> None:
     run_writers("processes", url, 4, tmp_path / "spill", 250)
     async with Ledger.open(url) as ledger:
         entries = await ledger.entries()
         [totals] = await ledger.totals()
-    assert Counter(entry.id for entry in entries) == Counter(f"p{p}-{n}" for p in range(4) for n in range(250))
+    assert Counter(entry.id for entry in entries) == Counter(
+        f"p{p}-{n}" for p in range(4) for n in range(250)
+    )
     assert {(entry.state, entry.cost_usd) for entry in entries} == {(EntryState.CHARGED, COST)}
-    assert (totals.charged, totals.cost_usd, totals.tokens.input_tokens) == (1000, 1000 * COST, 3000)
+    assert (totals.charged, totals.cost_usd, totals.tokens.input_tokens) == (
+        1000,
+        1000 * COST,
+        3000,
+    )
     assert not (tmp_path / "spill").exists()
 
 
-async def test_killed_at_any_moment_every_committed_intent_is_there(url: str, tmp_path: Path) -> None:
+async def test_killed_at_any_moment_every_committed_intent_is_there(
+    url: str, tmp_path: Path
+) -> None:
     out = run_writers("killed", url, 15, tmp_path / "spill")
     reports = [json.loads(line) for line in out.splitlines()]
     assert sum(what == "ready" for what, _ in reports) == 15
     async with Ledger.open(url) as ledger:
         entries = {entry.id: entry for entry in await ledger.entries()}
     assert {name for what, name in reports if what == "intended"} <= set(entries)
-    assert all(entries[name].state is EntryState.CHARGED for what, name in reports if what == "settled")
+    assert all(
+        entries[name].state is EntryState.CHARGED for what, name in reports if what == "settled"
+    )
     unsettled = [entry for entry in entries.values() if entry.state is not EntryState.CHARGED]
     assert {entry.state for entry in unsettled} <= {EntryState.UNSETTLED}
     assert {entry.cost_usd for entry in unsettled} <= {None}

@@ -1,4 +1,6 @@
-"""Stored results: they come back equal and of the same type, and what can't is refused or handed on with a warning."""
+"""Stored results: they come back equal and of the same type, and what can't is refused or handed on
+with a warning.
+"""
 
 from __future__ import annotations
 
@@ -96,9 +98,20 @@ OUTPUTS: list[tuple[Any, Any]] = [
     (str, "line\n\u2028 end \x00"),
     (Any, {"nested": [1, 2.5, None, True, {"a": "ü"}]}),
     (None, None),
-    (ConversationState[Leaf], ConversationState(status=ConversationStatus.COMPLETE, data=Leaf(name="a"))),
-    (ConversationState[dict[str, str]], ConversationState(status=ConversationStatus.COMPLETE, data={"name": "a"})),
-    (Any, ConversationState(status=ConversationStatus.COMPLETE, data={"name": "a"}, context={"turn": 2})),
+    (
+        ConversationState[Leaf],
+        ConversationState(status=ConversationStatus.COMPLETE, data=Leaf(name="a")),
+    ),
+    (
+        ConversationState[dict[str, str]],
+        ConversationState(status=ConversationStatus.COMPLETE, data={"name": "a"}),
+    ),
+    (
+        Any,
+        ConversationState(
+            status=ConversationStatus.COMPLETE, data={"name": "a"}, context={"turn": 2}
+        ),
+    ),
 ]
 
 
@@ -114,7 +127,9 @@ def giving(declared: Any, value: Any) -> Give:
 
 
 def kept(steps: dict[str, BaseStep[Any, Any]], folder: Path) -> Pipeline[Any, Any, Any]:
-    """Independent steps whose results are kept in a folder; a failed one does not stop the others."""
+    """Independent steps whose results are kept in a folder; a failed one does not stop the
+    others.
+    """
     return Pipeline(
         "kept",
         steps,
@@ -125,14 +140,18 @@ def kept(steps: dict[str, BaseStep[Any, Any]], folder: Path) -> Pipeline[Any, An
 
 
 async def test_replayed_outputs_are_equal_and_of_the_same_type(tmp_path: Path):
-    steps = {f"{n}: {value!r}"[:60]: giving(declared, value) for n, (declared, value) in enumerate(OUTPUTS)}
+    steps = {
+        f"{n}: {value!r}"[:60]: giving(declared, value)
+        for n, (declared, value) in enumerate(OUTPUTS)
+    }
     pipeline = kept(steps, tmp_path / "r")
     first = await pipeline.execute({}, None)
     second = await pipeline.execute({}, None)
     for (step_id, step), (_, value) in zip(steps.items(), OUTPUTS, strict=True):
         replayed = second.step_outputs[step_id]
         assert step.runs == 1, step_id
-        if not isinstance(value, ConversationState):  # a generic model comes back with the data type that is declared
+        # a generic model comes back with the data type that is declared
+        if not isinstance(value, ConversationState):
             assert type(replayed) is type(value), step_id
         assert replayed == first.step_outputs[step_id] == value, step_id
         if isinstance(value, ConversationState):
@@ -141,7 +160,9 @@ async def test_replayed_outputs_are_equal_and_of_the_same_type(tmp_path: Path):
 
 
 async def test_an_incomplete_conversation_stops_a_replayed_run_too(tmp_path: Path):
-    state = ConversationState(status=ConversationStatus.INCOMPLETE, data={"name": None}, context={"asked": ["name"]})
+    state = ConversationState(
+        status=ConversationStatus.INCOMPLETE, data={"name": None}, context={"asked": ["name"]}
+    )
     ask, never = Give(state), Give("never")
     pipeline = Pipeline(
         "conversation",
@@ -170,7 +191,9 @@ UNSTORABLE: dict[str, Any] = {
 }
 
 
-def unstorable(folder: Path, **config: Any) -> tuple[Pipeline[Any, Any, Any], dict[str, Give], dict[str, Give]]:
+def unstorable(
+    folder: Path, **config: Any
+) -> tuple[Pipeline[Any, Any, Any], dict[str, Give], dict[str, Give]]:
     steps = {name: Give(value) for name, value in UNSTORABLE.items()}
     dependents = {f"after {name}": Give("reached") for name in UNSTORABLE}
     pipeline = Pipeline(
@@ -184,8 +207,12 @@ def unstorable(folder: Path, **config: Any) -> tuple[Pipeline[Any, Any, Any], di
     return pipeline, steps, dependents
 
 
-@pytest.mark.parametrize("asked", [{"persist_result": True}, {"cache_policy": "inputs"}], ids=lambda a: next(iter(a)))
-async def test_outputs_that_shall_be_kept_and_can_not_be_name_step_type_and_remedy(asked: Any, tmp_path: Path):
+@pytest.mark.parametrize(
+    "asked", [{"persist_result": True}, {"cache_policy": "inputs"}], ids=lambda a: next(iter(a))
+)
+async def test_outputs_that_shall_be_kept_and_can_not_be_name_step_type_and_remedy(
+    asked: Any, tmp_path: Path
+):
     pipeline, steps, dependents = unstorable(tmp_path / "r", **asked)
     result = await pipeline.execute({}, None)
     assert set(result.errors) == set(UNSTORABLE)
@@ -233,14 +260,20 @@ async def test_an_output_that_is_not_kept_is_made_again_when_the_flow_is_retried
 
 async def test_text_that_is_no_unicode_is_kept_or_refused_but_never_lost(tmp_path: Path):
     """A model's answer may hold half a surrogate pair."""
-    steps = {"text": Give("\ud800"), "in a dict": Give({"a": "\udfff"}), "as a key": Give({"\ud800": 1})}
+    steps = {
+        "text": Give("\ud800"),
+        "in a dict": Give({"a": "\udfff"}),
+        "as a key": Give({"\ud800": 1}),
+    }
     outcomes: dict[str, list[Any]] = {name: [] for name in steps}
     pipeline = kept(steps, tmp_path / "r")
     for _ in range(2):
         result = await pipeline.execute({}, None)
         for name in steps:
             error = result.errors.get(name)
-            outcomes[name].append(type(error.original_error) if error else result.step_outputs[name])
+            outcomes[name].append(
+                type(error.original_error) if error else result.step_outputs[name]
+            )
     for name, step in steps.items():
         value = step._values[0]
         assert outcomes[name] in ([value, value], [ResultStorageError] * 2), name

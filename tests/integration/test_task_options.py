@@ -30,7 +30,9 @@ from tests.support.steps import Give, WaitsForever
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
-def one(body: BaseStep[Any, Any], config: StepConfig | None = None, **options: Any) -> Pipeline[Any, Any, Any]:
+def one(
+    body: BaseStep[Any, Any], config: StepConfig | None = None, **options: Any
+) -> Pipeline[Any, Any, Any]:
     return Pipeline("one", {"a": body}, step_configs={"a": config} if config else None, **options)
 
 
@@ -47,7 +49,10 @@ async def test_retries_and_delays_are_the_tasks_own():
         },
     )
     result = await pipeline.execute({}, None)
-    policies = {name: t.empirical_policy for name, t in (await read_run(result.run_id, tasks=5)).task_runs.items()}
+    policies = {
+        name: t.empirical_policy
+        for name, t in (await read_run(result.run_id, tasks=5)).task_runs.items()
+    }
     assert {name: p.retries for name, p in policies.items()} == {
         "doubled": 3,
         "listed": 2,
@@ -88,7 +93,9 @@ async def test_a_step_is_tried_again_after_a_timeout():
                 await asyncio.Event().wait()
             return context.attempt
 
-    result = await one(SlowOnce(), StepConfig(timeout=0.3, retries=1, retry_delay=0.0)).execute({}, None)
+    result = await one(SlowOnce(), StepConfig(timeout=0.3, retries=1, retry_delay=0.0)).execute(
+        {}, None
+    )
     assert result.output == 2
 
 
@@ -96,7 +103,9 @@ async def test_nothing_of_a_step_is_stored_that_shall_not_be_persisted(tmp_path:
     executor = PrefectExecutor(result_storage=tmp_path / "r")
     step_ = Give("not kept")
     for _ in range(2):
-        await one(step_, StepConfig(persist_result=False, cache_policy="inputs"), executor=executor).execute({}, None)
+        await one(
+            step_, StepConfig(persist_result=False, cache_policy="inputs"), executor=executor
+        ).execute({}, None)
     assert list((tmp_path / "r").iterdir()) == []
     assert step_.runs == 2
 
@@ -124,13 +133,20 @@ async def test_a_policy_of_prefects_is_taken_as_it_is():
 async def test_an_unknown_policy_is_refused_before_anything_is_spent():
     model = CountingModel()
     with pytest.raises(Exception, match="cache_policy='sometimes'"):
-        await one(Ask(model.agent()), StepConfig(cache_policy="sometimes")).execute({"topic": "t"}, None)
+        await one(Ask(model.agent()), StepConfig(cache_policy="sometimes")).execute(
+            {"topic": "t"}, None
+        )
     assert model.calls == 0
 
 
 async def test_the_executors_task_options_hold_unless_a_step_gives_its_own():
     executor = PrefectExecutor(
-        default_task_config={"retries": 2, "retry_delay_seconds": 3, "tags": ["team"], "timeout_seconds": 60}
+        default_task_config={
+            "retries": 2,
+            "retry_delay_seconds": 3,
+            "tags": ["team"],
+            "timeout_seconds": 60,
+        }
     )
     pipeline = Pipeline(
         "defaults",
@@ -174,7 +190,9 @@ async def test_a_cache_policy_by_default_may_be_one_of_our_names():
 
 async def test_a_cached_result_expires_as_the_task_option_says():
     model = CountingModel()
-    executor = PrefectExecutor(default_task_config={"cache_policy": INPUTS, "cache_expiration": timedelta(seconds=-1)})
+    executor = PrefectExecutor(
+        default_task_config={"cache_policy": INPUTS, "cache_expiration": timedelta(seconds=-1)}
+    )
     for _ in range(2):
         await one(Ask(model.agent()), executor=executor).execute({"topic": "t"}, None)
     assert model.calls == 2
@@ -202,7 +220,13 @@ async def test_an_option_that_no_task_has_is_refused_before_anything_is_spent():
 
 
 async def test_flow_options_of_the_executor_are_the_flows():
-    options = {"log_prints": True, "version": "7", "persist_result": True, "flow_run_name": "named", "name": "given"}
+    options = {
+        "log_prints": True,
+        "version": "7",
+        "persist_result": True,
+        "flow_run_name": "named",
+        "name": "given",
+    }
     result = await one(Give(1), executor=PrefectExecutor(flow_config=options)).execute({}, None)
     assert result.output == 1
     run = await read_run(result.run_id, tasks=1)
@@ -218,7 +242,9 @@ async def test_a_deadline_of_the_flow_is_a_timeout_for_the_caller():
 
 
 async def test_a_name_that_prefect_does_not_take_is_explained_or_replaced():
-    """In memory any name will do; the same pipeline must run, or say what is wrong, under Prefect."""
+    """In memory any name will do; the same pipeline must run, or say what is wrong, under
+    Prefect.
+    """
     for name in ("a/b", "50%", "a & b", "<x>", "日本", "{braces}"):
         pipeline = Pipeline(name, {"a/b": Give(1), "{x}": Give(2)}, output_step="{x}")
         assert (await pipeline.execute({}, None)).output == 2

@@ -38,10 +38,15 @@ async def test_by_default_it_is_sent_and_booked_as_unpriced(
     assert len(provider.lines) == 1
 
 
-async def test_with_fail_nothing_is_sent_or_booked(provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_with_fail_nothing_is_sent_or_booked(
+    provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FASTROAI_UNPRICED", "fail")
     ledger = RequestRecorder()
-    with dispatch_scope(ledger), pytest.raises(UnknownModelPriceError, match="FASTROAI_PROVIDER_HOSTS"):
+    with (
+        dispatch_scope(ledger),
+        pytest.raises(UnknownModelPriceError, match="FASTROAI_PROVIDER_HOSTS"),
+    ):
         await FastroAgent(model=MODEL).run("Hi")
     assert ledger.entries == ()
     assert provider.lines == []

@@ -1,4 +1,6 @@
-"""Real SDKs against a loopback server: each request that arrives has an entry, whoever sent it again."""
+"""Real SDKs against a loopback server: each request that arrives has an entry, whoever sent it
+again.
+"""
 
 from __future__ import annotations
 
@@ -41,30 +43,45 @@ from tests.support.scripted_http import DROP, HANG, ScriptedHTTP
 PRICES = CostCalculator(
     {
         name: {"input_per_mtok": 1.0, "output_per_mtok": 2.0}
-        for name in ("gpt-5-mini", "claude-sonnet-4-5", "gemini-2.5-flash", "us.amazon.nova-micro-v1:0")
+        for name in (
+            "gpt-5-mini",
+            "claude-sonnet-4-5",
+            "gemini-2.5-flash",
+            "us.amazon.nova-micro-v1:0",
+        )
     }
 )
 KEYS = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
 
 
 def boto_client(url: str, **retries: Any) -> Any:
-    return boto3.client("bedrock-runtime", endpoint_url=url, config=Config(retries=retries or None), **KEYS)
+    return boto3.client(
+        "bedrock-runtime", endpoint_url=url, config=Config(retries=retries or None), **KEYS
+    )
 
 
 def openai_chat(url: str, **client: Any) -> Model:
-    return OpenAIChatModel("gpt-5-mini", provider=OpenAIProvider(base_url=f"{url}/v1", api_key="k", **client))
+    return OpenAIChatModel(
+        "gpt-5-mini", provider=OpenAIProvider(base_url=f"{url}/v1", api_key="k", **client)
+    )
 
 
 def openai_responses(url: str) -> Model:
-    return OpenAIResponsesModel("gpt-5-mini", provider=OpenAIProvider(base_url=f"{url}/v1", api_key="k"))
+    return OpenAIResponsesModel(
+        "gpt-5-mini", provider=OpenAIProvider(base_url=f"{url}/v1", api_key="k")
+    )
 
 
 def anthropic(url: str) -> Model:
-    return AnthropicModel("claude-sonnet-4-5", provider=AnthropicProvider(base_url=url, api_key="k"))
+    return AnthropicModel(
+        "claude-sonnet-4-5", provider=AnthropicProvider(base_url=url, api_key="k")
+    )
 
 
 def anthropic_on_bedrock(url: str) -> Model:
-    client = AsyncAnthropicBedrock(base_url=url, aws_access_key="k", aws_secret_key="s", aws_region="us-east-1")
+    client = AsyncAnthropicBedrock(
+        base_url=url, aws_access_key="k", aws_secret_key="s", aws_region="us-east-1"
+    )
     return AnthropicModel("claude-sonnet-4-5", provider=AnthropicProvider(anthropic_client=client))
 
 
@@ -74,31 +91,49 @@ def google(url: str) -> Model:
 
 def google_that_retries(url: str) -> Model:
     retries = HttpRetryOptions(attempts=3, initial_delay=0.01, max_delay=0.01)
-    client = GoogleClient(api_key="k", http_options=HttpOptions(base_url=url, retry_options=retries))
+    client = GoogleClient(
+        api_key="k", http_options=HttpOptions(base_url=url, retry_options=retries)
+    )
     return GoogleModel("gemini-2.5-flash", provider=GoogleProvider(client=client))
 
 
 def bedrock(url: str) -> Model:
     client = boto_client(url, total_max_attempts=3, mode="standard")
-    return BedrockConverseModel("us.amazon.nova-micro-v1:0", provider=BedrockProvider(bedrock_client=client))
+    return BedrockConverseModel(
+        "us.amazon.nova-micro-v1:0", provider=BedrockProvider(bedrock_client=client)
+    )
 
 
 def bedrock_of_old(url: str) -> Model:
     client = boto_client(url, max_attempts=1, mode="legacy")
-    return BedrockConverseModel("us.amazon.nova-micro-v1:0", provider=BedrockProvider(bedrock_client=client))
+    return BedrockConverseModel(
+        "us.amazon.nova-micro-v1:0", provider=BedrockProvider(bedrock_client=client)
+    )
 
 
-ANSWERED = [openai_chat, openai_responses, anthropic, google, google_that_retries, bedrock, bedrock_of_old]
+ANSWERED = [
+    openai_chat,
+    openai_responses,
+    anthropic,
+    google,
+    google_that_retries,
+    bedrock,
+    bedrock_of_old,
+]
 
 
-def retrying(*errors: type[Exception], attempts: int = 3, **options: Any) -> AsyncHTTPX2TenacityTransport:
+def retrying(
+    *errors: type[Exception], attempts: int = 3, **options: Any
+) -> AsyncHTTPX2TenacityTransport:
     """A user's own transport that sends again; a bad status is an error to it."""
     config = RetryConfig(
         retry=retry_if_exception_type(errors or httpx2.HTTPStatusError),
         stop=stop_after_attempt(attempts),
         reraise=True,
     )
-    return AsyncHTTPX2TenacityTransport(config, **{"validate_response": lambda r: r.raise_for_status(), **options})
+    return AsyncHTTPX2TenacityTransport(
+        config, **{"validate_response": lambda r: r.raise_for_status(), **options}
+    )
 
 
 def openai_through(transport: Any, url: str) -> Model:
@@ -109,7 +144,9 @@ def ready(model: Model, **options: Any) -> FastroAgent[Any]:
     return FastroAgent(agent=Agent(model), cost_calculator=PRICES, **options)
 
 
-async def books_of(agent: FastroAgent[Any], ledger: RequestRecorder | None = None, **options: Any) -> list[LedgerEntry]:
+async def books_of(
+    agent: FastroAgent[Any], ledger: RequestRecorder | None = None, **options: Any
+) -> list[LedgerEntry]:
     """The entries of one run, whatever becomes of it."""
     ledger = RequestRecorder() if ledger is None else ledger
     with dispatch_scope(ledger), suppress(ModelAPIError, httpx2.HTTPError):
@@ -131,7 +168,9 @@ async def test_an_answer_is_one_entry(make: Callable[[str], Model]) -> None:
 
 @pytest.mark.parametrize("status", [429, 500])
 @pytest.mark.parametrize("make", ANSWERED)
-async def test_what_an_sdk_would_send_again_is_booked_each_time(make: Callable[[str], Model], status: int) -> None:
+async def test_what_an_sdk_would_send_again_is_booked_each_time(
+    make: Callable[[str], Model], status: int
+) -> None:
     with ScriptedHTTP(status, 200) as server:
         entries = await books_of(ready(make(server.url), max_retries=1))
     assert len(server.arrived) == 2
@@ -164,7 +203,9 @@ async def test_a_lost_connection_is_unsettled_each_time(make: Callable[[str], Mo
     assert set(states(list(ledger.entries))) == {"unsettled"}
 
 
-@pytest.mark.parametrize("make", [openai_chat, partial(openai_through, retrying()), bedrock, anthropic_on_bedrock])
+@pytest.mark.parametrize(
+    "make", [openai_chat, partial(openai_through, retrying()), bedrock, anthropic_on_bedrock]
+)
 async def test_each_attempt_is_booked_before_it_leaves(make: Callable[[str], Model]) -> None:
     ledger, booked = RequestRecorder(), []
     with ScriptedHTTP(500) as server:
@@ -175,10 +216,17 @@ async def test_each_attempt_is_booked_before_it_leaves(make: Callable[[str], Mod
 
 
 class TestBuiltClients:
-    """Named as `provider:model`: they make one attempt, and `max_retries` further ones are fastroai's."""
+    """Named as `provider:model`: they make one attempt, and `max_retries` further ones are
+    fastroai's.
+    """
 
     @pytest.fixture(
-        params=["openai:gpt-5-mini", "openai-chat:gpt-5-mini", "anthropic:claude-sonnet-4-5", "bedrock:x.y"]
+        params=[
+            "openai:gpt-5-mini",
+            "openai-chat:gpt-5-mini",
+            "anthropic:claude-sonnet-4-5",
+            "bedrock:x.y",
+        ]
     )
     def model(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
@@ -202,7 +250,12 @@ class TestBuiltClients:
     @pytest.mark.parametrize("mode", ["legacy", "standard"])
     @pytest.mark.parametrize("retries", [0, 1])
     async def test_max_retries_is_the_number_of_further_entries(
-        self, server: ScriptedHTTP, model: str, retries: int, mode: str, monkeypatch: pytest.MonkeyPatch
+        self,
+        server: ScriptedHTTP,
+        model: str,
+        retries: int,
+        mode: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("AWS_RETRY_MODE", mode)
         entries = await books_of(FastroAgent(model=model, max_retries=retries))
@@ -210,12 +263,16 @@ class TestBuiltClients:
         assert len(server.arrived) == retries + 1
         assert all("client sent again" not in (entry.error or "") for entry in entries)
 
-    async def test_retries_asked_for_with_a_run_are_not_the_sdks(self, server: ScriptedHTTP, model: str) -> None:
+    async def test_retries_asked_for_with_a_run_are_not_the_sdks(
+        self, server: ScriptedHTTP, model: str
+    ) -> None:
         agent = FastroAgent(model=model, max_retries=0)
         entries = await books_of(agent, model_settings={"max_retries": 1})
         assert len(server.arrived) == len(entries) == 2
 
-    async def test_there_are_at_most_max_retries_plus_one(self, server: ScriptedHTTP, model: str) -> None:
+    async def test_there_are_at_most_max_retries_plus_one(
+        self, server: ScriptedHTTP, model: str
+    ) -> None:
         server.answers = [500, 200]
         entries = await books_of(FastroAgent(model=model, max_retries=2))
         assert len(server.arrived) == len(entries) == 2
@@ -224,7 +281,9 @@ class TestBuiltClients:
 async def test_retries_asked_for_with_a_model_are_not_the_sdks() -> None:
     with ScriptedHTTP(500) as server:
         model = OpenAIChatModel(
-            "gpt-5-mini", provider=OpenAIProvider(base_url=f"{server.url}/v1", api_key="k"), settings={"max_retries": 1}
+            "gpt-5-mini",
+            provider=OpenAIProvider(base_url=f"{server.url}/v1", api_key="k"),
+            settings={"max_retries": 1},
         )
         entries = await books_of(ready(model))
     assert len(server.arrived) == len(entries) == 2
@@ -240,7 +299,9 @@ class TestTransports:
         assert states(entries) == ["refused", "refused", "charged"]
         assert entries[0].error == "HTTP 500; the client sent again by itself."
 
-    async def test_refusals_to_the_end_stay_refusals_where_the_transport_raises_its_own_error(self) -> None:
+    async def test_refusals_to_the_end_stay_refusals_where_the_transport_raises_its_own_error(
+        self,
+    ) -> None:
         with ScriptedHTTP(429) as server:
             entries = await books_of(ready(openai_through(retrying(), server.url), max_retries=0))
         assert len(server.arrived) == 3
@@ -259,13 +320,17 @@ class TestTransports:
 
     async def test_a_lost_connection_before_an_answer(self) -> None:
         with ScriptedHTTP(DROP, 200) as server:
-            entries = await books_of(ready(openai_through(retrying(httpx2.TransportError), server.url)))
+            entries = await books_of(
+                ready(openai_through(retrying(httpx2.TransportError), server.url))
+            )
         assert len(server.arrived) == 2
         assert states(entries) == ["unsettled", "charged"]
 
     async def test_a_timeout_before_an_answer(self) -> None:
         with ScriptedHTTP(HANG, 200) as server:
-            agent = ready(openai_through(retrying(httpx2.TimeoutException), server.url), timeout=0.3)
+            agent = ready(
+                openai_through(retrying(httpx2.TimeoutException), server.url), timeout=0.3
+            )
             entries = await books_of(agent)
         assert len(server.arrived) == 2
         assert states(entries) == ["unsettled", "charged"]
@@ -297,7 +362,9 @@ class TestTransports:
             port = free.getsockname()[1]
         servers: list[ScriptedHTTP] = []
         transport = retrying(httpx2.ConnectError)
-        transport.config["before_sleep"] = lambda _: servers.append(ScriptedHTTP(200, port=port).__enter__())
+        transport.config["before_sleep"] = lambda _: servers.append(
+            ScriptedHTTP(200, port=port).__enter__()
+        )
         try:
             entries = await books_of(ready(openai_through(transport, f"http://127.0.0.1:{port}")))
         finally:
@@ -306,7 +373,9 @@ class TestTransports:
         assert [len(server.arrived) for server in servers] == [1]
         assert states(entries) == ["charged"]
 
-    async def test_a_connection_lost_after_a_send_is_not_taken_for_one_that_was_never_made(self) -> None:
+    async def test_a_connection_lost_after_a_send_is_not_taken_for_one_that_was_never_made(
+        self,
+    ) -> None:
         server = ScriptedHTTP(DROP)
         transport = retrying(httpx2.TransportError, attempts=2)
         transport.config["before_sleep"] = lambda _: server.__exit__()
@@ -325,11 +394,28 @@ class TestTransports:
 
     async def test_one_that_tells_nothing_of_itself_counts_by_what_the_client_sends(self) -> None:
         answers = iter([500, 500, 200])
-        body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}]}
+        body = {
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "Hi"},
+                    "finish_reason": "stop",
+                }
+            ]
+        }
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        whole = {"id": "c1", "object": "chat.completion", "created": 1, "model": "gpt-5-mini", "usage": usage, **body}
+        whole = {
+            "id": "c1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "gpt-5-mini",
+            "usage": usage,
+            **body,
+        }
         transport = httpx2.MockTransport(lambda _: httpx2.Response(next(answers), json=whole))
-        entries = await books_of(ready(openai_through(transport, "http://127.0.0.1:1"), max_retries=2))
+        entries = await books_of(
+            ready(openai_through(transport, "http://127.0.0.1:1"), max_retries=2)
+        )
         assert states(entries) == ["refused", "refused", "charged"]
 
 

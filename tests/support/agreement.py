@@ -21,7 +21,8 @@ STATES = {
 
 
 def paired(lines: Iterable[InvoiceLine], entries: Iterable[LedgerEntry]) -> list[Pair]:
-    """Each line with its entry, in the lines' order: by the answer's id, or else by who asked whom for what, and when.
+    """Each line with its entry, in the lines' order: by the answer's id, or else by who asked whom
+    for what, and when.
 
     Where an entry is of a pipeline's step, its prompts must begin with the step's id and a colon.
 
@@ -58,7 +59,10 @@ def assert_told_alike(line: InvoiceLine, entry: LedgerEntry, price: Price = fixe
     if entry.state is EntryState.CHARGED:
         tokens = entry.tokens
         assert (entry.response_id, entry.model_answered) == (line.response_id, line.model)
-        assert (tokens.input_tokens, tokens.output_tokens) == (line.input_tokens, line.output_tokens)
+        assert (tokens.input_tokens, tokens.output_tokens) == (
+            line.input_tokens,
+            line.output_tokens,
+        )
         assert tokens.cache_read_tokens == line.cached_tokens
         assert entry.cost_usd == price(line)
     else:
@@ -68,12 +72,17 @@ def assert_told_alike(line: InvoiceLine, entry: LedgerEntry, price: Price = fixe
 def assert_agree(
     lines: Sequence[InvoiceLine], entries: Iterable[LedgerEntry], price: Price = fixed_price
 ) -> list[Pair]:
-    """Each line has its one entry and each entry its one line; what was answered costs the same in both."""
+    """Each line has its one entry and each entry its one line; what was answered costs the same in
+    both.
+    """
     entries = list(entries)
     pairs = paired(lines, entries)
     for line, entry in pairs:
         assert_told_alike(line, entry, price)
-    charged = sum((entry.cost_usd or Decimal(0) for entry in entries if entry.state is EntryState.CHARGED), Decimal(0))
+    charged = sum(
+        (entry.cost_usd or Decimal(0) for entry in entries if entry.state is EntryState.CHARGED),
+        Decimal(0),
+    )
     assert charged == invoiced_usd((line for line in lines if line.became == "answered"), price)
     return pairs
 

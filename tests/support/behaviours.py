@@ -12,8 +12,8 @@ class Answer:
 
     Attributes:
         slowest: Seconds; each answer takes a random part of them.
-        left_after: Words of a stream after which the provider waits until the client has left. An answer in one piece
-            is then kept back from the start.
+        left_after: Words of a stream after which the provider waits until the client has left. An
+            answer in one piece is then kept back from the start.
     """
 
     text: str = "Hello from the loopback provider."
@@ -54,7 +54,9 @@ class Die:
 
 @dataclass(frozen=True)
 class Turns:
-    """Answers a conversation by the tool results it holds already, so that one begun again gets the same answers."""
+    """Answers a conversation by the tool results it holds already, so that one begun again gets the
+    same answers.
+    """
 
     answers: tuple[Answer, ...]
 

@@ -17,7 +17,9 @@ class CannedServer:
         headers: Sent with each of them.
     """
 
-    def __init__(self, *documents: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *documents: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> None:
         self._documents = list(documents)
         self._headers = dict(headers or {})
         self.requests: list[dict[str, Any]] = []
@@ -31,7 +33,9 @@ class CannedServer:
                 pass
 
             def do_POST(self) -> None:
-                server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                server.requests.append(
+                    json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                )
                 body = json.dumps(server._next()).encode()
                 self.send_response(200)
                 for name, value in {"Content-Type": "application/json", **server._headers}.items():
@@ -42,7 +46,9 @@ class CannedServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
 
     def _next(self) -> Mapping[str, Any]:
         return self._documents.pop(0) if len(self._documents) > 1 else self._documents[0]

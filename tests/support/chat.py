@@ -32,7 +32,9 @@ def offline_agent(**options: Any) -> FastroAgent[Any]:
 
 @contextmanager
 def answering(agent: FastroAgent[Any], *answers: Any) -> Iterator[AsyncMock]:
-    """Patch `agent.run` on the instance: it gives or raises the answers in turn, the last one again and again."""
+    """Patch `agent.run` on the instance: it gives or raises the answers in turn, the last one again
+    and again.
+    """
     remaining = list(answers)
 
     async def answer(*args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """Time passes only while nothing is ready to run. Not for code that waits for threads or sockets."""
+    """Time passes only while nothing is ready to run.
+
+    Not for code that waits for threads or sockets.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +30,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
 
 def on_virtual_clock(main: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, float]:
-    """Run a coroutine function on a virtual clock; its result, and the seconds that passed on that clock."""
+    """Run a coroutine function on a virtual clock; its result, and the seconds that passed on that
+    clock.
+    """
     with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
         loop = runner.get_loop()
         began = loop.time()

@@ -28,7 +28,9 @@ class Ran:
         return json.loads(self.out)
 
     def rows(self) -> dict[str, list[str]]:
-        """The cells of each line of the first table, by its first cell; cells must not contain double spaces."""
+        """The cells of each line of the first table, by its first cell; cells must not contain
+        double spaces.
+        """
         lines = self.out.splitlines()
         rulers = [number for number, line in enumerate(lines) if line and set(line) <= {"-", " "}]
         shown = [line for line in lines[rulers[0] + 1 :] if line and not set(line) <= {"-", " "}]
@@ -43,7 +45,9 @@ class Ran:
     def headings(self) -> list[str]:
         """Those of the first table."""
         lines = self.out.splitlines()
-        ruler = next(number for number, line in enumerate(lines) if line and set(line) <= {"-", " "})
+        ruler = next(
+            number for number, line in enumerate(lines) if line and set(line) <= {"-", " "}
+        )
         return [cell.strip() for cell in lines[ruler - 1].split("  ") if cell.strip()]
 
 
@@ -77,7 +81,9 @@ class Books:
 
 
 @pytest.fixture
-def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Books:
+def books(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Books:
     """The command over a ledger that is not there yet, on a terminal of 120 columns."""
     found = Books(tmp_path, capsys)
     monkeypatch.setenv("FASTROAI_LEDGER_URL", found.url)

@@ -35,7 +35,9 @@ def read_cost_table(output: str) -> CostTable:
 
 def _known(line: str) -> str:
     """A line with the known part of its cost."""
-    return re.sub(r" \+ \d+ unknown$| unknown$", lambda found: " 0" if found[0] == " unknown" else "", line)
+    return re.sub(
+        r" \+ \d+ unknown$| unknown$", lambda found: " 0" if found[0] == " unknown" else "", line
+    )
 
 
 def _decimals(cells: list[str]) -> tuple[Decimal, ...]:

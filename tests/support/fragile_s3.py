@@ -1,4 +1,6 @@
-"""An S3 service as a process of its own that dies at a chosen request, and the front that counts and kills it."""
+"""An S3 service as a process of its own that dies at a chosen request, and the front that counts
+and kills it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ _REPOSITORY = Path(__file__).parents[2]
 class FragileS3:
     """moto's server in a process, reached through a front in this one.
 
-    Killed at a request it is really gone, with all it held: the front passes on what it has got and closes.
+    Killed at a request it is really gone, with all it held: the front passes on what it has got and
+    closes.
     """
 
     bucket = "results"
@@ -88,7 +91,9 @@ class FragileS3:
         self._process.send_signal(signal.SIGSTOP)
 
     def die_at(self, number: int, moment: Moment) -> None:
-        """Be killed at a request, counted from 1 from now on: before it is seen, half through it, once answered."""
+        """Be killed at a request, counted from 1 from now on: before it is seen, half through it,
+        once answered.
+        """
         self._die = (len(self.requests) + number, moment)
 
     def results(self) -> list[str]:
@@ -135,7 +140,9 @@ class FragileS3:
         """Pass one request on, or die at it."""
         path, _, query = handler.path.partition("?")
         self.requests.append(S3Request(handler.command, path, query))
-        moment = self._die[1] if self._die is not None and self._die[0] == len(self.requests) else None
+        moment = (
+            self._die[1] if self._die is not None and self._die[0] == len(self.requests) else None
+        )
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         if moment == "before":
             self.kill()
@@ -144,7 +151,9 @@ class FragileS3:
             return
         upstream = http.client.HTTPConnection("127.0.0.1", self.port)
         try:
-            upstream.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
+            upstream.putrequest(
+                handler.command, handler.path, skip_host=True, skip_accept_encoding=True
+            )
             for name, value in handler.headers.items():
                 if name.lower() != "expect":
                     upstream.putheader(name, value)
@@ -166,7 +175,9 @@ class FragileS3:
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                 handler.send_header(name, value)
-        length = answer.getheader("Content-Length") if handler.command == "HEAD" else str(len(content))
+        length = (
+            answer.getheader("Content-Length") if handler.command == "HEAD" else str(len(content))
+        )
         handler.send_header("Content-Length", length or "0")
         handler.end_headers()
         handler.wfile.write(content)

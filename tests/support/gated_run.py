@@ -1,4 +1,6 @@
-"""A pipeline of three steps, of which the middle one waits for a file; `python -m tests.support.gated_run KEY GATE`."""
+"""A pipeline of three steps, of which the middle one waits for a file; `python -m
+tests.support.gated_run KEY GATE`.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ class RunProcess:
         busy: Whether the event loop is blocked at the gate.
     """
 
-    def __init__(self, run_key: str, gate: Gate, folder: Path, *, busy: bool = False, times: int = 1) -> None:
+    def __init__(
+        self, run_key: str, gate: Gate, folder: Path, *, busy: bool = False, times: int = 1
+    ) -> None:
         self.run_key = run_key
         self._log = folder / f"{time.monotonic_ns()}.log"
         arguments = [run_key, str(gate.path), str(times), *(["busy"] if busy else [])]

@@ -41,7 +41,11 @@ LIMITS = Limits(words=100)
 
 def shorten(text: str, *, to: int = LIMITS.words) -> str:
     """Cut a text."""
-    return " ".join(word for word in text.split()[:to] if word not in LIMITS.stop and word not in {"x", "y", "z"})
+    return " ".join(
+        word
+        for word in text.split()[:to]
+        if word not in LIMITS.stop and word not in {"x", "y", "z"}
+    )
 
 
 async def lookup(name: str, exact: bool = False) -> str:
@@ -61,7 +65,9 @@ agent = FastroAgent(
 async def read(context: StepContext[Any]) -> Points:
     """Read the text."""
     prompt = TEMPLATES["summary"].format(text=shorten(context.get_input("text")))
-    return (await context.run(agent, f"{prompt} {Tone.FORMAL} {HERE.name}" if WORDS else prompt)).output
+    return (
+        await context.run(agent, f"{prompt} {Tone.FORMAL} {HERE.name}" if WORDS else prompt)
+    ).output
 
 
 class Count(BaseStep[Any, int]):

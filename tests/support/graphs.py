@@ -14,5 +14,7 @@ def graphs(draw: st.DrawFn, *, largest: int = 12) -> Graph:
     ids = draw(st.permutations([f"s{i}" for i in range(size)]))
     graph: Graph = {}
     for number, step_id in enumerate(ids):
-        graph[step_id] = draw(st.lists(st.sampled_from(ids[:number]), unique=True, max_size=4)) if number else []
+        graph[step_id] = (
+            draw(st.lists(st.sampled_from(ids[:number]), unique=True, max_size=4)) if number else []
+        )
     return {step_id: graph[step_id] for step_id in draw(st.permutations(ids))}

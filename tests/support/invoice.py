@@ -1,4 +1,6 @@
-"""The invoice of the loopback provider: JSON lines, each one written before its request is answered."""
+"""The invoice of the loopback provider: JSON lines, each one written before its request is
+answered.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class InvoiceLine:
     Attributes:
         received_at: Seconds since the epoch.
         outcome: What the provider did: `answered`, `refused`, `hung` or `died`.
-        delivered: Whether the client was still there for the last byte; None: not known yet, or never.
+        delivered: Whether the client was still there for the last byte; None: not known yet, or
+            never.
         asked: The model that was asked for.
         model: The model that answered.
         tool_results: How many the conversation held: 0 for the first request of a tool loop.
@@ -55,7 +58,9 @@ class InvoiceLine:
 
 
 def fixed_price(line: InvoiceLine) -> Decimal:
-    """USD of a line at `fixed_prices()`: 1e-6 for an input token, a tenth of it where cached, two for an output one."""
+    """USD of a line at `fixed_prices()`: 1e-6 for an input token, a tenth of it where cached, two
+    for an output one.
+    """
     return _price(line, "1", "0.1", "2")
 
 
@@ -84,7 +89,9 @@ Price = Callable[[InvoiceLine], Decimal]
 
 
 class Invoice:
-    """Collects lines and appends each to a file: once before its request is answered, and again when that has ended."""
+    """Collects lines and appends each to a file: once before its request is answered, and again
+    when that has ended.
+    """
 
     def __init__(self, file: Path | None = None) -> None:
         self._lines: list[InvoiceLine] = []

@@ -1,7 +1,9 @@
-"""Runs a pipeline in processes that are killed at random moments, and again until it ends; one JSON line for each.
+"""Runs a pipeline in processes that are killed at random moments, and again until it ends; one JSON
+line for each.
 
-`python -m tests.support.killed_runs EXECUTOR KILLS SEED RESULTS`: one run is left alone and shows how long a run takes.
-Then come runs under keys of their own, each in as many processes as it needs, until so many were killed.
+`python -m tests.support.killed_runs EXECUTOR KILLS SEED RESULTS`: one run is left alone and shows
+how long a run takes. Then come runs under keys of their own, each in as many processes as it needs,
+until so many were killed.
 """
 
 from __future__ import annotations
@@ -40,12 +42,21 @@ WIDTH = 4
 
 LEASE_SECONDS = 1
 SILENCE = LEASE_SECONDS + 0.1
-"""Seconds after which a killed process counts as dead: the next one then begins without waiting for it."""
+"""Seconds after which a killed process counts as dead: the next one then begins without waiting for
+it.
+"""
 
 WORKER, RESULTS = "KILLED_RUNS_WORKER", "KILLED_RUNS_RESULTS"
-"""Environment variables that a worker is given: its name, and the folder for the folders of its flow runs."""
+"""Environment variables that a worker is given: its name, and the folder for the folders of its
+flow runs.
+"""
 
-IMPORTS = ("pydantic_ai.models.openai", "openai.resources", "genai_prices.data", "fastroai.ledger.store.sql_store")
+IMPORTS = (
+    "pydantic_ai.models.openai",
+    "openai.resources",
+    "genai_prices.data",
+    "fastroai.ledger.store.sql_store",
+)
 IMPORTS_UNDER_PREFECT = ("fastroai.executors.prefect", "prefect.flow_engine", "prefect.task_engine")
 """What a run imports: once, before all processes."""
 
@@ -57,7 +68,13 @@ SLOWEST = 0.12
 _LOOP = Turns(
     (
         Answer(tool="look_up", args={"word": "mill"}, input_tokens=101, slowest=SLOWEST),
-        Answer(tool="look_up", args={"word": "wheel"}, input_tokens=152, cached_tokens=90, slowest=SLOWEST),
+        Answer(
+            tool="look_up",
+            args={"word": "wheel"},
+            input_tokens=152,
+            cached_tokens=90,
+            slowest=SLOWEST,
+        ),
         Answer("It grinds.", input_tokens=203, output_tokens=17, slowest=SLOWEST),
     )
 )
@@ -65,7 +82,9 @@ _BRIEF = Answer("Rye.", input_tokens=61, output_tokens=3, slowest=SLOWEST)
 SCRIPT: dict[str, tuple[Behaviour, ...]] = {
     "in a loop": (_LOOP,),
     "in a word": (_BRIEF,),
-    "word by word": (Answer("one two three four five six seven", output_tokens=7, slowest=SLOWEST),),
+    "word by word": (
+        Answer("one two three four five six seven", output_tokens=7, slowest=SLOWEST),
+    ),
     "when busy": (*(Refuse(429), _BRIEF, _BRIEF, Refuse(500), _BRIEF) * 40, _BRIEF),
 }
 """What the provider does, by the end of a prompt. Prompts begin with the step's id."""
@@ -120,7 +139,9 @@ def pipeline(executor: str, results: Path) -> Pipeline[Process, Any, Any]:
     # The script refuses by turns, whoever asks: more retries than one request can need.
     agent = FastroAgent(model="openai:gpt-5-mini", cost_calculator=fixed_prices(), max_retries=9)
     looking = FastroAgent(
-        model="openai:gpt-5-mini", cost_calculator=fixed_prices(), toolsets=[FunctionToolset([look_up])]
+        model="openai:gpt-5-mini",
+        cost_calculator=fixed_prices(),
+        toolsets=[FunctionToolset([look_up])],
     )
     lanes = range(WIDTH)
     steps: dict[str, BaseStep[Process, Any]] = {
@@ -151,7 +172,9 @@ def _asks(agent: FastroAgent[Any], *questions: str) -> BaseStep[Process, list[st
     @step
     async def ask(ctx: StepContext[Process]) -> list[str]:
         ctx.deps.begin_step()
-        return [(await ctx.run(agent, f"{ctx.step_id}: {question}")).output for question in questions]
+        return [
+            (await ctx.run(agent, f"{ctx.step_id}: {question}")).output for question in questions
+        ]
 
     return ask
 
@@ -160,7 +183,9 @@ def _streams(agent: FastroAgent[Any]) -> BaseStep[Process, str]:
     @step
     async def stream(ctx: StepContext[Process]) -> str:
         ctx.deps.begin_step()
-        return "".join([chunk.content async for chunk in agent.run_stream(f"{ctx.step_id}: word by word")])
+        return "".join(
+            [chunk.content async for chunk in agent.run_stream(f"{ctx.step_id}: word by word")]
+        )
 
     return stream
 
@@ -173,17 +198,35 @@ def _joins() -> BaseStep[Process, Any]:
     return join
 
 
-def run_killed(executor: str, kills: int, results: Path, provider: ProviderProcess) -> list[Attempt]:
+def run_killed(
+    executor: str, kills: int, results: Path, provider: ProviderProcess
+) -> list[Attempt]:
     """Do all this in a process of its own, with a provider that keeps to the script."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - shown when the test fails
     for prompt, behaviours in SCRIPT.items():
         provider.script(prompt, *behaviours)
-    command = [sys.executable, "-m", "tests.support.killed_runs", executor, str(kills), str(seed), str(results)]
-    environment = os.environ | {"PREFECT_LOGGING_LEVEL": "ERROR", "FASTROAI_LEASE_SECONDS": str(LEASE_SECONDS)}
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.killed_runs",
+        executor,
+        str(kills),
+        str(seed),
+        str(results),
+    ]
+    environment = os.environ | {
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "FASTROAI_LEASE_SECONDS": str(LEASE_SECONDS),
+    }
     # In a session of its own, so that none of its processes outlives this test.
     with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             told, _ = process.communicate(timeout=PATIENCE)
@@ -210,7 +253,8 @@ def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[At
             after = length * chance.uniform(starting, 1) if kills else None
             attempt = _attempt(executor, results, number, f"run-{run}", known, after)
             kills, ended = kills - attempt.killed, not attempt.killed
-            # How long a process takes depends on what is left to do, and on what else the machine does.
+            # How long a process takes depends on what is left to do, and on what else the machine
+            # does.
             length = 1.1 * length if attempt.killed else attempt.ended - attempt.began
             yield attempt
             if attempt.killed and executor == "prefect":
@@ -218,7 +262,12 @@ def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[At
 
 
 def _attempt(
-    executor: str, results: Path, number: int, run_key: str, known: set[Path], kill_after: float | None
+    executor: str,
+    results: Path,
+    number: int,
+    run_key: str,
+    known: set[Path],
+    kill_after: float | None,
 ) -> Attempt:
     """Run the pipeline in a process that is killed after some seconds, if it still runs then."""
     assert threading.active_count() == 1, "a fork would take only one of them along"
@@ -267,7 +316,9 @@ def _run(executor: str, results: Path, number: int, run_key: str, out: int) -> N
 
 def sign_requests(process: str) -> None:
     """Have the path say in the invoice which process asked, without being part of what is asked."""
-    os.environ["OPENAI_BASE_URL"] = os.environ["OPENAI_BASE_URL"].replace("/v1", f"/process-{process}/v1")
+    os.environ["OPENAI_BASE_URL"] = os.environ["OPENAI_BASE_URL"].replace(
+        "/v1", f"/process-{process}/v1"
+    )
 
 
 def _files(results: Path) -> Iterator[Path]:
@@ -283,7 +334,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def kept(results: Path, known: Collection[Path] = ()) -> tuple[list[str], dict[str, int]]:
-    """The steps whose results are stored, and how many answers are recorded of each, but for what was known before.
+    """The steps whose results are stored, and how many answers are recorded of each, but for what
+    was known before.
 
     What was not written to its end, because its process was killed, does not count.
     """

@@ -1,4 +1,6 @@
-"""Workers that are killed at random moments together with their runs, which others take up until they end."""
+"""Workers that are killed at random moments together with their runs, which others take up
+until they end.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,25 @@ from tests.support.provider_process import ProviderProcess
 REPOSITORY = Path(__file__).parents[2]
 POOL = "killed"
 RUNS = 2
-"""Under way at once, so that one kill hits several. More would only be slower to start, on two cores."""
+"""Under way at once, so that one kill hits several.
+
+More would only be slower to start, on two cores.
+"""
 STEPS, RECORDS = 12, 38
 """How many results, and how many results and answers, are kept of a run."""
 LENGTH = 6.0
 """About so many seconds pass from the start of a run's process to its end."""
 LEASE_SECONDS = 2
 SETTLING = 1.0
-"""Seconds in which the server has done what it was asked for just before a kill: a run may end after its process."""
+"""Seconds in which the server has done what it was asked for just before a kill: a run may end
+after its process.
+"""
 PATIENCE = 120.0
 """Seconds after which a run or a command counts as hanging."""
 KINDS = ("asked", "at some time", "asked", "stored", "answered")
-"""When a kill comes: as a request waits for its answer, a while after a result or an answer was stored, or whenever."""
+"""When a kill comes: as a request waits for its answer, a while after a result or an answer
+was stored, or whenever.
+"""
 PUT_BACK = {"state": {"type": "SCHEDULED"}, "force": True}
 
 Moment = Callable[[], bool]
@@ -68,8 +77,11 @@ async def deploy(client: PrefectClient) -> UUID:
         flow_id=await client.create_flow_from_name("killed"),
         name="often",
         work_pool_name=POOL,
-        # With a path, a worker copies the whole checkout for each run; one that is killed leaves its copies behind.
-        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}],
+        # With a path, a worker copies the whole checkout for each run; one that is killed leaves
+        # its copies behind.
+        pull_steps=[
+            {"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}
+        ],
         entrypoint="tests/support/killed_flow.py:flow",
         enforce_parameter_schema=False,
     )
@@ -114,7 +126,9 @@ class Worker:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
-        while [pid for pid, (state, _) in _processes().items() if pid in killed and state not in "ZX"]:
+        while [
+            pid for pid, (state, _) in _processes().items() if pid in killed and state not in "ZX"
+        ]:
             time.sleep(_TICK)
         return killed
 
@@ -142,8 +156,8 @@ class Killing:
         attempts: By worker and run. Those of a run one after the other.
         done: How many kills there were.
         hit: How many runs they hit.
-        unheard: State, and number of steps done, of runs that gave no sign of life yet, or no longer, when they were
-            killed.
+        unheard: State, and number of steps done, of runs that gave no sign of life yet, or no
+            longer, when they were killed.
     """
 
     client: PrefectClient
@@ -166,7 +180,9 @@ class Killing:
         moment = self._when_one_has_started()
         try:
             while runs:
-                runs = await (self._kill(runs) if await self._comes(moment, runs) else self._tell(runs))
+                runs = await (
+                    self._kill(runs) if await self._comes(moment, runs) else self._tell(runs)
+                )
                 if self.done < self.kills:
                     runs = runs or await self._start_runs()
                     moment = self._random_moment(runs)
@@ -218,11 +234,15 @@ class Killing:
         return any(line.delivered is None for line in self.provider.lines_when(lambda _: True))
 
     def _when_one_has_started(self) -> Moment:
-        """When the worker has started a run's process, which takes seconds until it gives a sign of life."""
+        """When the worker has started a run's process, which takes seconds until it gives a
+        sign of life.
+        """
         return lambda: bool(self._worker.descendants)
 
     async def _kill(self, runs: Iterable[UUID]) -> list[UUID]:
-        """Kill the worker and its runs, and put these back for another; returns those that had not ended."""
+        """Kill the worker and its runs, and put these back for another; returns those that had
+        not ended.
+        """
         pids = self._worker.kill()
         await asyncio.sleep(SETTLING)
         pid_by_run = {holding.claim.name: holding.claim.pid for holding in await _holdings()}
@@ -233,7 +253,9 @@ class Killing:
         self.done += bool(heard)
         unheard = [await self.client.read_flow_run(run) for run in left if run not in heard]
         taken = [run for run in unheard if run.state_type is not StateType.SCHEDULED]
-        self.unheard += [(run.state_name or "", len(kept(self.results / str(run.id))[0])) for run in taken]
+        self.unheard += [
+            (run.state_name or "", len(kept(self.results / str(run.id))[0])) for run in taken
+        ]
         self._start_worker()  # it is up when they count as dead
         await _resume(heard)
         for run in taken:
@@ -304,7 +326,9 @@ async def _resume(runs: list[UUID]) -> None:
         return
     names = {str(run) for run in runs}
     async with asyncio.timeout(PATIENCE):
-        while any(holding.is_alive and holding.claim.name in names for holding in await _holdings()):  # noqa: ASYNC110
+        while any(  # noqa: ASYNC110
+            holding.is_alive and holding.claim.name in names for holding in await _holdings()
+        ):
             await asyncio.sleep(_TICK)
     command = [sys.executable, "-m", "fastroai.cli", "runs", "resume", "--all"]
     done = await asyncio.to_thread(

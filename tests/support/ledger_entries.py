@@ -24,7 +24,9 @@ _any_amount = st.decimals(0, 10**9, allow_nan=False, places=20)
 _amounts = st.none() | _whole_units | _any_amount
 _counts = st.integers(0, 10**12)
 _times = st.integers(0, 5 * 86_400 * 10**6).map(lambda us: START + timedelta(microseconds=us))
-_tags = st.dictionaries(st.sampled_from(["team", "customer", 'a"b', "x,"]) | st.text(max_size=4), st.text(max_size=5))
+_tags = st.dictionaries(
+    st.sampled_from(["team", "customer", 'a"b', "x,"]) | st.text(max_size=4), st.text(max_size=5)
+)
 
 attributions = st.builds(
     Attribution,
@@ -68,8 +70,12 @@ _outcomes: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "provider": _names,
         "service_tier": st.sampled_from([None, "priority"]),
         "response_id": _texts,
-        "tokens": st.builds(TokenCounts, input_tokens=_counts, output_tokens=_counts, cache_read_tokens=_counts),
-        "further_usage": st.dictionaries(st.sampled_from(["web_searches", "audio_seconds"]), st.floats(0, 1e6)),
+        "tokens": st.builds(
+            TokenCounts, input_tokens=_counts, output_tokens=_counts, cache_read_tokens=_counts
+        ),
+        "further_usage": st.dictionaries(
+            st.sampled_from(["web_searches", "audio_seconds"]), st.floats(0, 1e6)
+        ),
         "cost_usd": _amounts,
         "request_fees_usd": _amounts,
         "price_source": _texts,
@@ -111,7 +117,13 @@ def fill(database: Database, booked: list[LedgerEntry]) -> None:
 
 def charged(cost: str = "0.001", **changes: Any) -> LedgerEntry:
     """An answered request; further arguments are fields of the entry, or of its attribution."""
-    of_attribution = {name: changes.pop(name) for name in list(changes) if name in Attribution.__dataclass_fields__}
+    of_attribution = {
+        name: changes.pop(name)
+        for name in list(changes)
+        if name in Attribution.__dataclass_fields__
+    }
     sent_at = changes.pop("sent_at", START)
-    intent = LedgerEntry(attribution=Attribution(**of_attribution), model_asked="openai:gpt-5-mini", sent_at=sent_at)
+    intent = LedgerEntry(
+        attribution=Attribution(**of_attribution), model_asked="openai:gpt-5-mini", sent_at=sent_at
+    )
     return intent.settled(EntryState.CHARGED, cost_usd=Decimal(cost), **changes)

@@ -1,4 +1,6 @@
-"""Processes that write to one ledger, to be run as `python -m tests.support.ledger_writers`; some are killed."""
+"""Processes that write to one ledger, to be run as `python -m tests.support.ledger_writers`; some
+are killed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ COST = Decimal("0.000123456789")
 
 def entry(name: str) -> LedgerEntry:
     """An entry whose id says who wrote it."""
-    return LedgerEntry(id=name, attribution=Attribution(run_id="shared", step_id=name), model_asked="openai:gpt-5-mini")
+    return LedgerEntry(
+        id=name,
+        attribution=Attribution(run_id="shared", step_id=name),
+        model_asked="openai:gpt-5-mini",
+    )
 
 
 def charged(sent: LedgerEntry) -> LedgerEntry:
@@ -44,7 +50,9 @@ async def write(url: str, name: str, count: int, spill: Path) -> None:
 
 
 async def write_until_killed(url: str, name: str, spill: Path, out: int) -> None:
-    """Requests without end, ten at a time; each intent and each flushed outcome is reported when it is committed."""
+    """Requests without end, ten at a time; each intent and each flushed outcome is reported when it
+    is committed.
+    """
     store = await open_store(url, outbox_folder=spill)
     os.write(out, b'["ready", ""]\n')
     await asyncio.gather(*(_requests(store, f"{name}-{lane}", out) for lane in range(10)))
@@ -77,7 +85,9 @@ def in_processes(url: str, processes: int, count: int, spill: Path) -> None:
 
 
 def killed(url: str, kills: int, spill: Path) -> None:
-    """Processes that are killed at random moments, one after the other; writes out what each had reported."""
+    """Processes that are killed at random moments, one after the other; writes out what each had
+    reported.
+    """
     for number in range(kills):
         reading, out = os.pipe()
         child = os.fork()

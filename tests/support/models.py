@@ -1,4 +1,6 @@
-"""An agent on a scripted model at fixed prices: what it is asked is counted, what it costs is known."""
+"""An agent on a scripted model at fixed prices: what it is asked is counted, what it costs is
+known.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ COST = 200
 
 
 def counted_agent(*answers: Any, **options: Any) -> tuple[FastroAgent[Any], ScriptedModel]:
-    """An agent, and the model whose `prompts` are the requests that reached it; the last answer is given again."""
+    """An agent, and the model whose `prompts` are the requests that reached it; the last answer is
+    given again.
+    """
     usage = RequestUsage(input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS)
     model = ScriptedModel(*(answers or ("answer",)), usage=usage, repeat=True)
-    return FastroAgent(model=model, name="counted", cost_calculator=fixed_prices(), **options), model
+    return FastroAgent(
+        model=model, name="counted", cost_calculator=fixed_prices(), **options
+    ), model

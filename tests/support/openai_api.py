@@ -18,7 +18,10 @@ class Chat:
         self.head = {"id": line.response_id, "created": 1_700_000_000, "model": line.model}
 
     def whole(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": None if self.answer.tool else self.answer.text}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if self.answer.tool else self.answer.text,
+        }
         if self.answer.tool:
             message["tool_calls"] = [self._call()]
         choice = {"index": 0, "message": message, "finish_reason": self._reason, "logprobs": None}
@@ -94,7 +97,11 @@ class Responses:
         events: list[dict[str, Any]] = [
             {"type": "response.created", "response": self.whole("in_progress")},
             {"type": "response.in_progress", "response": self.whole("in_progress")},
-            {"type": "response.output_item.added", "output_index": 0, "item": self._item(empty=True)},
+            {
+                "type": "response.output_item.added",
+                "output_index": 0,
+                "item": self._item(empty=True),
+            },
         ]
         if self.answer.tool:
             args = json.dumps(self.answer.args)
@@ -109,13 +116,22 @@ class Responses:
                 {"type": "response.output_text.delta", **place, "delta": word, "logprobs": []}
                 for word in _words(self.answer.text)
             ]
-            events.append({"type": "response.output_text.done", **place, "text": self.answer.text, "logprobs": []})
+            events.append(
+                {
+                    "type": "response.output_text.done",
+                    **place,
+                    "text": self.answer.text,
+                    "logprobs": [],
+                }
+            )
         events += [
             {"type": "response.output_item.done", "output_index": 0, "item": self._item()},
             {"type": "response.completed", "response": self.whole()},
         ]
         for number, event in enumerate(events):
-            yield f"event: {event['type']}\n".encode() + _event({**event, "sequence_number": number})
+            yield f"event: {event['type']}\n".encode() + _event(
+                {**event, "sequence_number": number}
+            )
 
     def _item(self, *, empty: bool = False) -> dict[str, Any]:
         number, status = self.line.number, "in_progress" if empty else "completed"
@@ -130,7 +146,13 @@ class Responses:
             }
         text = {"type": "output_text", "text": self.answer.text, "annotations": []}
         content = [] if empty else [text]
-        return {"type": "message", "id": f"msg_{number}", "role": "assistant", "status": status, "content": content}
+        return {
+            "type": "message",
+            "id": f"msg_{number}",
+            "role": "assistant",
+            "status": status,
+            "content": content,
+        }
 
     def _usage(self) -> dict[str, Any]:
         return {
@@ -164,7 +186,11 @@ def last_prompt(body: dict[str, Any]) -> str:
     for message in reversed(messages):
         if message.get("role") == "user":
             content = message["content"]
-            return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+            return (
+                content
+                if isinstance(content, str)
+                else " ".join(part.get("text", "") for part in content)
+            )
     return ""
 
 

@@ -1,4 +1,6 @@
-"""A PostgreSQL server of the tests' own: its data folder, a free port of the loopback, a user without privileges."""
+"""A PostgreSQL server of the tests' own: its data folder, a free port of the loopback, a user
+without privileges.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class PostgresServer:
     """PostgreSQL in a new data folder; it can be stopped and started again.
 
     Args:
-        fsync: Whether commits are on disk when they return, as in production; tests of anything else don't wait for it.
+        fsync: Whether commits are on disk when they return, as in production; tests of anything
+            else don't wait for it.
 
     Attributes:
         folder: All it wrote, until it is closed.
@@ -40,7 +43,18 @@ class PostgresServer:
         try:
             if "user" in self._as:
                 shutil.chown(self.folder, self._as["user"])
-            self._run("initdb", "-D", str(self._data), "-U", "tests", "-A", "trust", "-E", "UTF8", "--no-sync")
+            self._run(
+                "initdb",
+                "-D",
+                str(self._data),
+                "-U",
+                "tests",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--no-sync",
+            )
             self.start()
         except BaseException:
             self.close()
@@ -62,12 +76,19 @@ class PostgresServer:
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._data, *arguments], stdout=log, stderr=log, **self._as
+                [self._bin / "postgres", "-D", self._data, *arguments],
+                stdout=log,
+                stderr=log,
+                **self._as,
             )
         deadline = time.monotonic() + _WAIT
-        while subprocess.run([self._bin / "pg_isready", *self._address], capture_output=True).returncode:
+        while subprocess.run(
+            [self._bin / "pg_isready", *self._address], capture_output=True
+        ).returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-2000:]}"
+                )
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -93,7 +114,9 @@ class PostgresServer:
         return "-h", "127.0.0.1", "-p", str(self.port)
 
     def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run([self._bin / program, *arguments], capture_output=True, text=True, cwd="/", **self._as)
+        done = subprocess.run(
+            [self._bin / program, *arguments], capture_output=True, text=True, cwd="/", **self._as
+        )
         if done.returncode:
             raise RuntimeError(f"{program} failed: {done.stderr}")
 
@@ -117,12 +140,18 @@ def postgres_url(postgres_server: PostgresServer) -> str:
 
 
 def _binaries() -> Path:
-    found = [path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin")) if (path / "initdb").exists()]
+    found = [
+        path
+        for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if (path / "initdb").exists()
+    ]
     if found:
         return found[-1]
     if (initdb := shutil.which("initdb")) and shutil.which("postgres"):
         return Path(initdb).resolve().parent
-    raise FileNotFoundError("PostgreSQL's server is not installed here (Debian: apt-get install -y postgresql).")
+    raise FileNotFoundError(
+        "PostgreSQL's server is not installed here (Debian: apt-get install -y postgresql)."
+    )
 
 
 def _unprivileged_user() -> dict[str, Any]:
@@ -135,7 +164,9 @@ def _unprivileged_user() -> dict[str, Any]:
         except KeyError:
             continue
         return {"user": name, "group": user.pw_gid, "extra_groups": []}
-    raise FileNotFoundError("PostgreSQL does not run as root, and there is neither a user postgres nor nobody.")
+    raise FileNotFoundError(
+        "PostgreSQL does not run as root, and there is neither a user postgres nor nobody."
+    )
 
 
 def _free_port() -> int:

@@ -1,4 +1,6 @@
-"""One real Prefect server on loopback, started by the first test that needs it and shared by all pytest workers."""
+"""One real Prefect server on loopback, started by the first test that needs it and shared by all
+pytest workers.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ import pytest
 from tests.support.postgres import PostgresServer
 
 SHARED_DIR = "FASTROAI_TESTS_SHARED_DIR"
-"""Folder of one pytest run, inherited by its xdist workers: who owns the run, and where its server listens."""
+"""Folder of one pytest run, inherited by its xdist workers: who owns the run, and where its server
+listens.
+"""
 
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 10.0
@@ -51,7 +55,9 @@ def own_shared_dir() -> Path:
 
 
 def release_shared_dir(folder: Path) -> None:
-    """Stop the server if one was started, and remove the folder; for the controller, after its workers ended."""
+    """Stop the server if one was started, and remove the folder; for the controller, after its
+    workers ended.
+    """
     address = _read_address(folder)
     if address is not None:
         _stop(int(address["pid"]))
@@ -79,8 +85,11 @@ def prefect_server() -> str:
 
 
 @pytest.fixture
-def prefect_api(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real Prefect server's API URL, set for this process and for those it starts; results go to the test's folder.
+def prefect_api(
+    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A real Prefect server's API URL, set for this process and for those it starts; results go to
+    the test's folder.
 
     A test that uses it runs pipelines under Prefect unless it says otherwise.
     """
@@ -118,7 +127,10 @@ def _start(folder: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             (folder / _ADDRESS).unlink(missing_ok=True)
-            pytest.fail(f"The Prefect server did not start:\n{(folder / _LOG).read_text()[-4000:]}", pytrace=False)
+            pytest.fail(
+                f"The Prefect server did not start:\n{(folder / _LOG).read_text()[-4000:]}",
+                pytrace=False,
+            )
         time.sleep(0.1)
 
 
@@ -170,8 +182,11 @@ def _alive(pid: int) -> bool:
 
 
 def _serve(folder: Path) -> None:
-    """The server process: bind a free port, say where, and end no later than the pytest run that wanted it."""
-    # uvicorn hands the signal on when it has stopped: then this process ends as any does, and its database with it.
+    """The server process: bind a free port, say where, and end no later than the pytest run that
+    wanted it.
+    """
+    # uvicorn hands the signal on when it has stopped: then this process ends as any does, and its
+    # database with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     owner = int((folder / _OWNER).read_text())
     with _database(folder) as database:
@@ -200,9 +215,11 @@ def _listen(folder: Path, database: Path) -> None:
 
 @contextmanager
 def _database(folder: Path) -> Iterator[Path]:
-    """Start PostgreSQL for the server where it is installed, else leave it SQLite; gives the folder of the data.
+    """Start PostgreSQL for the server where it is installed, else leave it SQLite; gives the folder
+    of the data.
 
-    Under the load of a whole suite, Prefect's server on SQLite waits up to a minute for the lock, and answers nobody.
+    Under the load of a whole suite, Prefect's server on SQLite waits up to a minute for the lock,
+    and answers nobody.
     """
     try:
         postgres = PostgresServer()

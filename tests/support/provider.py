@@ -1,7 +1,8 @@
-"""A loopback provider: OpenAI's Chat Completions and Responses APIs, and an invoice of what it bills.
+"""A loopback provider: OpenAI's Chat Completions and Responses APIs, and an invoice of what it
+bills.
 
-`python -m tests.support.provider INVOICE` says its port in its first line, takes a script in each line of its standard
-input, and ends when that is closed, also by the death of whoever started it.
+`python -m tests.support.provider INVOICE` says its port in its first line, takes a script in each
+line of its standard input, and ends when that is closed, also by the death of whoever started it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from tests.support.behaviours import Answer, Behaviour, Die, Hang, Refuse, Turns
 from tests.support.invoice import Invoice, InvoiceLine
 from tests.support.openai_api import Chat, Responses, error_body, last_prompt, tool_results
 
-__all__ = ["KEY", "MODEL", "Answer", "Die", "Hang", "InvoiceLine", "LoopbackProvider", "Refuse", "Turns"]
+__all__ = [
+    "KEY",
+    "MODEL",
+    "Answer",
+    "Die",
+    "Hang",
+    "InvoiceLine",
+    "LoopbackProvider",
+    "Refuse",
+    "Turns",
+]
 
 KEY = "loopback-key"
 MODEL = "gpt-5-mini-2025-08-07"
@@ -42,7 +53,9 @@ class LoopbackProvider:
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.provider = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -60,14 +73,20 @@ class LoopbackProvider:
         return int(self._server.server_address[1])
 
     def script(self, prompt: str, *behaviours: Behaviour) -> None:
-        """What to do, in order, with the requests whose last user prompt contains a text; the last goes on."""
+        """What to do, in order, with the requests whose last user prompt contains a text; the last
+        goes on.
+        """
         with self._lock:
             self._scripts[prompt] = list(behaviours)
 
     def next_behaviour(self, prompt: str, turn: int) -> Answer | Refuse | Hang | Die:
         """The behaviour that is due for a prompt in a conversation with so many tool results."""
         behaviour = self._next(prompt)
-        return behaviour.answers[min(turn, len(behaviour.answers) - 1)] if isinstance(behaviour, Turns) else behaviour
+        return (
+            behaviour.answers[min(turn, len(behaviour.answers) - 1)]
+            if isinstance(behaviour, Turns)
+            else behaviour
+        )
 
     def _next(self, prompt: str) -> Behaviour:
         with self._lock:
@@ -130,8 +149,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _act(self, behaviour: Answer | Refuse | Hang | Die, line: InvoiceLine) -> bool:
         """Do it; whether the client was there to the last byte."""
         if isinstance(behaviour, Refuse):
-            wait = {} if behaviour.retry_after_ms is None else {"retry-after-ms": str(behaviour.retry_after_ms)}
-            self._send_json(behaviour.status, error_body("Refused by the script.", behaviour.code), wait)
+            wait = (
+                {}
+                if behaviour.retry_after_ms is None
+                else {"retry-after-ms": str(behaviour.retry_after_ms)}
+            )
+            self._send_json(
+                behaviour.status, error_body("Refused by the script.", behaviour.code), wait
+            )
             return True
         if isinstance(behaviour, Hang):
             self._wait_until_left()
@@ -185,7 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _check_still_there(self) -> None:
-        """Raise an `OSError` when the client has closed the connection; the kernel takes what is sent all the same."""
+        """Raise an `OSError` when the client has closed the connection; the kernel takes what is
+        sent all the same.
+        """
         try:
             if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                 raise ConnectionResetError("The client has left.")

@@ -64,7 +64,9 @@ class ProviderProcess:
         return f"http://{self.host}/v1"
 
     def script(self, prompt: str, *behaviours: Behaviour) -> None:
-        """What to do, in order, with the requests whose last user prompt contains a text; the last goes on."""
+        """What to do, in order, with the requests whose last user prompt contains a text; the last
+        goes on.
+        """
         assert self._process.stdin is not None
         command = {"prompt": prompt, "behaviours": [to_json(behaviour) for behaviour in behaviours]}
         self._process.stdin.write(json.dumps(command) + "\n")

@@ -52,7 +52,9 @@ class S3Service:
 
     @property
     def requests(self) -> list[S3Request]:
-        """The requests for this bucket so far, this fixture's own `keys()` and `read()` included."""
+        """The requests for this bucket so far, this fixture's own `keys()` and `read()`
+        included.
+        """
         prefix = f"/{self.bucket}"
         return [r for r in tuple(self._log) if r.path == prefix or r.path.startswith(prefix + "/")]
 
@@ -62,11 +64,15 @@ class S3Service:
 
     def keys(self, prefix: str = "") -> list[str]:
         """The keys of the objects under a prefix."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix
+        )
         return [o["Key"] for page in pages for o in page.get("Contents", [])]
 
     def results(self, prefix: str = "") -> list[str]:
-        """The keys of the results of steps under a prefix: not of the requests that were answered within them."""
+        """The keys of the results of steps under a prefix: not of the requests that were answered
+        within them.
+        """
         return [key for key in self.keys(prefix) if not is_of_a_request(key)]
 
     def read(self, key: str) -> bytes:
@@ -82,12 +88,18 @@ def is_of_a_request(path: str) -> bool:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[tuple[str, list[S3Request]]]:
     """Endpoint URL of a loopback S3 service, and the list it logs its requests in."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
     from werkzeug.serving import make_server
 
     log: list[S3Request] = []
     application = _logging(DomainDispatcherApplication(create_backend_app), log)
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler)
+    server = make_server(
+        "127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", log
@@ -98,7 +110,9 @@ def s3_server() -> Iterator[tuple[str, list[S3Request]]]:
 
 @pytest.fixture
 def s3(s3_server: tuple[str, list[S3Request]], monkeypatch: pytest.MonkeyPatch) -> S3Service:
-    """A new empty bucket on a loopback S3 service; its credentials are also in the usual AWS variables."""
+    """A new empty bucket on a loopback S3 service; its credentials are also in the usual AWS
+    variables.
+    """
     import boto3
 
     url, log = s3_server
@@ -118,9 +132,15 @@ def s3(s3_server: tuple[str, list[S3Request]], monkeypatch: pytest.MonkeyPatch) 
     return S3Service(endpoint_url=url, bucket=bucket, client=client, _log=log)
 
 
-def _logging(application: Callable[..., Iterable[bytes]], log: list[S3Request]) -> Callable[..., Iterable[bytes]]:
+def _logging(
+    application: Callable[..., Iterable[bytes]], log: list[S3Request]
+) -> Callable[..., Iterable[bytes]]:
     def logged(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        log.append(S3Request(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")))
+        log.append(
+            S3Request(
+                environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+            )
+        )
         return application(environ, start_response)
 
     return logged

@@ -1,4 +1,6 @@
-"""A server that answers as scripted, in the shapes of several providers' APIs, and counts what arrives."""
+"""A server that answers as scripted, in the shapes of several providers' APIs, and counts what
+arrives.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class ScriptedHTTP:
     """Serves on a free port of 127.0.0.1 while its `with` block lasts.
 
     Args:
-        *answers: HTTP statuses, `DROP` or `HANG`, in the order in which they are due; the last goes on.
+        *answers: HTTP statuses, `DROP` or `HANG`, in the order in which they are due; the last goes
+            on.
         port: Where to listen; 0 takes any free port.
     """
 
@@ -33,7 +36,9 @@ class ScriptedHTTP:
         self.closing = threading.Event()
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.script = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -87,16 +92,31 @@ class _Handler(BaseHTTPRequestHandler):
         elif answer == 307:
             self._send(307, "application/json", b"{}", {"Location": self.path})
         elif answer != 200:
-            error = {"error": {"message": "As scripted.", "type": "scripted", "code": answer, "status": "INTERNAL"}}
-            self._send(int(answer), "application/json", json.dumps(error).encode(), {"retry-after-ms": "1"})
+            error = {
+                "error": {
+                    "message": "As scripted.",
+                    "type": "scripted",
+                    "code": answer,
+                    "status": "INTERNAL",
+                }
+            }
+            self._send(
+                int(answer), "application/json", json.dumps(error).encode(), {"retry-after-ms": "1"}
+            )
         elif body.get("stream"):
             self._send(200, "text/event-stream", _stream(self.path))
         else:
             self._send(200, "application/json", json.dumps(_whole(self.path)).encode())
 
-    def _send(self, status: int, kind: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, status: int, kind: str, data: bytes, headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -106,8 +126,17 @@ def _whole(path: str) -> dict[str, Any]:
     """A complete answer of the API that has the path: 100 tokens in, 10 out."""
     if path.endswith("/responses"):
         text = {"type": "output_text", "text": "Hi", "annotations": []}
-        message = {"type": "message", "id": "m1", "role": "assistant", "status": "completed", "content": [text]}
-        details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+        message = {
+            "type": "message",
+            "id": "m1",
+            "role": "assistant",
+            "status": "completed",
+            "content": [text],
+        }
+        details = {
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": 0},
+        }
         return {
             "id": "r1",
             "object": "response",
@@ -127,7 +156,9 @@ def _whole(path: str) -> dict[str, Any]:
             "object": "chat.completion",
             "created": 1,
             "model": "gpt-5-mini",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+            "choices": [
+                {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+            ],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         }
     if path.endswith("/messages"):
@@ -145,7 +176,11 @@ def _whole(path: str) -> dict[str, Any]:
         content = {"role": "model", "parts": [{"text": "Hi"}]}
         return {
             "candidates": [{"content": content, "finishReason": "STOP"}],
-            "usageMetadata": {"promptTokenCount": 100, "candidatesTokenCount": 10, "totalTokenCount": 110},
+            "usageMetadata": {
+                "promptTokenCount": 100,
+                "candidatesTokenCount": 10,
+                "totalTokenCount": 110,
+            },
             "modelVersion": "gemini-2.5-flash",
             "responseId": "g1",
         }
@@ -165,7 +200,12 @@ def _stream(path: str) -> bytes:
 
 
 def _messages_stream(whole: dict[str, Any]) -> bytes:
-    empty = {**whole, "content": [], "stop_reason": None, "usage": {"input_tokens": 100, "output_tokens": 1}}
+    empty = {
+        **whole,
+        "content": [],
+        "stop_reason": None,
+        "usage": {"input_tokens": 100, "output_tokens": 1},
+    }
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": empty},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -178,7 +218,9 @@ def _messages_stream(whole: dict[str, Any]) -> bytes:
         },
         {"type": "message_stop"},
     ]
-    return b"".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
+    return b"".join(
+        f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events
+    )
 
 
 def _chat_stream() -> bytes:
@@ -190,4 +232,7 @@ def _chat_stream() -> bytes:
         {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
         {**head, "choices": [], "usage": usage},
     ]
-    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+    return (
+        b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+        + b"data: [DONE]\n\n"
+    )

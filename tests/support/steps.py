@@ -15,7 +15,10 @@ PATIENCE = 30.0
 
 
 class Give(BaseStep[Any, Any]):
-    """Gives a value, or raises it. Given several, one for each run, the last one again and again."""
+    """Gives a value, or raises it.
+
+    Given several, one for each run, the last one again and again.
+    """
 
     def __init__(self, *values: Any) -> None:
         self._values = list(values) or [None]
@@ -36,11 +39,15 @@ class Join(BaseStep[Any, str]):
         self._step_ids = step_ids
 
     async def execute(self, context: StepContext[Any]) -> str:
-        return f"{context.step_id}({','.join(str(context.get_dependency(s)) for s in self._step_ids)})"
+        return (
+            f"{context.step_id}({','.join(str(context.get_dependency(s)) for s in self._step_ids)})"
+        )
 
 
 class WaitsForever(BaseStep[Any, None]):
-    """Says that it has started, and hangs until it is cancelled; its cleaning up takes several turns of the loop."""
+    """Says that it has started, and hangs until it is cancelled; its cleaning up takes several
+    turns of the loop.
+    """
 
     def __init__(self) -> None:
         self.started = asyncio.Event()
@@ -114,7 +121,9 @@ class RecordingTracer:
     def log_metric(self, trace_id: str, name: str, value: Any) -> None:
         self.metrics.setdefault(self._names[trace_id], {})[name] = value
 
-    def log_error(self, trace_id: str, error: Exception, context: dict[str, Any] | None = None) -> None: ...
+    def log_error(
+        self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
+    ) -> None: ...
 
 
 class Gauge:

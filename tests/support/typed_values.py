@@ -1,4 +1,6 @@
-"""Pairs of a declared type and a value, generated; and a spelling of values that tells every type in them."""
+"""Pairs of a declared type and a value, generated; and a spelling of values that tells every type
+in them.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +140,9 @@ Pair = tuple[Any, Any]
 """A declared type and a value."""
 
 _text = st.text(max_size=6)
-_zones = st.sampled_from([None, UTC, timezone(timedelta(hours=5, minutes=30)), timezone(-timedelta(hours=3))])
+_zones = st.sampled_from(
+    [None, UTC, timezone(timedelta(hours=5, minutes=30)), timezone(-timedelta(hours=3))]
+)
 
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers() | st.sampled_from([0, 1, -(2**70), 10**30]),
@@ -146,7 +150,8 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     str: _text | st.sampled_from(["1", "true", "null", "2026-01-01", "\x00", "\u2028", "1.0", "$"]),
     float: st.floats(allow_nan=True) | st.sampled_from([0.0, -0.0, 1.0, 1e308, 5e-324]),
     bytes: st.binary(max_size=8),
-    Decimal: st.decimals(allow_nan=False, allow_infinity=False) | st.sampled_from(list(map(Decimal, ("1.10", "1E+3")))),
+    Decimal: st.decimals(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(list(map(Decimal, ("1.10", "1E+3")))),
     datetime: st.datetimes(timezones=_zones),
     date: st.dates(),
     time: st.times(),
@@ -167,8 +172,12 @@ OBJECTS: dict[Any, st.SearchStrategy[Any]] = {
     One: _one,
     Twin: st.builds(Twin, x=SCALARS[int], data=SCALARS[bytes]),
     Derived: st.builds(Derived, x=SCALARS[int], more=_text),
-    Strict: st.builds(Strict, when=SCALARS[datetime], labels=st.tuples(_text), count=SCALARS[Count]),
-    Open: st.builds(lambda a, b: Open(anything=a, extra=b), SCALARS[str] | SCALARS[bytes], SCALARS[int] | _one),
+    Strict: st.builds(
+        Strict, when=SCALARS[datetime], labels=st.tuples(_text), count=SCALARS[Count]
+    ),
+    Open: st.builds(
+        lambda a, b: Open(anything=a, extra=b), SCALARS[str] | SCALARS[bytes], SCALARS[int] | _one
+    ),
     Aliased: st.builds(lambda i, o: Aliased(INNER=i, o=o), _one, SCALARS[int]),
     Named: st.builds(Named, SCALARS[int], _text),
     OtherNamed: st.builds(OtherNamed, SCALARS[int], _text),
@@ -177,7 +186,8 @@ OBJECTS: dict[Any, st.SearchStrategy[Any]] = {
     Dog: st.builds(Dog, lives=SCALARS[int]),
     Point: st.builds(Point, SCALARS[float], st.sets(_text, max_size=3)),
     TwinPoint: st.builds(TwinPoint, SCALARS[float]),
-    Counter: st.builds(Counter, SCALARS[int]) | st.just(Counter(1)).map(lambda c: setattr(c, "value", 7) or c),
+    Counter: st.builds(Counter, SCALARS[int])
+    | st.just(Counter(1)).map(lambda c: setattr(c, "value", 7) or c),
     Checked: st.builds(Checked, SCALARS[Decimal], st.dictionaries(SCALARS[int], _text, max_size=2)),
     Node: st.recursive(
         st.builds(Node, name=_text),
@@ -246,23 +256,32 @@ def _keyed(draw: st.DrawFn) -> Pair:
 
 
 _base: st.SearchStrategy[Pair] = (
-    st.sampled_from(_leaf_types).flatmap(lambda declared: st.tuples(st.just(declared), _values(declared))) | _keyed()
+    st.sampled_from(_leaf_types).flatmap(
+        lambda declared: st.tuples(st.just(declared), _values(declared))
+    )
+    | _keyed()
 )
 
 declared_values: st.SearchStrategy[Pair] = st.recursive(
     _base,
-    lambda inner: st.tuples(inner, inner).flatmap(lambda pairs: st.one_of(*[make(*pairs) for make in _WRAPPED])),
+    lambda inner: st.tuples(inner, inner).flatmap(
+        lambda pairs: st.one_of(*[make(*pairs) for make in _WRAPPED])
+    ),
     max_leaves=4,
 )
 """Mostly values of the declared type, some of another one."""
 
 
 def spelled(value: Any) -> str:
-    """A value with the types of all it holds, for one to be told from any other; the order of sets does not count."""
+    """A value with the types of all it holds, for one to be told from any other; the order of sets
+    does not count.
+    """
     kind = type(value)
     if isinstance(value, BaseModel):
         bare = value.__pydantic_generic_metadata__["origin"] or kind
-        fields = {name: getattr(value, name) for name in kind.model_fields} | (value.model_extra or {})
+        fields = {name: getattr(value, name) for name in kind.model_fields} | (
+            value.model_extra or {}
+        )
         return f"{bare.__qualname__}({', '.join(f'{k}={spelled(v)}' for k, v in fields.items())})"
     if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -270,12 +289,15 @@ def spelled(value: Any) -> str:
     if isinstance(value, Enum):
         return f"{kind.__qualname__}.{value.name}"
     if isinstance(value, dict):
-        return f"{kind.__qualname__}{{{', '.join(f'{spelled(k)}: {spelled(v)}' for k, v in value.items())}}}"
+        items = ", ".join(f"{spelled(k)}: {spelled(v)}" for k, v in value.items())
+        return f"{kind.__qualname__}{{{items}}}"
     if isinstance(value, set | frozenset):
         return f"{kind.__qualname__}{{{', '.join(sorted(map(spelled, value)))}}}"
     if isinstance(value, list | tuple):
         return f"{kind.__qualname__}[{', '.join(map(spelled, value))}]"
     if isinstance(value, datetime | time):
         # What tells two moments of the same name apart: the offset where there is one, else `fold`.
-        return f"{kind.__qualname__} {value.isoformat()} {value.fold if value.tzinfo is None else ''}"
+        return (
+            f"{kind.__qualname__} {value.isoformat()} {value.fold if value.tzinfo is None else ''}"
+        )
     return f"{kind.__qualname__} {value!r}"

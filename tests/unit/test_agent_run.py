@@ -47,10 +47,16 @@ class Spans(NoOpTracer):
 
 
 async def test_tokens_and_cost_come_from_the_requests() -> None:
-    model = ScriptedModel("Hello!", usage=RequestUsage(input_tokens=1000, output_tokens=500), model_name="gpt-4o")
+    model = ScriptedModel(
+        "Hello!", usage=RequestUsage(input_tokens=1000, output_tokens=500), model_name="gpt-4o"
+    )
     response = await FastroAgent(model=model).run("Hi")
     assert (response.output, response.model) == ("Hello!", "gpt-4o")
-    assert (response.input_tokens, response.output_tokens, response.total_tokens) == (1000, 500, 1500)
+    assert (response.input_tokens, response.output_tokens, response.total_tokens) == (
+        1000,
+        500,
+        1500,
+    )
     assert response.cost_usd == Decimal("0.0075")
     assert response.cost_microcents == 7500
     assert [entry.response_id for entry in response.entries] == ["scripted-1"]
@@ -71,12 +77,16 @@ async def test_a_tool_loop_is_one_entry_for_each_request() -> None:
     response = await FastroAgent(model=model, toolsets=[FunctionToolset([add])]).run("1 + 2?")
     assert response.output == "It is 3."
     assert len(response.entries) == response.request_count == 2
-    assert [(call["tool_name"], call["args"]) for call in response.tool_calls] == [("add", {"a": 1, "b": 2})]
+    assert [(call["tool_name"], call["args"]) for call in response.tool_calls] == [
+        ("add", {"a": 1, "b": 2})
+    ]
     assert response.tool_call_count == 1
 
 
 async def test_calls_that_only_carry_the_output_are_no_tool_calls() -> None:
-    response = await FastroAgent(model=ScriptedModel(City(name="Oslo", people=7)), output_type=City).run("Hi")
+    response = await FastroAgent(
+        model=ScriptedModel(City(name="Oslo", people=7)), output_type=City
+    ).run("Hi")
     assert response.output == City(name="Oslo", people=7)
     assert response.tool_calls == []
 
@@ -110,7 +120,9 @@ async def test_a_response_survives_pickle_and_json() -> None:
 
 async def test_given_settings_win_over_the_configured_ones() -> None:
     seen: list[Any] = []
-    agent = FastroAgent(model=ScriptedModel(settings_seen(seen), repeat=True), timeout=2.5, max_tokens=10)
+    agent = FastroAgent(
+        model=ScriptedModel(settings_seen(seen), repeat=True), timeout=2.5, max_tokens=10
+    )
     await agent.run("Hi", model_settings={"temperature": 0.0, "seed": 1})
     await agent.run("Hi", model_settings=lambda _: {"max_tokens": 99})
     assert seen[0] == {"max_tokens": 10, "temperature": 0.0, "timeout": 2.5, "seed": 1}
@@ -119,7 +131,10 @@ async def test_given_settings_win_over_the_configured_ones() -> None:
 
 async def test_a_ready_agent_keeps_its_own_settings() -> None:
     seen: list[Any] = []
-    own = Agent(ScriptedModel(settings_seen(seen), repeat=True), model_settings={"temperature": 0.1, "max_tokens": 7})
+    own = Agent(
+        ScriptedModel(settings_seen(seen), repeat=True),
+        model_settings={"temperature": 0.1, "max_tokens": 7},
+    )
     await FastroAgent(agent=own).run("Hi")
     await FastroAgent(agent=own, temperature=0.9).run("Hi")
     assert seen == [{"temperature": 0.1, "max_tokens": 7}, {"temperature": 0.9, "max_tokens": 7}]
@@ -145,7 +160,9 @@ async def test_what_is_given_beside_a_ready_agent_is_not_ignored() -> None:
 
 async def test_a_ready_agent_is_metered() -> None:
     response = await FastroAgent(agent=Agent(ScriptedModel("Hello!"), name="own")).run("Hi")
-    assert [(entry.agent, entry.model_answered) for entry in response.entries] == [("own", "gpt-5-mini")]
+    assert [(entry.agent, entry.model_answered) for entry in response.entries] == [
+        ("own", "gpt-5-mini")
+    ]
 
 
 async def test_a_model_put_in_place_for_a_while_is_metered() -> None:
@@ -192,7 +209,9 @@ def test_options_beside_a_config_are_refused_by_name() -> None:
 
 async def test_a_timeout_has_its_name_in_the_span_and_on_its_error() -> None:
     tracer = Spans()
-    agent = FastroAgent(model=ScriptedModel(TimeoutError("too slow")), timeout=3, timeout_name="extract")
+    agent = FastroAgent(
+        model=ScriptedModel(TimeoutError("too slow")), timeout=3, timeout_name="extract"
+    )
     with pytest.raises(TimeoutError) as raised:
         await agent.run("Hi", tracer=tracer)
     assert raised.value.__notes__ == ["Timeout 'extract': 3 s for one request."]

@@ -54,7 +54,10 @@ async def test_a_structured_output_comes_as_pieces_of_its_json(output_type: Any)
     )
     *pieces, last = await chunks_of(agent)
     assert len(pieces) > 1
-    assert json.loads("".join(piece.content for piece in pieces)) == {"name": "New York City", "people": 7}
+    assert json.loads("".join(piece.content for piece in pieces)) == {
+        "name": "New York City",
+        "people": 7,
+    }
     assert last.usage_data is not None
     assert last.usage_data.output == City(name="New York City", people=7)
     assert last.usage_data.tool_calls == []
@@ -80,7 +83,9 @@ async def test_a_ready_agent_streams_and_is_metered() -> None:
 async def test_leaving_early_is_in_the_books() -> None:
     ledger = RequestRecorder()
     with dispatch_scope(ledger):
-        async with aclosing(FastroAgent(model=ScriptedModel("one two three")).run_stream("Hi")) as chunks:
+        async with aclosing(
+            FastroAgent(model=ScriptedModel("one two three")).run_stream("Hi")
+        ) as chunks:
             async for _ in chunks:
                 break
     (entry,) = ledger.entries

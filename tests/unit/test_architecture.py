@@ -54,7 +54,10 @@ UPWARD: set[tuple[str, str]] = {
     ("fastroai.agent.agent", "fastroai.pipelines.agent_step"),
     ("fastroai.agent", "fastroai.pipelines.agent_step"),
 }
-"""(module, what it imports from above), each inside a function. `fastroai.executors` loads executors by name."""
+"""(module, what it imports from above), each inside a function.
+
+`fastroai.executors` loads executors by name.
+"""
 
 HOMES: dict[str, tuple[str, ...]] = {
     "prefect": ("fastroai.executors.prefect", "fastroai.executors._prefect", "fastroai.storage"),
@@ -101,10 +104,14 @@ def imports(module: str) -> list[Import]:
     return list(_walk(ast.parse(path.read_text()), module, package, lazy=False, typing_only=False))
 
 
-def _walk(node: ast.AST, module: str, package: str, *, lazy: bool, typing_only: bool) -> Iterator[Import]:
+def _walk(
+    node: ast.AST, module: str, package: str, *, lazy: bool, typing_only: bool
+) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         in_function = lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for_typing = typing_only or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+        for_typing = typing_only or (
+            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        )
         if isinstance(child, ast.Import):
             for alias in child.names:
                 yield Import(module, alias.name, child.lineno, lazy, typing_only)
@@ -112,7 +119,13 @@ def _walk(node: ast.AST, module: str, package: str, *, lazy: bool, typing_only: 
             base = _absolute(child, package)
             for alias in child.names:
                 submodule = f"{base}.{alias.name}"
-                yield Import(module, submodule if submodule in MODULES else base, child.lineno, lazy, typing_only)
+                yield Import(
+                    module,
+                    submodule if submodule in MODULES else base,
+                    child.lineno,
+                    lazy,
+                    typing_only,
+                )
         yield from _walk(child, module, package, lazy=in_function, typing_only=for_typing)
 
 
@@ -126,7 +139,11 @@ def _absolute(node: ast.ImportFrom, package: str) -> str:
 
 def floor(module: str) -> int | None:
     """The floor of one of our modules; None for a module of somebody else."""
-    matching = [(len(name), level) for name, level in FLOORS if module == name or module.startswith(name + ".")]
+    matching = [
+        (len(name), level)
+        for name, level in FLOORS
+        if module == name or module.startswith(name + ".")
+    ]
     return max(matching)[1] if matching else None
 
 
@@ -157,7 +174,12 @@ def test_every_module_has_a_floor_of_its_own() -> None:
 
 
 def test_every_exception_to_the_floors_is_used() -> None:
-    used = {(found.importer, found.target) for module in MODULES for found in imports(module) if not found.typing_only}
+    used = {
+        (found.importer, found.target)
+        for module in MODULES
+        for found in imports(module)
+        if not found.typing_only
+    }
     assert UPWARD - used == set()
 
 
@@ -174,19 +196,29 @@ def test_a_package_is_imported_in_its_home_only(package: str) -> None:
 
 
 def test_genai_prices_is_imported_only_when_a_price_is_asked_for() -> None:
-    found = [i for i in imports("fastroai.pricing.price_list") if i.target.split(".")[0] == "genai_prices"]
+    found = [
+        i
+        for i in imports("fastroai.pricing.price_list")
+        if i.target.split(".")[0] == "genai_prices"
+    ]
     assert found
     assert [str(i) for i in found if not (i.lazy or i.typing_only)] == []
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in MODULES if m.startswith(("fastroai", "flows")) and "prefect" not in m and "storage" not in m]
+    "module",
+    [
+        m
+        for m in MODULES
+        if m.startswith(("fastroai", "flows")) and "prefect" not in m and "storage" not in m
+    ],
 )
 def test_no_module_outside_the_adapter_imports_prefect_when_it_is_imported(module: str) -> None:
     eager = [
         str(found)
         for found in imports(module)
-        if found.target.split(".")[0] in ("prefect", "prefect_aws") and not (found.lazy or found.typing_only)
+        if found.target.split(".")[0] in ("prefect", "prefect_aws")
+        and not (found.lazy or found.typing_only)
     ]
     assert eager == []
 
@@ -198,7 +230,9 @@ def _reads_environment(node: ast.AST) -> bool:
     if isinstance(node, ast.Attribute):
         return node.attr in _ENVIRONMENT and ast.unparse(node.value) == "os"
     return (
-        isinstance(node, ast.ImportFrom) and node.module == "os" and bool(_ENVIRONMENT & {a.name for a in node.names})
+        isinstance(node, ast.ImportFrom)
+        and node.module == "os"
+        and bool(_ENVIRONMENT & {a.name for a in node.names})
     )
 
 

@@ -76,7 +76,10 @@ class TestTokens:
         assert input_tokens(asked("\ud800")) > 0
 
     def test_output_is_bounded_by_max_tokens(self) -> None:
-        assert tokens_at_most(asked("Hi"), {"max_tokens": 7}, NONE) == (PER_REQUEST + 2 * PER_PART + 2, 7)
+        assert tokens_at_most(asked("Hi"), {"max_tokens": 7}, NONE) == (
+            PER_REQUEST + 2 * PER_PART + 2,
+            7,
+        )
 
     def test_everything_that_is_sent_counts(self) -> None:
         long = "x" * 10_000
@@ -91,7 +94,11 @@ class TestTokens:
             [ModelResponse(parts=[ToolCallPart("t", {"a": long})])],
             [ModelResponse(parts=[ToolCallPart("t", long)])],
             [ModelResponse(parts=[ThinkingPart(long)], usage=RequestUsage(output_tokens=1))],
-            [ModelResponse(parts=[ThinkingPart("", signature=long)], usage=RequestUsage(output_tokens=1))],
+            [
+                ModelResponse(
+                    parts=[ThinkingPart("", signature=long)], usage=RequestUsage(output_tokens=1)
+                )
+            ],
             [ModelResponse(parts=[ThinkingPart("")], usage=RequestUsage(output_tokens=10_000))],
         ]
         for sent in messages:
@@ -100,8 +107,12 @@ class TestTokens:
         for parameters in (
             ModelRequestParameters(function_tools=[tool]),
             ModelRequestParameters(output_tools=[tool]),
-            ModelRequestParameters(function_tools=[ToolDefinition(name="t", parameters_json_schema=schema)]),
-            ModelRequestParameters(output_mode="native", output_object=OutputObjectDefinition(json_schema=schema)),
+            ModelRequestParameters(
+                function_tools=[ToolDefinition(name="t", parameters_json_schema=schema)]
+            ),
+            ModelRequestParameters(
+                output_mode="native", output_object=OutputObjectDefinition(json_schema=schema)
+            ),
             ModelRequestParameters(output_mode="prompted", prompted_output_template=long),
         ):
             assert input_tokens(asked("Hi"), parameters) > 10_000
@@ -129,15 +140,24 @@ class TestTokens:
 
         tool = ToolDefinition(name="t", parameters_json_schema=Outer.model_json_schema())
         written_out = 9 * len(str(Inner.model_json_schema()))
-        assert input_tokens([], ModelRequestParameters(function_tools=[tool])) > FOR_TOOLS + PER_REQUEST + written_out
+        assert (
+            input_tokens([], ModelRequestParameters(function_tools=[tool]))
+            > FOR_TOOLS + PER_REQUEST + written_out
+        )
 
     def test_a_definition_that_uses_itself_ends(self) -> None:
         class Tree(BaseModel):
             children: list[Tree]
 
-        schema = {"$defs": {"Tree": Tree.model_json_schema()["$defs"]["Tree"]}, "$ref": "#/$defs/Tree"}
+        schema = {
+            "$defs": {"Tree": Tree.model_json_schema()["$defs"]["Tree"]},
+            "$ref": "#/$defs/Tree",
+        }
         assert input_tokens(
-            [], ModelRequestParameters(function_tools=[ToolDefinition(name="t", parameters_json_schema=schema)])
+            [],
+            ModelRequestParameters(
+                function_tools=[ToolDefinition(name="t", parameters_json_schema=schema)]
+            ),
         )
 
     @pytest.mark.parametrize(
@@ -145,7 +165,15 @@ class TestTokens:
         [
             asked("Look", ImageUrl("https://example.com/a.png")),
             asked("Look", BinaryContent(b"x", media_type="image/png")),
-            [ModelRequest(parts=[ToolReturnPart("t", BinaryContent(b"x", media_type="image/png"), tool_call_id="1")])],
+            [
+                ModelRequest(
+                    parts=[
+                        ToolReturnPart(
+                            "t", BinaryContent(b"x", media_type="image/png"), tool_call_id="1"
+                        )
+                    ]
+                )
+            ],
             [ModelResponse(parts=[FilePart(BinaryContent(b"x", media_type="image/png"))])],
             [ModelResponse(parts=[NativeToolCallPart("web_search", {})])],
             [ModelResponse(parts=[ThinkingPart("")])],
@@ -168,12 +196,21 @@ class TestTokens:
         assert tokens_at_most(asked("Hi"), {**LIMIT, **more}, NONE) is None
 
     def test_built_in_tools_leave_no_bound(self) -> None:
-        assert tokens_at_most(asked("Hi"), LIMIT, ModelRequestParameters(native_tools=[WebSearchTool()])) is None
+        assert (
+            tokens_at_most(
+                asked("Hi"), LIMIT, ModelRequestParameters(native_tools=[WebSearchTool()])
+            )
+            is None
+        )
 
 
-def bound(model: Model, calculator: Any = None, messages: Any = None, settings: Any = None) -> Decimal | None:
+def bound(
+    model: Model, calculator: Any = None, messages: Any = None, settings: Any = None
+) -> Decimal | None:
     sent = ModelSettings(**LIMIT) if settings is None else settings
-    return Pricer(calculator or CostCalculator()).upper_bound(model, messages or asked("Hi"), sent, NONE)
+    return Pricer(calculator or CostCalculator()).upper_bound(
+        model, messages or asked("Hi"), sent, NONE
+    )
 
 
 def openai(model: str, url: str | None = None, settings: ModelSettings | None = None) -> Model:
@@ -189,13 +226,19 @@ class TestUpperBound:
         assert usd == (into * 5 + 100 * 8) / Decimal(1_000_000)
 
     def test_the_models_own_settings_count(self) -> None:
-        assert bound(openai("gpt-4o", settings=ModelSettings(max_tokens=5)), settings=ModelSettings()) is not None
+        assert (
+            bound(openai("gpt-4o", settings=ModelSettings(max_tokens=5)), settings=ModelSettings())
+            is not None
+        )
         assert bound(openai("gpt-4o"), settings=ModelSettings()) is None
 
     def test_a_higher_tier_may_be_billed_without_being_asked_for(self) -> None:
         into = PER_REQUEST + 2 * PER_PART + 2
         # Priority: 0.45 into and 3.60 out of gpt-5-mini.
-        assert bound(openai("gpt-5-mini")) == (into * Decimal("0.45") + 100 * Decimal("3.60")) / 1_000_000
+        assert (
+            bound(openai("gpt-5-mini"))
+            == (into * Decimal("0.45") + 100 * Decimal("3.60")) / 1_000_000
+        )
 
     def test_a_free_model_costs_nothing(self) -> None:
         calculator = fixed_prices(input_per_mtok=0, output_per_mtok=0)
@@ -214,7 +257,10 @@ class TestUpperBound:
         assert bound(model) is None
 
     def test_a_tier_that_is_asked_for_and_not_listed_leaves_none(self) -> None:
-        assert bound(openai("gpt-4"), settings=ModelSettings(max_tokens=5, service_tier="priority")) is None
+        assert (
+            bound(openai("gpt-4"), settings=ModelSettings(max_tokens=5, service_tier="priority"))
+            is None
+        )
         assert bound(openai("gpt-4"), settings=ModelSettings(max_tokens=5)) is not None
 
     def test_prices_of_someones_own_have_none(self) -> None:
@@ -243,9 +289,13 @@ text = st.text(max_size=200)
 parts = st.one_of(
     st.builds(UserPromptPart, text),
     st.builds(SystemPromptPart, text),
-    st.builds(ToolReturnPart, st.just("t"), st.one_of(text, st.dictionaries(text, text, max_size=3))),
+    st.builds(
+        ToolReturnPart, st.just("t"), st.one_of(text, st.dictionaries(text, text, max_size=3))
+    ),
 )
-answers = st.one_of(st.builds(TextPart, text), st.builds(ToolCallPart, st.just("t"), st.dictionaries(text, text)))
+answers = st.one_of(
+    st.builds(TextPart, text), st.builds(ToolCallPart, st.just("t"), st.dictionaries(text, text))
+)
 messages_of_any_kind = st.lists(
     st.one_of(
         st.builds(ModelRequest, st.lists(parts, max_size=3), instructions=st.none() | text),
@@ -266,7 +316,12 @@ MODELS = ["gpt-5-mini", "gpt-5.4", "gpt-5.6-sol", "gpt-oss-120b", "o3"]
     tier=st.sampled_from([None, "flex", "priority", "default"]),
 )
 def test_no_answer_within_max_tokens_costs_more_than_the_bound(
-    messages: list[ModelMessage], name: str, limit: int, answer: float, cached: float, tier: str | None
+    messages: list[ModelMessage],
+    name: str,
+    limit: int,
+    answer: float,
+    cached: float,
+    tier: str | None,
 ) -> None:
     model = openai(name)
     pricer = Pricer(CostCalculator())
@@ -279,7 +334,9 @@ def test_no_answer_within_max_tokens_costs_more_than_the_bound(
     usage.cache_read_tokens = int(into * cached)
     usage.cache_write_tokens = into - usage.cache_read_tokens if "5.6" in name else 0
     details = {"service_tier": tier} if tier else None
-    response = ModelResponse(parts=[TextPart("x")], usage=usage, model_name=name, provider_details=details)
+    response = ModelResponse(
+        parts=[TextPart("x")], usage=usage, model_name=name, provider_details=details
+    )
     entry = settle_answer(LedgerEntry(model_asked=model.model_id), response, model, pricer)
     if entry.cost_usd is not None:
         assert entry.cost_usd <= usd
@@ -290,14 +347,22 @@ def test_no_listed_price_is_above_its_ceiling(provider: Any) -> None:
     calculator = CostCalculator()
     days = [datetime(2026, 11, 20, hour, 30, tzinfo=UTC) for hour in (2, 8, 17)]
     for model in provider.models:
-        ceiling = list_max_cost([ModelRef(provider.id, model.id.lower())], at=days[0], tier="fast-mode")
+        ceiling = list_max_cost(
+            [ModelRef(provider.id, model.id.lower())], at=days[0], tier="fast-mode"
+        )
         ceiling = ceiling or list_max_cost([ModelRef(provider.id, model.id.lower())], at=days[0])
         if ceiling is None:
             continue
         contexts = [{}, *(variant.when for variant in model.price_variants or ())]
         flat = not isinstance(model.prices, list) and "tiers" not in repr(model.prices)
         for into in (1000,) if flat else (0, 100_000, 100_001, 200_001, 272_001):
-            shares = [(0, 0, 0), (into, 0, 0), (0, into, 0), (0, into, into), (into // 2, into // 3, into // 4)]
+            shares = [
+                (0, 0, 0),
+                (into, 0, 0),
+                (0, into, 0),
+                (0, into, into),
+                (into // 2, into // 3, into // 4),
+            ]
             read, write, hour = shares[into % 5]
             usage = RequestUsage(
                 input_tokens=into,
@@ -308,5 +373,7 @@ def test_no_listed_price_is_above_its_ceiling(provider: Any) -> None:
             )
             for context in contexts:
                 for at in days[:1] if flat else (*days, days[0] + timedelta(days=1)):
-                    price = calculator.price(usage, model.id, provider=provider.id, at=at, context=context)
+                    price = calculator.price(
+                        usage, model.id, provider=provider.id, at=at, context=context
+                    )
                     assert price.total <= ceiling.usd(into, 1_000), (model.id, into, context, at)

@@ -83,7 +83,9 @@ FASTRO_AGENT: Table = {
     "agent": InKey(Agent("test", instructions="a"), Agent("test", instructions="b")),
     "output_type": InKey(Points, Counts),
     "toolsets": InKey([FunctionToolset([lookup])], [FunctionToolset([search])]),
-    "cost_calculator": NotInKey(None, CostCalculator({"m": {"input_per_mtok": 1.0, "output_per_mtok": 1.0}}), "prices"),
+    "cost_calculator": NotInKey(
+        None, CostCalculator({"m": {"input_per_mtok": 1.0, "output_per_mtok": 1.0}}), "prices"
+    ),
     "on_before_dispatch": NotInKey(None, before, STOPS),
     "on_after_dispatch": NotInKey(None, after, "comes after the answer"),
     "name": NotInKey("a", "b", LABEL),
@@ -154,7 +156,9 @@ STEP_CONFIG: Table = {
 }
 PIPELINE_CONFIG: Table = STEP_CONFIG | {
     "trace": NotInKey(True, False, "watches"),
-    "on_error": NotInKey("fail", "continue", "a step runs only when its dependencies have outputs, under both"),
+    "on_error": NotInKey(
+        "fail", "continue", "a step runs only when its dependencies have outputs, under both"
+    ),
     "max_concurrency": NotInKey(1, 2, "makes steps wait"),
 }
 
@@ -176,7 +180,9 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     ids=["AgentConfig", "FastroAgent", "Agent", "ModelSettings", "StepConfig", "PipelineConfig"],
 )
 def test_everything_is_classified_as_part_of_the_key_or_not(table: Table, names: set[str]):
-    """A new name here: does it change what a step gives? Then it is InKey, and the fingerprint must cover it."""
+    """A new name here: does it change what a step gives? Then it is InKey, and the fingerprint must
+    cover it.
+    """
     assert set(table) == names
 
 
@@ -193,7 +199,9 @@ def _cases(table: Table) -> Any:
 @_cases(AGENT_CONFIG)
 def test_a_field_of_an_agents_config(name: str):
     entry = AGENT_CONFIG[name]
-    assert _differs(lambda value: FastroAgent(AgentConfig(**{name: value})), entry) == isinstance(entry, InKey)
+    assert _differs(lambda value: FastroAgent(AgentConfig(**{name: value})), entry) == isinstance(
+        entry, InKey
+    )
 
 
 @_cases(FASTRO_AGENT)
@@ -210,7 +218,9 @@ def test_a_parameter_of_an_agent(name: str):
 def test_a_parameter_of_a_ready_agent(name: str):
     entry = READY_AGENT[name]
     rest = {} if name == "model" else {"model": TestModel()}
-    assert _differs(lambda value: FastroAgent(agent=Agent(**rest, **{name: value})), entry) == isinstance(entry, InKey)
+    assert _differs(
+        lambda value: FastroAgent(agent=Agent(**rest, **{name: value})), entry
+    ) == isinstance(entry, InKey)
 
 
 @_cases(MODEL_SETTINGS)
@@ -228,8 +238,13 @@ IDENTITY = StepIdentity("pipeline", "step", "fingerprint", "inputs", {"up": "out
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(StepIdentity)])
 def test_every_field_of_an_identity_is_in_the_key_and_says_why(name: str):
-    other = dataclasses.replace(IDENTITY, **{name: {"up": "other"} if name == "dependencies" else "other"})
-    assert CacheKey(other.as_parameter(), None).digest() != CacheKey(IDENTITY.as_parameter(), None).digest()
+    other = dataclasses.replace(
+        IDENTITY, **{name: {"up": "other"} if name == "dependencies" else "other"}
+    )
+    assert (
+        CacheKey(other.as_parameter(), None).digest()
+        != CacheKey(IDENTITY.as_parameter(), None).digest()
+    )
     assert f"        {name}: " in (StepIdentity.__doc__ or "")
 
 
@@ -244,7 +259,9 @@ def test_every_field_of_a_key_is_in_its_digest_and_says_why(name: str):
 @pytest.mark.parametrize("name", STEP_CONFIG)
 def test_a_field_of_a_steps_config_is_no_part_of_its_fingerprint(name: str):
     """What of it is in the key is so by a field of its own."""
-    one, other = (fingerprint(_configured(StepConfig(**{name: value}))) for value in STEP_CONFIG[name][:2])
+    one, other = (
+        fingerprint(_configured(StepConfig(**{name: value}))) for value in STEP_CONFIG[name][:2]
+    )
     assert one == other
 
 

@@ -1,4 +1,6 @@
-"""Canonical JSON: values that are the same have one digest, also after they went through JSON; others do not."""
+"""Canonical JSON: values that are the same have one digest, also after they went through JSON;
+others do not.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,13 @@ class Document(BaseModel):
     counts: dict[int, float]
 
 
-NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
+NUMBERS = (
+    st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
+)
 JSON = st.recursive(
-    NUMBERS | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
+    NUMBERS | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
 )
 
 
@@ -168,7 +174,8 @@ def test_what_has_no_content_that_is_known_has_no_digest():
 def test_no_hash_seed_changes_a_digest(seed: str):
     program = (
         "from fastroai.serialization.canonical_json import digest\n"
-        "print(digest([{'b', 'a', 'c', 'd'}, frozenset([('x', 1), ('y', 2)]), {(1, 'a'): {'z': 0.0}}]))"
+        "print(digest([{'b', 'a', 'c', 'd'}, frozenset([('x', 1), ('y', 2)]), {(1, 'a'): {'z': "
+        "0.0}}]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

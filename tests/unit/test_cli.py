@@ -67,8 +67,10 @@ limping = Pipeline(
     output_step="shown",
     config=PipelineConfig(on_error="continue"),
 )
-scripted = FastroAgent(model=ScriptedModel("a", repeat=True), cost_calculator=fixed_prices(), name="scripted")
-paid = Pipeline("paid", {"one": scripted.as_step("first prompt"), "two": scripted.as_step("another prompt")},
+model = ScriptedModel("a", repeat=True)
+scripted = FastroAgent(model=model, cost_calculator=fixed_prices(), name="scripted")
+steps = {"one": scripted.as_step("first prompt"), "two": scripted.as_step("another prompt")}
+paid = Pipeline("paid", steps,
                 {"two": ["one"]})
 not_one = "a text"
 """
@@ -82,7 +84,9 @@ class Ran:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[object]:
     """Run the command in this process, in a folder with a module `jobs`."""
     (tmp_path / "jobs.py").write_text(JOBS)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -219,10 +223,13 @@ def test_a_paid_run_does_not_say_it_was_simulated(run):
 def test_in_memory_mode_the_command_never_imports_prefect(tmp_path: Path):
     (tmp_path / "jobs.py").write_text(JOBS)
     code = (
-        "import sys; from fastroai.cli import main; assert main(sys.argv[1:]) == 0; assert 'prefect' not in sys.modules"
+        "import sys; from fastroai.cli import main; assert main(sys.argv[1:]) == 0; assert "
+        "'prefect' not in sys.modules"
     )
     arguments = ["run", "jobs:simulated", "--executor", "memory"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -260,14 +267,18 @@ entries = st.builds(
     state=st.sampled_from(EntryState),
     attribution=st.builds(Attribution, step_id=st.sampled_from(["read", "write", None])),
     model_answered=st.sampled_from(["small", "large"]),
-    tokens=st.builds(TokenCounts, input_tokens=st.integers(0, 10**7), output_tokens=st.integers(0, 10**7)),
+    tokens=st.builds(
+        TokenCounts, input_tokens=st.integers(0, 10**7), output_tokens=st.integers(0, 10**7)
+    ),
     cost_usd=amounts,
     request_count=st.integers(1, 3),
 )
 
 
 @given(st.lists(entries, max_size=30))
-def test_the_printed_lines_add_up_to_the_printed_total_and_the_total_is_the_ledgers(booked: list[LedgerEntry]):
+def test_the_printed_lines_add_up_to_the_printed_total_and_the_total_is_the_ledgers(
+    booked: list[LedgerEntry],
+):
     table = read_cost_table("\n" + cost_table(booked, ["read", "idle"]))
     assert table.adds_up()
     assert table.usd == total_usd(booked)
@@ -275,21 +286,29 @@ def test_the_printed_lines_add_up_to_the_printed_total_and_the_total_is_the_ledg
 
 
 def test_replayed_requests_are_counted_apart_and_cost_nothing():
-    paid = LedgerEntry(state=EntryState.CHARGED, cost_usd=Decimal("0.1"), tokens=TokenCounts(input_tokens=5))
+    paid = LedgerEntry(
+        state=EntryState.CHARGED, cost_usd=Decimal("0.1"), tokens=TokenCounts(input_tokens=5)
+    )
     again = paid.replayed(Attribution(step_id="s"))
     [line] = cost_lines([again])
     assert (line.requests, line.replayed, line.input_tokens, line.usd) == (0, 1, 0, 0)
 
 
 def test_an_unknown_cost_is_said_and_not_shown_as_part_of_the_total():
-    table = cost_table([LedgerEntry(state=EntryState.UNSETTLED, attribution=Attribution(step_id="s"))])
+    table = cost_table(
+        [LedgerEntry(state=EntryState.UNSETTLED, attribution=Attribution(step_id="s"))]
+    )
     assert "Not in the total: 1 request(s) whose cost is not known" in table
 
 
 def test_a_cost_that_is_not_known_is_never_shown_as_an_amount():
     at = Attribution(step_id="s")
-    unpriced = LedgerEntry(state=EntryState.UNPRICED, attribution=at, model_answered="mine", request_count=2)
-    paid = LedgerEntry(state=EntryState.CHARGED, attribution=at, model_answered="gpt", cost_usd=Decimal("0.125"))
+    unpriced = LedgerEntry(
+        state=EntryState.UNPRICED, attribution=at, model_answered="mine", request_count=2
+    )
+    paid = LedgerEntry(
+        state=EntryState.CHARGED, attribution=at, model_answered="gpt", cost_usd=Decimal("0.125")
+    )
     lines = cost_table([unpriced, paid, replace(paid, model_answered="mine")]).splitlines()
     assert next(line for line in lines if " mine " in line).endswith(" 0.125 + 2 unknown")
     assert next(line for line in lines if " gpt " in line).rstrip().endswith(" 0.125")
@@ -297,7 +316,9 @@ def test_a_cost_that_is_not_known_is_never_shown_as_an_amount():
     assert "Priced: 50.0 % of the requests." in lines
 
     lines = cost_table([unpriced]).splitlines()
-    assert [line.split()[-1] for line in lines if " mine " in line or line.startswith("total")] == ["unknown"] * 2
+    assert [line.split()[-1] for line in lines if " mine " in line or line.startswith("total")] == [
+        "unknown"
+    ] * 2
     assert not any(line.startswith("Priced") for line in cost_table([paid]).splitlines())
 
 
@@ -311,7 +332,9 @@ def test_requests_that_reached_no_provider_are_not_said_to_be_refused_by_one():
 
 
 def test_refused_requests_are_said():
-    table = cost_table([LedgerEntry(state=EntryState.REFUSED, attribution=Attribution(step_id="s"))])
+    table = cost_table(
+        [LedgerEntry(state=EntryState.REFUSED, attribution=Attribution(step_id="s"))]
+    )
     assert "1 request(s) were refused" in table
 
 

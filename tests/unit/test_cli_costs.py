@@ -33,9 +33,30 @@ NOW = datetime.now(UTC)
 def some() -> list[LedgerEntry]:
     tokens = TokenCounts(input_tokens=1000, output_tokens=10)
     return [
-        charged("0.001", pipeline="small", run_id="r1", step_id="read", tokens=tokens, tags={"team": "search"}),
-        charged("0.25", pipeline="large", run_id="r2", step_id="a/b", tokens=tokens, tags={"team": "ads", "env": "x"}),
-        charged("0.000000000001", pipeline="large", run_id="r3", step_id="read", run_key="job", tokens=tokens),
+        charged(
+            "0.001",
+            pipeline="small",
+            run_id="r1",
+            step_id="read",
+            tokens=tokens,
+            tags={"team": "search"},
+        ),
+        charged(
+            "0.25",
+            pipeline="large",
+            run_id="r2",
+            step_id="a/b",
+            tokens=tokens,
+            tags={"team": "ads", "env": "x"},
+        ),
+        charged(
+            "0.000000000001",
+            pipeline="large",
+            run_id="r3",
+            step_id="read",
+            run_key="job",
+            tokens=tokens,
+        ),
     ]
 
 
@@ -43,7 +64,14 @@ def test_by_pipeline_unless_asked_otherwise_the_largest_first_and_a_total(books:
     books.book(some())
     ran = books.costs()
     assert ran.code == 0
-    assert ran.headings() == ["pipeline", "requests", "input tokens", "output tokens", "USD", "share"]
+    assert ran.headings() == [
+        "pipeline",
+        "requests",
+        "input tokens",
+        "output tokens",
+        "USD",
+        "share",
+    ]
     rows = ran.rows()
     assert list(rows) == ["large", "small", "total"]
     assert rows["large"][:5] == ["2", "2,000", "20", "0.250000000001", "99.6 %"]
@@ -77,13 +105,19 @@ def test_days_are_those_of_utc_in_their_order(books: Books) -> None:
     books.book(
         [
             charged("5", sent_at=datetime(2026, 3, 2, 8, 59, tzinfo=tokyo)),
-            charged("1", sent_at=datetime(2026, 2, 28, 23, 30, tzinfo=timezone(timedelta(hours=-1)))),
+            charged(
+                "1", sent_at=datetime(2026, 2, 28, 23, 30, tzinfo=timezone(timedelta(hours=-1)))
+            ),
             charged("9", sent_at=datetime(2026, 3, 2, 9, tzinfo=tokyo)),
         ]
     )
     ran = books.costs("--by", "day")
     assert "day (UTC)" in ran.out
-    assert {day: cells[-2 if day == "total" else 3] for day, cells in ran.rows().items() if day != "total"} == {
+    assert {
+        day: cells[-2 if day == "total" else 3]
+        for day, cells in ran.rows().items()
+        if day != "total"
+    } == {
         "2026-03-01": "6.00",
         "2026-03-02": "9.00",
     }
@@ -155,7 +189,10 @@ def test_yesterday_ends_where_today_begins(books: Books) -> None:
             charged("1", pipeline="before", sent_at=midnight - timedelta(days=1, microseconds=1)),
         ]
     )
-    assert list(books.costs("--since", "yesterday", "--until", "today").rows()) == ["yesterday", "total"]
+    assert list(books.costs("--since", "yesterday", "--until", "today").rows()) == [
+        "yesterday",
+        "total",
+    ]
     assert list(books.costs("--since", "today").rows()) == ["today", "total"]
 
 
@@ -185,7 +222,11 @@ def test_programs_get_exact_amounts_as_text(books: Books) -> None:
     assert found["by"] == "pipeline"
     assert found["filters"] == {"since": "2026-03-01T00:00:00+00:00"}
     assert [group["key"] for group in found["groups"]] == ["huge", "large", "small"]
-    assert [group["cost_usd"] for group in found["groups"]] == [f"{huge:f}", "0.250000000001", "0.001"]
+    assert [group["cost_usd"] for group in found["groups"]] == [
+        f"{huge:f}",
+        "0.250000000001",
+        "0.001",
+    ]
     assert found["total"]["paid_usd"] == "123456789012345678.25100000000100000001"
     assert found["total"]["requests"] == 4
     assert found["total"]["tokens"]["input_tokens"] == 3000
@@ -193,7 +234,9 @@ def test_programs_get_exact_amounts_as_text(books: Books) -> None:
 
 
 @given(st.lists(entries(), min_size=1, max_size=8), st.sampled_from([*GROUPINGS, "tag:team"]))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_the_lines_are_the_ledgers_own_and_add_up_to_the_total(
     books: Books, booked: list[LedgerEntry], by: str
 ) -> None:
@@ -210,11 +253,15 @@ def test_the_lines_are_the_ledgers_own_and_add_up_to_the_total(
     if by != "tag":
         for name in ("cost_usd", "simulated_usd", "paid_usd", "upper_bound_usd", "replayed_usd"):
             with localcontext(EXACT):
-                assert Decimal(found["total"][name]) == sum(Decimal(group[name]) for group in found["groups"])
+                assert Decimal(found["total"][name]) == sum(
+                    Decimal(group[name]) for group in found["groups"]
+                )
 
 
 def test_simulated_money_has_a_column_of_its_own(books: Books) -> None:
-    books.book([charged("2", pipeline="real"), replace(charged("5", pipeline="trial"), simulated=True)])
+    books.book(
+        [charged("2", pipeline="real"), replace(charged("5", pipeline="trial"), simulated=True)]
+    )
     ran = books.costs()
     assert ran.headings()[-3:] == ["simulated USD", "USD", "share"]
     rows = ran.rows()
@@ -235,8 +282,12 @@ def test_where_all_is_simulated_the_bars_compare_that(books: Books) -> None:
 
 
 def test_what_is_not_known_is_said_with_its_bound(books: Books) -> None:
-    lost = LedgerEntry(model_asked="openai:gpt-5-mini", sent_at=START, upper_bound_usd=Decimal("0.03"))
-    books.book([charged("1"), charged("1"), charged().settled(EntryState.UNPRICED, cost_usd=None), lost])
+    lost = LedgerEntry(
+        model_asked="openai:gpt-5-mini", sent_at=START, upper_bound_usd=Decimal("0.03")
+    )
+    books.book(
+        [charged("1"), charged("1"), charged().settled(EntryState.UNPRICED, cost_usd=None), lost]
+    )
     ran = books.costs()
     assert ran.headings()[1:4] == ["requests", "unpriced", "unsettled"]
     assert ran.rows()["total"][:3] == ["4", "1", "1"]
@@ -298,10 +349,14 @@ def test_a_filter_that_nothing_fits_is_one_sentence(books: Books) -> None:
     books.book(some())
     ran = books.costs("--pipeline", "elsewhere", "--tag", "team=x")
     assert ran.code == 0
-    assert ran.out == "No request fits: pipeline 'elsewhere', tag 'team=x'. The ledger has 3 others.\n"
+    assert (
+        ran.out == "No request fits: pipeline 'elsewhere', tag 'team=x'. The ledger has 3 others.\n"
+    )
 
 
-@pytest.mark.parametrize("url", ["sqlite:////", "mysql://here/x", "postgresql://me:secret@127.0.0.1:1/x", "oops"])
+@pytest.mark.parametrize(
+    "url", ["sqlite:////", "mysql://here/x", "postgresql://me:secret@127.0.0.1:1/x", "oops"]
+)
 def test_a_ledger_that_can_not_be_opened_is_one_message(books: Books, url: str) -> None:
     ran = books.costs("--ledger", url)
     assert (ran.code, ran.out) == (1, "")
@@ -318,7 +373,9 @@ def test_a_file_that_is_no_database_is_one_message(books: Books) -> None:
     assert "Traceback" in books.costs("--debug").err
 
 
-def test_another_ledger_can_be_named(books: Books, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_ledger_can_be_named(
+    books: Books, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "other").mkdir()
     other = Books(tmp_path / "other", capsys)
     other.book([charged("7", pipeline="theirs")])
@@ -326,14 +383,27 @@ def test_another_ledger_can_be_named(books: Books, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("columns", [30, 50, 80, 120])
-def test_no_line_is_wider_than_the_terminal(books: Books, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_no_line_is_wider_than_the_terminal(
+    books: Books, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
     lost = replace(
-        LedgerEntry(sent_at=START), attribution=charged(pipeline="決算レビュー", step_id="x/y/z").attribution
+        LedgerEntry(sent_at=START),
+        attribution=charged(pipeline="決算レビュー", step_id="x/y/z").attribution,
     )
     run_id = "0f2e5ed0-31a5-4d1b-9d4d-9f0ad0c0ffee"
-    trial = replace(charged("3", pipeline="a" * 60, step_id="b\x1b[2J", run_id=run_id), simulated=True)
+    trial = replace(
+        charged("3", pipeline="a" * 60, step_id="b\x1b[2J", run_id=run_id), simulated=True
+    )
     again = trial.replayed(trial.attribution)
-    books.book([*some(), lost, trial, again, charged("1", pipeline="契約書レビュー📄", step_id="größe", run_id=run_id)])
+    books.book(
+        [
+            *some(),
+            lost,
+            trial,
+            again,
+            charged("1", pipeline="契約書レビュー📄", step_id="größe", run_id=run_id),
+        ]
+    )
     monkeypatch.setenv("COLUMNS", str(columns))
     for by in ("pipeline", "step", "run", "tag"):
         ran = books.costs("--by", by)
@@ -343,7 +413,9 @@ def test_no_line_is_wider_than_the_terminal(books: Books, monkeypatch: pytest.Mo
         assert "0.250000000001" in books.costs("--by", by, "--pipeline", "large").out
 
 
-def test_without_a_terminal_nothing_is_shortened(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_nothing_is_shortened(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = "a" * 200
     books.book([charged("1", pipeline=long)])
     monkeypatch.delenv("COLUMNS")

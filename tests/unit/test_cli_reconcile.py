@@ -35,8 +35,14 @@ def invoice(tmp_path: Path) -> Write:
 
 def sent(number: int, cost: str = "0.001", **changes: object) -> LedgerEntry:
     at = START + timedelta(minutes=number)
-    answer = {"model_answered": "gpt-5-mini-2025-08-07", "provider": "openai", "response_id": f"r{number}"}
-    return charged(cost, id=f"e{number}", pipeline="p", step_id="s", **{"sent_at": at, **answer, **changes})
+    answer = {
+        "model_answered": "gpt-5-mini-2025-08-07",
+        "provider": "openai",
+        "response_id": f"r{number}",
+    }
+    return charged(
+        cost, id=f"e{number}", pipeline="p", step_id="s", **{"sent_at": at, **answer, **changes}
+    )
 
 
 def billed(number: int, cost: str = "0.001", at: datetime | None = None) -> str:
@@ -52,7 +58,9 @@ def test_books_that_balance_exit_with_0(books: Books, invoice: Write) -> None:
     assert ran.out.endswith("The books balance.\n")
 
 
-def test_what_has_no_partner_or_differs_is_listed_and_exits_with_3(books: Books, invoice: Write) -> None:
+def test_what_has_no_partner_or_differs_is_listed_and_exits_with_3(
+    books: Books, invoice: Write
+) -> None:
     books.book([sent(1), sent(2, "0.25"), sent(3)])
     path = invoice(billed(1), billed(3, "0.5"), billed(9, "0.75"))
     ran = books.costs("reconcile", path)
@@ -91,12 +99,21 @@ def test_times_that_are_asked_for_count_instead(books: Books, invoice: Write) ->
     path = invoice(*(billed(n, at=START + timedelta(days=n)) for n in (1, 2, 3, 4)))
     assert books.costs("reconcile", path, "--since", "2026-03-03").code == 0
     assert books.costs("reconcile", path, "--since", "2026-03-01").code == 3
-    assert books.costs("--until", "2026-03-04", "reconcile", path, "--since", "2026-03-02").code == 0
+    assert (
+        books.costs("--until", "2026-03-04", "reconcile", path, "--since", "2026-03-02").code == 0
+    )
 
 
-def test_a_request_that_two_clocks_put_on_two_sides_of_a_limit_is_one(books: Books, invoice: Write) -> None:
+def test_a_request_that_two_clocks_put_on_two_sides_of_a_limit_is_one(
+    books: Books, invoice: Write
+) -> None:
     midnight = datetime.fromisoformat("2026-03-02T00:00Z")
-    books.book([sent(1, sent_at=midnight - timedelta(seconds=1)), sent(2, sent_at=midnight - timedelta(hours=1))])
+    books.book(
+        [
+            sent(1, sent_at=midnight - timedelta(seconds=1)),
+            sent(2, sent_at=midnight - timedelta(hours=1)),
+        ]
+    )
     path = invoice(billed(1, at=midnight + timedelta(seconds=1)))
     assert books.costs("reconcile", path).code == 0
     assert books.costs("reconcile", path, "--tolerance", "2h").code == 0
@@ -110,8 +127,15 @@ def test_the_tolerance_is_how_far_apart_one_request_may_be(books: Books, invoice
 
 
 def test_requests_of_other_providers_can_be_left_aside(books: Books, invoice: Write) -> None:
-    other = replace(sent(2), provider="anthropic", model_asked="anthropic:claude-sonnet-4-5", model_answered=None)
-    lost = replace(other, id="e3", state=EntryState.UNSETTLED, settled_at=None, provider=None, cost_usd=None)
+    other = replace(
+        sent(2),
+        provider="anthropic",
+        model_asked="anthropic:claude-sonnet-4-5",
+        model_answered=None,
+    )
+    lost = replace(
+        other, id="e3", state=EntryState.UNSETTLED, settled_at=None, provider=None, cost_usd=None
+    )
     books.book([sent(1), other, lost])
     path = invoice(billed(1))
     assert books.costs("reconcile", path).code == 3
@@ -122,7 +146,9 @@ def test_requests_of_other_providers_can_be_left_aside(books: Books, invoice: Wr
 def test_columns_of_other_names_can_be_said(books: Books, invoice: Write) -> None:
     books.book([sent(1)])
     path = invoice("r1,0.001", header="Kennung=1,Betrag")
-    ran = books.costs("reconcile", path, "--column", "response_id=Kennung=1", "--column", "cost_usd=Betrag")
+    ran = books.costs(
+        "reconcile", path, "--column", "response_id=Kennung=1", "--column", "cost_usd=Betrag"
+    )
     assert ran.code == 0
 
 
@@ -144,16 +170,21 @@ def test_an_invoice_may_come_from_a_pipe(books: Books, monkeypatch: pytest.Monke
         (["INVOICE", "--tolerance", "999999999999w"], "is no length of time"),
     ],
 )
-def test_wrong_usage_exits_with_2(books: Books, invoice: Write, arguments: list[str], said: str) -> None:
+def test_wrong_usage_exits_with_2(
+    books: Books, invoice: Write, arguments: list[str], said: str
+) -> None:
     path = invoice(billed(1))
-    ran = books.costs("reconcile", *(path if argument == "INVOICE" else argument for argument in arguments))
+    ran = books.costs(
+        "reconcile", *(path if argument == "INVOICE" else argument for argument in arguments)
+    )
     assert (ran.code, ran.out) == (2, "")
     assert said in ran.err
     assert "Traceback" not in ran.err
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"id,cost\nr1,much\n", "Line 2"), (b"\xff\xfe\x00", "not a text in UTF-8")]
+    ("content", "said"),
+    [(b"id,cost\nr1,much\n", "Line 2"), (b"\xff\xfe\x00", "not a text in UTF-8")],
 )
 def test_an_invoice_that_can_not_be_read_is_one_message(
     books: Books, tmp_path: Path, content: bytes, said: str

@@ -37,7 +37,14 @@ def test_each_pipeline_beside_what_it_would_have_cost(books: Books) -> None:
     books.book(booked)
     ran = books.costs("what-if", "--model", "openai:gpt-5-nano")
     assert ran.code == 0
-    assert ran.headings() == ["pipeline", "requests", "recorded USD", "would be USD", "difference", "change"]
+    assert ran.headings() == [
+        "pipeline",
+        "requests",
+        "recorded USD",
+        "would be USD",
+        "difference",
+        "change",
+    ]
     assert list(ran.rows()) == ["large", "small", "total"]
     expected = what_if(booked, "openai:gpt-5-nano")
     total = ran.rows()["total"]
@@ -51,7 +58,11 @@ def test_each_pipeline_beside_what_it_would_have_cost(books: Books) -> None:
     found = books.costs("what-if", "--model", "openai:gpt-5-nano", "--json").json
     assert found["total"]["usd"] == f"{expected.usd.normalize():f}"
     assert sum(Decimal(group["usd"]) for group in found["groups"]) == expected.usd
-    assert (found["model"], found["service_tier"], found["left_out"]) == ("openai:gpt-5-nano", None, [])
+    assert (found["model"], found["service_tier"], found["left_out"]) == (
+        "openai:gpt-5-nano",
+        None,
+        [],
+    )
 
 
 def test_another_tier_of_the_recorded_models(books: Books) -> None:
@@ -63,7 +74,9 @@ def test_another_tier_of_the_recorded_models(books: Books) -> None:
 
 
 def test_filters_and_groups_may_stand_before_or_after_the_commands_name(books: Books) -> None:
-    books.book([sent("a", "1"), sent("b", "2"), replace(sent("a", "4"), model_asked="openai:gpt-5")])
+    books.book(
+        [sent("a", "1"), sent("b", "2"), replace(sent("a", "4"), model_asked="openai:gpt-5")]
+    )
     for arguments in (
         ["--by", "model", "--pipeline", "a", "--json", "what-if", "--tier", "flex"],
         ["what-if", "--tier", "flex", "--by", "model", "--pipeline", "a", "--json"],
@@ -71,7 +84,9 @@ def test_filters_and_groups_may_stand_before_or_after_the_commands_name(books: B
         found = books.costs(*arguments).json
         assert found["filters"] == {"pipeline": "a"}
         assert [group["key"] for group in found["groups"]] == ["openai:gpt-5", "openai:gpt-5-mini"]
-    only = books.costs("what-if", "--model", "openai:gpt-5-nano", "--recorded-model", "openai:gpt-5", "--json").json
+    only = books.costs(
+        "what-if", "--model", "openai:gpt-5-nano", "--recorded-model", "openai:gpt-5", "--json"
+    ).json
     assert only["total"]["recorded_usd"] == "4"
 
 
@@ -87,7 +102,8 @@ def test_what_can_not_be_compared_is_counted_with_its_reason(books: Books) -> No
 def test_money_that_was_only_simulated_is_said(books: Books) -> None:
     books.book([sent("a", "1"), replace(sent("a", "2"), simulated=True)])
     assert (
-        "SIMULATED: 1 of 2 were answered by an offline model; the 2 USD" in books.costs("what-if", "--tier", "flex").out
+        "SIMULATED: 1 of 2 were answered by an offline model; the 2 USD"
+        in books.costs("what-if", "--tier", "flex").out
     )
 
 
@@ -110,7 +126,9 @@ def test_something_must_be_different(books: Books) -> None:
 def test_prices_may_be_those_of_another_time(books: Books) -> None:
     books.book([replace(sent("a", "1"), sent_at=datetime(2026, 3, 1, tzinfo=UTC))])
     then = books.costs("what-if", "--tier", "flex", "--json").json["total"]["usd"]
-    later = books.costs("what-if", "--tier", "flex", "--json", "--at", "2026-11-01").json["total"]["usd"]
+    later = books.costs("what-if", "--tier", "flex", "--json", "--at", "2026-11-01").json["total"][
+        "usd"
+    ]
     assert Decimal(later) * 2 == Decimal(then)
 
 
@@ -124,7 +142,9 @@ def test_nothing_to_compare_is_one_sentence(books: Books) -> None:
 
 
 @pytest.mark.parametrize("columns", [45, 80])
-def test_no_line_is_wider_than_the_terminal(books: Books, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_no_line_is_wider_than_the_terminal(
+    books: Books, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
     books.book([sent("契約書レビュー" * 5, "1"), sent("b", "2")])
     monkeypatch.setenv("COLUMNS", str(columns))
     ran = books.costs("what-if", "--model", "openai:gpt-5-nano")

@@ -18,17 +18,34 @@ NAN, INFINITE = float("nan"), float("inf")
     ("field", "value", "allowed"),
     [
         *[("retries", value, "a whole number >= 0") for value in (1.5, True, "2", None, -1, NAN)],
-        *[("timeout", value, "seconds >= 0, or None") for value in ("x", NAN, INFINITE, True, -1.0)],
-        *[("retry_delay", value, "seconds >= 0, or a list") for value in (INFINITE, NAN, "1", True, None, [])],
-        *[("retry_delay", [1.0, value], "seconds >= 0, or a list") for value in (INFINITE, "1", False, None, -1)],
-        *[("cost_budget", value, "a whole number >= 0") for value in (0.5, "1", True, -1, INFINITE)],
+        *[
+            ("timeout", value, "seconds >= 0, or None")
+            for value in ("x", NAN, INFINITE, True, -1.0)
+        ],
+        *[
+            ("retry_delay", value, "seconds >= 0, or a list")
+            for value in (INFINITE, NAN, "1", True, None, [])
+        ],
+        *[
+            ("retry_delay", [1.0, value], "seconds >= 0, or a list")
+            for value in (INFINITE, "1", False, None, -1)
+        ],
+        *[
+            ("cost_budget", value, "a whole number >= 0")
+            for value in (0.5, "1", True, -1, INFINITE)
+        ],
         *[("persist_result", value, "True, False or None") for value in ("no", 1, 0)],
         *[("trace", value, "True or False") for value in ("no", None, 1)],
-        *[("max_concurrency", value, "a whole number >= 1, or None") for value in (1.5, 0, True, "2", INFINITE)],
+        *[
+            ("max_concurrency", value, "a whole number >= 1, or None")
+            for value in (1.5, 0, True, "2", INFINITE)
+        ],
         ("on_error", "ignore", "'fail' or 'continue'"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_named_with_its_field_and_what_is_allowed(field: str, value: Any, allowed: str):
+def test_a_value_of_the_wrong_kind_is_named_with_its_field_and_what_is_allowed(
+    field: str, value: Any, allowed: str
+):
     with pytest.raises(ValueError, match=f"^{field}=") as caught:
         PipelineConfig(**{field: value})
     assert f"{field}={value!r}" in str(caught.value)
@@ -45,7 +62,9 @@ def test_a_value_of_the_wrong_kind_is_named_with_its_field_and_what_is_allowed(f
 
 
 def test_whole_numbers_are_seconds_too():
-    config = PipelineConfig(timeout=3, retries=0, retry_delay=[0, 1.5], cost_budget=0, max_concurrency=1)
+    config = PipelineConfig(
+        timeout=3, retries=0, retry_delay=[0, 1.5], cost_budget=0, max_concurrency=1
+    )
     assert (config.timeout, config.retry_delay) == (3, [0, 1.5])
 
 

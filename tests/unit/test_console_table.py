@@ -59,9 +59,13 @@ def test_columns_stay_aligned_whatever_the_script(columns: list[Column], width: 
 
 
 @given(tables(), st.none() | st.integers(60, 160))
-def test_the_amounts_that_are_shown_add_up_to_the_total_that_is_shown(columns: list[Column], width: int | None) -> None:
+def test_the_amounts_that_are_shown_add_up_to_the_total_that_is_shown(
+    columns: list[Column], width: int | None
+) -> None:
     lines, _ = table(columns, width=width)
-    *shown, total = [Decimal(line.split()[-1].replace(",", "")) for line in [*lines[2:-2], lines[-1]]]
+    *shown, total = [
+        Decimal(line.split()[-1].replace(",", "")) for line in [*lines[2:-2], lines[-1]]
+    ]
     assert sum(shown, Decimal(0)) == total
 
 
@@ -73,7 +77,11 @@ def test_amounts_are_shown_exactly_and_with_as_many_places_each(values: list[Dec
 
 
 def test_the_column_with_the_highest_rank_goes_first() -> None:
-    columns = [Column("key", ["a"], left=True), Column("b" * 20, ["1"], rank=1), Column("c" * 20, ["1"], rank=2)]
+    columns = [
+        Column("key", ["a"], left=True),
+        Column("b" * 20, ["1"], rank=1),
+        Column("c" * 20, ["1"], rank=2),
+    ]
     assert table(columns, width=46)[1] == ("c" * 20,)
     assert table(columns, width=20)[1] == ("b" * 20, "c" * 20)
 
@@ -111,7 +119,9 @@ def test_a_name_can_not_steer_the_terminal() -> None:
     assert printable("a\x1b[31m\nb\u202e") == "a\\x1b[31m\\nb\\u202e"
 
 
-def test_what_the_encoding_lacks_is_replaced_by_something_as_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_encoding_lacks_is_replaced_by_something_as_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", newline="\n"))
     show(["漢é|", "ab |", bar(1.0, 4)])

@@ -45,7 +45,9 @@ def example(kind: type[FastroAIError]) -> FastroAIError:
 
 
 def all_errors() -> Iterator[type[FastroAIError]]:
-    """Every error class of the library, wherever it is defined; the command line has its own for its exit code."""
+    """Every error class of the library, wherever it is defined; the command line has its own for
+    its exit code.
+    """
     for module in pkgutil.walk_packages(fastroai.__path__, "fastroai."):
         if "prefect" not in module.name and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -53,7 +55,9 @@ def all_errors() -> Iterator[type[FastroAIError]]:
     while pending:
         kind = pending.pop()
         pending += kind.__subclasses__()
-        if kind.__module__.startswith("fastroai") and not kind.__module__.startswith("fastroai.cli"):
+        if kind.__module__.startswith("fastroai") and not kind.__module__.startswith(
+            "fastroai.cli"
+        ):
             yield kind
 
 
@@ -103,7 +107,9 @@ def test_a_skip_of_the_users_own_survives_pickling() -> None:
         (ExecutorUnavailableError, ImportError),
     ],
 )
-def test_an_error_is_caught_as_what_it_also_is(kind: type[Exception], base: type[Exception]) -> None:
+def test_an_error_is_caught_as_what_it_also_is(
+    kind: type[Exception], base: type[Exception]
+) -> None:
     assert issubclass(kind, base)
     assert issubclass(kind, FastroAIError)
 

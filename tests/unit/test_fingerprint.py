@@ -262,7 +262,11 @@ _names = itertools.count()
 def _import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield
-    for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(tmp_path))]:
+    for name in [
+        n
+        for n, m in sys.modules.items()
+        if str(getattr(m, "__file__", "")).startswith(str(tmp_path))
+    ]:
         del sys.modules[name]
 
 
@@ -350,7 +354,11 @@ CHANGES: dict[str, tuple[str, str, set[str]]] = {
     "a closure": ('factory("closure")', 'factory("cell")', {"made", "outer"}),
     "a prompt function": ('"asked "', '"told "', {"asked"}),
     "one of two lambdas on a line": ("item.value", "item.key", {"sorting"}),
-    "a nested pipeline's edges": ('{"made": ["own"]})', '{"own": ["made"]}, output_step="own")', {"outer"}),
+    "a nested pipeline's edges": (
+        '{"made": ["own"]})',
+        '{"own": ["made"]}, output_step="own")',
+        {"outer"},
+    ),
 }
 
 
@@ -364,7 +372,10 @@ UNRELATED: dict[str, tuple[str, str]] = {
     "a comment": ("# a comment", "# another\n    # comment"),
     "a step's docstring": ("Docstring of the step.", "Another."),
     "a helper's docstring": ('    """A docstring."""\n', ""),
-    "layout": ("return deeper(text)[:length] + suffix", "return (\n        deeper(text)[ : length]\n        + suffix)"),
+    "layout": (
+        "return deeper(text)[:length] + suffix",
+        "return (\n        deeper(text)[ : length]\n        + suffix)",
+    ),
     "quotes": ('"prefix argument"', "'prefix argument'"),
     "an unused constant": ("unused constant", "never used"),
     "an unused constant of another module": ("Nobody reads this.", "Nobody."),
@@ -402,7 +413,9 @@ if __name__ == "__main__":
 """
     (tmp_path / "prompts.py").write_text(PROMPTS)
     (tmp_path / "steps.py").write_text(STEPS + program)
-    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == fingerprints(tmp_path)
 
@@ -418,10 +431,17 @@ def test_a_step_without_a_source_has_a_fingerprint_of_its_compiled_code():
     assert made("context.a") != made("context.b")
 
 
-def test_code_that_was_edited_after_it_was_loaded_shares_no_fingerprint_with_what_stands_there_now(tmp_path: Path):
-    """A process that still runs the old code must not store its results under the key of the new."""
+def test_code_that_was_edited_after_it_was_loaded_shares_no_fingerprint_with_what_stands_there_now(
+    tmp_path: Path,
+):
+    """A process that still runs the old code must not store its results under the key of the
+    new.
+    """
     file = tmp_path / "edited.py"
-    old, new = (f"from fastroai import step\n@step\nasync def it(context):\n    return {n}\n" for n in ("1", "22"))
+    old, new = (
+        f"from fastroai import step\n@step\nasync def it(context):\n    return {n}\n"
+        for n in ("1", "22")
+    )
 
     def load() -> Any:
         spec = importlib.util.spec_from_file_location("edited", file)
@@ -453,7 +473,9 @@ def test_a_step_that_refers_to_itself_has_a_fingerprint():
     assert fingerprint(Cyclic()) == fingerprint(Cyclic())
 
 
-@pytest.mark.parametrize("make", [threading.Lock, asyncio.Event, iter, lambda: SecretStr("s"), lambda: SecretStr("t")])
+@pytest.mark.parametrize(
+    "make", [threading.Lock, asyncio.Event, iter, lambda: SecretStr("s"), lambda: SecretStr("t")]
+)
 def test_what_has_no_content_that_could_be_told_counts_by_its_type(make: Any):
     class Holds(BaseStep[Any, int]):
         def __init__(self, held: Any) -> None:
@@ -504,8 +526,12 @@ def test_requests_that_were_sent_do_not_change_an_agents_fingerprint():
 
 
 def test_members_of_a_fallback_model_count():
-    one, other = (FallbackModel(TestModel(model_name="a"), TestModel(model_name=name)) for name in ("b", "c"))
-    settings = FallbackModel(TestModel(model_name="a"), TestModel(model_name="b", settings={"seed": 1}))
+    one, other = (
+        FallbackModel(TestModel(model_name="a"), TestModel(model_name=name)) for name in ("b", "c")
+    )
+    settings = FallbackModel(
+        TestModel(model_name="a"), TestModel(model_name="b", settings={"seed": 1})
+    )
     found = {fingerprint(FastroAgent(model=model).as_step("p")) for model in (one, other, settings)}
     assert len(found) == 3
 
@@ -546,7 +572,15 @@ def test_output_functions_and_markers_count():
     def longer(text: str) -> str:
         return text[:2]
 
-    markers = [TextOutput(shorter), TextOutput(longer), ToolOutput(Points, name="x"), ToolOutput(Points, name="y")]
+    markers = [
+        TextOutput(shorter),
+        TextOutput(longer),
+        ToolOutput(Points, name="x"),
+        ToolOutput(Points, name="y"),
+    ]
     outputs = [shorter, longer, [shorter, longer], *markers]
-    found = [fingerprint(FastroAgent(model="test", output_type=output).as_step("p")) for output in outputs]
+    found = [
+        fingerprint(FastroAgent(model="test", output_type=output).as_step("p"))
+        for output in outputs
+    ]
     assert len(set(found)) == len(outputs)

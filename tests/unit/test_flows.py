@@ -25,7 +25,9 @@ JOBS = ("document_digest", "licence_review")
 
 @pytest.fixture
 def job() -> Callable[[str], Pipeline[Any, Any, Any]]:
-    """A job's pipeline; imported here, where no key of the machine is set, so that it is offline."""
+    """A job's pipeline; imported here, where no key of the machine is set, so that it is
+    offline.
+    """
     return lambda name: import_module(f"flows.{name}").pipeline
 
 
@@ -37,7 +39,13 @@ def digest_of(job: Any, **inputs: Any) -> PipelineResult[Any]:
 def test_a_job_is_imported_in_memory_mode_without_prefect(name: str):
     code = f"import flows.{name}, sys; assert 'prefect' not in sys.modules"
     environment = os.environ | {"FASTROAI_EXECUTOR": "memory"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -53,9 +61,17 @@ def test_a_job_fans_out_and_joins_and_has_a_typed_input(job: Any, name: str):
 
 def test_a_digest_depends_on_what_its_documents_say(job: Any, tmp_path: Path):
     mill, harbour = tmp_path / "mill.md", tmp_path / "harbour.md"
-    mill.write_text("The mill at Lund grinds 40 tons of rye each week. The miller must repair the wheel before May.")
-    harbour.write_text("The harbour of Bergen ships timber to Hull. It is unclear who pays for the new crane.")
-    first, second = digest_of(job, documents=str(mill)).output, digest_of(job, documents=str(harbour)).output
+    mill.write_text(
+        "The mill at Lund grinds 40 tons of rye each week. The miller must repair the wheel before "
+        "May."
+    )
+    harbour.write_text(
+        "The harbour of Bergen ships timber to Hull. It is unclear who pays for the new crane."
+    )
+    first, second = (
+        digest_of(job, documents=str(mill)).output,
+        digest_of(job, documents=str(harbour)).output,
+    )
     assert "mill" in first.documents[0].summary.lower()
     assert "harbour" in second.documents[0].summary.lower()
     assert "harbour" not in first.model_dump_json().lower()
@@ -63,19 +79,30 @@ def test_a_digest_depends_on_what_its_documents_say(job: Any, tmp_path: Path):
     assert first.actions != second.actions
 
 
-def test_a_digest_has_a_summary_of_each_document_and_says_what_it_left_out(job: Any, tmp_path: Path):
+def test_a_digest_has_a_summary_of_each_document_and_says_what_it_left_out(
+    job: Any, tmp_path: Path
+):
     for name in "abc":
-        (tmp_path / f"{name}.md").write_text(f"Report {name} says that plan {name} must be kept until May.")
+        (tmp_path / f"{name}.md").write_text(
+            f"Report {name} says that plan {name} must be kept until May."
+        )
     result = digest_of(job, documents=str(tmp_path), max_documents=2)
     assert [document.name for document in result.output.documents] == ["a.md", "b.md"]
     assert [document.characters_read for document in result.output.documents] == [49, 49]
     assert result.output.left_out == ["c.md: beyond max_documents=2"]
-    assert {e.attribution.step_id for e in result.entries} == {"summaries", "topics", "open_points", "digest"}
+    assert {e.attribution.step_id for e in result.entries} == {
+        "summaries",
+        "topics",
+        "open_points",
+        "digest",
+    }
     assert all(entry.simulated for entry in result.entries)
     assert result.usage.total_cost_usd == total_usd(result.entries) > 0
 
 
-def test_the_readers_question_reaches_the_model(job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_readers_question_reaches_the_model(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "a.md").write_text("One. Two.")
     editor = import_module("flows.document_digest").editor
     model = editor.agent.model
@@ -99,7 +126,9 @@ def test_an_input_that_does_not_fit_is_refused(job: Any):
 
 
 def test_a_review_reports_the_packages_it_was_asked_for(job: Any):
-    review = asyncio.run(job("licence_review").execute({"packages": ["pydantic", "boto3"]}, None)).output
+    review = asyncio.run(
+        job("licence_review").execute({"packages": ["pydantic", "boto3"]}, None)
+    ).output
     assert [(p.name, p.family, p.allowed) for p in review.packages] == [
         ("boto3", "permissive", True),
         ("pydantic", "permissive", True),
@@ -149,8 +178,14 @@ def test_a_package_that_is_not_installed_is_named_with_what_may_be_meant():
         ({"expression": "MIT AND LicenseRef-Ours"}, None),
         ({"expression": "LicenseRef-Ours OR MIT"}, "permissive"),
         ({"licence": "Apache License 2.0"}, "permissive"),
-        ({"licence": "Dual License", "classifiers": ["BSD License", "Apache Software License"]}, "permissive"),
-        ({"classifiers": ["GNU General Public License v3 (GPLv3)", "MIT License"]}, "strong copyleft"),
+        (
+            {"licence": "Dual License", "classifiers": ["BSD License", "Apache Software License"]},
+            "permissive",
+        ),
+        (
+            {"classifiers": ["GNU General Public License v3 (GPLv3)", "MIT License"]},
+            "strong copyleft",
+        ),
         ({"classifiers": ["GNU Lesser General Public License v3 (LGPLv3)"]}, "weak copyleft"),
         ({"licence": "Ours"}, None),
         ({}, None),
@@ -179,13 +214,17 @@ class TestChooseModel:
         monkeypatch.setenv("FASTROAI_MODEL", "offline")
         assert isinstance(choose(), OfflineModel)
 
-    def test_a_name_without_a_provider_is_refused(self, choose: Any, monkeypatch: pytest.MonkeyPatch):
+    def test_a_name_without_a_provider_is_refused(
+        self, choose: Any, monkeypatch: pytest.MonkeyPatch
+    ):
         monkeypatch.setenv("FASTROAI_MODEL", "gpt-5-mini")
         with pytest.raises(SettingsError, match="FASTROAI_MODEL='gpt-5-mini' names no provider"):
             choose()
 
     @pytest.mark.parametrize("name", ["bogus:claude", ":gpt", "open ai:gpt-5-mini"])
-    def test_a_provider_that_does_not_exist_is_refused(self, choose: Any, monkeypatch: pytest.MonkeyPatch, name: str):
+    def test_a_provider_that_does_not_exist_is_refused(
+        self, choose: Any, monkeypatch: pytest.MonkeyPatch, name: str
+    ):
         monkeypatch.setenv("FASTROAI_MODEL", name)
         with pytest.raises(SettingsError, match=f"FASTROAI_MODEL='{name}'.*is no provider"):
             choose()
@@ -194,9 +233,15 @@ class TestChooseModel:
 @pytest.mark.parametrize(
     ("names", "spdx"),
     [
-        (["Apache-2.0", "Apache License 2.0", "Apache License, Version 2.0", "apache 2.0"], "Apache-2.0"),
+        (
+            ["Apache-2.0", "Apache License 2.0", "Apache License, Version 2.0", "apache 2.0"],
+            "Apache-2.0",
+        ),
         (["MIT", "MIT License", "The MIT License"], "MIT"),
-        (["BSD-3-Clause", "BSD 3-Clause License", "3-Clause BSD License", "new BSD"], "BSD-3-Clause"),
+        (
+            ["BSD-3-Clause", "BSD 3-Clause License", "3-Clause BSD License", "new BSD"],
+            "BSD-3-Clause",
+        ),
         (["MPL-2.0", "Mozilla Public License 2.0 (MPL 2.0)"], "MPL-2.0"),
     ],
 )
@@ -205,7 +250,9 @@ def test_one_licence_has_one_name(names: list[str], spdx: str):
     assert {Package(name="p", version="1", classifiers=[name]).declared for name in names} == {spdx}
 
 
-@pytest.mark.parametrize("name", ["Apache Software License", "BSD License", "Dual License", "MIT OR Apache-2.0", ""])
+@pytest.mark.parametrize(
+    "name", ["Apache Software License", "BSD License", "Dual License", "MIT OR Apache-2.0", ""]
+)
 def test_a_name_that_does_not_tell_which_licence_is_meant_stays(name: str):
     assert Package(name="p", version="1", licence=name).declared == name
 

@@ -60,7 +60,10 @@ def test_a_relative_path_and_a_file_uri_are_read(tmp_path: Path):
 
 
 def test_html_is_read_as_its_text(tmp_path: Path):
-    page = "<html><head><title>t</title><style>p{}</style></head><body><h1>Head</h1><p>One&amp;two<br>three</p></body>"
+    page = (
+        "<html><head><title>t</title><style>p{}</style></head>"
+        "<body><h1>Head</h1><p>One&amp;two<br>three</p></body>"
+    )
     (tmp_path / "page.html").write_text(page + "<script>var x</script></html>")
     assert read_documents(str(tmp_path), 1).read[0].text == "Head\nOne&two\nthree"
 
@@ -121,7 +124,11 @@ def test_a_refusal_is_one_of_our_errors():
 def bucket(s3: S3Service, monkeypatch: pytest.MonkeyPatch) -> S3Service:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    for key, text in {"minutes/a.md": "first", "minutes/sub/b.txt": "second", "minutes-old/c.md": "third"}.items():
+    for key, text in {
+        "minutes/a.md": "first",
+        "minutes/sub/b.txt": "second",
+        "minutes-old/c.md": "third",
+    }.items():
         s3.client.put_object(Bucket=s3.bucket, Key=key, Body=text.encode())
     s3.client.put_object(Bucket=s3.bucket, Key="minutes/scan.pdf", Body=b"%PDF")
     return s3
@@ -149,6 +156,8 @@ def test_a_bucket_that_is_not_there_is_refused_with_what_to_check(bucket: S3Serv
     assert "FASTROAI_S3_ENDPOINT_URL" in said
 
 
-def test_an_s3_service_that_does_not_answer_is_refused(bucket: S3Service, monkeypatch: pytest.MonkeyPatch):
+def test_an_s3_service_that_does_not_answer_is_refused(
+    bucket: S3Service, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("FASTROAI_S3_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "EndpointConnectionError" in refusal("s3://bucket/x")

@@ -1,4 +1,6 @@
-"""Keys written down: the same steps have the same keys in every process, on every machine and Python version."""
+"""Keys written down: the same steps have the same keys in every process, on every machine and
+Python version.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ sys.modules["source"] = source
 spec.loader.exec_module(source)
 path = "tests/support/golden_steps.py"
 codes = source._nested(compile(open(path).read(), path, "exec", dont_inherit=True))
-functions = [code for code in codes if code.co_name in ("shorten", "lookup", "_counts", "longest", "<lambda>")]
+names = ("shorten", "lookup", "_counts", "longest", "<lambda>")
+functions = [code for code in codes if code.co_name in names]
 found = [[code.co_name, source.source_of(code, {})] for code in functions]
 print(json.dumps([[name, s.identity, s.globals, sorted(s.references)] for name, s in found]))
 """
@@ -72,8 +75,14 @@ SOURCES = [
 
 
 def run(python: str, program: str, seed: str, folder: Path = REPOSITORY) -> str:
-    environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([python, "-c", program], cwd=folder, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "PYTHONHASHSEED": seed,
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        [python, "-c", program], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

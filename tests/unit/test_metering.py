@@ -40,7 +40,9 @@ def refusal(status: int) -> ModelHTTPError:
     return ModelHTTPError(status, **HTTP)
 
 
-async def books_of(model: Model, *, raises: type[BaseException] | None = None, **options: Any) -> list[LedgerEntry]:
+async def books_of(
+    model: Model, *, raises: type[BaseException] | None = None, **options: Any
+) -> list[LedgerEntry]:
     """The entries of one run of an agent on a model."""
     ledger = RequestRecorder()
     with dispatch_scope(ledger):
@@ -82,7 +84,9 @@ class TestScope:
             return (await inner.run("Hi")).output
 
         outer = FastroAgent(
-            model=ScriptedModel(ToolCall("ask"), "outer"), toolsets=[FunctionToolset([ask])], name="outer"
+            model=ScriptedModel(ToolCall("ask"), "outer"),
+            toolsets=[FunctionToolset([ask])],
+            name="outer",
         )
         ledger = RequestRecorder()
         with dispatch_scope(ledger, Attribution(step_id="s", dispatch=1)):
@@ -126,7 +130,9 @@ class TestOutcomes:
             await FastroAgent(model=ScriptedModel(look)).run("Hi")
         assert seen == ["unsettled"]
 
-    async def test_an_unknown_price_is_not_zero_and_is_said_once(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_an_unknown_price_is_not_zero_and_is_said_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         model = ScriptedModel("Hi", repeat=True, model_name="nobody-sells-this")
         with caplog.at_level(logging.WARNING, logger="fastroai.agent"):
             entries = await books_of(model) + await books_of(model)
@@ -152,7 +158,9 @@ class TestOutcomes:
         assert str(status) in (entries[0].error or "")
 
     @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
-    async def test_a_passing_failure_is_sent_again_and_each_send_is_an_entry(self, status: int) -> None:
+    async def test_a_passing_failure_is_sent_again_and_each_send_is_an_entry(
+        self, status: int
+    ) -> None:
         entries = await books_of(ScriptedModel(refusal(status), refusal(status), "Hi"))
         assert states(entries) == ["refused", "refused", "charged"]
         assert len({entry.id for entry in entries}) == 3
@@ -176,10 +184,14 @@ class TestOutcomes:
 
     async def test_a_request_that_timed_out_is_not_paid_twice(self) -> None:
         error = ModelTimeoutError("gpt-5-mini", "too slow", phase="read")
-        assert states(await books_of(ScriptedModel(error), raises=ModelTimeoutError)) == ["unsettled"]
+        assert states(await books_of(ScriptedModel(error), raises=ModelTimeoutError)) == [
+            "unsettled"
+        ]
 
     async def test_a_user_error_was_not_sent(self) -> None:
-        assert states(await books_of(ScriptedModel(UserError("no such setting")), raises=UserError)) == ["refused"]
+        assert states(
+            await books_of(ScriptedModel(UserError("no such setting")), raises=UserError)
+        ) == ["refused"]
 
     async def test_any_other_error_leaves_the_outcome_open(self) -> None:
         (entry,) = await books_of(ScriptedModel(RuntimeError("broken")), raises=RuntimeError)
@@ -215,7 +227,9 @@ class TestFallback:
     @pytest.mark.parametrize("ready", [False, True])
     async def test_the_attempt_of_each_member_is_an_entry(self, ready: bool) -> None:
         model = FallbackModel(ScriptedModel(refusal(400), model_name="gpt-4o"), ScriptedModel("Hi"))
-        agent: FastroAgent[str] = FastroAgent(agent=Agent(model)) if ready else FastroAgent(model=model)
+        agent: FastroAgent[str] = (
+            FastroAgent(agent=Agent(model)) if ready else FastroAgent(model=model)
+        )
         response = await agent.run("Hi")
         assert [(e.model_asked, e.state.value) for e in response.entries] == [
             ("scripted:gpt-4o", "refused"),
@@ -224,7 +238,9 @@ class TestFallback:
         assert response.model == "gpt-5-mini"
 
     async def test_members_behind_wrappers_are_found(self) -> None:
-        model = WrapperModel(FallbackModel(ScriptedModel(refusal(404)), WrapperModel(ScriptedModel("Hi"))))
+        model = WrapperModel(
+            FallbackModel(ScriptedModel(refusal(404)), WrapperModel(ScriptedModel("Hi")))
+        )
         assert states(await books_of(model)) == ["refused", "charged"]
 
     async def test_a_stream_falls_back_too(self) -> None:
@@ -237,7 +253,10 @@ class TestFallback:
 
     async def test_when_all_fail_all_are_booked(self) -> None:
         model = FallbackModel(ScriptedModel(refusal(404)), ScriptedModel(refusal(401)))
-        assert states(await books_of(model, raises=FallbackExceptionGroup)) == ["refused", "refused"]
+        assert states(await books_of(model, raises=FallbackExceptionGroup)) == [
+            "refused",
+            "refused",
+        ]
 
     async def test_the_users_own_model_stays_as_it_was(self) -> None:
         first, second = ScriptedModel(refusal(404)), ScriptedModel("Hi")
@@ -249,13 +268,17 @@ class TestFallback:
 class TestPricing:
     async def test_the_calculator_of_the_agent_prices(self) -> None:
         model = ScriptedModel("Hi", usage=RequestUsage(input_tokens=3, output_tokens=2))
-        (entry,) = await books_of(model, cost_calculator=fixed_prices(input_per_mtok=1, output_per_mtok=2))
+        (entry,) = await books_of(
+            model, cost_calculator=fixed_prices(input_per_mtok=1, output_per_mtok=2)
+        )
         assert entry.cost_usd == Decimal("0.000007")
         assert "override" in (entry.price_source or "")
 
     async def test_a_calculator_that_only_estimates_will_do(self) -> None:
         class Flat:
-            def calculate_cost(self, model: str, input_tokens: int, output_tokens: int, **_: int) -> int:
+            def calculate_cost(
+                self, model: str, input_tokens: int, output_tokens: int, **_: int
+            ) -> int:
                 return 42
 
         (entry,) = await books_of(ScriptedModel("Hi"), cost_calculator=Flat())
@@ -296,13 +319,17 @@ class TestRetryDelay:
     def test_too_long_is_not_waited_for(self) -> None:
         assert retry_delay(ModelHTTPError(429, "m", headers={"Retry-After": "3600"}), 1) is None
 
-    @pytest.mark.parametrize(("hint", "status", "again"), [("true", 400, True), ("false", 500, False)])
+    @pytest.mark.parametrize(
+        ("hint", "status", "again"), [("true", 400, True), ("false", 500, False)]
+    )
     def test_the_provider_may_say_whether(self, hint: str, status: int, again: bool) -> None:
         error = ModelHTTPError(status, "m", headers={"x-should-retry": hint})
         assert (retry_delay(error, 1) is not None) is again
 
     def test_a_spent_quota_does_not_pass(self) -> None:
-        error = ModelHTTPError.for_category(ModelQuotaExceededError, status_code=429, model_name="m")
+        error = ModelHTTPError.for_category(
+            ModelQuotaExceededError, status_code=429, model_name="m"
+        )
         assert retry_delay(error, 1) is None
 
     def test_a_connection_that_timed_out_before_the_send_is_tried_again(self) -> None:

@@ -1,4 +1,6 @@
-"""What README.md and docs/ say is so: their programs run, their commands exist, their tables are complete."""
+"""What README.md and docs/ say is so: their programs run, their commands exist, their tables are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def run(folder: Path, *arguments: str) -> str:
     environment = os.environ | {"FASTROAI_EXECUTOR": "memory"}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -46,7 +50,9 @@ def test_every_python_program_runs_in_order(page: Path, tmp_path: Path):
 def test_the_first_pipeline_runs_by_the_command_the_readme_gives(tmp_path: Path):
     program = blocks(README, "python")[0]
     (tmp_path / "notes.py").write_text(program)
-    [command] = re.findall(r"^\.venv/bin/fastroai (run notes:.*)$", README.read_text(), re.MULTILINE)
+    [command] = re.findall(
+        r"^\.venv/bin/fastroai (run notes:.*)$", README.read_text(), re.MULTILINE
+    )
     out = run(tmp_path, "-m", "fastroai.cli", *shlex.split(command))
     assert "words: 14" in out
     assert "Prices rose by 4 percent" in out
@@ -63,7 +69,16 @@ def test_every_make_target_that_is_named_exists(page: Path):
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
     assert named <= targets
-    assert page != README or named >= {"run", "test", "lint", "bench", "server", "deploy", "worker", "clean"}
+    assert page != README or named >= {
+        "run",
+        "test",
+        "lint",
+        "bench",
+        "server",
+        "deploy",
+        "worker",
+        "clean",
+    }
 
 
 def test_the_makefile_says_which_targets_it_has():
@@ -107,7 +122,9 @@ def test_the_picture_is_small_enough_to_load():
 
 def test_a_file_that_a_reader_saves_in_the_clone_is_none_of_the_linters_business(tmp_path: Path):
     def lint() -> int:
-        done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=tmp_path, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=tmp_path, check=False
+        )
         return done.returncode
 
     (tmp_path / "pyproject.toml").write_text((REPOSITORY / "pyproject.toml").read_text())

@@ -1,4 +1,6 @@
-"""Outputs as typed JSON: each comes back the same, of the same types, or is refused; no other value is ever read."""
+"""Outputs as typed JSON: each comes back the same, of the same types, or is refused; no other value
+is ever read.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +80,16 @@ STORABLE: list[tuple[Any, Any]] = [
     (list[Colour | str], [Colour.RED, "x"]),
     (Point, Point(1.0, {"b", "a"})),
     (list[Named], [Named(1, "a")]),
-    (ConversationState[One], ConversationState(status=ConversationStatus.COMPLETE, data=One(x=1, data=b"\xfe"))),
-    (Any, ConversationState(status=ConversationStatus.INCOMPLETE, data={"a": [1]}, context={"turn": 2})),
+    (
+        ConversationState[One],
+        ConversationState(status=ConversationStatus.COMPLETE, data=One(x=1, data=b"\xfe")),
+    ),
+    (
+        Any,
+        ConversationState(
+            status=ConversationStatus.INCOMPLETE, data={"a": [1]}, context={"turn": 2}
+        ),
+    ),
 ]
 
 
@@ -144,7 +154,10 @@ REFUSED: dict[str, tuple[Any, Any]] = {
     "a private attribute": (Remembering, remembering()),
     "an attribute that is no field": (Attached, attached()),
     "an undeclared set": (Any, {1}),
-    "a subclass that loses a field": (One, type("Sub", (One,), {"__annotations__": {"y": int}})(x=1, y=2)),
+    "a subclass that loses a field": (
+        One,
+        type("Sub", (One,), {"__annotations__": {"y": int}})(x=1, y=2),
+    ),
     "NaN": (float, float("nan")),
     "nesting without end": (Any, nested(5000)),
     "nesting without end, declared": (list, nested(5000)),
@@ -170,7 +183,9 @@ def test_what_was_computed_from_the_fields_does_not_hinder() -> None:
     assert codec.decode(stored(codec, value)) == value
 
 
-@pytest.mark.parametrize("declared", [Iterator[int], Iterable[int], list[Iterator[int]], Any], ids=str)
+@pytest.mark.parametrize(
+    "declared", [Iterator[int], Iterable[int], list[Iterator[int]], Any], ids=str
+)
 def test_an_iterator_is_refused_and_not_used_up(declared: Any) -> None:
     numbers = iter([1, 2, 3])
     output = [numbers] if declared == list[Iterator[int]] else numbers
@@ -182,9 +197,11 @@ def test_an_iterator_is_refused_and_not_used_up(declared: Any) -> None:
 def test_a_set_is_written_the_same_in_every_process() -> None:
     """Keys of dependents are made of it."""
     program = (
-        "import json\nfrom pydantic import TypeAdapter\nfrom fastroai.executors.step_codec import StepCodec\n"
+        "import json\nfrom pydantic import TypeAdapter\n"
+        "from fastroai.executors.step_codec import StepCodec\n"
         "names = {f'name {n}' for n in range(40)}\n"
-        "codec = StepCodec('s', set[str], TypeAdapter(set[str]))\nprint(json.dumps(codec.encode(names)))"
+        "codec = StepCodec('s', set[str], TypeAdapter(set[str]))\n"
+        "print(json.dumps(codec.encode(names)))"
     )
     written = {
         subprocess.run(
@@ -208,7 +225,9 @@ _json = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.text(max_size=5) | st.sampled_from(["$", "value", "codec", "__class__", "x"]), inner, max_size=3
+            st.text(max_size=5) | st.sampled_from(["$", "value", "codec", "__class__", "x"]),
+            inner,
+            max_size=3,
         )
     ),
     max_leaves=8,
@@ -216,7 +235,11 @@ _json = st.recursive(
 
 
 @OFTEN
-@given(declared_values, st.sampled_from(["declared", "python", "conversation", "json", "pickle"]), _json)
+@given(
+    declared_values,
+    st.sampled_from(["declared", "python", "conversation", "json", "pickle"]),
+    _json,
+)
 def test_a_forged_value_is_refused_or_what_the_codec_itself_would_write(
     pair: tuple[Any, Any], codec_name: str, value: Any
 ) -> None:
@@ -228,7 +251,9 @@ def test_a_forged_value_is_refused_or_what_the_codec_itself_would_write(
     if codec_name == "json":
         assert spelled(output) == spelled(value)
     elif codec_name != "conversation":
-        assert isinstance(output, ConversationState) or spelled(output) == spelled(codec.decode(stored(codec, output)))
+        assert isinstance(output, ConversationState) or spelled(output) == spelled(
+            codec.decode(stored(codec, output))
+        )
 
 
 FORGED: list[tuple[Any, Any]] = [
@@ -263,7 +288,18 @@ def test_a_value_that_the_codec_does_not_write_is_not_read(declared: Any, record
 
 @pytest.mark.parametrize(
     "text",
-    ["NaN", "[Infinity]", "-Infinity", "1e999", '{"a": 1, "a": 2}', "[" * 100_000, '{"a":' * 100_000, "", "{", "1 2"],
+    [
+        "NaN",
+        "[Infinity]",
+        "-Infinity",
+        "1e999",
+        '{"a": 1, "a": 2}',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "",
+        "{",
+        "1 2",
+    ],
     ids=lambda t: t[:20],
 )
 def test_json_that_we_do_not_write_is_not_read(text: str) -> None:
@@ -273,7 +309,15 @@ def test_json_that_we_do_not_write_is_not_read(text: str) -> None:
 
 def test_plain_values_are_told_from_their_lookalikes() -> None:
     assert is_plain({"a": [1, 2.5, None, True, "x"]})
-    for value in (Colour.RED, (1,), {1: "a"}, {1}, b"", float("nan"), type("Text", (str,), {})("a")):
+    for value in (
+        Colour.RED,
+        (1,),
+        {1: "a"},
+        {1},
+        b"",
+        float("nan"),
+        type("Text", (str,), {})("a"),
+    ):
         assert not is_plain(value)
 
 
@@ -325,7 +369,9 @@ AGENT_OUTPUTS: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("output_type", "declared"), AGENT_OUTPUTS)
-def test_the_type_of_an_agents_step_is_what_the_agent_gives(output_type: Any, declared: Any) -> None:
+def test_the_type_of_an_agents_step_is_what_the_agent_gives(
+    output_type: Any, declared: Any
+) -> None:
     agent: FastroAgent[Any] = FastroAgent(model=OfflineModel(), output_type=output_type)
     assert declared_output(agent.as_step("ask")) == declared
 

@@ -30,7 +30,9 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_dotenv_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTROAI_EXECUTOR")
-    Path(".env").write_text("FASTROAI_EXECUTOR=memory\nSOMETHING_ELSE=1\nFASTROAI_RESULT_STORAGE=s3://bucket/prefix\n")
+    Path(".env").write_text(
+        "FASTROAI_EXECUTOR=memory\nSOMETHING_ELSE=1\nFASTROAI_RESULT_STORAGE=s3://bucket/prefix\n"
+    )
     settings = load_settings()
     assert (settings.executor, settings.result_storage) == ("memory", "s3://bucket/prefix")
 
@@ -55,7 +57,9 @@ def test_unchanged_settings_are_not_parsed_again() -> None:
     assert load_settings() is load_settings()
 
 
-def test_a_bad_value_names_the_variable_the_value_and_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_value_names_the_variable_the_value_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FASTROAI_EXECUTOR", "ray")
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -101,7 +105,9 @@ def test_openais_key_has_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hosts_are_read_as_they_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    value = '{"127.0.0.1:8765": "openai", "Proxy.Example.com.": "bedrock", "[::1]:80": "google-gla"}'
+    value = (
+        '{"127.0.0.1:8765": "openai", "Proxy.Example.com.": "bedrock", "[::1]:80": "google-gla"}'
+    )
     monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", value)
     assert load_settings().provider_hosts == {
         "127.0.0.1:8765": "openai",
@@ -154,7 +160,9 @@ def test_every_setting_is_described(name: str) -> None:
 @pytest.mark.parametrize(
     "form", ["ftp://x/y", "s3://", "s3:///prefix", "s3-bucket/", "s3:/bucket", "gs://bucket", "   "]
 )
-def test_a_storage_of_no_known_form_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+def test_a_storage_of_no_known_form_is_refused_with_those_there_are(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
     monkeypatch.setenv("FASTROAI_RESULT_STORAGE", form)
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -162,7 +170,9 @@ def test_a_storage_of_no_known_form_is_refused_with_those_there_are(monkeypatch:
     assert "s3://bucket/prefix, s3-bucket/block-name or a local folder" in str(caught.value)
 
 
-@pytest.mark.parametrize("form", ["s3://bucket", "s3://bucket/p", "s3-bucket/name", "results", "/srv/r", "./s3:x"])
+@pytest.mark.parametrize(
+    "form", ["s3://bucket", "s3://bucket/p", "s3-bucket/name", "results", "/srv/r", "./s3:x"]
+)
 def test_a_storage_of_a_known_form_is_taken(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.setenv("FASTROAI_RESULT_STORAGE", form)
     assert load_settings().result_storage == form

@@ -46,7 +46,9 @@ def anthropic(name: str = "claude-opus-4-8") -> Model:
 
 
 def bedrock() -> Model:
-    return BedrockConverseModel("us.amazon.nova-lite-v1:0", provider=BedrockProvider(region_name="us-east-1"))
+    return BedrockConverseModel(
+        "us.amazon.nova-lite-v1:0", provider=BedrockProvider(region_name="us-east-1")
+    )
 
 
 def google() -> Model:
@@ -61,9 +63,13 @@ class Ignoring(ScriptedModel):
     unsupported_settings = frozenset({"service_tier"})
 
 
-def settled(model: Model, calculator: Any = None, asked_tier: str | None = None, **response: Any) -> LedgerEntry:
+def settled(
+    model: Model, calculator: Any = None, asked_tier: str | None = None, **response: Any
+) -> LedgerEntry:
     usage = response.pop("usage", None) or RequestUsage(input_tokens=1000, output_tokens=100)
-    answer = ModelResponse(parts=[TextPart("Hi")], usage=usage, model_name=model.model_name, **response)
+    answer = ModelResponse(
+        parts=[TextPart("Hi")], usage=usage, model_name=model.model_name, **response
+    )
     entry = LedgerEntry(model_asked=model.model_id, sent_at=NOW, service_tier=asked_tier)
     return settle_answer(entry, answer, model, Pricer(calculator or CostCalculator()))
 
@@ -87,7 +93,11 @@ class TestAskedServiceTier:
             (anthropic("claude-haiku-4-5"), {"anthropic_speed": "fast"}, None),
             (bedrock(), {"service_tier": "priority"}, "priority"),
             (bedrock(), {"service_tier": "auto"}, None),
-            (bedrock(), {"service_tier": "flex", "bedrock_service_tier": {"type": "reserved"}}, "reserved"),
+            (
+                bedrock(),
+                {"service_tier": "flex", "bedrock_service_tier": {"type": "reserved"}},
+                "reserved",
+            ),
             (google(), {"service_tier": "flex"}, "flex"),
             (google(), {"service_tier": "auto"}, None),
             (google(), {"google_cloud_service_tier": "flex_only"}, None),
@@ -98,7 +108,9 @@ class TestAskedServiceTier:
             (ScriptedModel("Hi"), {"service_tier": "flex"}, "flex"),
         ],
     )
-    def test_it_is_what_the_model_class_sends(self, model: Model, settings: Any, tier: str | None) -> None:
+    def test_it_is_what_the_model_class_sends(
+        self, model: Model, settings: Any, tier: str | None
+    ) -> None:
         assert asked_service_tier(model, settings) == tier
 
 
@@ -112,11 +124,15 @@ class TestSettledEntry:
         assert (entry.service_tier, entry.cost_usd) == ("default", Decimal("0.00045"))
 
     def test_an_answer_without_a_tier_was_not_given_one(self) -> None:
-        """OpenAI names the tier; who does not is something else behind OpenAI's client, and may know no tiers."""
+        """OpenAI names the tier; who does not is something else behind OpenAI's client, and may
+        know no tiers.
+        """
         entry = settled(openai(), asked_tier="flex")
         assert (entry.service_tier, entry.cost_usd) == (None, Decimal("0.00045"))
 
-    def test_a_tier_that_the_answer_does_not_name_is_the_one_asked_for_where_that_is_given(self) -> None:
+    def test_a_tier_that_the_answer_does_not_name_is_the_one_asked_for_where_that_is_given(
+        self,
+    ) -> None:
         entry = settled(anthropic(), asked_tier="fast-mode")
         # 10 x 1000 + 50 x 100 a million
         assert (entry.service_tier, entry.cost_usd) == ("fast-mode", Decimal("0.015"))
@@ -134,20 +150,32 @@ class TestSettledEntry:
             ({"traffic_type": ["odd"]}, None),
         ],
     )
-    def test_answers_name_tiers_in_several_ways(self, details: dict[str, Any], tier: str | None) -> None:
+    def test_answers_name_tiers_in_several_ways(
+        self, details: dict[str, Any], tier: str | None
+    ) -> None:
         assert settled(google(), provider_details=details).service_tier == tier
 
     def test_what_else_was_used_is_kept_under_its_name(self) -> None:
-        usage = RequestUsage(input_tokens=10, output_tokens=5, output_reasoning_tokens=3, audio_seconds=1.5)
+        usage = RequestUsage(
+            input_tokens=10, output_tokens=5, output_reasoning_tokens=3, audio_seconds=1.5
+        )
         usage.web_searches = 2  # type: ignore[attr-defined]  # how RequestUsage carries what it has no field for
         usage.something_else = 9  # type: ignore[attr-defined]  # not a unit of the price list
         entry = settled(openai(), usage=usage)
-        assert entry.further_usage == {"output_reasoning_tokens": 3, "audio_seconds": 1.5, "web_searches": 2}
+        assert entry.further_usage == {
+            "output_reasoning_tokens": 3,
+            "audio_seconds": 1.5,
+            "web_searches": 2,
+        }
         assert entry.request_fees_usd == Decimal("0.02")
 
     def test_xais_tools_are_billed_by_the_call_and_not_listed(self) -> None:
-        usage = RequestUsage(input_tokens=10, output_tokens=5, details={"server_side_tools_web_search": 2})
-        entry = settled(openai("grok-4"), usage=usage, provider_name="xai", provider_url="https://api.x.ai/v1")
+        usage = RequestUsage(
+            input_tokens=10, output_tokens=5, details={"server_side_tools_web_search": 2}
+        )
+        entry = settled(
+            openai("grok-4"), usage=usage, provider_name="xai", provider_url="https://api.x.ai/v1"
+        )
         assert (entry.state, entry.further_usage) == (EntryState.UNPRICED, {"web_searches": 2})
         assert "web searches" in (entry.error or "")
 
@@ -157,7 +185,11 @@ class TestSettledEntry:
                 return 42
 
         entry = settled(openai(), Flat())
-        assert (entry.cost_usd, entry.request_fees_usd, entry.price_version) == (Decimal("0.000042"), None, None)
+        assert (entry.cost_usd, entry.request_fees_usd, entry.price_version) == (
+            Decimal("0.000042"),
+            None,
+            None,
+        )
 
     def test_a_calculator_of_ones_own_need_not_know_fees(self) -> None:
         class Own:
@@ -169,7 +201,11 @@ class TestSettledEntry:
                 return Result()
 
         entry = settled(openai(), Own())
-        assert (entry.cost_usd, entry.price_source, entry.request_fees_usd) == (Decimal("1.5"), "mine", None)
+        assert (entry.cost_usd, entry.price_source, entry.request_fees_usd) == (
+            Decimal("1.5"),
+            "mine",
+            None,
+        )
 
 
 class TestOpenRouter:
@@ -183,7 +219,9 @@ class TestOpenRouter:
         assert self.bill(cost=0.0123) == (Decimal("0.0123"), "reported by OpenRouter")
 
     def test_with_a_key_of_ones_own_the_provider_behind_it_bills_too(self) -> None:
-        assert self.bill(cost=0.001, is_byok=True, upstream_inference_cost=0.02)[0] == Decimal("0.021")
+        assert self.bill(cost=0.001, is_byok=True, upstream_inference_cost=0.02)[0] == Decimal(
+            "0.021"
+        )
         assert self.bill(cost=0.001, is_byok=True)[0] is None
 
     @pytest.mark.parametrize("cost", ["0.1", True, float("nan"), float("inf"), -1, None])
@@ -194,7 +232,9 @@ class TestOpenRouter:
 class TestRequirePrice:
     def test_an_unlisted_model_is_refused_with_the_remedies(self) -> None:
         with pytest.raises(UnknownModelPriceError) as caught:
-            Pricer(CostCalculator()).require_price(openai("no-such-model", "http://me:hunter2@127.0.0.1:8000/v1"))
+            Pricer(CostCalculator()).require_price(
+                openai("no-such-model", "http://me:hunter2@127.0.0.1:8000/v1")
+            )
         for part in (
             "no-such-model",
             "openai",

@@ -78,7 +78,9 @@ async def test_of_several_outcomes_the_first_counts(store: LedgerStore) -> None:
     assert await only(store) == entry
 
 
-async def test_an_unsettled_outcome_may_become_final_but_not_the_other_way_round(store: LedgerStore) -> None:
+async def test_an_unsettled_outcome_may_become_final_but_not_the_other_way_round(
+    store: LedgerStore,
+) -> None:
     intent = LedgerEntry()
     await store.intend(intent)
     store.settle(intent.settled(EntryState.UNSETTLED, error="timed out"))
@@ -93,7 +95,9 @@ async def test_entries_come_in_the_order_in_which_they_were_sent(store: LedgerSt
     sent = [LedgerEntry() for _ in range(5)]
     for entry in reversed(sent):
         await store.intend(entry)
-    assert [entry.sent_at for entry in await store.entries(ALL)] == sorted(entry.sent_at for entry in sent)
+    assert [entry.sent_at for entry in await store.entries(ALL)] == sorted(
+        entry.sent_at for entry in sent
+    )
 
 
 async def test_a_request_settles_while_its_task_is_cancelled(store: LedgerStore) -> None:
@@ -115,7 +119,9 @@ async def test_a_request_settles_while_its_task_is_cancelled(store: LedgerStore)
     assert (await only(store)).error == "CancelledError"
 
 
-async def test_a_request_settles_while_the_garbage_collector_closes_its_generator(store: LedgerStore) -> None:
+async def test_a_request_settles_while_the_garbage_collector_closes_its_generator(
+    store: LedgerStore,
+) -> None:
     intent = LedgerEntry()
 
     async def stream() -> AsyncGenerator[int]:
@@ -185,7 +191,10 @@ async def test_an_intent_that_is_cancelled_while_it_is_booked_was_not_sent(url: 
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     entry = await only(store)
-    assert (entry.state, entry.error) == (EntryState.REFUSED, "Not sent: CancelledError while it was booked.")
+    assert (entry.state, entry.error) == (
+        EntryState.REFUSED,
+        "Not sent: CancelledError while it was booked.",
+    )
     await store.close()
 
 
@@ -234,7 +243,9 @@ async def test_a_process_that_is_forked_off_writes_for_itself(url: str) -> None:
     assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
     store.settle(charged(id="parent"))
     await store.flush()
-    assert {e.id: e.state for e in await store.entries(ALL)} == dict.fromkeys(("parent", "child"), EntryState.CHARGED)
+    assert {e.id: e.state for e in await store.entries(ALL)} == dict.fromkeys(
+        ("parent", "child"), EntryState.CHARGED
+    )
     await store.close()
 
 
@@ -248,7 +259,9 @@ def test_what_was_handed_over_is_written_when_the_process_ends(url: str) -> None
         "asyncio.run(main())"
     )
     subprocess.run([sys.executable, "-c", program, url], check=True, cwd=Path(__file__).parents[2])
-    [(count,)] = sqlite3.connect(url.removeprefix("sqlite:///")).execute("SELECT count(*) FROM fastroai_outcomes")
+    [(count,)] = sqlite3.connect(url.removeprefix("sqlite:///")).execute(
+        "SELECT count(*) FROM fastroai_outcomes"
+    )
     assert count == 50
 
 
@@ -257,7 +270,9 @@ async def test_a_ledger_reads_what_a_run_wrote(url: str) -> None:
     store.settle(charged("0.5", run_id="r", pipeline="p", step_id="s", tags={"team": "search"}))
     await store.close()
     async with Ledger.open(url) as ledger:
-        [entry] = await ledger.entries(run_id="r", pipeline="p", step_id="s", tag="team=search", model="gpt-5-mini")
+        [entry] = await ledger.entries(
+            run_id="r", pipeline="p", step_id="s", tag="team=search", model="gpt-5-mini"
+        )
         [totals] = await ledger.totals("step", until=entry.settled_at)
     assert entry.cost_usd == Decimal("0.5")
     assert (totals.key, totals.cost_usd, totals.share_priced) == ("p/s", Decimal("0.5"), 1.0)
@@ -283,7 +298,9 @@ async def test_appending_the_same_again_is_harmless_and_something_else_is_refuse
         await ledger.append(LedgerEntry(id=entry.id))
         await ledger.append(entry)
         await ledger.append(entry)
-        with pytest.raises(ValueError, match=r"charged at 0\.5 USD already; it can't become charged at 0\.7 USD"):
+        with pytest.raises(
+            ValueError, match=r"charged at 0\.5 USD already; it can't become charged at 0\.7 USD"
+        ):
             await ledger.append(replace(entry, cost_usd=Decimal("0.7")))
         assert [e.cost_usd for e in await ledger.entries()] == [Decimal("0.5")]
 

@@ -17,7 +17,9 @@ from tests.support.ledger_entries import START, charged
 MODEL = "gpt-5-mini-2025-08-07"
 
 
-def answered(number: int, *, response_id: str | None = None, tokens: int = 100, cost: str = "0.001") -> LedgerEntry:
+def answered(
+    number: int, *, response_id: str | None = None, tokens: int = 100, cost: str = "0.001"
+) -> LedgerEntry:
     return charged(
         cost,
         id=f"e{number}",
@@ -44,7 +46,8 @@ def test_lines_are_matched_by_the_response_id() -> None:
 
 def test_what_has_no_partner_is_shown_on_both_sides() -> None:
     found = reconcile(
-        [answered(1, response_id="r1")], [line(1, response_id="other", input_tokens=100, output_tokens=5)]
+        [answered(1, response_id="r1")],
+        [line(1, response_id="other", input_tokens=100, output_tokens=5)],
     )
     assert [entry.id for entry in found.entries] == ["e1"]
     assert [unknown.response_id for unknown in found.lines] == ["other"]
@@ -52,34 +55,55 @@ def test_what_has_no_partner_is_shown_on_both_sides() -> None:
 
 
 def test_a_request_that_was_billed_twice_leaves_a_line() -> None:
-    found = reconcile([answered(1, response_id="r1")], [line(1, response_id="r1"), line(2, response_id="r1")])
+    found = reconcile(
+        [answered(1, response_id="r1")], [line(1, response_id="r1"), line(2, response_id="r1")]
+    )
     assert [left.number for left in found.lines] == [2]
 
 
 def test_without_ids_model_and_tokens_and_time_decide() -> None:
     entries = [answered(n, tokens=tokens) for n, tokens in enumerate([100, 200, 100, 300])]
-    lines = [line(n, input_tokens=tokens, output_tokens=5) for n, tokens in enumerate([100, 200, 100, 400])]
+    lines = [
+        line(n, input_tokens=tokens, output_tokens=5)
+        for n, tokens in enumerate([100, 200, 100, 400])
+    ]
     random.Random(1).shuffle(lines)
     found = reconcile(entries, lines)
-    assert [(m.entry.id, m.line.number, m.by) for m in found.matches] == [(f"e{n}", n, "tokens") for n in range(3)]
+    assert [(m.entry.id, m.line.number, m.by) for m in found.matches] == [
+        (f"e{n}", n, "tokens") for n in range(3)
+    ]
     assert ([e.id for e in found.entries], [n.number for n in found.lines]) == (["e3"], [3])
 
 
 def test_without_tokens_the_cost_decides_to_as_many_places_as_the_invoice_has() -> None:
     entries = [answered(1, cost="0.00124"), answered(2, cost="0.0087")]
-    found = reconcile(entries, [line(1, cost_usd=Decimal("0.0087")), line(2, cost_usd=Decimal("0.001"))])
-    assert [(m.entry.id, m.line.number, m.by) for m in found.matches] == [("e2", 1, "cost"), ("e1", 2, "cost")]
+    found = reconcile(
+        entries, [line(1, cost_usd=Decimal("0.0087")), line(2, cost_usd=Decimal("0.001"))]
+    )
+    assert [(m.entry.id, m.line.number, m.by) for m in found.matches] == [
+        ("e2", 1, "cost"),
+        ("e1", 2, "cost"),
+    ]
     assert found.is_balanced
 
 
 def test_a_request_of_unknown_outcome_finds_the_line_it_was_billed_by() -> None:
     lost = LedgerEntry(id="lost", model_asked="openai:gpt-5-mini", sent_at=START)
     broken = replace(
-        answered(2).settled(EntryState.UNSETTLED), id="broken", tokens=TokenCounts(output_tokens=2), cost_usd=None
+        answered(2).settled(EntryState.UNSETTLED),
+        id="broken",
+        tokens=TokenCounts(output_tokens=2),
+        cost_usd=None,
     )
-    lines = [line(0, response_id="r1", input_tokens=9, output_tokens=9), line(2, input_tokens=100, output_tokens=5)]
+    lines = [
+        line(0, response_id="r1", input_tokens=9, output_tokens=9),
+        line(2, input_tokens=100, output_tokens=5),
+    ]
     found = reconcile([lost, broken], lines)
-    assert [(m.entry.id, m.line.number, m.by) for m in found.matches] == [("lost", 0, "time"), ("broken", 2, "time")]
+    assert [(m.entry.id, m.line.number, m.by) for m in found.matches] == [
+        ("lost", 0, "time"),
+        ("broken", 2, "time"),
+    ]
     assert found.is_balanced
 
 
@@ -90,7 +114,10 @@ def test_what_lies_too_far_apart_in_time_is_not_the_same_request() -> None:
 
 
 def test_lines_without_a_time_take_what_is_left() -> None:
-    lines = [line(1, at=None, input_tokens=100, output_tokens=5), line(2, input_tokens=100, output_tokens=5)]
+    lines = [
+        line(1, at=None, input_tokens=100, output_tokens=5),
+        line(2, input_tokens=100, output_tokens=5),
+    ]
     found = reconcile([answered(1), answered(900)], lines)
     assert [(m.entry.id, m.line.number) for m in found.matches] == [("e900", 1), ("e1", 2)]
 
@@ -142,11 +169,15 @@ def test_an_invoice_is_read_under_the_names_it_uses() -> None:
         output_tokens=34,
         cost_usd=Decimal("0.00420"),
     )
-    assert second == InvoiceLine(number=3, model="gpt-5-mini", at=datetime(2026, 3, 1, 12, 0, 0, 500_000, tzinfo=UTC))
+    assert second == InvoiceLine(
+        number=3, model="gpt-5-mini", at=datetime(2026, 3, 1, 12, 0, 0, 500_000, tzinfo=UTC)
+    )
 
 
 def test_a_column_of_another_name_can_be_said() -> None:
-    [only] = read_invoice(["Kennung;x,Betrag", "r1,0.5"], columns={"response_id": "Kennung;x", "cost_usd": "Betrag"})
+    [only] = read_invoice(
+        ["Kennung;x,Betrag", "r1,0.5"], columns={"response_id": "Kennung;x", "cost_usd": "Betrag"}
+    )
     assert (only.response_id, only.cost_usd) == ("r1", Decimal("0.5"))
 
 
@@ -156,7 +187,9 @@ def test_a_column_that_is_said_and_is_not_there_is_refused() -> None:
 
 
 def test_an_invoice_that_names_no_request_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no column for the response id or the model.*'day', 'usd'"):
+    with pytest.raises(
+        ValueError, match=r"no column for the response id or the model.*'day', 'usd'"
+    ):
         read_invoice(["day,usd", "2026-03-01,5"])
 
 

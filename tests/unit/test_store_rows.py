@@ -46,15 +46,27 @@ def test_every_column_is_filled() -> None:
 
 def test_every_field_of_an_entry_is_kept() -> None:
     """A field that is added must be added to the tables too."""
-    texts = {field.name: f"a {field.name}" for field in fields(LedgerEntry) if field.type == "str | None"}
-    amounts = {field.name: Decimal("0.5") for field in fields(LedgerEntry) if field.type == "Decimal | None"}
-    whom: dict[str, Any] = {field.name: field.name for field in fields(Attribution) if field.type == "str | None"}
+    texts = {
+        field.name: f"a {field.name}" for field in fields(LedgerEntry) if field.type == "str | None"
+    }
+    amounts = {
+        field.name: Decimal("0.5")
+        for field in fields(LedgerEntry)
+        if field.type == "Decimal | None"
+    }
+    whom: dict[str, Any] = {
+        field.name: field.name for field in fields(Attribution) if field.type == "str | None"
+    }
     entry = replace(
         charged(),
         **texts,
         **amounts,
-        attribution=Attribution(**whom, attempt=3, dispatch=4, tags={"team": "search"}, flow_tags=("nightly",)),
-        tokens=TokenCounts(**{field.name: number for number, field in enumerate(fields(TokenCounts), 1)}),
+        attribution=Attribution(
+            **whom, attempt=3, dispatch=4, tags={"team": "search"}, flow_tags=("nightly",)
+        ),
+        tokens=TokenCounts(
+            **{field.name: number for number, field in enumerate(fields(TokenCounts), 1)}
+        ),
         further_usage={"web_searches": 2, "audio_seconds": 1.5},
         request_count=2,
         simulated=True,
@@ -72,7 +84,9 @@ def test_whole_units_of_money_are_exact(units: int) -> None:
     assert usd * 10**12 == units
 
 
-@pytest.mark.parametrize("usd", ["0.0000000000001", "10000000", "1e-40", "123456789.000000000000000001"])
+@pytest.mark.parametrize(
+    "usd", ["0.0000000000001", "10000000", "1e-40", "123456789.000000000000000001"]
+)
 def test_an_amount_that_fits_no_column_is_kept_as_it_is(usd: str) -> None:
     entry = charged(usd)
     row = outcome_row(entry)
@@ -84,7 +98,11 @@ def test_an_amount_that_fits_no_column_is_kept_as_it_is(usd: str) -> None:
 @pytest.mark.parametrize("cost", ["NaN", "Infinity"])
 def test_what_is_no_amount_of_money_is_an_unknown_price(cost: str) -> None:
     stored = as_stored(charged(cost, upper_bound_usd=Decimal("NaN")))
-    assert (stored.state, stored.cost_usd, stored.upper_bound_usd) == (EntryState.UNPRICED, None, None)
+    assert (stored.state, stored.cost_usd, stored.upper_bound_usd) == (
+        EntryState.UNPRICED,
+        None,
+        None,
+    )
     assert cost in str(stored.error)
 
 
@@ -108,7 +126,9 @@ def test_counts_beyond_the_column_are_cut_to_it() -> None:
 
 
 @given(st.dictionaries(plain, plain, max_size=4), plain, plain)
-def test_tags_are_found_in_their_text_exactly_when_they_are_there(tags: dict[str, str], name: str, value: str) -> None:
+def test_tags_are_found_in_their_text_exactly_when_they_are_there(
+    tags: dict[str, str], name: str, value: str
+) -> None:
     text = tags_json(tags) or ""
     assert any(part in text for part in tag_fragments(name, value)) == (tags.get(name) == value)
     assert any(part in text for part in tag_fragments(name, None)) == (name in tags)
@@ -118,7 +138,10 @@ def test_tags_are_found_in_their_text_exactly_when_they_are_there(tags: dict[str
 
 @given(st.lists(plain, max_size=4), plain)
 def test_flow_tags_are_found_in_theirs(flow_tags: list[str], name: str) -> None:
-    text = intent_row(LedgerEntry(attribution=Attribution(flow_tags=tuple(flow_tags))))["flow_tags"] or ""
+    text = (
+        intent_row(LedgerEntry(attribution=Attribution(flow_tags=tuple(flow_tags))))["flow_tags"]
+        or ""
+    )
     for wanted in (name, *flow_tags):
         assert any(part in text for part in flow_tag_fragments(wanted)) == (wanted in flow_tags)
 

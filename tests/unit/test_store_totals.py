@@ -24,14 +24,18 @@ by_any = st.sampled_from([None, *GROUPINGS, "tag:team", 'tag:a"b'])
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    found = Database(database_url(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}"), writes=True)
+    found = Database(
+        database_url(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}"), writes=True
+    )
     found.prepare()
     yield found
     found.close()
 
 
 @given(st.lists(entries(), max_size=6), selections, by_any)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_totals_in_the_database_are_the_sums_of_the_entries(
     database: Database, booked: list[LedgerEntry], selection: LedgerFilter, by: str | None
 ) -> None:
@@ -48,7 +52,15 @@ def test_groups_add_up_to_the_whole(booked: list[LedgerEntry], by: str) -> None:
     [whole] = totals_of(booked)
     groups = totals_of(booked, by)
     assert whole.cost_usd == total_usd(booked) == total_usd_of(groups)
-    for name in ("requests", "charged", "unpriced", "unsettled", "refused", "replayed", "simulated"):
+    for name in (
+        "requests",
+        "charged",
+        "unpriced",
+        "unsettled",
+        "refused",
+        "replayed",
+        "simulated",
+    ):
         assert sum(getattr(group, name) for group in groups) == getattr(whole, name)
 
 
@@ -57,7 +69,11 @@ def total_usd_of(groups: tuple[Totals, ...]) -> Decimal:
 
 
 def test_amounts_beyond_the_databases_integers_add_up(database: Database) -> None:
-    fill(database, [charged("9000000") for _ in range(5)] + [charged("99999999999"), charged("0.000000000000001")])
+    fill(
+        database,
+        [charged("9000000") for _ in range(5)]
+        + [charged("99999999999"), charged("0.000000000000001")],
+    )
     [whole] = database.run(lambda connection: read_totals(connection, LedgerFilter(), None))
     assert whole.cost_usd == Decimal("100044999999.000000000000001")
 
@@ -97,6 +113,14 @@ def test_a_naive_time_is_refused() -> None:
 
 
 def test_entries_of_one_tag_value_are_a_group() -> None:
-    booked = [charged("1", tags={"team": "a"}), charged("2", tags={"team": "b"}), charged("4", flow_tags=("nightly",))]
+    booked = [
+        charged("1", tags={"team": "a"}),
+        charged("2", tags={"team": "b"}),
+        charged("4", flow_tags=("nightly",)),
+    ]
     assert {t.key: t.cost_usd for t in totals_of(booked, "tag:team")} == {"a": 1, "b": 2, None: 4}
-    assert {t.key: t.cost_usd for t in totals_of(booked, "tag")} == {"team=a": 1, "team=b": 2, "nightly": 4}
+    assert {t.key: t.cost_usd for t in totals_of(booked, "tag")} == {
+        "team=a": 1,
+        "team=b": 2,
+        "nightly": 4,
+    }

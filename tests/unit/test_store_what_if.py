@@ -20,7 +20,9 @@ rates = CostCalculator(pricing_overrides={"other:m": {"input_per_mtok": 3, "outp
 
 
 def sent(cost: str = "1", tokens: TokenCounts = MILLION, **changes: object):
-    return charged(cost, tokens=tokens, model_answered="gpt-5-mini-2025-08-07", sent_at=NOW, **changes)
+    return charged(
+        cost, tokens=tokens, model_answered="gpt-5-mini-2025-08-07", sent_at=NOW, **changes
+    )
 
 
 def test_each_request_is_priced_by_itself_on_the_other_model() -> None:
@@ -40,7 +42,9 @@ def test_another_tier_of_the_same_model() -> None:
     usage = TokenCounts(input_tokens=1000, output_tokens=100)
     default = what_if([sent(tokens=usage)], service_tier="default").usd
     assert what_if([sent(tokens=usage)], service_tier="flex").usd == default / 2
-    assert what_if([sent(tokens=usage, service_tier="flex")], "openai:gpt-5-mini").usd == default / 2
+    assert (
+        what_if([sent(tokens=usage, service_tier="flex")], "openai:gpt-5-mini").usd == default / 2
+    )
 
 
 def test_tiers_of_today_may_be_asked_of_what_was_sent_before_there_were_any() -> None:
@@ -54,13 +58,21 @@ def test_tiers_of_today_may_be_asked_of_what_was_sent_before_there_were_any() ->
 
 def test_batch_is_a_tier_too() -> None:
     usage = TokenCounts(input_tokens=1000, output_tokens=100)
-    entry = replace(sent(tokens=usage), model_asked="anthropic:claude-sonnet-4-5", model_answered="claude-sonnet-4-5")
+    entry = replace(
+        sent(tokens=usage),
+        model_asked="anthropic:claude-sonnet-4-5",
+        model_answered="claude-sonnet-4-5",
+    )
     assert what_if([entry], service_tier="batch").usd < what_if([entry], service_tier="default").usd
 
 
 def test_what_else_was_counted_is_priced_too() -> None:
     usage = TokenCounts(input_tokens=2000, cache_write_tokens=1000)
-    entry = replace(sent(tokens=usage), model_asked="anthropic:claude-sonnet-4-5", model_answered="claude-sonnet-4-5")
+    entry = replace(
+        sent(tokens=usage),
+        model_asked="anthropic:claude-sonnet-4-5",
+        model_answered="claude-sonnet-4-5",
+    )
     longer = replace(entry, further_usage={"cache_write_1h_tokens": 1000})
     model = "anthropic:claude-sonnet-4-5"
     assert what_if([longer], model).usd > what_if([entry], model).usd
@@ -86,7 +98,10 @@ def test_a_model_without_a_price_costs_nothing_known_and_never_0() -> None:
 def test_what_was_not_paid_is_left_aside() -> None:
     paid = sent()
     refused = paid.settled(EntryState.REFUSED)
-    assert what_if([paid.replayed(paid.attribution), refused], "other:m", calculator=rates).requests == ()
+    assert (
+        what_if([paid.replayed(paid.attribution), refused], "other:m", calculator=rates).requests
+        == ()
+    )
 
 
 def test_something_must_be_different() -> None:

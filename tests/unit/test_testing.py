@@ -34,8 +34,8 @@ Project-URL: Homepage, https://example.com/orchard
 
 # orchard
 
-Orchard is a **small** library that grows trees of tasks. It keeps every task in an append-only journal, so that a
-crash loses nothing.
+Orchard is a **small** library that grows trees of tasks. It keeps every task in an append-only
+journal, so that a crash loses nothing.
 
 ## Changes
 
@@ -101,7 +101,9 @@ class TestScriptedModel:
         async def later(messages: list[ModelMessage], info: AgentInfo) -> str:
             return reply(messages, info)
 
-        response = await FastroAgent(model=ScriptedModel(later if asynchronous else reply)).run("Hi")
+        response = await FastroAgent(model=ScriptedModel(later if asynchronous else reply)).run(
+            "Hi"
+        )
         assert response.output == "1 True"
 
     @pytest.mark.parametrize("mode", [lambda t: t, NativeOutput, PromptedOutput])
@@ -110,11 +112,15 @@ class TestScriptedModel:
             name: str
 
         for reply in (City(name="Oslo"), {"name": "Oslo"}):
-            agent: FastroAgent[City] = FastroAgent(model=ScriptedModel(reply), output_type=mode(City))
+            agent: FastroAgent[City] = FastroAgent(
+                model=ScriptedModel(reply), output_type=mode(City)
+            )
             assert (await agent.run("Hi")).output == City(name="Oslo")
 
     async def test_a_value_that_is_no_object_is_wrapped(self) -> None:
-        agent: FastroAgent[list[int]] = FastroAgent(model=ScriptedModel([1, 2]), output_type=list[int])
+        agent: FastroAgent[list[int]] = FastroAgent(
+            model=ScriptedModel([1, 2]), output_type=list[int]
+        )
         assert (await agent.run("Hi")).output == [1, 2]
 
     async def test_one_of_several_output_types_is_found_by_its_name(self) -> None:
@@ -124,19 +130,25 @@ class TestScriptedModel:
         class Pear(BaseModel):
             size: int
 
-        agent: FastroAgent[Any] = FastroAgent(model=ScriptedModel(Pear(size=3)), output_type=[Apple, Pear])
+        agent: FastroAgent[Any] = FastroAgent(
+            model=ScriptedModel(Pear(size=3)), output_type=[Apple, Pear]
+        )
         assert (await agent.run("Hi")).output == Pear(size=3)
 
     async def test_several_tools_may_be_called_at_once(self) -> None:
         def double(n: int) -> int:
             return 2 * n
 
-        model = ScriptedModel([ToolCall("double", {"n": 1}, id="a"), ToolCall("double", {"n": 2}, id="b")], "done")
+        model = ScriptedModel(
+            [ToolCall("double", {"n": 1}, id="a"), ToolCall("double", {"n": 2}, id="b")], "done"
+        )
         response = await FastroAgent(model=model, toolsets=[FunctionToolset([double])]).run("Hi")
         assert [call["tool_call_id"] for call in response.tool_calls] == ["a", "b"]
 
     async def test_a_ready_response_is_given_as_it_is(self) -> None:
-        reply = ModelResponse(parts=[TextPart("Hi")], usage=RequestUsage(input_tokens=7), model_name="gpt-4o-mini")
+        reply = ModelResponse(
+            parts=[TextPart("Hi")], usage=RequestUsage(input_tokens=7), model_name="gpt-4o-mini"
+        )
         response = await FastroAgent(model=ScriptedModel(reply)).run("Hi")
         assert (response.model, response.input_tokens) == ("gpt-4o-mini", 7)
         assert reply.usage.cost is None
@@ -146,7 +158,9 @@ class TestScriptedModel:
         long = await FastroAgent(model=ScriptedModel("x" * 400)).run("Hi" * 400)
         assert 0 < short.input_tokens < long.input_tokens
         assert (short.output_tokens, long.output_tokens) == (1, 100)
-        fixed = await FastroAgent(model=ScriptedModel("x", usage=RequestUsage(input_tokens=7))).run("Hi")
+        fixed = await FastroAgent(model=ScriptedModel("x", usage=RequestUsage(input_tokens=7))).run(
+            "Hi"
+        )
         assert fixed.input_tokens == 7
 
     def test_a_token_is_four_characters(self) -> None:
@@ -160,7 +174,9 @@ class TestFixedPrices:
         assert response.cost_microcents == 11
 
     def test_models_can_be_named(self) -> None:
-        calculator = fixed_prices("a", "b", input_per_mtok=4, output_per_mtok=0, cache_read_per_mtok=1)
+        calculator = fixed_prices(
+            "a", "b", input_per_mtok=4, output_per_mtok=0, cache_read_per_mtok=1
+        )
         assert isinstance(calculator, CostCalculator)
         assert calculator.calculate_cost("b", 1000, 10, cache_read_tokens=500) == 2500
 
@@ -176,7 +192,9 @@ class TestOfflineModel:
         assert "warranty" in ask(PACKAGE, task="Is there a warranty?")
 
     def test_other_documents_give_other_answers(self) -> None:
-        assert ask("Apples are red. They grow on trees.") != ask("Pears are green. They grow on trees.")
+        assert ask("Apples are red. They grow on trees.") != ask(
+            "Pears are green. They grow on trees."
+        )
 
     def test_the_same_document_gives_the_same_answer(self) -> None:
         assert ask(PACKAGE) == ask(PACKAGE)
@@ -264,7 +282,9 @@ class TestOfflineModel:
         assert all(" " in statement for statement in findings.statements)
         assert "orchard" in findings.keywords
         assert all(word in PACKAGE for word in findings.keywords)
-        assert {change.what for change in findings.changes} <= {s.text for s in Material(PACKAGE).sentences}
+        assert {change.what for change in findings.changes} <= {
+            s.text for s in Material(PACKAGE).sentences
+        }
 
     def test_one_of_several_output_types_is_chosen_by_the_text(self) -> None:
         class Recipe(BaseModel):
@@ -278,13 +298,19 @@ class TestOfflineModel:
             amount: int
 
         agent: FastroAgent[Any] = FastroAgent(model=OfflineModel(), output_type=[Recipe, Invoice])
-        output = agent.agent.run_sync("Read.\n\nPlease transfer the amount of 250 for your order.").output
+        output = agent.agent.run_sync(
+            "Read.\n\nPlease transfer the amount of 250 for your order."
+        ).output
         assert output == Invoice(amount=250)
 
     async def test_it_is_priced_as_the_model_it_stands_for(self) -> None:
-        response = await FastroAgent(model=OfflineModel("gpt-4o")).run("Read.\n\nOrchard grows trees.")
+        response = await FastroAgent(model=OfflineModel("gpt-4o")).run(
+            "Read.\n\nOrchard grows trees."
+        )
         (entry,) = response.entries
-        expected = CostCalculator().calculate_cost("gpt-4o", response.input_tokens, response.output_tokens)
+        expected = CostCalculator().calculate_cost(
+            "gpt-4o", response.input_tokens, response.output_tokens
+        )
         assert response.cost_microcents == expected > 0
         assert entry.simulated
         assert entry.model_asked == "offline:gpt-4o"
@@ -300,7 +326,9 @@ class TestOfflineModel:
         def read() -> str:
             return "Orchard grows trees of tasks."
 
-        first = Agent(ScriptedModel(ToolCall("read"), "read"), tools=[read]).run_sync("What is orchard?")
+        first = Agent(ScriptedModel(ToolCall("read"), "read"), tools=[read]).run_sync(
+            "What is orchard?"
+        )
         output = Agent(OfflineModel()).run_sync("And?", message_history=first.all_messages()).output
         assert "Orchard grows trees of tasks." in output
 
@@ -360,7 +388,9 @@ class TestSchemaFilling:
     def test_a_value_always_fits_its_schema(self, schema: str, text: str) -> None:
         adapter = TypeAdapter(SCHEMAS[schema])
         value = SchemaFiller(adapter.json_schema(), Material(text)).fill()
-        adapter.validate_python(adapter.validate_json(adapter.dump_json(adapter.validate_python(value, strict=False))))
+        adapter.validate_python(
+            adapter.validate_json(adapter.dump_json(adapter.validate_python(value, strict=False)))
+        )
 
     @settings(deadline=None, database=None)
     @given(text=st.text(max_size=300), schema=st.sampled_from(sorted(SCHEMAS)))
@@ -375,7 +405,9 @@ class TestSchemaFilling:
 
 class TestMaterial:
     def test_names_are_taken_apart(self) -> None:
-        assert keywords_of("requires_python maxRetries") == keywords_of("requires python max retries")
+        assert keywords_of("requires_python maxRetries") == keywords_of(
+            "requires python max retries"
+        )
 
     def test_wrapped_lines_are_one_sentence(self) -> None:
         text = "The quick brown fox jumps over the lazy dog and then it goes\nhome. It sleeps."
@@ -390,7 +422,10 @@ class TestMaterial:
 
 
 def test_importing_fastroai_does_not_import_the_fakes() -> None:
-    code = "import fastroai, sys; assert not any(m.startswith('fastroai.testing') for m in sys.modules)"
+    code = (
+        "import fastroai, sys; assert not any(m.startswith('fastroai.testing') for m in "
+        "sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic_ai import Agent, ApprovalRequired, CallDeferred, ModelRetry, RunContext, Tool, exceptions
+from pydantic_ai import (
+    Agent,
+    ApprovalRequired,
+    CallDeferred,
+    ModelRetry,
+    RunContext,
+    Tool,
+    exceptions,
+)
 from pydantic_ai.models.test import TestModel
 
 from fastroai.errors import CostBudgetExceededError, DispatchSkippedError
@@ -62,7 +70,9 @@ async def test_control_flow_passes_through_at_once(error: Exception) -> None:
 
 
 def test_all_control_flow_of_pydantic_ai_is_classified() -> None:
-    """What pydantic-ai raises straight from Exception is how tools and hooks steer it; a new one must be decided on."""
+    """What pydantic-ai raises straight from Exception is how tools and hooks steer it; a new one
+    must be decided on.
+    """
     steering = {
         error
         for name in exceptions.__all__
@@ -142,7 +152,9 @@ async def test_a_failing_sync_tool_is_tried_again(no_pause: None) -> None:
     assert calls == 2
 
 
-async def test_a_blocking_sync_tool_times_out_and_its_thread_is_abandoned(gate: threading.Event) -> None:
+async def test_a_blocking_sync_tool_times_out_and_its_thread_is_abandoned(
+    gate: threading.Event,
+) -> None:
     ended = threading.Event()
 
     @safe_tool(timeout=0.01, max_retries=1)
@@ -168,7 +180,11 @@ async def test_partials_callable_objects_and_functions_that_return_coroutines_ar
     def forward(a: int, b: int) -> Any:
         return add(a, b)
 
-    for func in (functools.partial(add, 1), functools.partial(Adder(), 1), functools.partial(forward, 1)):
+    for func in (
+        functools.partial(add, 1),
+        functools.partial(Adder(), 1),
+        functools.partial(forward, 1),
+    ):
         assert await safe_tool()(func)(2) == 3
 
 

@@ -33,8 +33,16 @@ def records() -> Iterator[list[logging.LogRecord]]:
     logger.setLevel(level)
 
 
-async def test_names_that_a_log_record_has_already_get_a_prefix(records: list[logging.LogRecord]) -> None:
-    attributes: dict[str, Any] = {"module": "m", "message": "hi", "args": (1,), "trace_id": "mine", "model": "gpt-4o"}
+async def test_names_that_a_log_record_has_already_get_a_prefix(
+    records: list[logging.LogRecord],
+) -> None:
+    attributes: dict[str, Any] = {
+        "module": "m",
+        "message": "hi",
+        "args": (1,),
+        "trace_id": "mine",
+        "model": "gpt-4o",
+    }
     async with SimpleTracer().span("work", **attributes) as trace_id:
         pass
     SimpleTracer().log_error(trace_id, ValueError("x"), {"name": "n", "exc_info": 1})
@@ -42,7 +50,9 @@ async def test_names_that_a_log_record_has_already_get_a_prefix(records: list[lo
     for record in records[:2]:
         assert record.__dict__["model"] == "gpt-4o"
         assert record.__dict__["trace_id"] == trace_id
-        assert {key: record.__dict__[f"attr_{key}"] for key in ("module", "message", "args", "trace_id")} == {
+        assert {
+            key: record.__dict__[f"attr_{key}"] for key in ("module", "message", "args", "trace_id")
+        } == {
             "module": "m",
             "message": "hi",
             "args": (1,),
@@ -70,7 +80,9 @@ async def test_a_cancelled_span_is_logged(records: list[logging.LogRecord]) -> N
     assert records[-1].getMessage().startswith("CANCELLED work")
 
 
-async def test_a_span_in_a_stream_that_nobody_reads_on_is_closed(records: list[logging.LogRecord]) -> None:
+async def test_a_span_in_a_stream_that_nobody_reads_on_is_closed(
+    records: list[logging.LogRecord],
+) -> None:
     async def stream() -> AsyncIterator[int]:
         async with SimpleTracer().span("stream"):
             yield 1
@@ -78,7 +90,8 @@ async def test_a_span_in_a_stream_that_nobody_reads_on_is_closed(records: list[l
 
     numbers = stream()
     assert await anext(numbers) == 1
-    # Another context than the one the span was opened in, as when the event loop closes an abandoned generator.
+    # Another context than the one the span was opened in, as when the event loop closes an
+    # abandoned generator.
     await asyncio.create_task(numbers.aclose())  # type: ignore[attr-defined]
 
     assert records[-1].levelno == logging.INFO
@@ -142,7 +155,11 @@ async def test_attributes_can_not_collide_with_logfires_own_arguments() -> None:
         "attr__tags": "mine",
     }
     fields = tracer._logfire.error.call_args.kwargs
-    assert (fields["error_type"], fields["attr_error_type"], fields["attr__exc_info"]) == ("ValueError", "mine", False)
+    assert (fields["error_type"], fields["attr_error_type"], fields["attr__exc_info"]) == (
+        "ValueError",
+        "mine",
+        False,
+    )
 
 
 async def test_real_logfire_takes_what_the_tracer_sends() -> None:

@@ -63,7 +63,9 @@ def test_the_same_model_costs_differently_by_provider(calculator: CostCalculator
 
 
 def test_the_url_says_better_than_the_name_who_answered(calculator: CostCalculator) -> None:
-    by_url = calculator.price(USAGE, "gpt-oss-120b", provider="openai", provider_url="https://api.cerebras.ai/v1")
+    by_url = calculator.price(
+        USAGE, "gpt-oss-120b", provider="openai", provider_url="https://api.cerebras.ai/v1"
+    )
 
     assert by_url == calculator.price(USAGE, "gpt-oss-120b", provider="cerebras")
 
@@ -72,20 +74,30 @@ def test_a_model_that_the_answering_provider_does_not_list_is_not_priced_as_anot
     calculator: CostCalculator,
 ) -> None:
     with pytest.raises(UnknownModelPriceError):
-        calculator.price(USAGE, "gpt-4o", provider="openai", provider_url="https://api.cerebras.ai/v1")
+        calculator.price(
+            USAGE, "gpt-4o", provider="openai", provider_url="https://api.cerebras.ai/v1"
+        )
     with pytest.raises(UnknownModelPriceError):
         calculator.price(USAGE, "gpt-4o", provider="groq")
 
 
-def test_behind_an_unlisted_public_url_the_providers_name_counts(calculator: CostCalculator) -> None:
-    price = calculator.price(USAGE, "gpt-4o", provider="openai", provider_url="https://proxy.example.com/v1")
+def test_behind_an_unlisted_public_url_the_providers_name_counts(
+    calculator: CostCalculator,
+) -> None:
+    price = calculator.price(
+        USAGE, "gpt-4o", provider="openai", provider_url="https://proxy.example.com/v1"
+    )
 
     assert price.total == Decimal("0.0075")
 
 
-@pytest.mark.parametrize("url", [LOCAL, "http://localhost:11434/v1", "http://10.0.0.5/v1", "http://vllm:8000/v1"])
+@pytest.mark.parametrize(
+    "url", [LOCAL, "http://localhost:11434/v1", "http://10.0.0.5/v1", "http://vllm:8000/v1"]
+)
 @pytest.mark.parametrize("model", ["gpt-4o", "openai:gpt-4o"])
-def test_a_local_endpoint_is_not_billed_as_openai(calculator: CostCalculator, url: str, model: str) -> None:
+def test_a_local_endpoint_is_not_billed_as_openai(
+    calculator: CostCalculator, url: str, model: str
+) -> None:
     with pytest.raises(UnknownModelPriceError, match="local or private"):
         calculator.price(USAGE, model, provider="openai", provider_url=url)
 
@@ -98,14 +110,22 @@ def test_an_override_prices_a_local_endpoint() -> None:
     assert price == Price(total=Decimal("0.006"), source="override 'gpt-4o'")
 
 
-@pytest.mark.parametrize("url", ["http://127.1/v1", "http://2130706433/v1", "unix:///run/llm.sock", "http://[broken"])
-def test_a_local_endpoint_is_not_billed_however_it_is_written(calculator: CostCalculator, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["http://127.1/v1", "http://2130706433/v1", "unix:///run/llm.sock", "http://[broken"]
+)
+def test_a_local_endpoint_is_not_billed_however_it_is_written(
+    calculator: CostCalculator, url: str
+) -> None:
     with pytest.raises(UnknownModelPriceError):
         calculator.price(USAGE, "gpt-4o", provider="openai", provider_url=url)
 
 
-@pytest.mark.parametrize("url", ["https://me:hunter2@api.cerebras.ai/v1", "HTTPS://API.Cerebras.AI:443/v1"])
-def test_a_listed_endpoint_is_known_however_it_is_written(calculator: CostCalculator, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["https://me:hunter2@api.cerebras.ai/v1", "HTTPS://API.Cerebras.AI:443/v1"]
+)
+def test_a_listed_endpoint_is_known_however_it_is_written(
+    calculator: CostCalculator, url: str
+) -> None:
     price = calculator.price(USAGE, "gpt-oss-120b", provider="openai", provider_url=url)
 
     assert price == calculator.price(USAGE, "gpt-oss-120b", provider="cerebras")
@@ -115,14 +135,21 @@ class TestNamedHosts:
     def test_what_they_answer_is_billed_as_told(
         self, calculator: CostCalculator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8000": "cerebras", "api.openai.com": "azure"}')
+        monkeypatch.setenv(
+            "FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8000": "cerebras", "api.openai.com": "azure"}'
+        )
 
         local = calculator.price(USAGE, "gpt-oss-120b", provider="openai", provider_url=LOCAL)
 
         assert local == calculator.price(USAGE, "gpt-oss-120b", provider="cerebras")
-        assert "azure/" in calculator.price(USAGE, "gpt-4o", provider="openai", provider_url=OPENAI).source
+        assert (
+            "azure/"
+            in calculator.price(USAGE, "gpt-4o", provider="openai", provider_url=OPENAI).source
+        )
 
-    def test_others_are_not(self, calculator: CostCalculator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_others_are_not(
+        self, calculator: CostCalculator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8001": "openai"}')
 
         with pytest.raises(UnknownModelPriceError, match="FASTROAI_PROVIDER_HOSTS"):
@@ -132,7 +159,9 @@ class TestNamedHosts:
         monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8000": "cerebras"}')
         calculator = CostCalculator({"cerebras:mine": {"input_per_mtok": 1, "output_per_mtok": 0}})
 
-        assert calculator.price(USAGE, "mine", provider="openai", provider_url=LOCAL).total == Decimal("0.001")
+        assert calculator.price(
+            USAGE, "mine", provider="openai", provider_url=LOCAL
+        ).total == Decimal("0.001")
 
     def test_a_provider_that_bills_no_tokens_has_no_price(
         self, calculator: CostCalculator, monkeypatch: pytest.MonkeyPatch
@@ -152,16 +181,22 @@ class TestNamedHosts:
 
 
 @pytest.mark.parametrize("provider", ["function", "test", "offline", None, ""])
-def test_a_simulated_model_is_priced_by_its_name_alone(calculator: CostCalculator, provider: str | None) -> None:
+def test_a_simulated_model_is_priced_by_its_name_alone(
+    calculator: CostCalculator, provider: str | None
+) -> None:
     price = calculator.price(USAGE, "gpt-5-mini", provider=provider)
 
     assert price.total == Decimal("0.00125")
     assert price.source.endswith("openai/gpt-5-mini, by model name")
 
 
-def test_an_unlisted_provider_with_an_endpoint_of_its_own_has_no_price(calculator: CostCalculator) -> None:
+def test_an_unlisted_provider_with_an_endpoint_of_its_own_has_no_price(
+    calculator: CostCalculator,
+) -> None:
     with pytest.raises(UnknownModelPriceError):
-        calculator.price(USAGE, "gpt-4o", provider="acme", provider_url="https://llm.acme.example/v1")
+        calculator.price(
+            USAGE, "gpt-4o", provider="acme", provider_url="https://llm.acme.example/v1"
+        )
 
 
 @pytest.mark.parametrize("provider", ["ollama", "vllm", "heroku", "openai-codex"])
@@ -171,7 +206,9 @@ def test_a_provider_without_list_prices_has_none(calculator: CostCalculator, pro
 
 
 @pytest.mark.parametrize("model", ["", "no-such-model", "test", "llama3:8b"])
-def test_an_unknown_model_is_an_error_with_the_remedy(calculator: CostCalculator, model: str) -> None:
+def test_an_unknown_model_is_an_error_with_the_remedy(
+    calculator: CostCalculator, model: str
+) -> None:
     with pytest.raises(UnknownModelPriceError, match="pricing_overrides") as caught:
         calculator.price(USAGE, model)
 
@@ -180,14 +217,20 @@ def test_an_unknown_model_is_an_error_with_the_remedy(calculator: CostCalculator
 
 def test_an_error_does_not_show_the_credentials_in_a_url(calculator: CostCalculator) -> None:
     with pytest.raises(UnknownModelPriceError) as caught:
-        calculator.price(USAGE, "gpt-4o", provider="openai", provider_url="http://me:hunter2@127.0.0.1/v1?key=hunter2")
+        calculator.price(
+            USAGE,
+            "gpt-4o",
+            provider="openai",
+            provider_url="http://me:hunter2@127.0.0.1/v1?key=hunter2",
+        )
 
     assert "hunter2" not in str(caught.value)
     assert "127.0.0.1" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "model", ["anthropic.claude-3-5-sonnet-20241022-v2:0", "us.anthropic.claude-3-5-sonnet-20241022-v2:0"]
+    "model",
+    ["anthropic.claude-3-5-sonnet-20241022-v2:0", "us.anthropic.claude-3-5-sonnet-20241022-v2:0"],
 )
 def test_a_bedrock_name_keeps_its_version(calculator: CostCalculator, model: str) -> None:
     price = calculator.price(USAGE, model, provider="bedrock")
@@ -237,13 +280,17 @@ def test_a_tier_that_is_not_listed_is_not_priced_as_the_standard_one(
 
 @pytest.mark.parametrize("tier", ["default", "standard", "auto", "on_demand", "something-new"])
 def test_the_standard_tier_has_many_names(calculator: CostCalculator, tier: str) -> None:
-    price = calculator.price(USAGE, "gpt-oss-120b", provider="cerebras", context={"service_tier": tier})
+    price = calculator.price(
+        USAGE, "gpt-oss-120b", provider="cerebras", context={"service_tier": tier}
+    )
 
     assert price == calculator.price(USAGE, "gpt-oss-120b", provider="cerebras")
 
 
 def test_groqs_flex_tier_costs_what_the_standard_one_does(calculator: CostCalculator) -> None:
-    price = calculator.price(USAGE, "openai/gpt-oss-120b", provider="groq", context={"service_tier": "flex"})
+    price = calculator.price(
+        USAGE, "openai/gpt-oss-120b", provider="groq", context={"service_tier": "flex"}
+    )
 
     assert price == calculator.price(USAGE, "openai/gpt-oss-120b", provider="groq")
 
@@ -259,8 +306,12 @@ def test_searches_without_a_listed_price_are_not_free(calculator: CostCalculator
 
 
 @pytest.mark.parametrize("provider", providers, ids=lambda provider: provider.id)
-def test_every_listed_price_is_the_one_that_pydantic_ai_finds(calculator: CostCalculator, provider: Any) -> None:
-    """Tiers, hours, dates, cache classes and service tiers of each model; `ModelResponse.cost` passes them all."""
+def test_every_listed_price_is_the_one_that_pydantic_ai_finds(
+    calculator: CostCalculator, provider: Any
+) -> None:
+    """Tiers, hours, dates, cache classes and service tiers of each model; `ModelResponse.cost`
+    passes them all.
+    """
     times = [
         datetime(2025, 3, 1, 12, tzinfo=UTC),
         datetime(2026, 9, 12, 2, 30, tzinfo=UTC),
@@ -325,13 +376,21 @@ def test_dated_prices_follow_the_moment() -> None:
         ),
     ]
     model = ModelInfo(id="dated", match=ClauseEquals(equals="dated"), prices=prices)
-    provider = Provider(id="acme-list", name="Acme", api_pattern=r"https://acme\.example", models=[model])
-    data_snapshot.set_custom_snapshot(data_snapshot.DataSnapshot(providers=[provider], from_auto_update=True))
+    provider = Provider(
+        id="acme-list", name="Acme", api_pattern=r"https://acme\.example", models=[model]
+    )
+    data_snapshot.set_custom_snapshot(
+        data_snapshot.DataSnapshot(providers=[provider], from_auto_update=True)
+    )
     try:
         calculator = CostCalculator()
         usage = RequestUsage(input_tokens=1_000_000)
-        before = calculator.price(usage, "dated", provider="acme-list", at=datetime(2025, 12, 31, tzinfo=UTC))
-        after = calculator.price(usage, "dated", provider="acme-list", at=datetime(2026, 1, 2, tzinfo=UTC))
+        before = calculator.price(
+            usage, "dated", provider="acme-list", at=datetime(2025, 12, 31, tzinfo=UTC)
+        )
+        after = calculator.price(
+            usage, "dated", provider="acme-list", at=datetime(2026, 1, 2, tzinfo=UTC)
+        )
     finally:
         data_snapshot.set_custom_snapshot(None)
 
@@ -360,7 +419,9 @@ def test_impossible_usage_is_refused_by_price(usage: RequestUsage, model: str) -
 
 
 @given(
-    model=st.sampled_from(["mine", "gpt-4o", "gemini-2.5-flash", "claude-3-5-sonnet", "gpt-4o-audio-preview"]),
+    model=st.sampled_from(
+        ["mine", "gpt-4o", "gemini-2.5-flash", "claude-3-5-sonnet", "gpt-4o-audio-preview"]
+    ),
     tokens=st.lists(st.integers(min_value=-1000, max_value=100_000), min_size=7, max_size=7),
 )
 def test_impossible_counts_never_make_calculate_cost_fail(model: str, tokens: list[int]) -> None:
@@ -372,12 +433,16 @@ def test_impossible_counts_never_make_calculate_cost_fail(model: str, tokens: li
 
 
 def test_cached_tokens_beyond_the_total_are_paid_at_the_cached_rate_only() -> None:
-    calculator = CostCalculator({"mine": {"input_per_mtok": 10, "output_per_mtok": 0, "cache_read_per_mtok": 1}})
+    calculator = CostCalculator(
+        {"mine": {"input_per_mtok": 10, "output_per_mtok": 0, "cache_read_per_mtok": 1}}
+    )
 
     assert calculator.calculate_cost("mine", 100, 0, cache_read_tokens=1500) == 1500
 
 
-def test_an_estimate_looks_elsewhere_when_the_provider_does_not_list_the_model(calculator: CostCalculator) -> None:
+def test_an_estimate_looks_elsewhere_when_the_provider_does_not_list_the_model(
+    calculator: CostCalculator,
+) -> None:
     assert calculator.calculate_cost("openrouter:gpt-4o", 1000, 500) == 7500
     assert calculator.calculate_cost("acme:gpt-4o", 1000, 500) == 7500
     assert calculator.calculate_cost("ollama:gpt-4o", 1000, 500) == 0
@@ -401,7 +466,11 @@ def test_an_override_is_the_decimal_formula(
     plain, read, write, output = tokens
     calculator = CostCalculator()
     calculator.add_pricing_override(
-        "mine", input_rate, output_rate, cache_read_per_mtok=read_rate, cache_write_per_mtok=write_rate
+        "mine",
+        input_rate,
+        output_rate,
+        cache_read_per_mtok=read_rate,
+        cache_write_per_mtok=write_rate,
     )
     with localcontext() as context:
         context.prec = 400
@@ -413,7 +482,10 @@ def test_an_override_is_the_decimal_formula(
             + output * Decimal(str(output_rate))
         ) / 10**6
         usage = RequestUsage(
-            input_tokens=plain + read + write, output_tokens=output, cache_read_tokens=read, cache_write_tokens=write
+            input_tokens=plain + read + write,
+            output_tokens=output,
+            cache_read_tokens=read,
+            cache_write_tokens=write,
         )
 
     with localcontext() as context:
@@ -437,7 +509,9 @@ def test_the_sum_of_requests_is_exact_and_rounded_once(requests: list[tuple[int,
         usage = RequestUsage(input_tokens=input_tokens, output_tokens=output_tokens)
         sent = LedgerEntry(model_asked="mine", tokens=tokens)
         ledger.record(sent)
-        ledger.record(sent.settled(EntryState.CHARGED, cost_usd=calculator.price(usage, "mine").total))
+        ledger.record(
+            sent.settled(EntryState.CHARGED, cost_usd=calculator.price(usage, "mine").total)
+        )
 
     picodollars = sum(150_000 * i + 600_000 * o for i, o in requests)
     assert total_usd(ledger.entries) == ledger.spent_usd() == Decimal(picodollars) / 10**12
@@ -463,11 +537,19 @@ def test_an_estimate_rounds_halves_to_even() -> None:
 
 def test_zero_is_a_price() -> None:
     free = {"input_per_mtok": 0, "output_per_mtok": 0}
-    cached_free = {"input_per_mtok": 10, "output_per_mtok": 0, "cache_read_per_mtok": 0, "cache_write_per_mtok": 0}
+    cached_free = {
+        "input_per_mtok": 10,
+        "output_per_mtok": 0,
+        "cache_read_per_mtok": 0,
+        "cache_write_per_mtok": 0,
+    }
     calculator = CostCalculator({"gpt-4o": free, "cached": cached_free})
 
     assert calculator.price(USAGE, "gpt-4o") == Price(total=Decimal(0), source="override 'gpt-4o'")
-    assert calculator.calculate_cost("cached", 1000, 0, cache_read_tokens=400, cache_write_tokens=400) == 2000
+    assert (
+        calculator.calculate_cost("cached", 1000, 0, cache_read_tokens=400, cache_write_tokens=400)
+        == 2000
+    )
 
 
 @pytest.mark.parametrize(
@@ -490,14 +572,18 @@ def test_an_override_matches_versioned_and_prefixed_names(asked: str) -> None:
     assert calculator.price(USAGE, asked).source == "override 'gpt-4o'"
 
 
-@pytest.mark.parametrize("asked", ["gpt-4o-mini", "gpt-4", "gpt-4o-audio-preview", "ft:gpt-4o:acme::abc"])
+@pytest.mark.parametrize(
+    "asked", ["gpt-4o-mini", "gpt-4", "gpt-4o-audio-preview", "ft:gpt-4o:acme::abc"]
+)
 def test_an_override_does_not_match_another_model(asked: str) -> None:
     calculator = CostCalculator({"gpt-4o": {"input_per_mtok": 2, "output_per_mtok": 8}})
 
     assert "override" not in _source(calculator, asked)
 
 
-@pytest.mark.parametrize("name", ["phi:latest", "llama3:8b", "anthropic.claude-3-5-sonnet-20241022-v2:0"])
+@pytest.mark.parametrize(
+    "name", ["phi:latest", "llama3:8b", "anthropic.claude-3-5-sonnet-20241022-v2:0"]
+)
 def test_an_override_for_a_name_with_a_colon_is_for_that_name(name: str) -> None:
     calculator = CostCalculator({name: {"input_per_mtok": 1, "output_per_mtok": 1}})
     tail = name.rpartition(":")[2]
@@ -512,7 +598,12 @@ def test_the_closest_override_wins() -> None:
         return {"input_per_mtok": usd, "output_per_mtok": usd}
 
     calculator = CostCalculator(
-        {"azure:gpt-4o": rate(1), "gpt-4o": rate(2), "gpt-4o-2024-08-06": rate(3), "openai:gpt-4o": rate(4)}
+        {
+            "azure:gpt-4o": rate(1),
+            "gpt-4o": rate(2),
+            "gpt-4o-2024-08-06": rate(3),
+            "openai:gpt-4o": rate(4),
+        }
     )
 
     assert _source(calculator, "gpt-4o", provider="azure") == "override 'azure:gpt-4o'"
@@ -542,7 +633,9 @@ def test_overrides_are_copied() -> None:
     assert set(overrides) == {"mine", "gpt-4o"}
 
 
-@pytest.mark.parametrize("rate", [-1, -0.001, float("nan"), float("inf"), Decimal("NaN"), "2", True, [1]])
+@pytest.mark.parametrize(
+    "rate", [-1, -0.001, float("nan"), float("inf"), Decimal("NaN"), "2", True, [1]]
+)
 @pytest.mark.parametrize("key", ["input_per_mtok", "cache_read_per_mtok"])
 def test_a_rate_that_is_no_amount_is_refused(rate: Any, key: str) -> None:
     with pytest.raises(ValueError, match=rf"'mine': {key} must be a finite number"):
@@ -580,7 +673,8 @@ def test_the_price_list_is_only_loaded_when_a_price_is_asked_for() -> None:
         "sys.modules['pydantic_ai'] = None\n"
         "import importlib.util, pathlib\n"
         "root = pathlib.Path(importlib.util.find_spec('fastroai').origin).parent\n"
-        "package = types.ModuleType('fastroai'); package.__path__ = [str(root)]; sys.modules['fastroai'] = package\n"
+        "package = types.ModuleType('fastroai'); package.__path__ = [str(root)]\n"
+        "sys.modules['fastroai'] = package\n"
         "from fastroai.usage import CostCalculator\n"
         "calculator = CostCalculator({'mine': {'input_per_mtok': 2, 'output_per_mtok': 8}})\n"
         "assert calculator.calculate_cost('mine', 1000, 500) == 6000\n"

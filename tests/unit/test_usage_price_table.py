@@ -1,11 +1,12 @@
 """Prices of requests beside what the provider published, worked out by hand.
 
-Each row says in plain numbers how its amount comes about: rates in USD per million tokens as the provider's page has
-them, times the tokens of the row. Nothing here is computed by the code under test. The price list is the package
-genai-prices, pinned in constraints.txt, so a row stays right until that pin moves. A row that then fails is a question,
-not a nuisance: look the rate up at the row's source. If the provider changed it from a day on, keep the row with its
-date and add one after that day; if the list was wrong before, correct the row; if the list
-is wrong now, keep the row as it is and keep the pin where it was.
+Each row says in plain numbers how its amount comes about: rates in USD per million tokens as the
+provider's page has them, times the tokens of the row. Nothing here is computed by the code under
+test. The price list is the package genai-prices, pinned in constraints.txt, so a row stays right
+until that pin moves. A row that then fails is a question, not a nuisance: look the rate up at the
+row's source. If the provider changed it from a day on, keep the row with its date and add one after
+that day; if the list was wrong before, correct the row; if the list is wrong now, keep the row as
+it is and keep the pin where it was.
 """
 
 from __future__ import annotations
@@ -61,7 +62,14 @@ def tokens(into: int, out: int = 0, **more: int) -> dict[str, int]:
 ROWS = [
     # Plain, and cached reads.
     Row("plain", "openai:gpt-4o", tokens(1000, 500), "0.0075", "2.50 x 1000 + 10 x 500", OPENAI),
-    Row("plain small", "openai:gpt-4o-mini", tokens(1, 1), "0.00000075", "0.15 x 1 + 0.60 x 1", OPENAI),
+    Row(
+        "plain small",
+        "openai:gpt-4o-mini",
+        tokens(1, 1),
+        "0.00000075",
+        "0.15 x 1 + 0.60 x 1",
+        OPENAI,
+    ),
     Row(
         "half of the input cached",
         "openai:gpt-5-mini",
@@ -98,7 +106,13 @@ ROWS = [
     Row(
         "all cache classes at once",
         "anthropic:claude-opus-4-8",
-        tokens(10_000, 1_000, cache_read_tokens=2_000, cache_write_tokens=3_000, cache_write_1h_tokens=1_000),
+        tokens(
+            10_000,
+            1_000,
+            cache_read_tokens=2_000,
+            cache_write_tokens=3_000,
+            cache_write_1h_tokens=1_000,
+        ),
         "0.0735",
         "5 x 5000 + 0.50 x 2000 + 6.25 x 2000 + 10 x 1000 + 25 x 1000",
         ANTHROPIC,
@@ -365,7 +379,12 @@ def test_every_row_shows_its_sum_and_its_source() -> None:
         assert row.source, row.what
         per_million = Decimal(0)
         fees = Decimal(0)
-        for term in row.sum.replace(", and ", " + ").replace(", ", " + ").replace(" and ", " + ").split(" + "):
+        for term in (
+            row.sum.replace(", and ", " + ")
+            .replace(", ", " + ")
+            .replace(" and ", " + ")
+            .split(" + ")
+        ):
             numbers = [Decimal(n) for n in term.split(" for ")[0].replace("/", "x").split(" x ")]
             if "/ 1000" in term:
                 *factors, thousand = numbers

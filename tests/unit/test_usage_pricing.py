@@ -35,7 +35,10 @@ from fastroai.providers import PROVIDERS, canonical_provider, host_and_port, pro
         ("ollama:llama3:8b", ModelRef("ollama", "llama3:8b")),
         ("openai/gpt-4o:free", ModelRef(None, "openai/gpt-4o:free")),
         ("ft:gpt-4o-2024-08-06:acme::abc", ModelRef(None, "ft:gpt-4o-2024-08-06:acme::abc")),
-        ("openai:ft:gpt-4o-2024-08-06:acme::abc", ModelRef("openai", "ft:gpt-4o-2024-08-06:acme::abc")),
+        (
+            "openai:ft:gpt-4o-2024-08-06:acme::abc",
+            ModelRef("openai", "ft:gpt-4o-2024-08-06:acme::abc"),
+        ),
         ("openai:", ModelRef(None, "openai:")),
     ],
 )
@@ -44,7 +47,10 @@ def test_only_a_providers_name_is_taken_off_as_a_prefix(name: str, reading: Mode
 
 
 def test_an_unknown_prefix_may_be_part_of_the_name() -> None:
-    assert read_model_name("acme:gpt-4o") == (ModelRef(None, "acme:gpt-4o"), ModelRef("acme", "gpt-4o"))
+    assert read_model_name("acme:gpt-4o") == (
+        ModelRef(None, "acme:gpt-4o"),
+        ModelRef("acme", "gpt-4o"),
+    )
 
 
 def test_a_given_provider_beats_the_prefix() -> None:
@@ -53,7 +59,9 @@ def test_a_given_provider_beats_the_prefix() -> None:
 
 
 def test_every_provider_that_pydantic_ai_names_is_known() -> None:
-    prefixes = {name.partition(":")[0] for name in get_args(KnownModelName.__value__) if ":" in name}
+    prefixes = {
+        name.partition(":")[0] for name in get_args(KnownModelName.__value__) if ":" in name
+    }
 
     assert {prefix for prefix in prefixes if canonical_provider(prefix) not in PROVIDERS} == set()
 

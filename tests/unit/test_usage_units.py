@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from fastroai.pricing.money import MICROCENTS_PER_USD, microcents_to_usd, usd_to_microcents
 
-amounts = st.decimals(min_value=0, max_value=10**9, places=12, allow_nan=False, allow_infinity=False)
+amounts = st.decimals(
+    min_value=0, max_value=10**9, places=12, allow_nan=False, allow_infinity=False
+)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,9 @@ def test_halves_go_to_the_even_neighbour(usd: str, microcents: int) -> None:
 
 @given(amounts)
 def test_rounding_moves_an_amount_by_half_a_microcent_at_most(usd: Decimal) -> None:
-    assert abs(microcents_to_usd(usd_to_microcents(usd)) - usd) * MICROCENTS_PER_USD <= Decimal("0.5")
+    assert abs(microcents_to_usd(usd_to_microcents(usd)) - usd) * MICROCENTS_PER_USD <= Decimal(
+        "0.5"
+    )
 
 
 @given(st.integers(min_value=-(10**18), max_value=10**18))

@@ -46,7 +46,9 @@ def reconcile_invoice(arguments: argparse.Namespace) -> int:
         entries = []
         sys.stderr.write(f"{error}\n")
     found = _within(reconcile(entries, lines, tolerance=tolerance), filters)
-    show([_as_json(found, filters)] if arguments.json else _as_text(found, filters, terminal_width()))
+    show(
+        [_as_json(found, filters)] if arguments.json else _as_text(found, filters, terminal_width())
+    )
     return 0 if found.is_balanced else NOT_BALANCED
 
 
@@ -55,7 +57,9 @@ def _invoice(name: str, mapping: Sequence[str]) -> tuple[InvoiceLine, ...]:
     for pair in mapping:
         ours, separator, theirs = pair.partition("=")
         if not separator or ours not in COLUMNS:
-            raise UsageError(f"--column {pair!r}: give NAME=COLUMN, where NAME is one of {', '.join(COLUMNS)}.")
+            raise UsageError(
+                f"--column {pair!r}: give NAME=COLUMN, where NAME is one of {', '.join(COLUMNS)}."
+            )
         columns[ours] = theirs
     try:
         if name == "-":
@@ -63,7 +67,9 @@ def _invoice(name: str, mapping: Sequence[str]) -> tuple[InvoiceLine, ...]:
         with Path(name).open(encoding="utf-8-sig", newline="") as file:
             return read_invoice(file, columns)
     except OSError as error:
-        raise UsageError(f"The invoice {name!r} can't be read: {error.strerror or error}.") from error
+        raise UsageError(
+            f"The invoice {name!r} can't be read: {error.strerror or error}."
+        ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"The invoice {name!r} is not a text in UTF-8. Save it as one.") from error
     except (ValueError, csv.Error) as error:
@@ -75,12 +81,18 @@ def _with_days_of(lines: Iterable[InvoiceLine], filters: Filters) -> Filters:
     times = [line.at for line in lines if line.at is not None]
     if filters.since is not None or filters.until is not None or not times:
         return filters
-    since, last = (datetime.combine(at.astimezone(UTC), time(), UTC) for at in (min(times), max(times)))
+    since, last = (
+        datetime.combine(at.astimezone(UTC), time(), UTC) for at in (min(times), max(times))
+    )
     return replace(filters, since=since, until=last + timedelta(days=1))
 
 
-async def _entries(url: str | None, filters: Filters, tolerance: timedelta, provider: str | None) -> list[LedgerEntry]:
-    """Those asked for, and a little more: the two clocks may put one request on two sides of a limit."""
+async def _entries(
+    url: str | None, filters: Filters, tolerance: timedelta, provider: str | None
+) -> list[LedgerEntry]:
+    """Those asked for, and a little more: the two clocks may put one request on two sides of a
+    limit.
+    """
     wider = replace(
         filters,
         since=None if filters.since is None else _moved(filters.since, -tolerance),
@@ -96,7 +108,11 @@ def _moved(at: datetime, by: timedelta) -> datetime:
     try:
         return at + by
     except OverflowError:
-        return datetime.max.replace(tzinfo=UTC) if by > timedelta() else datetime.min.replace(tzinfo=UTC)
+        return (
+            datetime.max.replace(tzinfo=UTC)
+            if by > timedelta()
+            else datetime.min.replace(tzinfo=UTC)
+        )
 
 
 def _provider(entry: LedgerEntry) -> str | None:
@@ -105,11 +121,14 @@ def _provider(entry: LedgerEntry) -> str | None:
 
 
 def _within(found: Reconciliation, filters: Filters) -> Reconciliation:
-    """Without those that have no partner because theirs may lie outside the time that is asked for."""
+    """Without those that have no partner because theirs may lie outside the time that is asked
+    for.
+    """
 
     def is_within(at: datetime | None) -> bool:
         return at is None or (
-            (filters.since is None or at >= filters.since) and (filters.until is None or at < filters.until)
+            (filters.since is None or at >= filters.since)
+            and (filters.until is None or at < filters.until)
         )
 
     return replace(
@@ -185,7 +204,8 @@ def _as_text(found: Reconciliation, filters: Filters, width: int | None) -> Iter
         width,
     )
     ways = ", ".join(
-        f"{number:,} by {by.replace('_', ' ')}" for by, number in Counter(m.by for m in found.matches).items()
+        f"{number:,} by {by.replace('_', ' ')}"
+        for by, number in Counter(m.by for m in found.matches).items()
     )
     yield from prose(f"{_many(matched, 'pair', 'pairs')}{f': {ways}' if ways else ''}", width)
     if found.entries:
@@ -198,7 +218,9 @@ def _as_text(found: Reconciliation, filters: Filters, width: int | None) -> Iter
     if differing:
         yield from ["", f"Pairs that differ: {len(differing):,}", ""]
         for match in differing:
-            told = f"line {match.line.number}, entry {match.entry.id}: {'; '.join(match.differences)}"
+            told = (
+                f"line {match.line.number}, entry {match.entry.id}: {'; '.join(match.differences)}"
+            )
             yield from prose(printable(told), width)
     booked, billed = _sums(found)
     ours, theirs, apart = amounts([booked, billed, EXACT.subtract(billed, booked)])
@@ -211,13 +233,27 @@ def _as_text(found: Reconciliation, filters: Filters, width: int | None) -> Iter
 
 
 def _entry_table(entries: Sequence[LedgerEntry], width: int | None) -> list[str]:
-    places = [step_key(entry.attribution.pipeline, entry.attribution.step_id) or "-" for entry in entries]
+    places = [
+        step_key(entry.attribution.pipeline, entry.attribution.step_id) or "-" for entry in entries
+    ]
     lines, _ = table(
         [
             Column("sent (UTC)", [_clock(entry.sent_at) for entry in entries], left=True),
             Column("state", [entry.state.value for entry in entries], left=True, rank=1),
-            Column("model", [printable(entry.model or "-") for entry in entries], left=True, shortest=12, rank=3),
-            Column("pipeline/step", [printable(place) for place in places], left=True, shortest=12, rank=2),
+            Column(
+                "model",
+                [printable(entry.model or "-") for entry in entries],
+                left=True,
+                shortest=12,
+                rank=3,
+            ),
+            Column(
+                "pipeline/step",
+                [printable(place) for place in places],
+                left=True,
+                shortest=12,
+                rank=2,
+            ),
             Column("entry", [printable(entry.id) for entry in entries], left=True, rank=5),
             Column("USD", _known(entry.cost_usd for entry in entries)),
         ],
@@ -231,10 +267,25 @@ def _line_table(billed: Sequence[InvoiceLine], width: int | None) -> list[str]:
     lines, _ = table(
         [
             Column("line", [f"{line.number:,}" for line in billed]),
-            Column("time (UTC)", ["-" if line.at is None else _clock(line.at) for line in billed], left=True, rank=1),
-            Column("model", [printable(line.model or "-") for line in billed], left=True, shortest=12, rank=2),
             Column(
-                "response id", [printable(line.response_id or "-") for line in billed], left=True, shortest=12, rank=3
+                "time (UTC)",
+                ["-" if line.at is None else _clock(line.at) for line in billed],
+                left=True,
+                rank=1,
+            ),
+            Column(
+                "model",
+                [printable(line.model or "-") for line in billed],
+                left=True,
+                shortest=12,
+                rank=2,
+            ),
+            Column(
+                "response id",
+                [printable(line.response_id or "-") for line in billed],
+                left=True,
+                shortest=12,
+                rank=3,
             ),
             Column("USD", _known(line.cost_usd for line in billed)),
         ],

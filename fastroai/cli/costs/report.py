@@ -30,7 +30,10 @@ from ..rendering.table import (
 from .selection import Filters
 
 _HEADINGS = {"day": "day (UTC)", "step": "pipeline/step"}
-SEVERAL_TAGS = "A request with several tags is in the line of each, so the lines may add up to more than the total."
+SEVERAL_TAGS = (
+    "A request with several tags is in the line of each, so the lines may add up to more than the "
+    "total."
+)
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -47,12 +50,18 @@ def report(arguments: argparse.Namespace) -> int:
         if nothing is not None:
             sys.stderr.write(f"{nothing}\n")
     else:
-        show(as_text(by, filters, groups, total, terminal_width()) if nothing is None else [nothing])
+        show(
+            as_text(by, filters, groups, total, terminal_width()) if nothing is None else [nothing]
+        )
     return 0
 
 
-async def _read(url: str | None, by: str, filters: Filters) -> tuple[tuple[Totals, ...], Totals, int]:
-    """The groups, largest first, what they add up to, and how many entries there are if these are none."""
+async def _read(
+    url: str | None, by: str, filters: Filters
+) -> tuple[tuple[Totals, ...], Totals, int]:
+    """The groups, largest first, what they add up to, and how many entries there are if these are
+    none.
+    """
     async with Ledger.open(url, create=False) as ledger:
         groups = await ledger.totals(by=by, **filters.as_arguments())
         if not groups:
@@ -65,7 +74,11 @@ async def _read(url: str | None, by: str, filters: Filters) -> tuple[tuple[Total
             # Not asked for again: meanwhile, there may be more.
             [total] = merged(replace(group, key=None) for group in groups)
     return (
-        tuple(groups if by == "day" else sorted(groups, key=lambda group: (-paid(group), -group.simulated_usd))),
+        tuple(
+            groups
+            if by == "day"
+            else sorted(groups, key=lambda group: (-paid(group), -group.simulated_usd))
+        ),
         total,
         0,
     )
@@ -76,7 +89,10 @@ def _nothing(url: str | None, filters: Filters, booked: int) -> str:
         others = f"{booked:,} others" if booked > 1 else "one other"
         return f"No request fits: {printable(str(filters))}. The ledger has {others}."
     if (url or ledger_url()) == MEMORY:
-        return f"A ledger in {MEMORY} ends with the process that writes it. Name a database with --ledger."
+        return (
+            f"A ledger in {MEMORY} ends with the process that writes it. Name a database with "
+            "--ledger."
+        )
     return "The ledger has no entries yet."
 
 
@@ -112,7 +128,9 @@ def exact(usd: Decimal) -> str:
     return f"{usd.normalize(EXACT):f}"
 
 
-def as_text(by: str, filters: Filters, groups: Sequence[Totals], total: Totals, width: int | None) -> Iterator[str]:
+def as_text(
+    by: str, filters: Filters, groups: Sequence[Totals], total: Totals, width: int | None
+) -> Iterator[str]:
     """A title, the table with its total, and what must be known to read it."""
     group = f"tag {by.removeprefix('tag:')}" if by.startswith("tag:") else by.replace("_", " ")
     title = f"Costs by {group}: {filters or 'all requests in the ledger'}"
@@ -125,7 +143,9 @@ def as_text(by: str, filters: Filters, groups: Sequence[Totals], total: Totals, 
     if whole > 0 and len(groups) > 1:
         shares = [_share(weight, whole) for weight in weights]
         columns.append(Column("share" if real else "simulated share", shares, "", rank=4))
-    lines, left_out = table(columns, width=width, bars=lengths(weights) if whole > 0 and len(groups) > 1 else ())
+    lines, left_out = table(
+        columns, width=width, bars=lengths(weights) if whole > 0 and len(groups) > 1 else ()
+    )
     yield from lines
     yield ""
     for remark in _remarks(by, total, left_out):
@@ -136,7 +156,9 @@ def _columns(by: str, groups: Sequence[Totals], total: Totals) -> Iterator[Colum
     yield key_column(by, [group.key for group in groups])
 
     def count(heading: str, field: str, rank: int) -> Column:
-        return Column.of_counts(heading, [getattr(group, field) for group in groups], getattr(total, field), rank=rank)
+        return Column.of_counts(
+            heading, [getattr(group, field) for group in groups], getattr(total, field), rank=rank
+        )
 
     yield count("requests", "requests", 1)
     for field, rank in (("unpriced", 5), ("unsettled", 5), ("refused", 6), ("replayed", 6)):
@@ -148,7 +170,9 @@ def _columns(by: str, groups: Sequence[Totals], total: Totals) -> Iterator[Colum
     real, simulated = [paid(group) for group in groups], [group.simulated_usd for group in groups]
     places = places_of([*real, paid(total), *simulated, total.simulated_usd])
     if total.simulated:
-        yield Column.of_amounts("simulated USD", simulated, total.simulated_usd, places=places, rank=2)
+        yield Column.of_amounts(
+            "simulated USD", simulated, total.simulated_usd, places=places, rank=2
+        )
     yield Column.of_amounts("USD", real, paid(total), places=places)
 
 
@@ -170,8 +194,9 @@ def _remarks(by: str, total: Totals, left_out: Sequence[str]) -> Iterator[str]:
         yield SEVERAL_TAGS
     if total.simulated:
         yield (
-            f"SIMULATED: {total.simulated:,} of {_requests(total.requests)} were answered by an offline model. What "
-            f"they would have cost, {exact(total.simulated_usd)} USD, was not paid and is not in the column USD."
+            f"SIMULATED: {total.simulated:,} of {_requests(total.requests)} were answered by an "
+            f"offline model. What they would have cost, {exact(total.simulated_usd)} USD, was not "
+            "paid and is not in the column USD."
         )
     yield from _unknown(total)
     if total.refused:
@@ -187,24 +212,32 @@ def _remarks(by: str, total: Totals, left_out: Sequence[str]) -> Iterator[str]:
 
 def no_room_for(headings: Sequence[str]) -> str:
     """That a table lacks some columns."""
-    return f"No room here for: {', '.join(headings)}. A wider terminal shows them, and --json has all."
+    return (
+        f"No room here for: {', '.join(headings)}. A wider terminal shows them, and --json has all."
+    )
 
 
 def _unknown(total: Totals) -> Iterator[str]:
     share = total.share_priced
     if share is None or share == 1:
         return
-    yield f"PRICED: {percent(share)} of the requests that count as spend. The rest may have cost more than is shown:"
+    yield (
+        f"PRICED: {percent(share)} of the requests that count as spend. The rest may have cost "
+        "more than is shown:"
+    )
     if total.unpriced:
         yield f"- {_requests(total.unpriced)} answered by a model without a known price."
     if total.unsettled:
         bound = (
-            f"At most {exact(total.upper_bound_usd)} USD together, as far as a bound is known; what is known to be "
-            "spent of it is in the total."
+            f"At most {exact(total.upper_bound_usd)} USD together, as far as a bound is known; "
+            "what is known to be spent of it is in the total."
             if total.upper_bound_usd
             else "No upper bound is known."
         )
-        yield f"- {_requests(total.unsettled)} unsettled: sent, and no outcome seen, or still under way. {bound}"
+        yield (
+            f"- {_requests(total.unsettled)} unsettled: sent, and no outcome seen, or still under "
+            f"way. {bound}"
+        )
 
 
 def _requests(number: int) -> str:

@@ -14,7 +14,9 @@ from ..parsing import moment, shown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What entries must have in common; the arguments of `Ledger.totals` and `Ledger.entries` of the same names."""
+    """What entries must have in common; the arguments of `Ledger.totals` and `Ledger.entries` of
+    the same names.
+    """
 
     run_id: str | None
     run_key: str | None
@@ -35,7 +37,9 @@ class Filters:
         since = None if arguments.since is None else moment("--since", arguments.since)
         until = None if arguments.until is None else moment("--until", arguments.until)
         if since is not None and until is not None and since >= until:
-            raise UsageError(f"Nothing lies between --since {shown(since)} and --until {shown(until)}.")
+            raise UsageError(
+                f"Nothing lies between --since {shown(since)} and --until {shown(until)}."
+            )
         return cls(
             run_id=arguments.run,
             run_key=arguments.run_key,
@@ -54,7 +58,10 @@ class Filters:
     def as_json(self) -> dict[str, str]:
         """What is given; times in UTC."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in given.items()
+        }
 
     def __bool__(self) -> bool:
         return any(self._said())
@@ -75,7 +82,9 @@ class Filters:
                 yield f"{names.get(name, name)} {value!r}"
 
 
-def add_filters(parser: argparse.ArgumentParser, *, inherits: bool = False, model_option: str = "--model") -> None:
+def add_filters(
+    parser: argparse.ArgumentParser, *, inherits: bool = False, model_option: str = "--model"
+) -> None:
     """Add the options that say which entries of which ledger, and how they are shown.
 
     Args:
@@ -91,7 +100,11 @@ def add_filters(parser: argparse.ArgumentParser, *, inherits: bool = False, mode
         ("--run", "ID", "of this run"),
         ("--run-key", "KEY", "of all executions of this piece of work"),
         ("--step", "ID", "of this step, under the name that its pipeline gives it"),
-        ("--tag", "NAME[=VALUE]", "with this tag; without a value, also with this tag of the flow run"),
+        (
+            "--tag",
+            "NAME[=VALUE]",
+            "with this tag; without a value, also with this tag of the flow run",
+        ),
     ):
         group.add_argument(option, metavar=metavar, default=unset, help=meaning)
     group.add_argument(
@@ -102,7 +115,9 @@ def add_filters(parser: argparse.ArgumentParser, *, inherits: bool = False, mode
         help="to this model, asked or answered; gpt-5-mini also finds openai:gpt-5-mini",
     )
     output = parser.add_argument_group("where from, and how")
-    output.add_argument("--ledger", metavar="URL", default=unset, help="default: FASTROAI_LEDGER_URL")
+    output.add_argument(
+        "--ledger", metavar="URL", default=unset, help="default: FASTROAI_LEDGER_URL"
+    )
     for option, meaning in (("--json", "exact amounts as strings"), ("--debug", "show tracebacks")):
         default = argparse.SUPPRESS if inherits else False
         output.add_argument(option, action="store_true", default=default, help=meaning)

@@ -64,12 +64,17 @@ class Compared:
 def price_otherwise(arguments: argparse.Namespace) -> int:
     """Show what recorded requests would have cost; 1 when that can't be said of any."""
     if arguments.other_model is None and arguments.tier is None:
-        raise UsageError("What should be different? Give --model provider:model, or --tier, or both.")
+        raise UsageError(
+            "What should be different? Give --model provider:model, or --tier, or both."
+        )
     filters = Filters.of(arguments)
     at = None if arguments.at is None else moment("--at", arguments.at)
     try:
         entries = asyncio.run(_entries(arguments.ledger, filters))
-        nothing = f"No request that cost something fits{f': {printable(str(filters))}' if filters else ''}."
+        nothing = (
+            "No request that cost something "
+            f"fits{f': {printable(str(filters))}' if filters else ''}."
+        )
     except LedgerNotFoundError as error:
         entries, nothing = [], str(error)
     found = what_if(entries, arguments.other_model, service_tier=arguments.tier, at=at)
@@ -79,7 +84,11 @@ def price_otherwise(arguments: argparse.Namespace) -> int:
         if not found.requests:
             sys.stderr.write(f"{nothing}\n")
     else:
-        show(_as_text(found, arguments.by, filters, groups, terminal_width()) if found.requests else [nothing])
+        show(
+            _as_text(found, arguments.by, filters, groups, terminal_width())
+            if found.requests
+            else [nothing]
+        )
     return FAILED if found.requests and not found.compared else 0
 
 
@@ -97,11 +106,15 @@ def _grouped(requests: Sequence[Repriced], by: str) -> list[Compared]:
     found = [Compared.of(key, group) for key, group in groups.items()]
     if by == "day":
         return sorted(found, key=lambda group: group.key or "")
-    return sorted(found, key=lambda group: (-group.recorded_usd, group.key is None, group.key or ""))
+    return sorted(
+        found, key=lambda group: (-group.recorded_usd, group.key is None, group.key or "")
+    )
 
 
 def _reasons(found: WhatIf) -> list[tuple[str, int]]:
-    told = (r.reason if r.usd is None else "Its recorded cost is not known." for r in found.left_out)
+    told = (
+        r.reason if r.usd is None else "Its recorded cost is not known." for r in found.left_out
+    )
     return Counter(told).most_common()
 
 
@@ -130,8 +143,12 @@ def _as_json(found: WhatIf, by: str, filters: Filters, groups: Sequence[Compared
     return json.dumps(said, indent=2)
 
 
-def _as_text(found: WhatIf, by: str, filters: Filters, groups: Sequence[Compared], width: int | None) -> Iterator[str]:
-    other = " at tier ".join(part for part in (found.model or "the recorded models", found.service_tier) if part)
+def _as_text(
+    found: WhatIf, by: str, filters: Filters, groups: Sequence[Compared], width: int | None
+) -> Iterator[str]:
+    other = " at tier ".join(
+        part for part in (found.model or "the recorded models", found.service_tier) if part
+    )
     asked = filters or "all requests in the ledger"
     yield from prose(printable(f"What they would have cost on {other}: {asked}"), width)
     yield ""
@@ -153,10 +170,17 @@ def _table(
         Column.of_counts("requests", [group.requests for group in groups], total.requests, rank=2),
     ]
     money = {"recorded USD": "recorded_usd", "would be USD": "usd", "difference": "difference_usd"}
-    places = places_of(getattr(group, field) for group in (*groups, total) for field in money.values())
+    places = places_of(
+        getattr(group, field) for group in (*groups, total) for field in money.values()
+    )
     for heading, field in money.items():
-        values, rank = [getattr(group, field) for group in groups], 3 if field == "difference_usd" else 0
-        columns.append(Column.of_amounts(heading, values, getattr(total, field), places=places, rank=rank))
+        values, rank = (
+            [getattr(group, field) for group in groups],
+            3 if field == "difference_usd" else 0,
+        )
+        columns.append(
+            Column.of_amounts(heading, values, getattr(total, field), places=places, rank=rank)
+        )
     columns.append(Column("change", [_change(group) for group in groups], _change(total), rank=1))
     bars = lengths([group.usd for group in groups]) if len(groups) > 1 else ()
     return table(columns, width=width, bars=bars)
@@ -169,15 +193,18 @@ def _change(group: Compared) -> str:
 
 
 def _remarks(found: WhatIf, by: str) -> Iterator[str]:
-    yield "The tokens are those recorded; another model would count and write other ones. Prices are list prices."
+    yield (
+        "The tokens are those recorded; another model would count and write other ones. Prices are "
+        "list prices."
+    )
     if by == "tag" and found.compared:
         yield SEVERAL_TAGS
     simulated = [r for r in found.compared if r.entry.simulated]
     if simulated:
         sums = Compared.of(None, simulated)
         yield (
-            f"SIMULATED: {len(simulated):,} of {len(found.compared):,} were answered by an offline model; the "
-            f"{exact(sums.recorded_usd)} USD recorded for them was not paid."
+            f"SIMULATED: {len(simulated):,} of {len(found.compared):,} were answered by an offline "
+            f"model; the {exact(sums.recorded_usd)} USD recorded for them was not paid."
         )
     if found.left_out:
         reasons = _reasons(found)

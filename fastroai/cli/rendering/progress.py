@@ -43,7 +43,9 @@ class ProgressTracer:
     def log_metric(self, trace_id: str, name: str, value: Any) -> None:
         """Nothing: the cost table says it at the end."""
 
-    def log_error(self, trace_id: str, error: Exception, context: dict[str, Any] | None = None) -> None:
+    def log_error(
+        self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
+    ) -> None:
         """Nothing: the run's own error is reported once, at the end."""
 
     def _say(self, line: str) -> None:

@@ -17,7 +17,9 @@ UNREACHABLE = "ConnectionError"
 
 @dataclass(frozen=True, slots=True)
 class CostLine:
-    """Requests of one step to one model, as a line of the table; `usd` is the exact sum of what is known."""
+    """Requests of one step to one model, as a line of the table; `usd` is the exact sum of what is
+    known.
+    """
 
     step: str
     model: str
@@ -63,7 +65,9 @@ def cost_lines(entries: Iterable[LedgerEntry], steps: Iterable[str] = ()) -> lis
 
 
 def cost_table(entries: Sequence[LedgerEntry], steps: Iterable[str] = ()) -> str:
-    """The lines of `cost_lines` and their total, in exact USD, with what must be known to read them."""
+    """The lines of `cost_lines` and their total, in exact USD, with what must be known to read
+    them.
+    """
     lines = cost_lines(entries, steps)
     total = CostLine.of("total", "", entries)
     told = zip(amounts([line.usd for line in (*lines, total)]), (*lines, total), strict=True)
@@ -74,7 +78,9 @@ def cost_table(entries: Sequence[LedgerEntry], steps: Iterable[str] = ()) -> str
         Column.of_counts("requests", [line.requests for line in lines], total.requests),
         Column.of_counts("replayed", [line.replayed for line in lines], total.replayed),
         Column.of_counts("input tokens", [line.input_tokens for line in lines], total.input_tokens),
-        Column.of_counts("output tokens", [line.output_tokens for line in lines], total.output_tokens),
+        Column.of_counts(
+            "output tokens", [line.output_tokens for line in lines], total.output_tokens
+        ),
         Column("USD", costs, cost),
     ]
     shown, _ = table(columns)
@@ -85,26 +91,41 @@ def _remarks(entries: Sequence[LedgerEntry]) -> Iterator[str]:
     simulated = [e for e in entries if e.simulated]
     if simulated:
         models = ", ".join(sorted({_priced_as(e) for e in simulated}))
-        which = "" if len(simulated) == len(entries) else f"{len(simulated)} of {len(entries)} requests: "
+        which = (
+            ""
+            if len(simulated) == len(entries)
+            else f"{len(simulated)} of {len(entries)} requests: "
+        )
         yield f"{which}SIMULATED by an offline model, priced as {models}; nothing was paid."
     spend = [e for e in entries if e.is_spend]
     unknown = sum(e.request_count for e in spend if e.cost_usd is None)
     [totals] = totals_of(spend)
     if unknown:
-        yield f"Not in the total: {unknown} request(s) whose cost is not known (no listed price, or no answer seen)."
+        yield (
+            f"Not in the total: {unknown} request(s) whose cost is not known (no listed price, or "
+            "no answer seen)."
+        )
     if totals.share_priced is not None and totals.share_priced < 1:
         yield f"Priced: {percent(totals.share_priced)} of the requests."
     refused = [e for e in entries if e.state is EntryState.REFUSED]
     unsent = [e for e in refused if (e.error or "").startswith(NOT_SENT)]
     if len(refused) > len(unsent):
-        yield (f"{len(refused) - len(unsent)} request(s) were refused by the provider, which bills nothing for them.")
+        yield (
+            f"{len(refused) - len(unsent)} request(s) were refused by the provider, which bills "
+            "nothing for them."
+        )
     if unsent:
-        yield f"{len(unsent)} request(s) were not sent: {(unsent[-1].error or '').removeprefix(NOT_SENT)}"
-    hosts = sorted({e.provider_host for e in unsent if e.provider_host and UNREACHABLE in (e.error or "")})
+        yield (
+            f"{len(unsent)} request(s) were not sent: "
+            f"{(unsent[-1].error or '').removeprefix(NOT_SENT)}"
+        )
+    hosts = sorted(
+        {e.provider_host for e in unsent if e.provider_host and UNREACHABLE in (e.error or "")}
+    )
     if hosts:
         yield (
-            f"Not reached: {', '.join(hosts)}. Check the network, a proxy that may be needed (HTTPS_PROXY), and the "
-            "provider's URL where one is set (OPENAI_BASE_URL and the like)."
+            f"Not reached: {', '.join(hosts)}. Check the network, a proxy that may be needed "
+            "(HTTPS_PROXY), and the provider's URL where one is set (OPENAI_BASE_URL and the like)."
         )
 
 

@@ -1,4 +1,6 @@
-"""Tables for a terminal: aligned in whatever script, with a total, with bars, and never wider than there is room."""
+"""Tables for a terminal: aligned in whatever script, with a total, with bars, and never wider than
+there is room.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Column:
         cells: One for each line.
         total: The cell below all lines.
         left: Whether text starts at the left; numbers end at the right.
-        shortest: The width down to which its texts may be shortened. None: it is shown in full or not at all.
+        shortest: The width down to which its texts may be shortened. None: it is shown in full or
+            not at all.
         rank: Where room is short, columns with the highest rank are left out first. 0: never.
     """
 
@@ -58,15 +61,27 @@ class Column:
 
     @classmethod
     def of_amounts(
-        cls, heading: str, values: Sequence[Decimal], total: Decimal, *, places: int | None = None, rank: int = 0
+        cls,
+        heading: str,
+        values: Sequence[Decimal],
+        total: Decimal,
+        *,
+        places: int | None = None,
+        rank: int = 0,
     ) -> Column:
-        """Exact amounts, all with as many places: those they need, or as many as a column beside this one has."""
+        """Exact amounts, all with as many places: those they need, or as many as a column beside
+        this one has.
+        """
         *cells, last = amounts([*values, total], places)
         return cls(heading, cells, last, rank=rank)
 
 
 def table(
-    columns: Sequence[Column], *, width: int | None = None, bars: Sequence[float] = (), total: bool = True
+    columns: Sequence[Column],
+    *,
+    width: int | None = None,
+    bars: Sequence[float] = (),
+    total: bool = True,
 ) -> tuple[list[str], tuple[str, ...]]:
     """The lines of a table, and the headings of the columns that there was no room for.
 
@@ -84,7 +99,10 @@ def table(
     drawn = [bar(length, room) for length in bars] or [""] * len(shown[0].cells)
     ruler = (" " * GAP).join("-" * width for width in widths)
     lines = [_line([column.heading for column in shown], shown, widths), ruler]
-    lines += [_line([column.cells[n] for column in shown], shown, widths, bar_) for n, bar_ in enumerate(drawn)]
+    lines += [
+        _line([column.cells[n] for column in shown], shown, widths, bar_)
+        for n, bar_ in enumerate(drawn)
+    ]
     if total:
         lines += [ruler, _line([column.total for column in shown], shown, widths)]
     return lines, tuple(column.heading for column in columns if column not in shown)
@@ -107,7 +125,10 @@ def _widths(columns: Sequence[Column], width: int | None, *, for_bars: bool) -> 
     if width is None:
         return natural
     least = [column.least for column in columns]
-    last_resort = [min(n, _NARROWEST) if column.shortest else n for n, column in zip(natural, columns, strict=True)]
+    last_resort = [
+        min(n, _NARROWEST) if column.shortest else n
+        for n, column in zip(natural, columns, strict=True)
+    ]
     found = natural
     for room, limits in (
         (width - (GAP + SHORTEST_BAR if for_bars else 0), least),
@@ -126,8 +147,13 @@ def _overall(widths: Sequence[int]) -> int:
     return sum(widths) + GAP * (len(widths) - 1)
 
 
-def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int], drawn: str = "") -> str:
-    padded = [_padded(cell, width, column.left) for cell, column, width in zip(cells, columns, widths, strict=True)]
+def _line(
+    cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int], drawn: str = ""
+) -> str:
+    padded = [
+        _padded(cell, width, column.left)
+        for cell, column, width in zip(cells, columns, widths, strict=True)
+    ]
     return (" " * GAP).join([*padded, drawn]).rstrip()
 
 
@@ -164,7 +190,10 @@ def amounts(values: Iterable[Decimal], places: int | None = None) -> list[str]:
 def places_of(values: Iterable[Decimal]) -> int:
     """How many places it takes to show amounts exactly; two at least."""
     exponents = [value.normalize(EXACT).as_tuple().exponent for value in values]
-    return max((-exponent for exponent in exponents if isinstance(exponent, int) and exponent < -2), default=2)
+    return max(
+        (-exponent for exponent in exponents if isinstance(exponent, int) and exponent < -2),
+        default=2,
+    )
 
 
 def percent(share: float) -> str:
@@ -174,7 +203,9 @@ def percent(share: float) -> str:
 
 def printable(text: str) -> str:
     """A text on one line, without what a terminal would take for a command."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def display_width(text: str) -> int:

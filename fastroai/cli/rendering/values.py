@@ -18,7 +18,9 @@ def render(value: Any) -> str:
 
 
 def _lines(value: Any, indent: str) -> Iterator[str]:
-    if isinstance(value, str) or (not isinstance(value, Iterable | BaseModel) and not _is_record(value)):
+    if isinstance(value, str) or (
+        not isinstance(value, Iterable | BaseModel) and not _is_record(value)
+    ):
         yield from _wrapped(_scalar(value), indent)
         return
     items = _items(value)
@@ -31,7 +33,9 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
     for name, item in items:
         if _is_empty(item):
             yield f"{indent}{name}: (none)"
-        elif not isinstance(item, str) and (isinstance(item, Iterable | BaseModel) or _is_record(item)):
+        elif not isinstance(item, str) and (
+            isinstance(item, Iterable | BaseModel) or _is_record(item)
+        ):
             yield f"{indent}{name}:"
             yield from _lines(item, indent + "  ")
         else:
@@ -54,16 +58,26 @@ def _is_record(value: Any) -> bool:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, Sequence | Mapping | set) and not value)
+    return (
+        value is None or value == "" or (isinstance(value, Sequence | Mapping | set) and not value)
+    )
 
 
 def _scalar(value: Any) -> str:
-    return {None: "(none)", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+    return (
+        {None: "(none)", True: "yes", False: "no"}[value]
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _wrapped(text: str, indent: str) -> Iterator[str]:
     for number, paragraph in enumerate(text.splitlines() or [""]):
         first = indent if number == 0 else indent + "  "
         yield from textwrap.wrap(
-            paragraph, WIDTH, initial_indent=first, subsequent_indent=indent + "  ", break_on_hyphens=False
+            paragraph,
+            WIDTH,
+            initial_indent=first,
+            subsequent_indent=indent + "  ",
+            break_on_hyphens=False,
         ) or [""]

@@ -1,1 +1,1 @@
-"""The parts of the Prefect adapter; the only home of `import prefect` beside `executors/prefect.py`."""
+"""The parts of the Prefect adapter, its own business."""

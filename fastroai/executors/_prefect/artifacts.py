@@ -1,4 +1,6 @@
-"""Cost artifacts: who spent what, as tables in Prefect's UI; written beside the run, never in its way."""
+"""Cost artifacts: who spent what, as tables in Prefect's UI; written beside the run, never in its
+way.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +33,29 @@ LONGEST_OUTPUT = 100_000
 
 
 def artifact_key(pipeline: str, step_id: str | None = None) -> str:
-    """`costs-<pipeline>[--<step>]` in the letters Prefect allows: the same for each run, so the UI shows a history."""
+    """`costs-<pipeline>[--<step>]` in the letters Prefect allows: the same for each run, so the UI
+    shows a history.
+    """
     key = f"costs-{_slug(pipeline, separator='-')}"
     return key if step_id is None else f"{key}--{_slug(step_id, separator='_')}"
 
 
 def _slug(name: str, separator: str) -> str:
-    """A name in lowercase letters, digits and single dashes; with a hash where another name could give the same."""
+    """A name in lowercase letters, digits and single dashes; with a hash where another name could
+    give the same.
+    """
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if re.fullmatch(rf"[a-z0-9]+({separator}[a-z0-9]+)*", name):
         return slug
-    return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}".strip("-")
+    return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}".strip(
+        "-"
+    )
 
 
 def step_rows(entries: Iterable[LedgerEntry]) -> list[Row]:
-    """One row per agent, model and state of a step's requests; a step without requests has one row of zeros."""
+    """One row per agent, model and state of a step's requests; a step without requests has one row
+    of zeros.
+    """
     groups: dict[tuple[str, str, str], list[LedgerEntry]] = {}
     for entry in entries:
         model = entry.model_answered or entry.model_asked or "unknown"
@@ -53,7 +63,8 @@ def step_rows(entries: Iterable[LedgerEntry]) -> list[Row]:
     if not groups:
         return [_row({"agent": "none", "model": "none", "state": "no requests"}, [])]
     return [
-        _row({"agent": agent, "model": model, "state": state}, group) for (agent, model, state), group in groups.items()
+        _row({"agent": agent, "model": model, "state": state}, group)
+        for (agent, model, state), group in groups.items()
     ]
 
 
@@ -65,7 +76,12 @@ def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) ->
         spent = total_usd(entries)
         share = int(spent / total * 20 + Decimal("0.5")) if total else 0
         models = sorted({e.model_answered or e.model_asked or "unknown" for e in entries})
-        head = {"step": step_id, "state": state, "attempts": attempts, "models": ", ".join(models) or "none"}
+        head = {
+            "step": step_id,
+            "state": state,
+            "attempts": attempts,
+            "models": ", ".join(models) or "none",
+        }
         rows.append(_row(head, entries) | {"share": "█" * share + "░" * (20 - share)})
     return rows
 
@@ -86,7 +102,9 @@ def _row(head: Row, entries: Iterable[LedgerEntry]) -> Row:
 
 
 def _saved(replayed: list[LedgerEntry]) -> str:
-    return with_unknown(plain_usd(sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0))), replayed)
+    return with_unknown(
+        plain_usd(sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0))), replayed
+    )
 
 
 def _dollars(told: str) -> str:
@@ -113,14 +131,19 @@ def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | N
         parts.append(f"{len(replayed)} replayed, which saved {_dollars(_saved(replayed))}")
     [totals] = totals_of(spend)
     if totals.share_priced is not None and totals.share_priced < 1:
-        parts.append(f"{floor(totals.share_priced * 100)} % of the requests are priced, the rest is not included")
+        parts.append(
+            f"{floor(totals.share_priced * 100)} % of the requests are priced, the rest is not "
+            "included"
+        )
     if any(e.simulated for e in entries):
         parts.append("simulated by an offline model at the listed model's prices, nothing was paid")
     return " · ".join(parts)
 
 
 async def write_output_artifact(pipeline: str, output: Any) -> None:
-    """Show a run's output as the Markdown artifact `output-<pipeline>`; a run never fails for want of it."""
+    """Show a run's output as the Markdown artifact `output-<pipeline>`; a run never fails for want
+    of it.
+    """
     text = json.dumps(to_jsonable_python(output, fallback=repr), indent=2, ensure_ascii=False)
     if len(text) > LONGEST_OUTPUT:
         text = f"{text[:LONGEST_OUTPUT]}\n… ({len(text):,} characters in all)"
@@ -136,7 +159,9 @@ async def write_output_artifact(pipeline: str, output: Any) -> None:
 
 
 class ArtifactWriter:
-    """Writes artifacts in the background; a server that takes none for a while is given up, with a warning."""
+    """Writes artifacts in the background; a server that takes none for a while is given up, with a
+    warning.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -152,7 +177,13 @@ class ArtifactWriter:
         return self
 
     def add(
-        self, key: str, rows: list[Row], description: str, *, flow_run_id: UUID | None, task_run_id: UUID | None = None
+        self,
+        key: str,
+        rows: list[Row],
+        description: str,
+        *,
+        flow_run_id: UUID | None,
+        task_run_id: UUID | None = None,
     ) -> None:
         """Queue a table."""
         artifact = ArtifactCreate(
@@ -175,7 +206,8 @@ class ArtifactWriter:
                 if self._failure is None:
                     await self._client.create_artifact(artifact)
                     self._written += 1
-            except Exception as error:  # artifacts never fail a run; the first failure stops the others
+            # artifacts never fail a run; the first failure stops the others
+            except Exception as error:
                 self._failure = error
 
     async def _finish(self) -> None:
@@ -195,7 +227,9 @@ class ArtifactWriter:
             self._queue.put_nowait(None)
         await self._finish()
         if lost := self._given - self._written:
-            reason = self._failure or f"no answer within {self._timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
+            reason = (
+                self._failure or f"no answer within {self._timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
+            )
             logger.warning("%d cost artifact(s) may be missing in Prefect: %s", lost, reason)
         assert self._client is not None
         with suppress(Exception):  # the client of a server that is gone

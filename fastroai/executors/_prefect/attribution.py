@@ -22,13 +22,17 @@ async def with_flow_run(attribution: Attribution, flow_run: FlowRun) -> Attribut
     return replace(
         attribution,
         run_id=str(flow_run.id),
-        deployment=None if flow_run.deployment_id is None else await _deployment_name(flow_run.deployment_id),
+        deployment=None
+        if flow_run.deployment_id is None
+        else await _deployment_name(flow_run.deployment_id),
         flow_tags=tuple(sorted(flow_run.tags)),
     )
 
 
 async def _deployment_name(deployment_id: UUID) -> str:
-    """The deployment's name, or its id where the server does not say: a run does not fail for want of it."""
+    """The deployment's name, or its id where the server does not say: a run does not fail for want
+    of it.
+    """
     try:
         async with asyncio.timeout(ANSWER_SECONDS), get_client() as client:
             return str((await client.read_deployment(deployment_id)).name)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFileSystem:
-    """The storage for `s3://bucket/prefix`, `s3-bucket/block-name`, a folder, or a block; None: the flow's.
+    """The storage for `s3://bucket/prefix`, `s3-bucket/block-name`, a folder, or a block; None: the
+    flow's.
 
     Raises:
         ResultStorageError: The choice has none of these forms, or the block can't be loaded.
@@ -31,7 +32,9 @@ async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFi
     if isinstance(choice, Path):
         return _folder(choice)
     if not isinstance(choice, str) or not names_storage(choice):
-        raise ResultStorageError(f"result_storage={choice!r}: {STORAGE_FORMS}, or a Prefect storage block.")
+        raise ResultStorageError(
+            f"result_storage={choice!r}: {STORAGE_FORMS}, or a Prefect storage block."
+        )
     if choice.startswith("s3://"):
         return _s3_bucket(choice, settings)
     if choice.startswith("s3-bucket/"):
@@ -61,7 +64,9 @@ def _s3_bucket(uri: str, settings: FastroAISettings) -> S3Bucket:
         region_name=settings.s3_region,
         aws_client_parameters=AwsClientParameters(endpoint_url=settings.s3_endpoint_url),
     )
-    return S3Bucket(bucket_name=parts.netloc, bucket_folder=parts.path.strip("/"), credentials=credentials)
+    return S3Bucket(
+        bucket_name=parts.netloc, bucket_folder=parts.path.strip("/"), credentials=credentials
+    )
 
 
 async def _saved_block(reference: str) -> WritableFileSystem:
@@ -71,11 +76,13 @@ async def _saved_block(reference: str) -> WritableFileSystem:
         block = await Block.aload(reference)
     except ValueError as error:
         raise ResultStorageError(
-            f"result_storage={reference!r}: Prefect has no such block ({error}). Create it, or name a bucket as "
-            "s3://bucket/prefix."
+            f"result_storage={reference!r}: Prefect has no such block ({error}). Create it, or "
+            "name a bucket as s3://bucket/prefix."
         ) from error
     if not isinstance(block, WritableFileSystem):
-        raise ResultStorageError(f"result_storage={reference!r} is a {type(block).__name__}, which can't keep files.")
+        raise ResultStorageError(
+            f"result_storage={reference!r} is a {type(block).__name__}, which can't keep files."
+        )
     return block
 
 

@@ -18,23 +18,28 @@ from ...serialization.canonical_json import digest
 from ...settings import CachePolicyName, load_settings
 
 KEY_FORMAT = 2
-"""Raised whenever what a key is made of changes, so that keys of older versions are never met by accident."""
+"""Raised whenever what a key is made of changes, so that keys of older versions are never met by
+accident.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class StepIdentity:
     """What tells one execution of a step from another, whenever and wherever it is run.
 
-    It is also the only parameter of a step's task, so that Prefect's own policies (`INPUTS`, …) key on the same.
+    It is also the only parameter of a step's task, so that Prefect's own policies (`INPUTS`, …) key
+    on the same.
 
     Attributes:
         pipeline: Two pipelines may have steps of the same name.
         step_id: Tasks of one factory share their source, so Prefect can't tell them apart.
         fingerprint: Another prompt, model, tool, output type or code gives another answer.
-        inputs: Digest of the run's input; every step may read all of it. Under a run key it does not count as a whole,
-            but each value of it that the step had read.
-        dependencies: Digests of the outputs the step can read, by step id: what a step made of them depends on them.
-        scope: `cache_scope`; tells apart what live deps decide (a tenant's database), which are never part of a key.
+        inputs: Digest of the run's input; every step may read all of it. Under a run key it does
+            not count as a whole, but each value of it that the step had read.
+        dependencies: Digests of the outputs the step can read, by step id: what a step made of them
+            depends on them.
+        scope: `cache_scope`; tells apart what live deps decide (a tenant's database), which are
+            never part of a key.
     """
 
     pipeline: str
@@ -54,10 +59,12 @@ class CacheKey:
     """Under what a step's result is stored; every field is in the digest.
 
     Attributes:
-        identity: A `StepIdentity` as the task's parameter: the same step of the same input gives the same result.
-        run: With `"run"`, what the executions of one run have in common, so that another run does not reuse the result;
-            None with `"inputs"`.
-        format: What a digest is made of, so that a version that makes it of something else does not meet older ones.
+        identity: A `StepIdentity` as the task's parameter: the same step of the same input gives
+            the same result.
+        run: With `"run"`, what the executions of one run have in common, so that another run does
+            not reuse the result; None with `"inputs"`.
+        format: What a digest is made of, so that a version that makes it of something else does not
+            meet older ones.
     """
 
     identity: dict[str, Any]
@@ -80,7 +87,9 @@ def digest_of_input(inputs: Mapping[str, Any], key: str) -> str:
 
 
 def digest_or_unique(value: Any) -> str:
-    """A value's digest, or for one that has none a text that is never seen again, so that it never hits."""
+    """A value's digest, or for one that has none a text that is never seen again, so that it never
+    hits.
+    """
     try:
         return digest(value)
     except (TypeError, ValueError, RecursionError):
@@ -89,17 +98,24 @@ def digest_or_unique(value: Any) -> str:
 
 @dataclass
 class StepCachePolicy(CachePolicy):
-    """Reuses a step's result for the same identity: everywhere, or within the run and its retries."""
+    """Reuses a step's result for the same identity: everywhere, or within the run and its
+    retries.
+    """
 
     scope: Literal["run", "inputs"] = "run"
 
     def compute_key(
-        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
     ) -> str | None:
         """The digest of a `CacheKey`."""
         identity = inputs["identity"]
         if self.scope == "run" and _run_key.get() is not None:
-            # The same piece of work may go on with another input: the record says which values the step had read.
+            # The same piece of work may go on with another input: the record says which values the
+            # step had read.
             identity = identity | {"inputs": "as read"}
         return CacheKey(identity, run_scope() if self.scope == "run" else None).digest()
 
@@ -120,8 +136,9 @@ def run_keyed(run_key: str | None) -> Iterator[None]:
 def run_scope() -> str:
     """What the executions of one run have in common.
 
-    The key that the caller gave it, in any flow run. Without one: a retried flow run keeps its id. A subflow gets a new
-    one when its parent is tried again, but the task run that stands for it in the parent stays the same.
+    The key that the caller gave it, in any flow run. Without one: a retried flow run keeps its id.
+    A subflow gets a new one when its parent is tried again, but the task run that stands for it in
+    the parent stays the same.
     """
     run_key = _run_key.get()
     if run_key is not None:

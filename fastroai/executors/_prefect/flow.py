@@ -66,7 +66,9 @@ async def run_in_flow(
     store = await configured_store(default_url())
     async with sign_of_life(context.flow_run, attribution):
         guarded = None if store is None else GuardedStore(store)
-        return await _run_steps(plan, inputs, deps, tracer, attribution, options, context.flow_run, guarded)
+        return await _run_steps(
+            plan, inputs, deps, tracer, attribution, options, context.flow_run, guarded
+        )
 
 
 async def _run_steps(
@@ -116,14 +118,18 @@ def build_flow(
         ValueError: Both `deps` and `deps_factory` are given.
     """
     if deps is not None and deps_factory is not None:
-        raise ValueError("Give deps (for a flow called here) or deps_factory (for one deployed), not both.")
+        raise ValueError(
+            "Give deps (for a flow called here) or deps_factory (for one deployed), not both."
+        )
 
     async def run_pipeline(inputs: Any = None) -> Any:
         validated = pipeline.validate_input({} if inputs is None else inputs)
         async with _live_deps(deps, deps_factory) as live:
             try:
                 attribution = Attribution(pipeline=pipeline.name)
-                execution = await run_in_flow(pipeline.plan, validated, live, tracer, attribution, options)
+                execution = await run_in_flow(
+                    pipeline.plan, validated, live, tracer, attribution, options
+                )
             except StepExecutionError as error:
                 raise pipeline.with_partial_result(error) from error.original_error
         result = pipeline.result_of(execution)
@@ -132,7 +138,9 @@ def build_flow(
         return _as_ended(result, execution)
 
     _dress(run_pipeline, pipeline, module)
-    given = {"description": f"Pipeline {pipeline.name!r}: {', '.join(pipeline.plan.steps)}"} | flow_options
+    given = {
+        "description": f"Pipeline {pipeline.name!r}: {', '.join(pipeline.plan.steps)}"
+    } | flow_options
     if name is not None:
         given["name"] = name
     if version is not None:
@@ -141,9 +149,14 @@ def build_flow(
 
 
 def build_call(
-    name: str, plan: ExecutionPlan, body: Callable[[], Awaitable[ExecutionResult]], flow_options: dict[str, Any]
+    name: str,
+    plan: ExecutionPlan,
+    body: Callable[[], Awaitable[ExecutionResult]],
+    flow_options: dict[str, Any],
 ) -> Flow[[], Any]:
-    """A flow without parameters around one call: input and deps reach it by closure and are not stored."""
+    """A flow without parameters around one call: input and deps reach it by closure and are not
+    stored.
+    """
 
     async def run_pipeline() -> Any:
         return _as_ended(None, await body())
@@ -152,7 +165,9 @@ def build_call(
 
 
 def _as_ended(value: Any, execution: ExecutionResult) -> Any:
-    """What a flow gives back, in a state of another name where the run could not store what it should."""
+    """What a flow gives back, in a state of another name where the run could not store what it
+    should.
+    """
     if not execution.not_stored:
         return value
     return Completed(name=NOT_STORED, message=describe_losses(execution.not_stored), data=value)
@@ -167,17 +182,24 @@ def _flow_options(name: str, plan: ExecutionPlan, given: dict[str, Any]) -> dict
 
 def pipeline_version(plan: ExecutionPlan) -> str:
     """A version that changes with the code, the prompts and the shape of a pipeline."""
-    parts = {step_id: [plan.fingerprints[step_id], *node.dependencies] for step_id, node in plan.steps.items()}
+    parts = {
+        step_id: [plan.fingerprints[step_id], *node.dependencies]
+        for step_id, node in plan.steps.items()
+    }
     return digest(parts)[:16]
 
 
 def _dress(function: Any, pipeline: Pipeline[Any, Any, Any], module: str) -> None:
-    """Give the flow's function the name, module and typed signature that Prefect records and shows as a form."""
+    """Give the flow's function the name, module and typed signature that Prefect records and shows
+    as a form.
+    """
     identifier = re.sub(r"\W+", "_", pipeline.name.lower()).strip("_") or "pipeline"
     function.__module__ = module
     function.__name__ = function.__qualname__ = identifier
     function.__doc__ = None
-    annotation: Any = pipeline.input_type if pipeline.input_type is not None else dict[str, Any] | None
+    annotation: Any = (
+        pipeline.input_type if pipeline.input_type is not None else dict[str, Any] | None
+    )
     default: Any = inspect.Parameter.empty if pipeline.input_type is not None else None
     function.__annotations__ = {"inputs": annotation}
     parameter = inspect.Parameter(
@@ -188,7 +210,9 @@ def _dress(function: Any, pipeline: Pipeline[Any, Any, Any], module: str) -> Non
 
 @asynccontextmanager
 async def _live_deps(deps: Any, factory: DepsFactory | None) -> AsyncIterator[Any]:
-    """The deps as given, or as the factory makes them where the flow runs, closed again where they can be."""
+    """The deps as given, or as the factory makes them where the flow runs, closed again where they
+    can be.
+    """
     if factory is None:
         yield deps
         return

@@ -1,4 +1,4 @@
-"""The sign of life that a flow run gives while its steps run, so that a dead one can be told from it."""
+"""The heartbeat of a flow run while its steps run, which tells a living one from a dead one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ async def sign_of_life(flow_run: FlowRun, attribution: Attribution) -> AsyncIter
     """Hold a flow run's lease while the block runs.
 
     Raises:
-        Abort: Somebody found the flow run dead and took it up; the block was cancelled. The cause is a `RunLeaseError`.
+        Abort: Somebody found the flow run dead and took it up; the block was cancelled. The cause
+            is a `RunLeaseError`.
         LedgerUnavailableError: The ledger can't be reached, and must be.
     """
     claim = LeaseRequest(
@@ -34,5 +35,6 @@ async def sign_of_life(flow_run: FlowRun, attribution: Attribution) -> AsyncIter
         async with hold(claim, f"the flow run {flow_run.name!r} of {attribution.pipeline!r}"):
             yield
     except RunLeaseError as error:
-        # The state of the flow run is another's to report now; this is how Prefect ends without one.
+        # The state of the flow run is another's to report now; this is how Prefect ends without
+        # one.
         raise Abort(str(error)) from error

@@ -1,4 +1,6 @@
-"""Stored results for people: which record a step of a run left, whether it is believed, and what it holds."""
+"""Stored results for people: which record a step of a run left, whether it is believed, and what it
+holds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from uuid import UUID
 
 from prefect._internal.result_records import ResultRecordMetadata
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, TaskRunFilter, TaskRunFilterName
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    TaskRunFilter,
+    TaskRunFilterName,
+)
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
 from ...errors import ResultStorageError
@@ -36,7 +43,8 @@ class StoredResult:
         state: Name of the state of its task: `Completed`, `Cached`, ….
         location: The storage, and the record's name in it.
         content: The record as JSON: its format, output, ledger entries, usage, attempts, duration.
-        record: The record decoded by the types that the pipeline declares; None where no pipeline was given.
+        record: The record decoded by the types that the pipeline declares; None where no pipeline
+            was given.
     """
 
     run_id: str
@@ -56,11 +64,13 @@ async def read_stored_result(
     Args:
         run: Id or name of the flow run.
         step_id: The step.
-        storage: Where it is, as `FASTROAI_RESULT_STORAGE`. None: as the settings say; a local record is found anyway.
+        storage: Where it is, as `FASTROAI_RESULT_STORAGE`. None: as the settings say; a local
+            record is found anyway.
         pipeline: Decodes the output by the type that its step declares.
 
     Raises:
-        ResultStorageError: No such run or step, nothing stored, or a record that is not believed. Says which.
+        ResultStorageError: No such run or step, nothing stored, or a record that is not believed.
+            Says which.
     """
     async with get_client() as client:
         flow_run = await _flow_run(client, run)
@@ -69,13 +79,16 @@ async def read_stored_result(
     key = _storage_key(state)
     if state is None or key is None:
         raise ResultStorageError(
-            f"Step '{step_id}' of run {flow_run.name!r} stored no result: its task is {state.name if state else 'new'}."
+            f"Step '{step_id}' of run {flow_run.name!r} stored no result: its task is "
+            f"{state.name if state else 'new'}."
         )
     settings = load_settings()
     if Path(key).is_absolute() and storage is None:
         storage, key = Path(key).parent, Path(key).name
     store = await open_store(storage if storage is not None else settings.result_storage, settings)
-    content = await _content(StepStorage(store=store, step_id=step_id), key, f"{store.described}, {key}")
+    content = await _content(
+        StepStorage(store=store, step_id=step_id), key, f"{store.described}, {key}"
+    )
     return StoredResult(
         run_id=str(flow_run.id),
         run_name=flow_run.name,
@@ -96,7 +109,8 @@ async def _flow_run(client: PrefectClient, run: str) -> FlowRun:
     if len(found) == 1:
         return found[0]
     raise ResultStorageError(
-        f"Prefect knows no flow run {run!r}. Give its id or its name, and PREFECT_API_URL of the server that ran it."
+        f"Prefect knows no flow run {run!r}. Give its id or its name, and PREFECT_API_URL of the "
+        "server that ran it."
         if not found
         else f"Prefect knows several flow runs named {run!r}. Give the id of one."
     )
@@ -105,12 +119,18 @@ async def _flow_run(client: PrefectClient, run: str) -> FlowRun:
 async def _task_run(client: PrefectClient, flow_run: FlowRun, step_id: str) -> TaskRun:
     of_run = FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}})
     by_name = TaskRunFilter(name=TaskRunFilterName(any_=[step_id]))
-    found: Sequence[TaskRun] = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
+    found: Sequence[TaskRun] = await client.read_task_runs(
+        flow_run_filter=of_run, task_run_filter=by_name
+    )
     # A record that was not believed leaves a second task, which ran the step anew.
-    stored = [task_run for task_run in found if _storage_key(task_run.state) is not None] or list(found)
+    stored = [task_run for task_run in found if _storage_key(task_run.state) is not None] or list(
+        found
+    )
     if stored:
         return max(stored, key=lambda task_run: task_run.start_time or task_run.created)  # type: ignore[arg-type,return-value]
-    others = sorted({task_run.name for task_run in await client.read_task_runs(flow_run_filter=of_run)})
+    others = sorted(
+        {task_run.name for task_run in await client.read_task_runs(flow_run_filter=of_run)}
+    )
     raise ResultStorageError(
         f"Run {flow_run.name!r} has no step '{step_id}'. It has: {', '.join(others) or 'none yet'}."
     )
@@ -129,8 +149,10 @@ async def _content(storage: StepStorage, key: str, location: str) -> dict[str, A
     except Exception as error:
         cause = error.__cause__ or error
         raise ResultStorageError(
-            f"There is no result that can be believed at {location}: {type(cause).__name__}: {cause}. A run would take "
-            "it for missing. FASTROAI_RESULT_STORAGE and FASTROAI_RESULT_SECRET have to be those of the run."
+            f"There is no result that can be believed at {location}: {type(cause).__name__}: "
+            f"{cause}. A run would take "
+            "it for missing. FASTROAI_RESULT_STORAGE and FASTROAI_RESULT_SECRET have to be those "
+            "of the run."
         ) from error
     return content
 

@@ -1,4 +1,6 @@
-"""A step's journal in the storage of its results: what was answered is not asked again by another process."""
+"""A step's journal in the storage of its results: what was answered is not asked again by another
+process.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ class StoredJournal:
             return None
         except Exception as error:
             raise ResultStorageError(
-                f"Whether a request was answered before can't be read from {path!r}: {error}. It is not sent "
-                "again. Run again when the storage answers, or set durable='step' for this step."
+                f"Whether a request was answered before can't be read from {path!r}: {error}. It "
+                "is not sent again. Run again when the storage answers, or set durable='step' for "
+                "this step."
             ) from error
 
     async def write(self, key: str, content: bytes) -> None:
@@ -46,7 +49,9 @@ class StoredJournal:
         await self._store.write(f"{FOLDER}/{key}", content, None)
 
 
-def journal_of(pipeline: str, step_id: str, scope: str | None, store: ResultStore | None) -> Journal:
+def journal_of(
+    pipeline: str, step_id: str, scope: str | None, store: ResultStore | None
+) -> Journal:
     """The journal of a step of the flow run that is active here.
 
     Args:
@@ -54,7 +59,9 @@ def journal_of(pipeline: str, step_id: str, scope: str | None, store: ResultStor
         store: None: what is answered is known in this process only.
     """
     step = digest([run_scope(), pipeline, step_id, scope])
-    return Journal(step, None if store is None else StoredJournal(store, reads=_was_executed_before()))
+    return Journal(
+        step, None if store is None else StoredJournal(store, reads=_was_executed_before())
+    )
 
 
 def _was_executed_before() -> bool:

@@ -11,11 +11,17 @@ _DEFAULT_UI = "http://127.0.0.1:4200"
 
 
 def where_to_look(pipeline_name: str, run_id: str) -> list[str]:
-    """Lines for the terminal: the pages of a run that has just been, or how to see them when its server is gone."""
+    """Lines for the terminal: the pages of a run that has just been, or how to see them when its
+    server is gone.
+    """
     run = url_for("flow-run", obj_id=run_id)
     costs = f"/artifacts/key/{artifact_key(pipeline_name)}"
     if run is not None:
-        return ["\nIn Prefect's UI", f"  this run   {run}", f"  its costs  {run.partition('/runs/')[0]}{costs}"]
+        return [
+            "\nIn Prefect's UI",
+            f"  this run   {run}",
+            f"  its costs  {run.partition('/runs/')[0]}{costs}",
+        ]
     return [
         "\nThe temporary Prefect server ends with this command; the run and its costs are kept in "
         f"{PREFECT_HOME.value()}.",

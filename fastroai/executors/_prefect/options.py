@@ -20,6 +20,12 @@ class PrefectOptions:
     durable: Durable = "request"
 
     def default_storage(self, settings: FastroAISettings) -> Any:
-        """Where results of steps go whose own configuration does not say; None: where the flow's go."""
-        choices = (self.default_task_config.get("result_storage"), self.result_storage, settings.result_storage)
+        """Where results of steps go whose own configuration does not say; None: where the flow's
+        go.
+        """
+        choices = (
+            self.default_task_config.get("result_storage"),
+            self.result_storage,
+            settings.result_storage,
+        )
         return next((choice for choice in choices if choice is not None), None)

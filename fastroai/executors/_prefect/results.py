@@ -1,4 +1,6 @@
-"""Step results: what Prefect is handed to store of a finished step, and the record that is read back."""
+"""Step results: what Prefect is handed to store of a finished step, and the record that is read
+back.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ SERIALIZER: Literal["fastroai-json"] = "fastroai-json"
 class StoredStep:
     """What a step's task returns: plain JSON that Prefect does not look into.
 
-    Prefect notes the result of a task, and one level of what it holds, by `id()`, and takes any later task with such an
-    object among its parameters for a dependent. The keys of a dict are shared strings, so a dict would draw edges
-    between steps that have none.
+    Prefect notes the result of a task, and one level of what it holds, by `id()`, and takes any
+    later task with such an object among its parameters for a dependent. The keys of a dict are
+    shared strings, so a dict would draw edges between steps that have none.
     """
 
     __slots__ = ("__weakref__", "content")
@@ -34,19 +36,27 @@ class StoredStep:
         self.content = content
 
 
-class StepResultSerializer(Serializer):  # no Serializer[Any]: Prefect would register that, under no name
-    """Plain JSON under a name of our own: Prefect's `json` imports the classes that the data names."""
+# no Serializer[Any]: Prefect would register that, under no name
+class StepResultSerializer(Serializer):
+    """Plain JSON under a name of our own: Prefect's `json` imports the classes that the data
+    names.
+    """
 
     type: Literal["fastroai-json"] = SERIALIZER
 
     def dumps(self, obj: Any) -> bytes:
-        """A stored step as bytes. Of the error of a failed task, which Prefect hands over too, the text is kept."""
+        """A stored step as bytes.
+
+        Of the error of a failed task, which Prefect hands over too, the text is kept.
+        """
         if isinstance(obj, StoredStep):
             content = obj.content
         elif isinstance(obj, BaseException):
             content = {"error": f"{type(obj).__name__}: {obj}"}
         else:
-            raise TypeError(f"Only results of steps are stored here, not a {type(obj).__qualname__}.")
+            raise TypeError(
+                f"Only results of steps are stored here, not a {type(obj).__qualname__}."
+            )
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
     def loads(self, blob: bytes) -> Any:
@@ -93,8 +103,14 @@ def _as_json(stored: _StoredRecord) -> dict[str, Any]:
 
 
 def unstorable_record(record: StepRecord) -> dict[str, Any]:
-    """What is stored in the place of a record that can't be: whoever reads it takes it for a miss."""
-    return {"format": FORMAT, "step_id": record.step_id, "unstorable": type(record.output).__qualname__}
+    """What is stored in the place of a record that can't be: whoever reads it takes it for a
+    miss.
+    """
+    return {
+        "format": FORMAT,
+        "step_id": record.step_id,
+        "unstorable": type(record.output).__qualname__,
+    }
 
 
 def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
@@ -106,12 +122,17 @@ def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
     try:
         found = getattr(stored, "content", None)
         content = _StoredRecord.model_validate(found)
-        if json.dumps(_as_json(content)) != json.dumps(found):  # pydantic takes the text "1" for 1; we never wrote it
+        # pydantic takes the text "1" for 1; we never wrote it
+        if json.dumps(_as_json(content)) != json.dumps(found):
             raise ValueError("it is not written as a record is")
     except (ValueError, RecursionError) as error:
-        raise ResultStorageError(f"The stored result of step '{codec.step_id}' can't be read: {error}") from error
+        raise ResultStorageError(
+            f"The stored result of step '{codec.step_id}' can't be read: {error}"
+        ) from error
     if content.step_id != codec.step_id:
-        raise ResultStorageError(f"What is stored for step '{codec.step_id}' is of step '{content.step_id}'.")
+        raise ResultStorageError(
+            f"What is stored for step '{codec.step_id}' is of step '{content.step_id}'."
+        )
     return StepRecord(
         step_id=content.step_id,
         output=codec.decode(content.output),

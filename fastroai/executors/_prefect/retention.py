@@ -1,4 +1,6 @@
-"""Old records, deleted from a storage: results of steps, and the requests that were answered within them."""
+"""Old records, deleted from a storage: results of steps, and the requests that were answered within
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,12 @@ from .results import SERIALIZER
 Kind = Literal["result", "request"]
 
 MINIMUM_AGE = timedelta(hours=1)
-"""Nothing younger is deleted: runs that are under way, or about to be tried again, may still need it."""
+"""Nothing younger is deleted: runs that are under way, or about to be tried again, may still need
+it.
+"""
 
-# 32 digits: what has no key of ours, such as the error of a failed task, and the keys of Prefect's own policies.
+# 32 digits: what has no key of ours, such as the error of a failed task, and the keys of Prefect's
+# own policies.
 _RESULT = re.compile(r"[0-9a-f]{32}(?:[0-9a-f]{32})?")
 _REQUEST = re.compile(r"[0-9a-f]{64}-[1-9][0-9]*")
 
@@ -42,7 +47,8 @@ class Pruned:
         size: Bytes of both.
         younger: Objects under the names of records that are not old.
         others: Objects in the same folders that are no records of fastroai, or can't be told to be.
-        failures: Why they could not be looked into or deleted, by the paths of old objects that stay.
+        failures: Why they could not be looked into or deleted, by the paths of old objects that
+            stay.
     """
 
     location: str
@@ -66,13 +72,17 @@ class Pruned:
 
 
 async def prune_results(
-    *, older_than: timedelta, storage: Any = None, dry_run: bool = False, now: datetime | None = None
+    *,
+    older_than: timedelta,
+    storage: Any = None,
+    dry_run: bool = False,
+    now: datetime | None = None,
 ) -> Pruned:
     """Delete records that were last written long ago.
 
-    An object is deleted only if it has the name of a record and begins as the record of that name does: sealed, by
-    whatever secret, and a result by our serializer or a recorded request. A record's age counts from when it was
-    written; that it was used later does not count.
+    An object is deleted only if it has the name of a record and begins as the record of that name
+    does: sealed, by whatever secret, and a result by our serializer or a recorded request. A
+    record's age counts from when it was written; that it was used later does not count.
 
     Args:
         older_than: Age from which records are deleted, at least `MINIMUM_AGE`.
@@ -82,7 +92,8 @@ async def prune_results(
 
     Raises:
         ValueError: The age is below the minimum, or reaches back before the calendar does.
-        ResultStorageError: The storage can't be listed or does not answer. Says what was deleted until then.
+        ResultStorageError: The storage can't be listed or does not answer. Says what was deleted
+            until then.
     """
     before = cutoff(older_than, now)
     settings = load_settings()
@@ -97,11 +108,17 @@ async def prune_results(
     except ResultStorageError:
         raise
     except Exception as error:
-        until_then = "" if dry_run else f" Until then, {pruned.results + pruned.requests} records were deleted."
+        until_then = (
+            ""
+            if dry_run
+            else f" Until then, {pruned.results + pruned.requests} records were deleted."
+        )
         raise ResultStorageError(
-            f"Old results can't be deleted from {pruned.location}: {type(error).__name__}: {error}.{until_then} Check "
-            "that the storage exists and can be reached, and that its credentials may list, read and delete there "
-            "(FASTROAI_RESULT_STORAGE, FASTROAI_S3_ENDPOINT_URL, the AWS credentials)."
+            f"Old results can't be deleted from {pruned.location}: {type(error).__name__}: "
+            f"{error}.{until_then} Check "
+            "that the storage exists and can be reached, and that its credentials may list, read "
+            "and delete there (FASTROAI_RESULT_STORAGE, FASTROAI_S3_ENDPOINT_URL, the AWS "
+            "credentials)."
         ) from error
     return pruned
 
@@ -114,7 +131,8 @@ def cutoff(older_than: timedelta, now: datetime | None = None) -> datetime:
     """
     if older_than < MINIMUM_AGE:
         raise ValueError(
-            "what is younger than an hour is never deleted, since runs under way may need it. Give 1h or more."
+            "what is younger than an hour is never deleted, since runs under way may need it. Give "
+            "1h or more."
         )
     try:
         return (now or datetime.now(UTC)) - older_than
@@ -160,7 +178,9 @@ def kind_of(name: str) -> Kind | None:
 
 
 def is_record(name: str, beginning: bytes) -> bool:
-    """Whether what is stored under this name, and begins so, is a record of ours that was written under it."""
+    """Whether what is stored under this name, and begins so, is a record of ours that was written
+    under it.
+    """
     record = beginning_of_sealed(beginning)
     if record is None:
         return False
@@ -172,6 +192,10 @@ def is_record(name: str, beginning: bytes) -> bool:
         return False
     try:
         metadata, _ = json.JSONDecoder().raw_decode(text, len(opening))
-        return metadata["serializer"] == {"type": SERIALIZER} and PurePath(metadata["storage_key"]).name == name
-    except (ValueError, TypeError, KeyError, RecursionError):  # or it does not end within what is looked at
+        return (
+            metadata["serializer"] == {"type": SERIALIZER}
+            and PurePath(metadata["storage_key"]).name == name
+        )
+    # or it does not end within what is looked at
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False

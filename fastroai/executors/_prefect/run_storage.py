@@ -1,4 +1,6 @@
-"""Where each step of a run keeps its result: opened and probed before anything is spent, settled at the end."""
+"""Where each step of a run keeps its result: opened and probed before anything is spent, settled at
+the end.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,11 @@ PROBE = b"fastroai: this storage can be written and read"
 
 
 class StepStorage(WritableFileSystem):
-    """One step's results as Prefect reads and writes them; only a record that we sealed is believed.
+    """One step's results as Prefect reads and writes them; only a record that we sealed is
+    believed.
 
-    Prefect decodes a record by the serializer that the record names, so that one that somebody planted could run code.
-    Here any other is as good as missing.
+    Prefect decodes a record by the serializer that the record names, so that one that somebody
+    planted could run code. Here any other is as good as missing.
     """
 
     _block_type_name = "fastroai step results"
@@ -39,7 +42,10 @@ class StepStorage(WritableFileSystem):
     store: Any
     step_id: str
     inputs: Any = None
-    """Of a run with a key: a record is of this run only if the step had read the same values. None: its key says so."""
+    """Of a run with a key: a record is of this run only if the step had read the same values.
+
+    None: its key says so.
+    """
     _checked: bytes | None = PrivateAttr(None)
 
     def _resolve_path(self, path: str) -> Any:
@@ -56,7 +62,10 @@ class StepStorage(WritableFileSystem):
         if record is self._checked:
             return record
         found = loads_strictly(record)
-        if found["metadata"]["serializer"] != {"type": SERIALIZER} or type(found["result"]) is not str:
+        if (
+            found["metadata"]["serializer"] != {"type": SERIALIZER}
+            or type(found["result"]) is not str
+        ):
             raise ValueError(f"{path!r} was not written as a step's result")
         if self.inputs is not None:
             reads = loads_strictly(found["result"])["reads"]
@@ -82,7 +91,8 @@ class RunStorage:
 
     def __init__(self, stores: Mapping[str, ResultStore], inputs: Mapping[str, Any] | None) -> None:
         self.by_step = {
-            step_id: StepStorage(store=store, step_id=step_id, inputs=inputs) for step_id, store in stores.items()
+            step_id: StepStorage(store=store, step_id=step_id, inputs=inputs)
+            for step_id, store in stores.items()
         }
         self.not_stored: dict[str, str] = {}
         self._stores = {id(store): store for store in stores.values()}
@@ -93,7 +103,10 @@ class RunStorage:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         # Who cancels a run does not want to wait.
         wait = exc_type is None or issubclass(exc_type, Exception)
@@ -108,11 +121,18 @@ def describe_losses(not_stored: Mapping[str, str]) -> str:
     """What could not be stored, why, and what that means."""
     steps = ", ".join(map(repr, not_stored))
     causes = "; ".join(dict.fromkeys(not_stored.values()))
-    return f"Results that could not be stored, so that another run would pay for them again: {steps} ({causes})"
+    return (
+        f"Results that could not be stored, so that another run would pay for them again: {steps} "
+        f"({causes})"
+    )
 
 
 async def open_storage(
-    plan: ExecutionPlan, default: Any, settings: FastroAISettings, *, inputs: Mapping[str, Any] | None = None
+    plan: ExecutionPlan,
+    default: Any,
+    settings: FastroAISettings,
+    *,
+    inputs: Mapping[str, Any] | None = None,
 ) -> RunStorage:
     """Each step's storage, every different one probed once.
 
@@ -163,10 +183,11 @@ async def probe(store: ResultStore) -> None:
     except Exception as error:
         cause = error.__cause__ if isinstance(error, NotThereError) and error.__cause__ else error
         raise ResultStorageError(
-            f"Results can't be kept at {store.described}: {type(cause).__name__}: {cause}. Nothing was run or spent. "
-            "Check that the storage exists, can be reached, and that its credentials may write, read and delete there "
-            "(FASTROAI_RESULT_STORAGE, FASTROAI_S3_ENDPOINT_URL, the AWS credentials), or set FASTROAI_RESULT_STORAGE "
-            "to a local folder."
+            f"Results can't be kept at {store.described}: {type(cause).__name__}: {cause}. Nothing "
+            "was run or spent. Check that the storage exists, can be reached, and that its "
+            "credentials may write, read and delete there (FASTROAI_RESULT_STORAGE, "
+            "FASTROAI_S3_ENDPOINT_URL, the AWS credentials), or set FASTROAI_RESULT_STORAGE to a "
+            "local folder."
         ) from error
 
 

@@ -39,17 +39,18 @@ async def check_server() -> None:
             await client.api_version()
     except Exception as error:
         raise ExecutorUnavailableError(
-            f"No Prefect server answers at PREFECT_API_URL={url!r} ({type(error).__name__}: {error}). Nothing was "
-            "run or spent. Start one with `prefect server start`, correct the URL, or run in process with "
-            "FASTROAI_EXECUTOR=memory."
+            f"No Prefect server answers at PREFECT_API_URL={url!r} ({type(error).__name__}: "
+            f"{error}). Nothing was "
+            "run or spent. Start one with `prefect server start`, correct the URL, or run in "
+            "process with FASTROAI_EXECUTOR=memory."
         ) from error
 
 
 async def stop_retrying_if_silent() -> None:
     """Make the rest of this asyncio task give up at once on a server that no longer answers.
 
-    Prefect tries each call for more than a minute; the steps are done, and their results should not wait for that.
-    Only for a task that ends with the flow: the setting stays in its context.
+    Prefect tries each call for more than a minute; the steps are done, and their results should not
+    wait for that. Only for a task that ends with the flow: the setting stays in its context.
     """
     exit_without_a_silent_server()
     try:
@@ -64,9 +65,11 @@ async def stop_retrying_if_silent() -> None:
 
 
 async def wait_for_task_runs(task_run_ids: Sequence[UUID]) -> None:
-    """Give a temporary server, which ends with this process, the time to note how the tasks of a run ended.
+    """Give a temporary server, which ends with this process, the time to note how the tasks of a
+    run ended.
 
-    Task states travel as events and are noted in batches; without this the last ones of a short program are lost.
+    Task states travel as events and are noted in batches; without this the last ones of a short
+    program are lost.
     """
     if PREFECT_API_URL.value():
         return
@@ -79,5 +82,7 @@ async def wait_for_task_runs(task_run_ids: Sequence[UUID]) -> None:
 
 
 async def _final_task_runs(client: PrefectClient, task_run_ids: list[UUID]) -> int:
-    task_runs = await client.read_task_runs(task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=task_run_ids)))
+    task_runs = await client.read_task_runs(
+        task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=task_run_ids))
+    )
     return sum(task_run.state is not None and task_run.state.is_final() for task_run in task_runs)

@@ -1,4 +1,6 @@
-"""Prefect's services, which send logs and states in the background: no exit of a process waits for a dead server."""
+"""Prefect's services, which send logs and states in the background: no exit of a process waits for
+a dead server.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ _covered: WeakSet[QueueService[Any]] = WeakSet()
 def exit_without_a_silent_server() -> None:
     """Have the services of this process give up at its exit, if their server is silent then.
 
-    Each tries for many minutes otherwise. As long as the process lives they go on: the server may come back.
+    Each tries for many minutes otherwise. As long as the process lives they go on: the server may
+    come back.
     """
     # A temporary server ends with this process, in an order of its own.
     if not PREFECT_API_URL.value():

@@ -64,7 +64,10 @@ class StepTask:
 def compile_tasks(
     plan: ExecutionPlan, defaults: Mapping[str, Any], storages: Mapping[str, WritableFileSystem]
 ) -> dict[str, StepTask]:
-    """One task per step. `defaults` are Prefect task options for all; a step's own configuration wins."""
+    """One task per step.
+
+    `defaults` are Prefect task options for all; a step's own configuration wins.
+    """
     return {
         step_id: StepTask(
             _make_task(node, defaults, storages[step_id]),
@@ -88,7 +91,9 @@ def _make_task(
     config = node.config
     options: dict[str, Any] = {
         "retries": config.retries,
-        "retry_delay_seconds": [retry_delay(config, n + 1) for n in range(min(config.retries, MAX_RETRY_DELAYS))],
+        "retry_delay_seconds": [
+            retry_delay(config, n + 1) for n in range(min(config.retries, MAX_RETRY_DELAYS))
+        ],
         "cache_policy": resolve_cache_policy(config.cache_policy),
         "cache_expiration": expiration(config),
         "persist_result": config.persist_result is not False,
@@ -96,7 +101,9 @@ def _make_task(
         "retry_condition_fn": step_may_be_tried_again,
         "task_run_name": literal_name(node.step_id),
     }
-    task: Task[[dict[str, Any]], Any] = Task(run_step_task, name=node.step_id, **(options | _defaults(node, defaults)))
+    task: Task[[dict[str, Any]], Any] = Task(
+        run_step_task, name=node.step_id, **(options | _defaults(node, defaults))
+    )
     if task.persist_result:
         # Assigned, because Task() refuses a block that was not saved to the server.
         task.result_storage = storage
@@ -120,8 +127,13 @@ _FIELD_OF_OPTION = {
 def _defaults(node: PlannedStep, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The executor's task options that the step's configuration does not give itself."""
     given: set[str] = node.config.__dict__.get("_given", set())
-    options = {option: value for option, value in defaults.items() if _FIELD_OF_OPTION.get(option) not in given}
-    options.pop("result_storage", None)  # resolved and probed before the run, like every other storage
+    options = {
+        option: value
+        for option, value in defaults.items()
+        if _FIELD_OF_OPTION.get(option) not in given
+    }
+    # resolved and probed before the run, like every other storage
+    options.pop("result_storage", None)
     if "cache_policy" in options:
         options["cache_policy"] = resolve_cache_policy(options["cache_policy"])
     return options
@@ -171,7 +183,8 @@ class StepTasks:
         """Run one step as a task; called by the scheduler.
 
         Raises:
-            BaseException: What the step raised, the same object; a `TimeoutError` where its deadline passed.
+            BaseException: What the step raised, the same object; a `TimeoutError` where its
+                deadline passed.
         """
         state = "cancelled"
         try:
@@ -229,21 +242,28 @@ class StepTasks:
         return StoredStep(stored) if self._tasks[step_id].task.persist_result else None
 
     def _open_journal(self, node: PlannedStep) -> None:
-        """Have the step's answers recorded: beside its result if that may be used again, else in process."""
+        """Have the step's answers recorded: beside its result if that may be used again, else in
+        process.
+        """
         step_run, task = self._run.step_run(node.step_id), self._tasks[node.step_id].task
         if step_run.journal is not None or (node.config.durable or self._durable) != "request":
             return
         reusable = task.persist_result and task.cache_policy is not NO_CACHE
         storage: Any = task.result_storage
         step_run.journal = journal_of(
-            self._run.name, node.step_id, node.config.cache_scope, storage.store if reusable else None
+            self._run.name,
+            node.step_id,
+            node.config.cache_scope,
+            storage.store if reusable else None,
         )
 
     def _stored_form(self, node: PlannedStep, record: StepRecord) -> tuple[dict[str, Any], str]:
-        """What is stored of a finished step, and what identifies its output in the keys of its dependents.
+        """What is stored of a finished step, and what identifies its output in the keys of its
+        dependents.
 
         Raises:
-            ResultStorageError: The output can't be stored, and the step's configuration asks for it.
+            ResultStorageError: The output can't be stored, and the step's configuration asks for
+                it.
         """
         step_task = self._tasks[node.step_id]
         try:
@@ -252,13 +272,18 @@ class StepTasks:
             if _asks_for_storage(node):
                 raise
             if step_task.task.persist_result:
-                logger.warning("%s The run goes on; were it tried again, this step would run again.", error)
+                logger.warning(
+                    "%s The run goes on; were it tried again, this step would run again.", error
+                )
             return unstorable_record(record), digest_or_unique(object())
         return stored, digest_or_unique(stored["output"])
 
     def _reads(self, node: PlannedStep) -> dict[str, str]:
         inputs = self._run.inputs
-        return {key: digest_of_input(inputs, key) for key in sorted(self._run.step_run(node.step_id).reads)}
+        return {
+            key: digest_of_input(inputs, key)
+            for key in sorted(self._run.step_run(node.step_id).reads)
+        }
 
     def may_retry(self, node: PlannedStep) -> bool:
         """Whether the step's last failure may be followed by another attempt."""
@@ -284,7 +309,9 @@ class StepTasks:
         if record.entries:
             ledger = self._run.books.ledger
             attribution = step_run.next_attribution()
-            ledger.restate(entry for entry in record.entries if entry.attribution.is_same_run(attribution))
+            ledger.restate(
+                entry for entry in record.entries if entry.attribution.is_same_run(attribution)
+            )
             for entry in replays(record.entries, attribution):
                 ledger.record(entry)
         self._run.outputs[node.step_id] = record.output
@@ -301,11 +328,16 @@ class StepTasks:
     async def _error_of(self, node: PlannedStep, state: State[Any]) -> BaseException:
         error = self._errors.get(node.step_id)
         if state.name == "TimedOut" and isinstance(error, asyncio.CancelledError):
-            return TimeoutError(f"Step '{node.step_id}': {state.message}")  # of default_task_config's timeout_seconds
+            # of default_task_config's timeout_seconds
+            return TimeoutError(f"Step '{node.step_id}': {state.message}")
         if error is not None:
             return error
         result = await state.aresult(raise_on_failure=False)
-        return result if isinstance(result, BaseException) else RuntimeError(f"Prefect ended the task as {state!r}")
+        return (
+            result
+            if isinstance(result, BaseException)
+            else RuntimeError(f"Prefect ended the task as {state!r}")
+        )
 
     def _write_artifact(self, node: PlannedStep, state: str) -> None:
         step_id = node.step_id
@@ -321,8 +353,13 @@ class StepTasks:
         )
 
     def write_run_artifact(self, not_stored: Collection[str] = ()) -> None:
-        """The table of the whole run: a row per step, also for those that were not run; it says what is not stored."""
-        rows = {step_id: self._ended.get(step_id, ("not run", 0, ())) for step_id in self._run.plan.steps}
+        """The table of the whole run: a row per step, also for those that were not run; it says
+        what is not stored.
+        """
+        rows = {
+            step_id: self._ended.get(step_id, ("not run", 0, ()))
+            for step_id in self._run.plan.steps
+        }
         for step_id in not_stored:
             state, attempts, entries = rows[step_id]
             rows[step_id] = (f"{state}, not stored", attempts, entries)
@@ -336,17 +373,28 @@ class StepTasks:
 
 
 def _asks_for_storage(node: PlannedStep) -> bool:
-    """Whether a step's configuration says that its result is to be kept, so that going on without would be wrong."""
+    """Whether a step's configuration says that its result is to be kept, so that going on without
+    would be wrong.
+    """
     config = node.config
-    return bool(config.persist_result) or config.result_storage is not None or config.cache_policy not in (None, "off")
+    return (
+        bool(config.persist_result)
+        or config.result_storage is not None
+        or config.cache_policy not in (None, "off")
+    )
 
 
 def _results_of_the_flow(context: TaskRunContext | None) -> AbstractContextManager[Any]:
-    """Keep the results of a user's own tasks within a step where the flow keeps them, not as results of steps."""
+    """Keep the results of a user's own tasks within a step where the flow keeps them, not as
+    results of steps.
+    """
     flow_context = FlowRunContext.get()
     if context is None or flow_context is None:
         return nullcontext()
     own: AbstractContextManager[Any] = context.model_copy(
-        update={"result_store": flow_context.result_store, "persist_result": flow_context.persist_result}
+        update={
+            "result_store": flow_context.result_store,
+            "persist_result": flow_context.persist_result,
+        }
     )
     return own

@@ -29,8 +29,10 @@ from ...errors import ExecutorUnavailableError
 from ...settings import process_environment
 
 NOTICE = (
-    "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip the wait, set "
-    "PREFECT_API_URL to a running server (`prefect server start`), or run in process with FASTROAI_EXECUTOR=memory.\n"
+    "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip the "
+    "wait, set "
+    "PREFECT_API_URL to a running server (`prefect server start`), or run in process with "
+    "FASTROAI_EXECUTOR=memory.\n"
 )
 
 STARTUP_SECONDS = 120
@@ -40,13 +42,14 @@ LAST_LINES = 40
 STDERR = 2
 
 _WAYS_OUT = (
-    "Nothing was run or spent. Set PREFECT_API_URL to a running server (`prefect server start`), or run in process "
-    "with FASTROAI_EXECUTOR=memory."
+    "Nothing was run or spent. Set PREFECT_API_URL to a running server (`prefect server start`), "
+    "or run in process with FASTROAI_EXECUTOR=memory."
 )
 
 
 async def start_temporary_server() -> None:
-    """Start it, unless it runs. It ends with this process, and with the wait for it when that is cancelled.
+    """Start it, unless it runs. It ends with this process, and with the wait for it when that is
+    cancelled.
 
     Raises:
         ExecutorUnavailableError: It can't be started; says what the server said.
@@ -75,10 +78,15 @@ async def start_temporary_server() -> None:
                 return
             except RuntimeError:
                 # Another process may have taken the port meanwhile.
-                if attempt == PORTS_TRIED or process.poll() is None or server.is_port_available(server.port):
+                if (
+                    attempt == PORTS_TRIED
+                    or process.poll() is None
+                    or server.is_port_available(server.port)
+                ):
                     raise
     except BaseException as error:
-        # In a thread: it waits some seconds for the process to end, and must itself not be cut short.
+        # In a thread: it waits some seconds for the process to end, and must itself not be cut
+        # short.
         await asyncio.shield(asyncio.to_thread(server.stop))
         if not isinstance(error, Exception):
             raise
@@ -89,12 +97,29 @@ async def start_temporary_server() -> None:
 
 
 def _launch(port: int) -> _ServerProcess:
-    """Start a server process, without interrupts from the terminal: it has to note how what they interrupt ends."""
-    factory = ["--app-dir", str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
+    """Start a server process, without interrupts from the terminal: it has to note how what they
+    interrupt ends.
+    """
+    factory = [
+        "--app-dir",
+        str(prefect.__module_path__.parent),
+        "--factory",
+        "prefect.server.api.server:create_app",
+    ]
     quiet = ["--log-level", "error", "--lifespan", "on"]
     with _interrupts_blocked():
         process = _ServerProcess(
-            [sys.executable, "-m", "uvicorn", *factory, "--host", "127.0.0.1", "--port", str(port), *quiet],
+            [
+                sys.executable,
+                "-m",
+                "uvicorn",
+                *factory,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                *quiet,
+            ],
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -117,7 +142,9 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Let a process that is started here inherit that SIGINT does not reach it; this process gets it afterwards."""
+    """Let a process that is started here inherit that SIGINT does not reach it; this process gets
+    it afterwards.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -136,7 +163,9 @@ class _ServerProcess(subprocess.Popen[bytes]):
         assert self.stderr is not None
         self.ready = False
         self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
-        self._reader = Thread(target=self._read, args=[self.stderr], name="fastroai-prefect-server", daemon=True)
+        self._reader = Thread(
+            target=self._read, args=[self.stderr], name="fastroai-prefect-server", daemon=True
+        )
         self._reader.start()
 
     def _read(self, stream: IO[bytes]) -> None:
@@ -144,7 +173,8 @@ class _ServerProcess(subprocess.Popen[bytes]):
             for line in stream:
                 self._lines.append(line)
                 if self.ready:
-                    os.write(STDERR, line)  # not sys.stderr, whose lock a daemon thread may hold when Python ends
+                    # not sys.stderr, whose lock a daemon thread may hold when Python ends
+                    os.write(STDERR, line)
 
     def said(self) -> str:
         """Once the process has ended: the error it names last, else its last lines."""

@@ -1,4 +1,4 @@
-"""Flow runs whose process died, told from living ones by their sign of life, and put back to be run."""
+"""Flow runs whose process died: found by their missing heartbeat, and put back to be run."""
 
 from __future__ import annotations
 
@@ -51,16 +51,20 @@ class TrackedRun:
 
 
 async def tracked_runs() -> tuple[list[TrackedRun], int]:
-    """The runs under way, and those that died; then the number of those this Prefect server knows nothing of.
+    """The runs under way, and those that died; then the number of those this Prefect server knows
+    nothing of.
 
-    A run is only known here when it wrote to the same ledger. What ended after all, for example because somebody ended
-    it in the UI, is forgotten.
+    A run is only known here when it wrote to the same ledger. What ended after all, for example
+    because somebody ended it in the UI, is forgotten.
 
     Raises:
         LedgerUnavailableError: The ledger can't be read.
     """
     heartbeat = configured_heartbeat()
-    holdings = {holding.claim.name: holding for holding in await asyncio.wrap_future(heartbeat.holdings("flow_run"))}
+    holdings = {
+        holding.claim.name: holding
+        for holding in await asyncio.wrap_future(heartbeat.holdings("flow_run"))
+    }
     runs: list[TrackedRun] = []
     async with get_client() as client:
         flow_runs = await _flow_runs(client, [UUID(name) for name in holdings])
@@ -72,7 +76,9 @@ async def tracked_runs() -> tuple[list[TrackedRun], int]:
             continue
         deployment = None if flow_run.deployment_id is None else names[flow_run.deployment_id]
         state = flow_run.state_name or "no state"
-        runs.append(TrackedRun(flow_run=flow_run, deployment=deployment, state=state, holding=holding))
+        runs.append(
+            TrackedRun(flow_run=flow_run, deployment=deployment, state=state, holding=holding)
+        )
     runs.sort(key=lambda run: run.holding.since)
     return runs, len(holdings) - len(flow_runs)
 
@@ -80,15 +86,18 @@ async def tracked_runs() -> tuple[list[TrackedRun], int]:
 async def resume(run: TrackedRun) -> str:
     """Take up a dead run, and say what was done.
 
-    A deployed one is put back, so that a worker runs the same flow run again and finds the results of its finished
-    steps. One that `execute` started is marked as crashed: only its program can start it again.
+    A deployed one is put back, so that a worker runs the same flow run again and finds the results
+    of its finished steps. One that `execute` started is marked as crashed: only its program can
+    start it again.
 
     Raises:
         RunLeaseError: It is alive, or Prefect's server does not take its new state.
         LedgerUnavailableError: The ledger can't be written; nothing was done.
     """
     heartbeat = configured_heartbeat()
-    claim = LeaseRequest(kind="flow_run", name=str(run.flow_run.id), seconds=load_settings().lease_seconds)
+    claim = LeaseRequest(
+        kind="flow_run", name=str(run.flow_run.id), seconds=load_settings().lease_seconds
+    )
     await _take_over(heartbeat, claim, run)
     try:
         async with get_client() as client:
@@ -104,9 +113,9 @@ async def _take_over(heartbeat: Heartbeat, claim: LeaseRequest, run: TrackedRun)
     if isinstance(taken, Lease):
         return
     raise RunLeaseError(
-        f"Flow run {run.flow_run.name!r} ({run.flow_run.id}) is alive: process {taken.claim.pid} on "
-        f"{taken.claim.host} gave a sign of life {taken.silent:.1f} s ago. It counts as dead after "
-        f"{taken.claim.seconds:g} s without one."
+        f"Flow run {run.flow_run.name!r} ({run.flow_run.id}) is alive: process {taken.claim.pid} "
+        f"on {taken.claim.host} gave a sign of life {taken.silent:.1f} s ago. It counts as dead "
+        f"after {taken.claim.seconds:g} s without one."
     )
 
 
@@ -118,7 +127,9 @@ async def _put_back(client: PrefectClient, run: TrackedRun) -> str:
         await _set_state(client, flow_run, Crashed(message=f"{who} {advice}"))
     await _end_task_runs(client, flow_run.id)
     if run.deployment is not None:
-        await _set_state(client, flow_run, AwaitingRetry(message=f"{who} Resumed by `fastroai runs`."))
+        await _set_state(
+            client, flow_run, AwaitingRetry(message=f"{who} Resumed by `fastroai runs`.")
+        )
     return f"{flow_run.name} ({flow_run.id}): {advice}"
 
 
@@ -126,7 +137,9 @@ async def _set_state(client: PrefectClient, flow_run: FlowRun, state: State[Any]
     answer = await client.set_flow_run_state(flow_run.id, state)
     if answer.status is not SetStateStatus.ACCEPT:
         reason = getattr(answer.details, "reason", None) or answer.status.value
-        raise RunLeaseError(f"Prefect's server did not take {state.name!r} for flow run {flow_run.id}: {reason}.")
+        raise RunLeaseError(
+            f"Prefect's server did not take {state.name!r} for flow run {flow_run.id}: {reason}."
+        )
 
 
 def _advice(run: TrackedRun) -> str:
@@ -134,29 +147,44 @@ def _advice(run: TrackedRun) -> str:
         return f"Put back for a worker of {run.deployment!r}, which goes on where it stopped."
     key = run.holding.claim.run_key
     if run.flow_run.parent_task_run_id is not None and key is None:
-        return "Marked as crashed. It is part of another flow run: retry that one, and it goes on where it stopped."
+        return (
+            "Marked as crashed. It is part of another flow run: retry that one, and it goes on "
+            "where it stopped."
+        )
     if key is None:
-        return "Marked as crashed. It had no run_key, so another execution starts from the beginning."
+        return (
+            "Marked as crashed. It had no run_key, so another execution starts from the beginning."
+        )
     return (
-        f"Marked as crashed. Execute {run.holding.claim.pipeline!r} again with run_key={key!r}: it goes on from here."
+        f"Marked as crashed. Execute {run.holding.claim.pipeline!r} again with run_key={key!r}: it "
+        "goes on from here."
     )
 
 
 async def _end_task_runs(client: PrefectClient, flow_run_id: UUID) -> None:
     """Task runs that were under way would stay so in the UI."""
-    running = TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
+    running = TaskRunFilterState(
+        type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+    )
     found = await client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
         task_run_filter=TaskRunFilter(state=running),
         limit=_PAGE,
     )
     for task_run in found:
-        await client.set_task_run_state(task_run.id, Crashed(message="Its process ended without a word."), force=True)
+        await client.set_task_run_state(
+            task_run.id, Crashed(message="Its process ended without a word."), force=True
+        )
 
 
 def _has_ended(flow_run: FlowRun) -> bool:
-    """Whether there is nothing left to resume. A worker that saw the process die has marked the run as crashed."""
-    return flow_run.state is not None and flow_run.state.is_final() and not flow_run.state.is_crashed()
+    """Whether there is nothing left to resume.
+
+    A worker that saw the process die has marked the run as crashed.
+    """
+    return (
+        flow_run.state is not None and flow_run.state.is_final() and not flow_run.state.is_crashed()
+    )
 
 
 async def _flow_runs(client: PrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:

@@ -1,4 +1,7 @@
-"""Where ledgers are kept: SQLite, PostgreSQL, or memory. SQLAlchemy is imported when one in a database is opened."""
+"""Where ledgers are kept: SQLite, PostgreSQL, or memory.
+
+SQLAlchemy is imported when one in a database is opened.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +40,17 @@ async def open_store(
     """Open a ledger, create it, or bring it up to date. The caller closes it.
 
     Args:
-        url: `sqlite:///path`, `postgresql://user@host/name`, or `memory://`, which is one for the whole process.
-        required: Whether a request must not be sent while it can't be booked. If not, this returns although the
-            database can't be reached.
+        url: `sqlite:///path`, `postgresql://user@host/name`, or `memory://`, which is one for the
+            whole process.
+        required: Whether a request must not be sent while it can't be booked. If not, this returns
+            although the database can't be reached.
         outbox_folder: Where entries wait that can't be written. None: `~/.fastroai/unwritten`.
         create: Whether to make a ledger where there is none yet.
 
     Raises:
         LedgerNotFoundError: There is none, and none was to be made.
-        LedgerUnavailableError: The URL is of no such database, or it is required and can't be reached.
+        LedgerUnavailableError: The URL is of no such database, or it is required and can't be
+            reached.
     """
     store = _make(url, required, outbox_folder)
     try:
@@ -59,7 +64,8 @@ async def open_store(
 
 
 async def configured_store(default: str | None = None) -> LedgerStore | None:
-    """The ledger that `FASTROAI_LEDGER_URL` names, or else the default one, if any; opened once per process.
+    """The ledger that `FASTROAI_LEDGER_URL` names, or else the default one, if any; opened once per
+    process.
 
     Raises:
         LedgerUnavailableError: It can't be used, and `FASTROAI_LEDGER_REQUIRED` says that it must.
@@ -67,11 +73,14 @@ async def configured_store(default: str | None = None) -> LedgerStore | None:
     from ...settings import load_settings  # only here: pydantic-settings takes its time to import
 
     url = configured_url() or default
-    return None if url is None else await shared_store(url, required=load_settings().ledger_required)
+    return (
+        None if url is None else await shared_store(url, required=load_settings().ledger_required)
+    )
 
 
 async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
-    """The store of this process for a ledger, opened once. It serves every event loop and is closed at exit.
+    """The store of this process for a ledger, opened once. It serves every event loop and is closed
+    at exit.
 
     Raises:
         LedgerUnavailableError: As `open_store`; the next call tries again.
@@ -87,7 +96,9 @@ async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
 
 
 async def flush_shared(url: str) -> None:
-    """Write what runs of this process have booked in a ledger; what can't be written now is kept instead."""
+    """Write what runs of this process have booked in a ledger; what can't be written now is kept
+    instead.
+    """
     for store in [store for (shared, _), store in _shared.items() if shared == url]:
         with suppress(LedgerUnavailableError):
             await store.flush()
@@ -110,4 +121,6 @@ def _make(url: str, required: bool, outbox_folder: Path | None) -> LedgerStore:
         return _in_memory()
     from .sql_store import SqlStore
 
-    return SqlStore(url, required=required, outbox_folder=outbox_folder or user_folder() / "unwritten")
+    return SqlStore(
+        url, required=required, outbox_folder=outbox_folder or user_folder() / "unwritten"
+    )

@@ -21,7 +21,8 @@ _PLACES = 12
 
 INTENT_TEXTS = ("agent", "model_asked", "provider_host", "service_tier", "replay_of")
 OUTCOME_TEXTS = (
-    "model_answered", "provider", "service_tier", "response_id", "price_source", "price_version", "error",
+    "model_answered", "provider", "service_tier", "response_id",
+    "price_source", "price_version", "error",
 )  # fmt: skip
 _ATTRIBUTION_TEXTS = ("run_id", "run_key", "pipeline", "step_id", "deployment")
 
@@ -61,14 +62,18 @@ def outcome_row(entry: LedgerEntry) -> Row:
         "settled_at": microseconds(entry.settled_at or datetime.now(UTC)),
         **{name: _text(getattr(entry, name)) for name in OUTCOME_TEXTS},
         **{name: _whole(getattr(entry.tokens, name)) for name in TOKEN_NAMES},
-        "further_usage": _json({_text(str(key)): value for key, value in entry.further_usage.items()}),
+        "further_usage": _json(
+            {_text(str(key)): value for key, value in entry.further_usage.items()}
+        ),
         **amounts,
         "exact": exact,
     }
 
 
 def entry_from(row: Mapping[Any, Any]) -> LedgerEntry:
-    """The entry of an intent row joined with its outcome's columns, which are prefixed `o_`; those are None without."""
+    """The entry of an intent row joined with its outcome's columns, which are prefixed `o_`;
+    those are None without.
+    """
     settled = row["o_state"] is not None
     prefix = "o_" if settled else ""
     exact = json.loads(row[f"{prefix}exact"] or "{}")
@@ -87,7 +92,9 @@ def entry_from(row: Mapping[Any, Any]) -> LedgerEntry:
         service_tier=row[f"{prefix}service_tier"],
         sent_at=moment(row["sent_at"]),
         settled_at=moment(row["o_settled_at"]) if settled else None,
-        tokens=TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES}) if settled else TokenCounts(),
+        tokens=TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES})
+        if settled
+        else TokenCounts(),
         further_usage=json.loads(row["o_further_usage"] or "{}"),
         cost_usd=_amount("cost", row["o_cost"], exact),
         request_fees_usd=_amount("request_fees", row["o_request_fees"], exact),
@@ -101,11 +108,16 @@ def as_stored(entry: LedgerEntry) -> LedgerEntry:
     """The entry as it will read once it is written; the same one but for what no database takes."""
     intent, outcome = intent_row(entry), outcome_row(entry)
     settled = entry.settled_at is not None
-    return entry_from(intent | {f"o_{name}": value if settled else None for name, value in outcome.items()})
+    return entry_from(
+        intent | {f"o_{name}": value if settled else None for name, value in outcome.items()}
+    )
 
 
 def to_units(usd: Decimal) -> int | None:
-    """An amount in 1e-12 USD. None: it is not a whole number of them, or too large for the column."""
+    """An amount in 1e-12 USD.
+
+    None: it is not a whole number of them, or too large for the column.
+    """
     try:
         units = EXACT.scaleb(usd, _PLACES)
     except InvalidOperation:
@@ -123,13 +135,19 @@ def from_units(units: int) -> Decimal:
 
 def tags_json(tags: Mapping[str, str]) -> str | None:
     """Tags as canonical JSON: the same tags are the same text. None without any."""
-    return _json({_text(str(name)): _text(str(value)) for name, value in tags.items()}) if tags else None
+    return (
+        _json({_text(str(name)): _text(str(value)) for name, value in tags.items()})
+        if tags
+        else None
+    )
 
 
 def tag_fragments(name: str, value: str | None) -> tuple[str, ...]:
-    """Texts of which canonical JSON contains one exactly when it has that tag, or a tag of that name.
+    """Texts of which canonical JSON contains one exactly when it has that tag, or a tag of that
+    name.
 
-    Quotes inside a name or a value are escaped, so a fragment that starts at an opening quote is never found in one.
+    Quotes inside a name or a value are escaped, so a fragment that starts at an opening quote is
+    never found in one.
     """
     pair = f"{_dumps(_text(name))}:" + ("" if value is None else _dumps(_text(value)))
     return f"{{{pair}", f",{pair}"
@@ -156,7 +174,11 @@ def _amount(name: str, units: int | None, exact: Mapping[str, str]) -> Decimal |
 
 
 def _without_impossible_cost(entry: LedgerEntry) -> LedgerEntry:
-    if entry.cost_usd is None or entry.cost_usd.is_finite() or entry.state is not EntryState.CHARGED:
+    if (
+        entry.cost_usd is None
+        or entry.cost_usd.is_finite()
+        or entry.state is not EntryState.CHARGED
+    ):
         return entry
     reason = f"The price that was worked out is {entry.cost_usd}, which is no amount of money."
     return replace(entry, cost_usd=None, state=EntryState.UNPRICED, error=reason)

@@ -25,7 +25,10 @@ class MemoryStore:
         self._entries.setdefault(entry.id, as_stored(entry))
 
     def settle(self, entry: LedgerEntry) -> None:
-        """Book what became of a request. Of several outcomes the first counts; an unsettled one may become final."""
+        """Book what became of a request.
+
+        Of several outcomes the first counts; an unsettled one may become final.
+        """
         known = self._entries.get(entry.id)
         if known is None or known.settled_at is None or _resolves(entry, known):
             self._entries[entry.id] = as_stored(entry)

@@ -28,9 +28,11 @@ _entry = TypeAdapter(LedgerEntry)
 
 
 class Outbox:
-    """A file of entries, one JSON per line, synced to disk; and memory where there is no place for a file.
+    """A file of entries, one JSON per line, synced to disk; and memory where there is no place for
+    a file.
 
-    A process holds a lock on its file. What a dead process left is taken over by the next that opens the same ledger.
+    A process holds a lock on its file. What a dead process left is taken over by the next that
+    opens the same ledger.
     """
 
     def __init__(self, folder: Path, url: URL) -> None:
@@ -53,14 +55,18 @@ class Outbox:
         self._count += len(entries)
         try:
             # What a full disk cut off before does not spoil this line.
-            lines = b"".join(b"\n" + _entry.dump_json(as_stored(entry)) for entry in entries) + b"\n"
+            lines = (
+                b"".join(b"\n" + _entry.dump_json(as_stored(entry)) for entry in entries) + b"\n"
+            )
             file = self._open()
             if file.write(lines) != len(lines):
                 raise OSError(f"{self.path} took only a part")
             os.fsync(file.fileno())
         except Exception as error:  # whatever it is: what is to be kept must not be lost for it
             if not self._memory:
-                logger.error("Ledger entries that can't be written are kept in memory only: %s", error)
+                logger.error(
+                    "Ledger entries that can't be written are kept in memory only: %s", error
+                )
             self._memory += entries
 
     def entries(self) -> list[LedgerEntry]:
@@ -101,9 +107,14 @@ class Outbox:
                     path.unlink()
 
     def close(self) -> None:
-        """Leave the file to the next process. Entries in memory are logged, as there is nowhere else for them."""
+        """Leave the file to the next process.
+
+        Entries in memory are logged, as there is nowhere else for them.
+        """
         for entry in self._memory:
-            logger.error("Ledger entry that was never written: %s", _entry.dump_json(entry).decode())
+            logger.error(
+                "Ledger entry that was never written: %s", _entry.dump_json(entry).decode()
+            )
         if self._file is not None:
             self._file.close()
             self._file = self.path = None
@@ -123,7 +134,9 @@ class Outbox:
 
 
 def read_entries(path: Path) -> list[LedgerEntry]:
-    """The entries of a file; a last line that was cut off, or one that is no entry, is logged and left out."""
+    """The entries of a file; a last line that was cut off, or one that is no entry, is logged and
+    left out.
+    """
     return list(_parse(path.read_bytes(), path))
 
 

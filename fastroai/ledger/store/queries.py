@@ -71,14 +71,22 @@ def _read(connection: Connection, where: Iterable[ColumnElement[bool]]) -> list[
     return [entry_from(row) for row in connection.execute(statement).mappings()]
 
 
-def read_totals(connection: Connection, selection: LedgerFilter, by: str | None) -> tuple[Totals, ...]:
+def read_totals(
+    connection: Connection, selection: LedgerFilter, by: str | None
+) -> tuple[Totals, ...]:
     """The sums of the selected entries, as `totals_of` makes them, worked out by the database."""
     grouping(by)  # refuses what entries can't be grouped by
     columns = _columns(by)
     where = _conditions(connection, selection)
-    statement = select(*columns, *_sums()).select_from(_entries()).where(*where, _exact.is_(None)).group_by(*columns)
+    statement = (
+        select(*columns, *_sums())
+        .select_from(_entries())
+        .where(*where, _exact.is_(None))
+        .group_by(*columns)
+    )
     parts = [part for row in connection.execute(statement) for part in _parts(row, by)]
-    # Amounts that are not whole numbers of 1e-12 USD are rare, and no database adds them up exactly.
+    # Amounts that are not whole numbers of 1e-12 USD are rare, and no database adds them up
+    # exactly.
     return merged([*parts, *totals_of(_read(connection, [*where, _exact.is_not(None)]), by)])
 
 
@@ -192,6 +200,9 @@ def _parts(row: Row[Any], by: str | None) -> Iterator[Totals]:
     found = row._mapping
     sums: dict[str, Any] = {name: int(found[name]) for name in COUNTS}
     tokens = TokenCounts(**{name: int(found[name]) for name in TOKEN_NAMES})
-    sums |= {name: from_units(int(found[f"{name}_high"]) * _HALF + int(found[f"{name}_low"])) for name in AMOUNTS}
+    sums |= {
+        name: from_units(int(found[f"{name}_high"]) * _HALF + int(found[f"{name}_low"]))
+        for name in AMOUNTS
+    }
     for key in _keys(tuple(row)[: len(_columns(by))], by):
         yield Totals(key=key, tokens=tokens, **sums)

@@ -35,7 +35,8 @@ intents = Table(
     Column("simulated", Boolean, nullable=False),
     Column("replay_of", Text),
     Column("upper_bound", BigInteger),  # 1e-12 USD
-    Column("exact", Text),  # a JSON object: amounts that are not a whole number of 1e-12 USD, as decimals
+    # a JSON object: amounts that are not a whole number of 1e-12 USD, as decimals
+    Column("exact", Text),
 )
 """One row per request, committed before it is sent. Never changed."""
 
@@ -66,4 +67,7 @@ outcomes = Table(
     Column("price_version", Text),
     Column("error", Text),
 )
-"""At most one final row per entry, and one before it that says why the outcome was unknown. Never changed."""
+"""At most one final row per entry, and one before it that says why the outcome was unknown.
+
+Never changed.
+"""

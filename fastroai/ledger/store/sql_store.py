@@ -33,7 +33,8 @@ _EXIT_PATIENCE = 60.0
 
 
 class SqlStore:
-    """A ledger in SQLite or PostgreSQL, for any number of coroutines, event loops, threads and processes.
+    """A ledger in SQLite or PostgreSQL, for any number of coroutines, event loops, threads and
+    processes.
 
     Args:
         url: In SQLAlchemy's form.
@@ -69,7 +70,9 @@ class SqlStore:
                 self._start()
             if self._writer is None:
                 spill = Outbox(self._spill_folder, self._url)
-                self._writer = Writer(Database(self._url, writes=True), spill, required=self._required)
+                self._writer = Writer(
+                    Database(self._url, writes=True), spill, required=self._required
+                )
             return self._writer
 
     async def must_exist(self) -> None:
@@ -87,7 +90,8 @@ class SqlStore:
             raise LedgerNotFoundError(f"There is no ledger in {self._reader.name} yet.")
 
     async def ready(self) -> None:
-        """Wait until the database is there, with current tables; returns without it when it is not required.
+        """Wait until the database is there, with current tables; returns without it when it is not
+        required.
 
         Raises:
             LedgerUnavailableError: It can't be reached or brought up to date, and it is required.
@@ -97,7 +101,8 @@ class SqlStore:
     async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent. It is committed when this returns.
 
-        When this raises, the request must not be sent; it is then booked as refused, as soon as that is possible.
+        When this raises, the request must not be sent; it is then booked as refused, as soon as
+        that is possible.
 
         Raises:
             LedgerUnavailableError: It can't be booked, and it is required that it is.
@@ -114,8 +119,9 @@ class SqlStore:
     def settle(self, entry: LedgerEntry) -> None:
         """Book what became of a request, or an entry that needs no intent, such as a replayed one.
 
-        Returns at once and never raises; the entry is written soon, or later if it must. Of several outcomes of one
-        request the first counts, but that one may go from unsettled to something final.
+        Returns at once and never raises; the entry is written soon, or later if it must. Of several
+        outcomes of one request the first counts, but that one may go from unsettled to something
+        final.
         """
         intended = entry.id in self._intended
         self._intended.discard(entry.id)
@@ -128,7 +134,8 @@ class SqlStore:
         """Wait until all that was handed over is in the database.
 
         Raises:
-            LedgerUnavailableError: It can't be written now, and it is required that it is. It is kept.
+            LedgerUnavailableError: It can't be written now, and it is required that it is. It is
+                kept.
         """
         await self._written(Write(waiter=_waiter()))
 
@@ -141,7 +148,10 @@ class SqlStore:
         return await self._read(lambda connection: read_totals(connection, selection, by))
 
     async def close(self) -> None:
-        """Write all that was handed over, or keep it in a file, and close. What comes later opens it again."""
+        """Write all that was handed over, or keep it in a file, and close.
+
+        What comes later opens it again.
+        """
         await asyncio.to_thread(self.close_now)
 
     def close_now(self, timeout: float | None = None) -> None:
@@ -152,7 +162,8 @@ class SqlStore:
         self._reader.close()
 
     def _hand_over(self, write: Write) -> None:
-        # One that is being closed in another thread may not have seen it. To write it twice is harmless.
+        # One that is being closed in another thread may not have seen it. To write it twice is
+        # harmless.
         while not self._running().hand_over(write):
             pass
 

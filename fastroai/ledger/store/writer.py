@@ -1,4 +1,6 @@
-"""The thread that writes a ledger: what many coroutines hand over meanwhile shares the next commit."""
+"""The thread that writes a ledger: what many coroutines hand over meanwhile shares the next
+commit.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,19 @@ from .schema import intents, outcomes
 logger = logging.getLogger("fastroai.usage")
 
 COMPANY = 0.002
-"""Seconds that outcomes wait for an intent to share a commit with: nobody waits for them, and one is often near."""
+"""Seconds that outcomes wait for an intent to share a commit with: nobody waits for them, and one
+is often near.
+"""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _LARGEST_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiter:
-    """Who waits for a commit. The result is whether the database has it; an error, that it never will."""
+    """Who waits for a commit.
+
+    The result is whether the database has it; an error, that it never will.
+    """
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[bool]
@@ -37,7 +44,10 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
-    """What to write of an entry: its intent, its outcome, or both. Without one: to hear when all else is written."""
+    """What to write of an entry: its intent, its outcome, or both.
+
+    Without one: to hear when all else is written.
+    """
 
     entry: LedgerEntry | None = None
     intent: Row | None = None
@@ -58,11 +68,12 @@ class Write:
 class Writer:
     """Writes what it is handed, in as few commits as it can, and never gives anything up.
 
-    Handing over works in any thread, also in code that the garbage collector runs. What can't be written goes into the
-    spill and is tried again until it is.
+    Handing over works in any thread, also in code that the garbage collector runs. What can't be
+    written goes into the spill and is tried again until it is.
 
     Args:
-        required: Whether an intent that can't be written fails its waiter, or is kept like all else.
+        required: Whether an intent that can't be written fails its waiter, or is kept like all
+            else.
     """
 
     def __init__(self, database: Database, spill: Outbox, *, required: bool) -> None:
@@ -81,7 +92,10 @@ class Writer:
         self._thread.start()
 
     def hand_over(self, write: Write) -> bool:
-        """Write this as soon as possible. Returns at once; whether it was in time, before this writer's end."""
+        """Write this as soon as possible.
+
+        Returns at once; whether it was in time, before this writer's end.
+        """
         self._queue.put(write)
         return not self._ended
 
@@ -101,13 +115,18 @@ class Writer:
             try:
                 self._handle(batch, last=not going)
             except Exception as error:  # a thread that died would take all later entries with it
-                logger.exception("Writing to the ledger in %s failed; what was to be written is kept.", self._name)
+                logger.exception(
+                    "Writing to the ledger in %s failed; what was to be written is kept.",
+                    self._name,
+                )
                 self._keep(batch)
                 self._answer(dict.fromkeys(batch, error))
                 self._plan_retry(after_a_try=True)
         if len(self._spill):
             where = self._spill.path or "memory"
-            logger.warning("%d ledger entries for %s are left in %s.", len(self._spill), self._name, where)
+            logger.warning(
+                "%d ledger entries for %s are left in %s.", len(self._spill), self._name, where
+            )
         self._spill.close()
         self._database.close()
 
@@ -121,7 +140,8 @@ class Writer:
                 if write is None:
                     return batch, False
                 batch.append(write)
-                # Somebody waits: take what is there. Nobody does: something to share the commit with may come.
+                # Somebody waits: take what is there. Nobody does: something to share the commit
+                # with may come.
                 timeout = 0 if timeout == 0 or write.waiter else COMPANY
         except Empty:
             pass
@@ -137,7 +157,10 @@ class Writer:
         markers = [write for write in batch if write.entry is None]
         due = self._retry_at is not None and time.monotonic() >= self._retry_at
         waited_for = bool(markers) or (self._required and any(write.waiter for write in batch))
-        was_down, tries = self._down, due or last or waited_for or not self._down or self._error is None
+        was_down, tries = (
+            self._down,
+            due or last or waited_for or not self._down or self._error is None,
+        )
         failed = self._commit(batch) if tries else dict.fromkeys(batch, self._error)
         self._keep(write for write in failed if not (self._required and write.waiter))
         self._answer({write: failed.get(write) for write in batch if write.entry is not None})
@@ -157,7 +180,10 @@ class Writer:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _commit(self, batch: Sequence[Write]) -> Failures:
-        """Write a batch in one transaction. To write anything again is harmless: what is there is left as it is."""
+        """Write a batch in one transaction.
+
+        To write anything again is harmless: what is there is left as it is.
+        """
         intended = [write.intent for write in batch if write.intent is not None]
         settled = [write.outcome for write in batch if write.outcome is not None]
         for _ in range(2):  # the second time on a new connection
@@ -195,21 +221,27 @@ class Writer:
     def _write_kept(self) -> None:
         entries, left = self._spill.entries(), []
         for start in range(0, len(entries), _LARGEST_BATCH):
-            failed = self._commit([Write.of(e, intent=True) for e in entries[start : start + _LARGEST_BATCH]])
+            failed = self._commit(
+                [Write.of(e, intent=True) for e in entries[start : start + _LARGEST_BATCH]]
+            )
             left += [write.entry for write in failed if write.entry is not None]
             if self._down:
                 left += entries[start + _LARGEST_BATCH :]
                 break
         if len(left) < len(entries):
             self._spill.replace(left)
-            logger.warning("%d ledger entries were written to %s late.", len(entries) - len(left), self._name)
+            logger.warning(
+                "%d ledger entries were written to %s late.", len(entries) - len(left), self._name
+            )
 
     def _answer(self, results: Mapping[Write, Exception | None]) -> None:
         """Tell those who wait, each in its own loop."""
         answers: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
         for write, error in results.items():
             if write.waiter is not None:
-                refused = unavailable(self._name, error) if self._required and error is not None else None
+                refused = (
+                    unavailable(self._name, error) if self._required and error is not None else None
+                )
                 answer = write.waiter.future, error is None, refused
                 answers.setdefault(write.waiter.loop, []).append(answer)
         for loop, those in answers.items():
