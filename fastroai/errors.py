@@ -1,22 +1,21 @@
-"""Every error fastroai raises itself, cut by what a caller catches.
+"""Every error fastroai raises itself, grouped by what a caller catches.
 
 FastroAIError
-├── SettingsError                 a FASTROAI_* variable has a value it may not have
-├── PipelineValidationError       a pipeline, an input or a router that can't run
-│   ├── InputValidationError      the input of a run does not fit the pipeline's input model
-│   └── UnknownPipelineError      a router chose a name nobody registered (also a ValueError)
+├── SettingsError                 a FASTROAI_* variable has an invalid value
+├── PipelineValidationError       a pipeline, an input or a router is not valid
+│   ├── InputValidationError      the input of a run does not match the pipeline's input type
+│   └── UnknownPipelineError      a router chose an unregistered name (also a ValueError)
 ├── StepExecutionError            a step raised; carries the step, the cause and what was spent
 ├── CostBudgetExceededError       spend reached a budget; nothing more is sent
-├── DispatchSkippedError          raised by a user's hook: don't send this request, don't try again
+├── DispatchSkippedError          raised by a user's hook: do not send this call, do not retry it
 ├── UnknownModelPriceError        no price is listed for a model (also a LookupError)
 ├── LedgerUnavailableError        the ledger's database can't be opened or written; nothing is sent
 │   └── LedgerNotFoundError       there is no ledger to read yet
-├── RunLeaseError                 a run's key is held elsewhere: lost to another process, or asked
-for from within ├── ResultStorageError            results can't be kept: storage unreachable, or an
-output of no storable type └── ExecutorUnavailableError      an executor was asked for that can't be
-used here (also an ImportError)
+├── RunLeaseError                 the lease of a run was lost, or the run waits for itself
+├── ResultStorageError            a result can't be stored: storage unreachable, or type unsupported
+└── ExecutorUnavailableError      the chosen executor can't be used here (also an ImportError)
 
-All of them survive pickling: a Prefect task or a worker process may hand them over.
+All of them survive pickling: a Prefect task or a worker process may pass them on.
 """
 
 from __future__ import annotations
@@ -45,18 +44,18 @@ class ErrorCategory(StrEnum):
 
 
 class SettingsError(FastroAIError):
-    """A `FASTROAI_*` variable has a value it may not have.
+    """A `FASTROAI_*` variable has an invalid value.
 
-    The message names each variable and what is allowed.
+    The message names each variable and its allowed values.
     """
 
 
 class PipelineValidationError(FastroAIError):
-    """A pipeline can't run as it was defined. Raised at construction, before anything is sent."""
+    """A pipeline's definition is not valid. Raised at construction, before anything is sent."""
 
 
 class InputValidationError(PipelineValidationError):
-    """The input of a run does not fit the pipeline's `input_type`. Raised before the first step."""
+    """The input of a run does not match `input_type`. Raised before the first step."""
 
 
 class UnknownPipelineError(PipelineValidationError, ValueError):
@@ -64,12 +63,12 @@ class UnknownPipelineError(PipelineValidationError, ValueError):
 
 
 class CostBudgetExceededError(FastroAIError):
-    """Recorded spend reached a budget before the next dispatch; that dispatch was not sent.
+    """Recorded spend reached a budget before the next call, which was not sent.
 
     Attributes:
         budget_microcents: The limit, in 1e-6 USD.
-        actual_microcents: What was spent when the limit was checked, in 1e-6 USD.
-        step_id: The step that asked for the dispatch, or None outside a step.
+        actual_microcents: Spend when the limit was checked, in 1e-6 USD.
+        step_id: The step that made the call, or None outside a step.
     """
 
     def __init__(self, budget: int, actual: int, step_id: str | None = None) -> None:
@@ -86,8 +85,8 @@ class CostBudgetExceededError(FastroAIError):
 
 
 class DispatchSkippedError(FastroAIError):
-    """Raise it, or a subclass with its own constructor, from a before-hook: nothing is sent,
-    nothing is retried.
+    """Raise it, or a subclass with its own constructor, from a before-hook to skip a call: it is
+    neither sent nor retried.
     """
 
 
@@ -97,65 +96,63 @@ class StepExecutionError(FastroAIError):
     Attributes:
         step_id: The step that failed.
         original_error: What it raised, the same object; also the `__cause__`.
-        partial_result: What the run had when it ended: finished outputs, usage and ledger entries,
-            spend of the failed attempts included. An `ExecutionResult` from an executor called
-            directly; None when the error was not raised by a run. Not pickled.
+        partial_result: Finished outputs, usage and ledger entries of the run, spend of the failed
+            attempts included. An `ExecutionResult` from an executor called directly; None when the
+            error was not raised by a run. Not pickled.
     """
 
     def __init__(self, step_id: str, original_error: BaseException) -> None:
         self.step_id = step_id
         self.original_error = original_error
         self.partial_result: PipelineResult[Any] | ExecutionResult | None = None
-        super().__init__(f"Step '{step_id}' failed: {_told(original_error)}")
+        super().__init__(f"Step '{step_id}' failed: {_describe(original_error)}")
         self.__cause__ = original_error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.step_id, self.original_error)
 
 
-def _told(error: BaseException) -> str:
-    """An error's text; with its type where the text alone says nothing (`'amount'`, or none at
-    all).
-    """
+def _describe(error: BaseException) -> str:
+    """An error's text; with its type where the text alone is unclear (`'amount'`, or empty)."""
     text = str(error)
-    return (
-        f"{type(error).__name__}: {text}".rstrip(": ")
-        if not text or isinstance(error, KeyError)
-        else text
-    )
+    if not text:
+        return type(error).__name__
+    if isinstance(error, KeyError):
+        return f"KeyError: {text}"
+    return text
 
 
 class UnknownModelPriceError(FastroAIError, LookupError):
-    """No price is listed for a model. The caller decides what that means; it never means 0."""
+    """No price is listed for a model. The caller decides how to handle that; it never means 0."""
 
 
 class LedgerUnavailableError(FastroAIError):
     """The ledger's database can't be opened, written or read.
 
-    The message names it without its password, and why.
+    The message names the database without its password, and the reason.
     """
 
 
 class LedgerNotFoundError(LedgerUnavailableError):
-    """There is no ledger where one was to be read. Nothing was made there."""
+    """No ledger exists at the URL to read. Nothing was created."""
 
 
 class RunLeaseError(FastroAIError):
-    """A run may not go on, because another execution of the same work does, or waits for it.
+    """A run must stop: another process took over its lease, or it would wait for itself.
 
     Nothing more is sent.
     """
 
 
 class ResultStorageError(FastroAIError):
-    """A result can't be kept.
+    """A result can't be stored.
 
     The message names the storage or the type, the cause and the remedy.
     """
 
 
 class ExecutorUnavailableError(FastroAIError, ImportError):
-    """An executor was asked for that can't be used here.
+    """The chosen executor can't be used here.
 
-    The message says what to install or to set.
+    The message names what to install or to set.
     """

@@ -23,8 +23,8 @@ CachePolicyName = Literal["run", "inputs", "off"]
 
 
 class FastroAISettings(BaseSettings):
-    """What a deployment decides, read from `FASTROAI_*` variables and a `.env` file; variables win
-    over the file.
+    """Settings of a deployment, read from `FASTROAI_*` variables and a `.env` file; variables take
+    precedence.
     """
 
     model_config = SettingsConfigDict(
@@ -33,42 +33,39 @@ class FastroAISettings(BaseSettings):
 
     executor: ExecutorName = Field(
         default="prefect",
-        description=(
-            "What runs a pipeline that names no executor: `prefect` or `memory` (in process, no "
-            "server)."
-        ),
+        description=("Default executor: `prefect`, or `memory` (in process, without a server)."),
     )
     result_storage: str | None = Field(
         default=None,
         description=(
-            "Where step results are kept: `s3://bucket/prefix`, `s3-bucket/block-name` or a local "
-            "folder. Unset: Prefect's local storage folder."
+            "Where step results are stored: `s3://bucket/prefix`, `s3-bucket/block-name` or a "
+            "local folder. Unset: Prefect's local storage folder."
         ),
     )
     cache_policy: CachePolicyName = Field(
         default="run",
         description=(
-            "When Prefect may reuse results of steps whose configuration does not say: `run` "
-            "(within the same run), `inputs` (whenever code and inputs are the same) or `off`."
+            "Default cache policy of steps: reuse results within the same `run`, whenever code and "
+            "`inputs` are the same, or never (`off`)."
         ),
     )
     result_secret: SecretStr | None = Field(
         default=None,
         min_length=16,
         description=(
-            "Key that signs stored results; those signed with another key, or not signed, are not "
-            "used. At least 16 characters. Unset: a checksum."
+            "Key that signs stored results, at least 16 characters. Results without a valid "
+            "signature are ignored. Unset: results have a checksum only."
         ),
     )
     result_compression: Literal["none", "gzip"] = Field(
-        default="none", description="How results are written: `none` or `gzip`. Both are read."
+        default="none",
+        description="Compression of new results: `none` or `gzip`. Both can be read.",
     )
     result_retry_seconds: float = Field(
         default=30.0,
         ge=0,
         description=(
-            "Seconds for which writing a result to storage that fails is tried again before a run "
-            "ends without it."
+            "Seconds to keep retrying a failed write of a result before the run ends without it."
         ),
     )
     s3_endpoint_url: str | None = Field(
@@ -87,7 +84,7 @@ class FastroAISettings(BaseSettings):
         default=2.0, gt=0, description="Seconds to wait for a connection to S3."
     )
     s3_read_timeout: float = Field(
-        default=10.0, gt=0, description="Seconds to wait for an answer from S3."
+        default=10.0, gt=0, description="Seconds to wait for a response from S3."
     )
     artifact_timeout: float = Field(
         default=3.0,
@@ -100,25 +97,25 @@ class FastroAISettings(BaseSettings):
     ledger_url: SecretStr | None = Field(
         default=None,
         description=(
-            "Database that every model request is booked in: `sqlite:///path`, "
-            "`postgresql://user@host/name` or `memory://` (this process's own). Unset: "
-            "`~/.fastroai/ledger.db` for runs under Prefect, and for runs in memory only their "
-            "results."
+            "Database in which every model request is booked: `sqlite:///path`, "
+            "`postgresql://user@host/name` or `memory://` (this process only). Unset: "
+            "`~/.fastroai/ledger.db` for runs under Prefect; runs in memory book in their results "
+            "only."
         ),
     )
     ledger_required: bool = Field(
         default=True,
         description=(
-            "Whether nothing is sent while the ledger can't be written. `false`: runs go on, and "
-            "the entries are kept in `~/.fastroai/unwritten` to be written later."
+            "Refuse to send requests while the ledger can't be written. `false`: runs continue; "
+            "their entries are saved in `~/.fastroai/unwritten` and written later."
         ),
     )
     lease_seconds: float = Field(
         default=30.0,
         ge=1,
         description=(
-            "Seconds without a sign of life after which a run counts as dead: another one with its "
-            "`run_key` goes on, and `fastroai runs resume` takes it up."
+            "Seconds without a heartbeat after which a run counts as dead: another run with its "
+            "`run_key` may take over, and `fastroai runs resume` may resume it."
         ),
     )
     model: str | None = Field(
@@ -131,30 +128,29 @@ class FastroAISettings(BaseSettings):
     provider_hosts: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
         description=(
-            'Who bills for what is answered at a host, as JSON: `{"127.0.0.1:8765": "openai"}`. A '
-            "port "
-            "is that of the URL, or else 443 or 80; a host without one is meant with all. Unset: "
-            "as the price list has it."
+            'Maps API hosts to billing providers, as JSON: `{"127.0.0.1:8765": "openai"}`. A URL '
+            "without a port has 443 or 80; a host without a port matches any. Unset: hosts of the "
+            "price list."
         ),
     )
     unpriced: Literal["warn", "fail"] = Field(
         default="warn",
         description=(
-            "What becomes of a request for which no price is known: `warn` sends it and books it "
-            "as unpriced, `fail` refuses it before it is sent."
+            "How to handle requests to models without a known price: `warn` sends them and books "
+            "them as unpriced, `fail` refuses them before they are sent."
         ),
     )
     openai_api_key: SecretStr | None = Field(
         default=None,
         validation_alias="OPENAI_API_KEY",
-        description="OpenAI's key, under the name its SDK uses.",
+        description="OpenAI's API key, under the name its SDK uses.",
     )
 
     @field_validator("result_storage")
     @classmethod
     def _check_result_storage(cls, value: str | None) -> str | None:
         if value is not None and not names_storage(value):
-            raise ValueError(f"names no storage: {STORAGE_FORMS}")
+            raise ValueError(f"not a valid storage: {STORAGE_FORMS}")
         return value
 
     @field_validator("provider_hosts", mode="before")
@@ -164,11 +160,10 @@ class FastroAISettings(BaseSettings):
 
 
 def load_settings() -> FastroAISettings:
-    """The settings as the environment and `.env` have them now; parsed again only when those
-    changed.
+    """The current settings, parsed again only when the environment or `.env` changed.
 
     Raises:
-        SettingsError: A variable has a value it may not have.
+        SettingsError: A variable has an invalid value.
     """
     global _cached
     key = _environment_key()
@@ -178,9 +173,7 @@ def load_settings() -> FastroAISettings:
 
 
 def process_environment() -> dict[str, str]:
-    """All variables, to hand on to a process that is started; settings are read with
-    `load_settings`.
-    """
+    """All variables, for a process that is started; settings are read with `load_settings`."""
     return dict(os.environ)
 
 
@@ -208,7 +201,7 @@ def _parse() -> FastroAISettings:
         raise SettingsError(_explain(error)) from error
 
 
-STORAGE_FORMS = "give s3://bucket/prefix, s3-bucket/block-name or a local folder"
+STORAGE_FORMS = "expected s3://bucket/prefix, s3-bucket/block-name or a local folder"
 
 
 def names_storage(text: str) -> bool:
@@ -235,10 +228,10 @@ def _provider_hosts(value: Any) -> dict[str, str]:
     for name, provider in value.items():
         host, port = host_and_port(name)
         if host is None or "://" in name or any(mark in name for mark in "/@?#"):
-            raise ValueError(f"{name!r} is no host or host:port; an example is {example}")
+            raise ValueError(f"{name!r} is not a host or host:port; an example is {example}")
         if not isinstance(provider, str) or canonical_provider(provider) not in PROVIDERS:
             raise ValueError(
-                f"{provider!r} at {name!r} is no provider known here; an example is {example}"
+                f"{provider!r} (host {name!r}) is not a known provider; an example is {example}"
             )
         hosts[host_key(host, port)] = canonical_provider(provider)
     return hosts

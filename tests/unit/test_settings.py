@@ -124,16 +124,16 @@ def test_hosts_are_read_as_they_are_looked_up(monkeypatch: pytest.MonkeyPatch) -
         ("127.0.0.1", "is not JSON"),
         ('["127.0.0.1"]', "must be a JSON object"),
         ('{"127.0.0.1": "acme"}', "'acme'"),
-        ('{"127.0.0.1": 1}', "1 at '127.0.0.1'"),
-        ('{"127.0.0.1": ""}', "no provider"),
-        ('{"http://127.0.0.1": "openai"}', "no host"),
-        ('{"127.0.0.1/v1": "openai"}', "no host"),
-        ('{"127.0.0.1:99999": "openai"}', "no host"),
-        ('{"*": "openai"}', "no host"),
-        ('{"": "openai"}', "no host"),
+        ('{"127.0.0.1": 1}', "1 (host '127.0.0.1')"),
+        ('{"127.0.0.1": ""}', "'' (host '127.0.0.1')"),
+        ('{"http://127.0.0.1": "openai"}', "not a host"),
+        ('{"127.0.0.1/v1": "openai"}', "not a host"),
+        ('{"127.0.0.1:99999": "openai"}', "not a host"),
+        ('{"*": "openai"}', "not a host"),
+        ('{"": "openai"}', "not a host"),
     ],
 )
-def test_hosts_that_say_nothing_are_one_clear_error(
+def test_invalid_hosts_are_one_clear_error(
     monkeypatch: pytest.MonkeyPatch, value: str, complaint: str
 ) -> None:
     monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", value)
