@@ -12,7 +12,7 @@ from statistics import median
 
 from .prefect_server import Server
 from .report import Section
-from .workers import HERE, environment, paired_ratio, progress
+from .workers import HERE, ROOT, environment, paired_ratio, progress
 
 LEASE_SECONDS = 1
 DEFAULT_LEASE_SECONDS = 30
@@ -106,7 +106,7 @@ def _process(server: Server, steps: int, run_key: str) -> Iterator[Iterator[tupl
     """
     server.settle()
     command = [sys.executable, "-P", str(HERE / "crash_run.py"), str(steps), run_key]
-    env = environment(True, {**server.env, "FASTROAI_LEASE_SECONDS": str(LEASE_SECONDS)})
+    env = environment(ROOT, {**server.env, "FASTROAI_LEASE_SECONDS": str(LEASE_SECONDS)})
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from statistics import median
 
 from .report import Section, Verdict
-from .workers import environment, interleaved, paired_ratio, progress
+from .workers import ROOT, environment, interleaved, paired_ratio, progress
 
 MODULES = ("fastroai", "pydantic_ai")
 MAX_RATIO = 1.1
@@ -45,6 +45,6 @@ def _importer(module: str) -> Callable[[], float]:
 def _import_seconds(module: str) -> float:
     command = [sys.executable, "-P", "-c", _TIME_IT.format(module=module)]
     answer = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=environment(with_checkout=True)
+        command, capture_output=True, text=True, check=True, env=environment(ROOT)
     )
     return float(answer.stdout)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .workers import environment
+from .workers import ROOT, environment
 
 START_SECONDS = 120
 SETTLE_SECONDS = 30
@@ -79,7 +79,7 @@ def prefect_server() -> Iterator[Server]:
                 command,
                 stdout=log,
                 stderr=log,
-                env=environment(True, quiet),
+                env=environment(ROOT, quiet),
                 start_new_session=True,
             )
             try:

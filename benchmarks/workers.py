@@ -28,6 +28,7 @@ class Worker:
         python: The interpreter. The default is this one, with this checkout importable; another one
             sees only what is installed beside it.
         env: Variables on top of a scrubbed environment.
+        checkout: Whose script and package are measured.
     """
 
     def __init__(
@@ -36,14 +37,16 @@ class Worker:
         *arguments: str,
         python: Path | None = None,
         env: Mapping[str, str] | None = None,
+        checkout: Path = ROOT,
     ) -> None:
-        command = [str(python or sys.executable), "-P", str(HERE / script), *arguments]
+        script_path = checkout / HERE.name / script
+        command = [str(python or sys.executable), "-P", str(script_path), *arguments]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(python is None, env),
+            env=environment(checkout if python is None else None, env),
         )
         try:
             self.hello: dict[str, Any] = self._read()
@@ -89,14 +92,19 @@ class Worker:
         self.close()
 
 
-def environment(with_checkout: bool, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's variables without the ones that would change what is measured."""
+def environment(checkout: Path | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's variables without the ones that would change what is measured.
+
+    Args:
+        checkout: What is importable beside the installed packages.
+        extra: Variables on top.
+    """
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith(("FASTROAI_", "PREFECT_", "PYTHON"))
     }
     kept |= {"FASTROAI_EXECUTOR": "memory", "DO_NOT_TRACK": "1"}
-    if with_checkout:
-        kept["PYTHONPATH"] = str(ROOT)
+    if checkout is not None:
+        kept["PYTHONPATH"] = str(checkout)
     return kept | dict(extra or {})
 
 
