@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from prefect.cache_policies import NO_CACHE, CachePolicy
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import TaskRunContext
 
 from ...errors import PipelineValidationError
 from ...serialization.canonical_json import digest
 from ...settings import CachePolicyName, load_settings
+from .run_scope import UNIDENTIFIED, RunScope
 
 KEY_FORMAT = 2
 """Raised whenever what a key is made of changes, so that keys of older versions are never met by
@@ -93,16 +92,15 @@ def digest_or_unique(value: Any) -> str:
     try:
         return digest(value)
     except (TypeError, ValueError, RecursionError):
-        return f"unidentified-{uuid4()}"
+        return f"{UNIDENTIFIED}{uuid4()}"
 
 
 @dataclass
 class StepCachePolicy(CachePolicy):
-    """Reuses a step's result for the same identity: everywhere, or within the run and its
-    retries.
-    """
+    """Reuses a step's result for the same identity: within a run and its retries, or everywhere."""
 
-    scope: Literal["run", "inputs"] = "run"
+    run: RunScope | None = None
+    """None: everywhere."""
 
     def compute_key(
         self,
@@ -113,44 +111,17 @@ class StepCachePolicy(CachePolicy):
     ) -> str | None:
         """The digest of a `CacheKey`."""
         identity = inputs["identity"]
-        if self.scope == "run" and _run_key.get() is not None:
+        if self.run is None:
+            return CacheKey(identity, None).digest()
+        if self.run.is_keyed:
             # The same piece of work may go on with another input: the record says which values the
             # step had read.
             identity = identity | {"inputs": "as read"}
-        return CacheKey(identity, run_scope() if self.scope == "run" else None).digest()
+        return CacheKey(identity, self.run.text).digest()
 
 
-_run_key: ContextVar[str | None] = ContextVar("fastroai_run_key", default=None)
-
-
-@contextmanager
-def run_keyed(run_key: str | None) -> Iterator[None]:
-    """Have the results of this run found again by the key that its caller gave it, if any."""
-    token = _run_key.set(run_key)
-    try:
-        yield
-    finally:
-        _run_key.reset(token)
-
-
-def run_scope() -> str:
-    """What the executions of one run have in common.
-
-    The key that the caller gave it, in any flow run. Without one: a retried flow run keeps its id.
-    A subflow gets a new one when its parent is tried again, but the task run that stands for it in
-    the parent stays the same.
-    """
-    run_key = _run_key.get()
-    if run_key is not None:
-        return f"key:{run_key}"
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        return str(uuid4())
-    return str(context.flow_run.parent_task_run_id or context.flow_run.id)
-
-
-def resolve_cache_policy(choice: Any) -> CachePolicy:
-    """The policy for `StepConfig.cache_policy`; None is `FASTROAI_CACHE_POLICY`.
+def resolve_cache_policy(choice: Any, run: RunScope) -> CachePolicy:
+    """The policy for `StepConfig.cache_policy` in a run; None is `FASTROAI_CACHE_POLICY`.
 
     Raises:
         PipelineValidationError: It is neither one of the three names nor a Prefect `CachePolicy`.
@@ -158,8 +129,10 @@ def resolve_cache_policy(choice: Any) -> CachePolicy:
     if isinstance(choice, CachePolicy):
         return choice
     name: CachePolicyName = load_settings().cache_policy if choice is None else choice
-    if name == "run" or name == "inputs":
-        return StepCachePolicy(scope=name)
+    if name == "run":
+        return StepCachePolicy(run=run)
+    if name == "inputs":
+        return StepCachePolicy()
     if name == "off":
         return NO_CACHE
     raise PipelineValidationError(

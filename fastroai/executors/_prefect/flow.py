@@ -33,7 +33,7 @@ from .flow_run_lease import sign_of_life
 from .options import PrefectOptions
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
-from .tasks import StepTasks, compile_tasks
+from .tasks import StepTasks
 
 NOT_STORED = "ResultsNotStored"
 """Name of the state of a run whose steps are done while some of their results are not stored."""
@@ -84,19 +84,17 @@ async def _run_steps(
     settings = load_settings()
     read = inputs if attribution.run_key is not None else None
     storage = await open_storage(plan, options.default_storage(settings), settings, inputs=read)
-    tasks = compile_tasks(plan, options.default_task_config, storage.by_step)
     identity = await with_flow_run(attribution, flow_run)
     run = Run(plan, inputs, deps, tracer, identity=identity, store=store)
     async with ArtifactWriter(settings.artifact_timeout) as artifacts:
-        steps = StepTasks(run, tasks, artifacts, flow_run.id, options.durable)
-        with steps.active():
-            try:
-                async with storage, run.span(f"pipeline.{run.name}") as span_id:
-                    result = await run.conclude(await run_plan(plan, steps.run_one), span_id)
-                return replace(result, not_stored=storage.not_stored)
-            finally:
-                steps.write_run_artifact(storage.not_stored)
-                await wait_for_task_runs(steps.task_run_ids)
+        steps = StepTasks(run, storage.by_step, options, artifacts, flow_run.id)
+        try:
+            async with storage, run.span(f"pipeline.{run.name}") as span_id:
+                result = await run.conclude(await run_plan(plan, steps.run_one), span_id)
+            return replace(result, not_stored=storage.not_stored)
+        finally:
+            steps.write_run_artifact(storage.not_stored)
+            await wait_for_task_runs(steps.task_run_ids)
 
 
 def build_flow(

@@ -4,14 +4,12 @@ process.
 
 from __future__ import annotations
 
-from prefect.context import FlowRunContext
-
 from ...errors import ResultStorageError
 from ...replay.journal import Journal
 from ...serialization.canonical_json import digest
 from ...storage.object_store import NotThereError
 from ...storage.result_store import ResultStore
-from .caching import run_scope
+from .run_scope import RunScope
 
 FOLDER = "requests"
 
@@ -50,25 +48,14 @@ class StoredJournal:
 
 
 def journal_of(
-    pipeline: str, step_id: str, scope: str | None, store: ResultStore | None
+    run: RunScope, pipeline: str, step_id: str, scope: str | None, store: ResultStore | None
 ) -> Journal:
-    """The journal of a step of the flow run that is active here.
+    """The journal of a step of a run.
 
     Args:
         scope: The step's `cache_scope`: tenants do not share answers either.
         store: None: what is answered is known in this process only.
     """
-    step = digest([run_scope(), pipeline, step_id, scope])
-    return Journal(
-        step, None if store is None else StoredJournal(store, reads=_was_executed_before())
-    )
-
-
-def _was_executed_before() -> bool:
-    """Whether another execution of this run may have left answers; in case of doubt, yes."""
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        return False
-    flow_run = context.flow_run
-    keyed = run_scope().startswith("key:")
-    return keyed or flow_run.run_count > 1 or flow_run.parent_task_run_id is not None
+    step = digest([run.text, pipeline, step_id, scope])
+    stored = None if store is None else StoredJournal(store, reads=run.may_have_results)
+    return Journal(step, stored)

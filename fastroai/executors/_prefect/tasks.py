@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -21,8 +20,8 @@ from prefect.utilities.annotations import quote
 
 from ...errors import ResultStorageError
 from ...ledger.entries import LedgerEntry, replays
-from ...pipelines.config import Durable, expiration, retry_delay
-from ...pipelines.plan import ExecutionPlan, PlannedStep
+from ...pipelines.config import expiration, retry_delay
+from ...pipelines.plan import PlannedStep
 from ..protocol import StepRecord
 from ..session import Run
 from ..step import may_retry, run_step
@@ -33,9 +32,9 @@ from .caching import (
     digest_of_input,
     digest_or_unique,
     resolve_cache_policy,
-    run_keyed,
 )
 from .journal import journal_of
+from .options import PrefectOptions
 from .results import (
     StepResultSerializer,
     StoredStep,
@@ -43,50 +42,32 @@ from .results import (
     encode_record,
     unstorable_record,
 )
+from .run_scope import RunScope, run_scope
 
 logger = logging.getLogger("fastroai.executors")
 
 # Prefect accepts no more delays than this; the last one is repeated.
 MAX_RETRY_DELAYS = 50
 
-_active: ContextVar[StepTasks] = ContextVar("fastroai_step_tasks")
-
 
 @dataclass(frozen=True, slots=True)
 class StepTask:
-    """What running a step as a task needs, made once per plan."""
+    """What running a step as a task needs."""
 
     task: Task[[dict[str, Any]], Any]
     codec: StepCodec
     fingerprint: str
 
 
-def compile_tasks(
-    plan: ExecutionPlan, defaults: Mapping[str, Any], storages: Mapping[str, WritableFileSystem]
-) -> dict[str, StepTask]:
-    """One task per step.
-
-    `defaults` are Prefect task options for all; a step's own configuration wins.
-    """
-    return {
-        step_id: StepTask(
-            _make_task(node, defaults, storages[step_id]),
-            StepCodec.of(step_id, node.step),
-            plan.fingerprints[step_id],
-        )
-        for step_id, node in plan.steps.items()
-    }
-
-
 def _make_task(
-    node: PlannedStep, defaults: Mapping[str, Any], storage: WritableFileSystem
+    steps: StepTasks, node: PlannedStep, defaults: Mapping[str, Any], storage: WritableFileSystem
 ) -> Task[[dict[str, Any]], Any]:
     async def run_step_task(identity: dict[str, Any]) -> Any:
-        return await _active.get().execute(node)
+        return await steps.execute(node)
 
     # A plain function: Prefect turns retries off for any other callable.
     def step_may_be_tried_again(task: Any, task_run: Any, state: Any) -> bool:
-        return _active.get().may_retry(node)
+        return steps.may_retry(node)
 
     config = node.config
     options: dict[str, Any] = {
@@ -94,7 +75,7 @@ def _make_task(
         "retry_delay_seconds": [
             retry_delay(config, n + 1) for n in range(min(config.retries, MAX_RETRY_DELAYS))
         ],
-        "cache_policy": resolve_cache_policy(config.cache_policy),
+        "cache_policy": resolve_cache_policy(config.cache_policy, steps.scope),
         "cache_expiration": expiration(config),
         "persist_result": config.persist_result is not False,
         "result_serializer": StepResultSerializer(),
@@ -102,7 +83,7 @@ def _make_task(
         "task_run_name": literal_name(node.step_id),
     }
     task: Task[[dict[str, Any]], Any] = Task(
-        run_step_task, name=node.step_id, **(options | _defaults(node, defaults))
+        run_step_task, name=node.step_id, **(options | _defaults(node, defaults, steps.scope))
     )
     if task.persist_result:
         # Assigned, because Task() refuses a block that was not saved to the server.
@@ -124,7 +105,7 @@ _FIELD_OF_OPTION = {
 }
 
 
-def _defaults(node: PlannedStep, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(node: PlannedStep, defaults: Mapping[str, Any], scope: RunScope) -> dict[str, Any]:
     """The executor's task options that the step's configuration does not give itself."""
     given: set[str] = node.config.__dict__.get("_given", set())
     options = {
@@ -135,27 +116,35 @@ def _defaults(node: PlannedStep, defaults: Mapping[str, Any]) -> dict[str, Any]:
     # resolved and probed before the run, like every other storage
     options.pop("result_storage", None)
     if "cache_policy" in options:
-        options["cache_policy"] = resolve_cache_policy(options["cache_policy"])
+        options["cache_policy"] = resolve_cache_policy(options["cache_policy"], scope)
     return options
 
 
 class StepTasks:
-    """The steps of one run as tasks of one flow run."""
+    """The steps of one run as tasks of the flow run that is active here."""
 
     def __init__(
         self,
         run: Run,
-        tasks: Mapping[str, StepTask],
+        storages: Mapping[str, WritableFileSystem],
+        options: PrefectOptions,
         artifacts: ArtifactWriter,
         flow_run_id: UUID,
-        durable: Durable,
     ) -> None:
         self._run = run
-        self._durable = durable
-        self._tasks = tasks
+        self._durable = options.durable
         self._artifacts = artifacts
         self._flow_run_id = flow_run_id
         self._inputs_digest = digest_or_unique(dict(run.inputs))
+        self.scope = run_scope(run.name, self._inputs_digest, run.books.identity.run_key)
+        self._tasks = {
+            step_id: StepTask(
+                _make_task(self, node, options.default_task_config, storages[step_id]),
+                StepCodec.of(step_id, node.step),
+                run.plan.fingerprints[step_id],
+            )
+            for step_id, node in run.plan.steps.items()
+        }
         self._states: dict[str, State[Any]] = {}
         self._output_digests: dict[str, str] = {}
         self._task_run_ids: dict[str, UUID] = {}
@@ -163,16 +152,6 @@ class StepTasks:
         self._live: dict[str, StepRecord] = {}
         self._errors: dict[str, BaseException] = {}
         self._ended: dict[str, tuple[str, int, tuple[LedgerEntry, ...]]] = {}
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Make these the tasks that are executed in this context and those that come out of it."""
-        token = _active.set(self)
-        try:
-            with run_keyed(self._run.books.identity.run_key):
-                yield
-        finally:
-            _active.reset(token)
 
     @property
     def task_run_ids(self) -> tuple[UUID, ...]:
@@ -251,6 +230,7 @@ class StepTasks:
         reusable = task.persist_result and task.cache_policy is not NO_CACHE
         storage: Any = task.result_storage
         step_run.journal = journal_of(
+            self.scope,
             self._run.name,
             node.step_id,
             node.config.cache_scope,

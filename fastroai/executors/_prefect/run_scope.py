@@ -1,0 +1,140 @@
+"""What the executions of one run have in common, wherever in someone's flow the pipeline stands."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+from uuid import UUID
+
+from prefect.context import FlowRunContext, TaskRunContext
+
+UNIDENTIFIED = "unidentified-"
+"""How the digest of an input begins that can't be told from others."""
+
+Try = tuple[UUID, int]
+"""A flow run or task run, and which try of it, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunScope:
+    """Under what the results of one run are found again.
+
+    Attributes:
+        text: The same whenever the run is executed again, and another for each other run.
+        may_have_results: Whether another execution may have left some; True when unsure.
+    """
+
+    text: str
+    may_have_results: bool
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether the caller named the run, so that it may go on with another input."""
+        return self.text.startswith("key:")
+
+
+def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
+    """The scope of the flow run that is active here.
+
+    With a key, the key. A flow run by itself is known by its id, which it keeps when it is retried.
+    Within someone's flow or task, flow runs are made anew on each retry, and Prefect tells them
+    apart by the order of calls. There a run is known by the outermost run, its pipeline and its
+    input, and equal ones by a number: as they are interchangeable, their order does not matter.
+
+    Args:
+        inputs: Digest of the run's input.
+    """
+    if run_key is not None:
+        return RunScope(f"key:{run_key}", may_have_results=True)
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None, "called within a flow run"
+    flow_run = context.flow_run
+    outermost = _outermost()
+    if outermost is context:
+        # Started by a deployment within another flow, the run is known by what stands for it there.
+        started_by = flow_run.parent_task_run_id
+        is_first = flow_run.run_count <= 1 and started_by is None
+        return RunScope(str(started_by or flow_run.id), may_have_results=not is_first)
+    if inputs.startswith(UNIDENTIFIED):
+        inputs = UNIDENTIFIED  # it is another text each time: all runs of such inputs are equal
+    number = _number(outermost, pipeline, inputs)
+    root = _try_of(outermost)[0]
+    return RunScope(f"in:{root}:{inputs}:{number}", may_have_results=True)
+
+
+RunContext = FlowRunContext | TaskRunContext
+RunContextT = TypeVar("RunContextT", FlowRunContext, TaskRunContext)
+
+
+def _outermost() -> RunContext:
+    """The run around all others that this process knows of: what is retried last of all."""
+    tasks, flows = list(_around(TaskRunContext.get())), list(_around(FlowRunContext.get()))
+    alone = [task for task in tasks if task.task_run.flow_run_id is None]
+    if alone:
+        return alone[-1]
+    # A task that was sent to another process brings a copy of its flow's context. What else runs in
+    # that flow is not known here, so nothing outside of the task can number its runs.
+    if flows[-1].detached and tasks:
+        return tasks[-1]
+    return flows[-1]
+
+
+def _around(context: RunContextT | None) -> Iterator[RunContextT]:
+    """A context and those in which it was entered, from within. Prefect names only the innermost;
+    the others are what the token that it keeps would restore.
+    """
+    while context is not None:
+        yield context
+        token = getattr(context, "_token", None)
+        outer = getattr(token, "old_value", None)
+        context = outer if isinstance(outer, type(context)) else None
+
+
+def _try_of(context: RunContext) -> Try:
+    run = context.task_run if isinstance(context, TaskRunContext) else context.flow_run
+    assert run is not None
+    return run.id, run.run_count
+
+
+@dataclass
+class _Numbers:
+    """Numbers of equal runs within one try of the outermost run."""
+
+    taken: defaultdict[tuple[str, str], list[frozenset[Try]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    newest: dict[UUID, int] = field(default_factory=dict)
+
+    def take(self, pipeline: str, inputs: str, tries: frozenset[Try]) -> int:
+        """The lowest number that is free: one taken in a try that has failed since is free again,
+        so that what is tried again finds the results of the try before.
+        """
+        for run_id, count in tries:
+            self.newest[run_id] = max(count, self.newest.get(run_id, 0))
+        holders = self.taken[pipeline, inputs]
+        for number, held in enumerate(holders):
+            if any(self.newest[run_id] > count for run_id, count in held):
+                holders[number] = tries
+                return number
+        holders.append(tries)
+        return len(holders) - 1
+
+
+_numbers: dict[Try, _Numbers] = {}
+"""Of each outermost run that is under way here, as it can't be handed down through user code."""
+_numbering = threading.Lock()
+
+
+def _number(outermost: RunContext, pipeline: str, inputs: str) -> int:
+    around = (*_around(FlowRunContext.get()), *_around(TaskRunContext.get()))
+    tries = frozenset(map(_try_of, around))
+    with _numbering:  # tasks that are submitted run in threads
+        root = _try_of(outermost)
+        if root not in _numbers:
+            _numbers[root] = _Numbers()
+            weakref.finalize(outermost, _numbers.pop, root, None)
+        return _numbers[root].take(pipeline, inputs, tries)
