@@ -39,14 +39,29 @@ class ToolJournal(AbstractCapability[Any]):
         args: dict[str, Any],
         handler: WrapToolExecuteHandler,
     ) -> Any:
-        place = self._journal.place("tool", call.tool_name, call.tool_call_id, as_json(args))
+        # The call as the model made it: what became of its arguments is the tool's, and to look
+        # into an iterator would use it up.
+        asked = call.args_as_dict()
+        place = self._journal.place("tool", call.tool_name, call.tool_call_id, as_json(asked))
         record = await self._journal.read(place)
+        if record is None and args != asked and _is_plain(args):
+            # Earlier versions knew a call by its arguments as validated, with their defaults.
+            earlier = self._journal.place("tool", call.tool_name, call.tool_call_id, args)
+            record = await self._journal.read(earlier)
         if record is not None:
             return adapter_of(ToolReturnPart).validate_python(record["returned"]).content
         result = await handler(args)
         if (returned := _recordable(result, call)) is not None:
             await self._journal.write(place, returned=returned)
         return result
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (str, int, float, bool)
 
 
 def _recordable(result: Any, call: ToolCallPart) -> Any:

@@ -4,13 +4,13 @@ another flow run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import Base64Bytes, BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.fallback import FallbackModel
@@ -87,6 +87,26 @@ async def test_a_tool_loop_is_neither_sent_nor_executed_again(executor: str) -> 
     ]
     assert result.usage is not None
     assert (result.usage.total_request_count, result.usage.total_replayed_count) == (2, 2)
+
+
+async def test_a_tool_gets_the_arguments_that_pydantic_ai_made(executor: str) -> None:
+    """An iterator is not used up before the tool sees it, and bytes need not be text."""
+    given: list[Any] = []
+
+    def take(numbers: Iterable[int], data: Base64Bytes, unit: str = "C") -> str:
+        given.append((list(numbers), data, unit))
+        return "taken"
+
+    model = ScriptedModel(ToolCall("take", {"numbers": [1, 2, 3], "data": "/9j/"}), "done")
+    agent = agent_on(model, toolsets=[FunctionToolset([take])])
+
+    async def asks(ctx: StepContext[Any]) -> Any:
+        return (await ctx.run(agent, "take")).output
+
+    result = await run(executor, failing_once(asks))
+    assert result.output == "done"
+    assert given == [([1, 2, 3], b"\xff\xd8\xff", "C")]
+    assert states(result) == ["charged", "charged", "replayed", "replayed"]
 
 
 async def test_the_requests_of_a_call_that_failed_midway_are_not_sent_again(executor: str) -> None:
