@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -97,6 +98,7 @@ class FastroAgent(Generic[OutputT]):
         self._on_after_dispatch = on_after_dispatch
         self._name = name
         self._is_built = agent is None
+        self._models: dict[asyncio.AbstractEventLoop, Model] = {}
         self._run_options: dict[str, Any] = {}
         self._fallback_model: str | None = self.config.model_label
         if agent is None:
@@ -272,9 +274,9 @@ class FastroAgent(Generic[OutputT]):
         kwargs: Mapping[str, Any],
     ) -> dict[str, Any]:
         """The arguments of pydantic-ai's `run` and `run_stream`."""
-        self._prepare_model()
         defaults = self._build_default_model_settings()
-        if "temperature" not in self.config.model_fields_set and _reasons(self._agent.model):
+        model = self._model() or self._agent.model
+        if "temperature" not in self.config.model_fields_set and _reasons(model):
             # nobody asked for it, and the model would only warn that it takes none
             defaults.pop("temperature", None)
         return {
@@ -286,19 +288,28 @@ class FastroAgent(Generic[OutputT]):
             **kwargs,
         }
 
-    def _prepare_model(self) -> None:
-        """Make the model of a built agent once, so that its connections are kept and its SDK
-        retries nothing.
+    def _model(self) -> Model | None:
+        """The model of a built agent, or None where pydantic-ai has to find it.
+
+        Made once for each event loop, so that connections are kept: a client that is used from two
+        loops loses answers that were paid for.
         """
         model = self._agent.model if self._is_built else None
         if not isinstance(model, str):
-            return
+            return model
+        loop = asyncio.get_running_loop()
+        if (known := self._models.get(loop)) is not None:
+            return known
         try:
             made = infer_model(model, _provider)
         except Exception:
-            return  # the run raises the same, unless another model was put in this one's place
+            return None  # the run raises the same, unless another model was put in this one's place
         retry_nothing(made)
-        self._agent.model = made
+        # Its connections hold their loop, so weak references would keep the closed ones.
+        self._models = {loop: made} | {
+            other: kept for other, kept in self._models.items() if not other.is_closed()
+        }
+        return made
 
     async def _meter(self) -> RequestMeter:
         configured = self._is_built or "max_retries" in self.config.model_fields_set
@@ -311,16 +322,15 @@ class FastroAgent(Generic[OutputT]):
 
     def _attach(self, meter: RequestMeter, call: dict[str, Any]) -> None:
         """Have the requests of a run counted, and within a step its answers recorded."""
-        model = self._agent.model if self._is_built else None
-        if (
-            isinstance(model, Model)
-            and not call.keys() & {"model", "capabilities"}
-            and not _is_overridden(self._agent)
-        ):
+        replaced = "model" in call or _is_overridden(self._agent)
+        model = None if replaced else self._model()
+        if model is not None and "capabilities" not in call:
             # A capability would cost a run more than all the rest of metering: here the model can
             # stand for it.
             call["model"] = meter.metered(model)
         else:
+            if model is not None:
+                call["model"] = model
             call["capabilities"] = [*(call.get("capabilities") or ()), meter]
         if meter.journal is not None and (self.toolsets or not self._is_built):
             call["capabilities"] = [*(call.get("capabilities") or ()), ToolJournal(meter.journal)]

@@ -4,10 +4,13 @@ one is booked.
 
 from __future__ import annotations
 
+import logging
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
 from typing import Any, Final
 from urllib.parse import urlsplit
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from anyio import from_thread
 from pydantic_ai.models import Model
@@ -16,6 +19,8 @@ from pydantic_ai.settings import ModelSettings
 from ..ledger.entries import LedgerEntry
 from .models import innermost
 from .outcomes import settle_failure, settle_resent
+
+logger = logging.getLogger("fastroai.agent")
 
 _HTTP_CLIENTS: Final = (
     ("_client",),  # OpenAI, Anthropic, Groq
@@ -232,8 +237,10 @@ def _watch_client(model: Model) -> None:
             events.register(event, handler, unique_id=f"fastroai-{event}")
         return
     for path in _HTTP_CLIENTS:
-        hooks = getattr(_at(client, path), "event_hooks", None)
+        http_client = _at(client, path)
+        hooks = getattr(http_client, "event_hooks", None)
         if isinstance(hooks, dict):
+            _warn_of_another_loop(http_client, model)
             # Ours comes last: a hook of the client's owner may still change where the request goes.
             for event, hook in (
                 ("request", _before_http_request),
@@ -242,6 +249,25 @@ def _watch_client(model: Model) -> None:
                 if hook not in hooks.setdefault(event, []):
                     hooks[event].append(hook)
             return
+
+
+_loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop]] = WeakKeyDictionary()
+"""In which loop each HTTP client was used first."""
+
+
+def _warn_of_another_loop(http_client: object, model: Model) -> None:
+    loop = get_running_loop()
+    first = _loops.get(http_client)
+    if first is None:
+        _loops[http_client] = ref(loop)
+    elif (other := first()) is not None and other is not loop and not other.is_closed():
+        logger.warning(
+            "The HTTP client of %r is used from several event loops at once, which loses answers "
+            "that were paid for. Give FastroAgent the model's name, so that it makes a client for "
+            "each loop, or make an agent in each.",
+            model.model_id,
+        )
+        _loops[http_client] = ref(loop)
 
 
 def _at(client: object, path: tuple[str, ...]) -> object:

@@ -1,4 +1,4 @@
-"""Pipelines within flows and tasks that are tried again: what was paid for is not paid for again."""
+"""Pipelines within flows and tasks that are tried again: what was paid is not paid again."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
     if run_key is not None:
         return RunScope(f"key:{run_key}", may_have_results=True)
     context = FlowRunContext.get()
-    assert context is not None and context.flow_run is not None, "called within a flow run"
+    assert context is not None
+    assert context.flow_run is not None, "called within a flow run"
     flow_run = context.flow_run
     outermost = _outermost()
     if outermost is context:
@@ -130,8 +131,8 @@ _numbering = threading.Lock()
 
 
 def _number(outermost: RunContext, pipeline: str, inputs: str) -> int:
-    around = (*_around(FlowRunContext.get()), *_around(TaskRunContext.get()))
-    tries = frozenset(map(_try_of, around))
+    flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
+    tries = frozenset([*map(_try_of, flows), *map(_try_of, tasks)])
     with _numbering:  # tasks that are submitted run in threads
         root = _try_of(outermost)
         if root not in _numbers:
