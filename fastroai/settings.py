@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import SettingsError
 from .providers import PROVIDERS, canonical_provider, host_and_port, host_key
+from .redaction import redact_patterns
 
 PREFIX = "FASTROAI_"
 DOTENV = ".env"
@@ -177,6 +179,41 @@ def process_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def secret_values() -> set[str]:
+    """The secrets that this process knows of: of settings, of environment variables that are named
+    like credentials, and the passwords in URLs among them.
+    """
+    found: set[str] = set()
+    with suppress(SettingsError):
+        settings = load_settings()
+        for name in type(settings).model_fields:
+            value = getattr(settings, name)
+            if isinstance(value, SecretStr):
+                found |= _secrets_in(value.get_secret_value())
+    for name, text in os.environ.items():
+        if "://" in text or _CREDENTIAL.search(name):
+            found |= _secrets_in(text)
+    return found
+
+
+_CREDENTIAL = re.compile(
+    "API_?KEY|ACCESS_?KEY|(PRIVATE|SIGNING|ENCRYPTION|SUBSCRIPTION)_KEY|SECRET|PASSWORD|PASSWD"
+    "|PASSPHRASE|AUTH_STRING|TOKEN$",
+    re.IGNORECASE,
+)
+_PASSWORD_BEFORE_HOST = re.compile(r"://[^:/@]*:([^@]+)@")
+_PASSWORD_IN_QUERY = re.compile(r"[?&](?:password|passwd|pwd|sslpassword)=([^&]+)", re.IGNORECASE)
+
+
+def _secrets_in(value: str) -> set[str]:
+    """The value itself, or of a URL only its passwords: where the rest points to may be said."""
+    return _url_secrets(value) if "://" in value else {value}
+
+
+def _url_secrets(url: str) -> set[str]:
+    return {*_PASSWORD_BEFORE_HOST.findall(url), *_PASSWORD_IN_QUERY.findall(url)}
+
+
 _VARIABLES = tuple(
     str(field.validation_alias or PREFIX + name.upper())
     for name, field in FastroAISettings.model_fields.items()
@@ -248,4 +285,4 @@ def _explain(error: ValidationError) -> str:
         lines.append(
             f"{variable}={value}: {problem['msg']}. Set it to an allowed value, or unset it."
         )
-    return "\n".join(lines)
+    return redact_patterns("\n".join(lines))

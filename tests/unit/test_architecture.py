@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS: list[tuple[str, int]] = [
     ("fastroai.errors", 0),
     ("fastroai.settings", 0),
+    ("fastroai.redaction", 0),
     ("fastroai.providers", 0),
     ("fastroai.pricing", 1),
     ("fastroai.database", 1),

@@ -1,0 +1,110 @@
+"""Masks the secrets we know of in text that leaves the process: `redact(text)`.
+
+For paths of errors, at the last place before text is kept or shown. It masks the values of secret
+settings and of environment variables named like credentials, passwords in URLs and connection
+strings, credentials in headers, and keys of well-known forms. A caller who knows more secrets, such
+as a request's headers, hands them in too: `redact(text, api_key)`. Masking twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+MASK = "***"
+SHORTEST_SECRET = 6
+"""Characters below which a value is too common to be looked for in any text; in a URL or a header
+it is masked by its place.
+"""
+_SURE = 16
+"""Characters from which a value is masked within a word, too."""
+
+_SECRET_FIELD = (
+    r"(?:password|passwd|passphrase|pwd|secret|client[_-]?secret|secret[_-]?access[_-]?key"
+    r"|api[_-]?key|access[_-]?key|access[_-]?token|refresh[_-]?token|id[_-]?token|auth[_-]?token)"
+)
+_SECRET_HEADER = (
+    r"(?:x-api-key|api-key|x-goog-api-key|ocp-apim-subscription-key|x-auth-token|x-access-token"
+    r"|x-amz-security-token|cf-aig-authorization|set-cookie|cookie)"
+)
+_VALUE = r"[^\s\"',;&<>\\)}\]]+"
+# What stands between a name and its value in a header, a mapping or a list of pairs, as text or
+# as the repr of bytes or of escaped JSON.
+_BETWEEN = r"\\?[\"']?\s*[:=,]\s*(?:b?\\?[\"'])?"
+_QUERY_NAMES = rf"(?:{_SECRET_FIELD}|key|token|sig|signature|x-amz-[a-z-]+)"
+
+_PATTERNS = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), replacement)
+    for pattern, replacement in (
+        (r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*KEY-----|\Z)", MASK),
+        (rf"((?:proxy-)?authorization{_BETWEEN})(?:[a-z]+\s+)?{_VALUE}", rf"\1{MASK}"),
+        (rf"(\b{_SECRET_HEADER}{_BETWEEN}){_VALUE}", rf"\1{MASK}"),
+        # A word after "bearer" is a token only if it looks like one.
+        (rf"(\bbearer\s+)(?=[^\s]{{0,200}}\d|[^\s]{{24}}){_VALUE}", rf"\1{MASK}"),
+        # Bounded, as some others: no text makes the search take quadratic time.
+        (r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,200}:)[^\s/]{1,500}@", rf"\1{MASK}@"),
+        (rf"([?&]{_QUERY_NAMES}=)[^&\s\"'#]+", rf"\1{MASK}"),
+        (rf"(\b{_SECRET_FIELD}\\?[\"']?\s*=\s*\\?[\"']?){_VALUE}", rf"\1{MASK}"),
+        (rf"(\b{_SECRET_FIELD}\\?[\"']\s*:\s*\\?[\"']){_VALUE}", rf"\1{MASK}"),
+    )
+)
+_KEY_FORMS = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"(?:sk|rk|pk|gsk|hf|xai|pplx|r8|nvapi|pnu|pnb|ghp|gho|ghs|github_pat|glpat|xox[abprs])[-_]"
+    r"(?=[\w*-]{0,200}[\d*])[\w*-]{8,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}"
+    r"|AIza[\w-]{30,}"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"
+    r")"
+)
+
+
+def redact(text: str, *secrets: str) -> str:
+    """The text with each known secret masked by `***`.
+
+    Args:
+        secrets: More values to mask, besides those of the settings and the environment.
+    """
+    # Imported here: pydantic-settings takes its time, and a run without errors needs none of this.
+    from .settings import secret_values
+
+    return redact_patterns(_without(text, {*secrets, *secret_values()}))
+
+
+def redact_patterns(text: str) -> str:
+    """The text without what looks like a secret; no settings are read."""
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return _KEY_FORMS.sub(MASK, text)
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    forms = {form for value in secrets for form in _written(value) if len(form) >= SHORTEST_SECRET}
+    if not forms:
+        return text
+    # The longest first: one may be the beginning of another.
+    return re.sub("|".join(map(_pattern_of, sorted(forms, key=len, reverse=True))), MASK, text)
+
+
+def _pattern_of(form: str) -> str:
+    if len(form) >= _SURE:
+        return re.escape(form)
+    # "postgres" as a password must not mask the scheme of each "postgresql://".
+    return rf"(?<!\w){re.escape(form)}(?!\w)"
+
+
+def _written(value: str) -> Iterable[str]:
+    """A secret as it may stand in a text: plain, in a URL, in JSON or a repr."""
+    value = value.strip()
+    return {
+        value,
+        unquote(value),
+        unquote_plus(value),
+        quote(value, safe=""),
+        quote_plus(value),
+        json.dumps(value)[1:-1],
+        json.dumps(value, ensure_ascii=False)[1:-1],
+        repr(value)[1:-1],
+    }
