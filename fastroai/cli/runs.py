@@ -41,9 +41,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from ..executors._prefect.zombie_runs import tracked_runs
-
-    runs, elsewhere = asyncio.run(_on_server(tracked_runs()))
+    reported, runs, elsewhere = asyncio.run(_on_server(_read_runs()))
+    sys.stdout.write("".join(f"{line}\n" for line in reported))
     sys.stdout.write(table(runs) if runs else "No run is under way, and none died.\n")
     if elsewhere:
         sys.stdout.write(f"{elsewhere} more of this ledger are unknown to this Prefect server.\n")
@@ -58,6 +57,12 @@ def _resume(arguments: argparse.Namespace) -> int:
         raise UsageError("Say which runs to resume: RUN …, or --all.")
     code: int = run_until_terminated(_on_server(_resume_chosen(arguments.runs)))
     return code
+
+
+async def _read_runs() -> tuple[list[str], list[TrackedRun], int]:
+    from ..executors._prefect.zombie_runs import report_ended_runs, tracked_runs
+
+    return await report_ended_runs(), *await tracked_runs()
 
 
 async def _on_server(work: Any) -> Any:

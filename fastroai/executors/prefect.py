@@ -23,6 +23,7 @@ from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
 from ._prefect.tasks import literal_name
+from ._prefect.zombie_runs import report_own_ended_runs
 from .protocol import ExecutionResult, PlanExecutor
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class PrefectExecutor(PlanExecutor):
 
         if FlowRunContext.get() is None:
             await check_server()
+            await report_own_ended_runs()
         named = {} if run_key is None else {"flow_run_name": literal_name(run_key)}
         flow: Any = build_call(name, plan, body, named | dict(self._options.flow_config))
         async with only_execution(name, run_key):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ..database.engine import unavailable
 from ..errors import LedgerUnavailableError
-from .table import Kind, LeaseRecord, LeaseRequest, LeaseTable
+from .table import Kind, LeaseRecord, LeaseRequest, LeaseTable, Outcome
 
 logger = logging.getLogger("fastroai.usage")
 
@@ -44,12 +44,14 @@ class Lease:
     Attributes:
         lost: Somebody else has taken it, or declared its holder dead.
         seen: When it was certainly held, by `now`.
+        outcome: How the run ended that holds it, if that has to be reported when it is released.
     """
 
     def __init__(self, claim: LeaseRequest, seen: float, on_loss: Callable[[], None]) -> None:
         self.claim = claim
         self.lost = False
         self.seen = seen
+        self.outcome: Outcome | None = None
         self._on_loss = on_loss
 
     @property
@@ -76,6 +78,7 @@ class Heartbeat:
         self._held: dict[str, Lease] = {}
         self._beat_at = 0.0
         self._failing = False
+        self._unreported: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="fastroai-heartbeat", daemon=True)
         self._thread.start()
 
@@ -103,6 +106,36 @@ class Heartbeat:
         def work() -> None:
             self._held.pop(token, None)
             self._table.release(token)
+            self._unreported.discard(token)
+
+        return self._submit(work)
+
+    def end(self, token: str, outcome: Outcome) -> Future[None]:
+        """Give up a flow run's lease, and keep its outcome until `release`."""
+
+        def work() -> None:
+            self._held.pop(token, None)
+            self._unreported.add(token)
+            self._table.end(token, outcome)
+
+        return self._submit(work)
+
+    def expire(self, token: str) -> Future[None]:
+        """Leave the outcome of a run of this process to whoever can report it."""
+        return self._submit(lambda: self._table.expire(token))
+
+    @property
+    def has_unreported(self) -> bool:
+        """Whether outcomes of runs of this process are still kept to be reported."""
+        return bool(self._unreported)
+
+    def ended(self) -> Future[list[LeaseRecord]]:
+        """Flow runs of anybody whose outcome is kept to be reported."""
+
+        def work() -> list[LeaseRecord]:
+            records = self._table.ended()
+            self._unreported &= {record.claim.token for record in records}
+            return records
 
         return self._submit(work)
 

@@ -60,8 +60,9 @@ async def only_execution(pipeline: str, run_key: str | None) -> AsyncIterator[No
 
 
 @asynccontextmanager
-async def hold(claim: LeaseRequest, what: str) -> AsyncIterator[None]:
-    """Hold something while the block runs; wait before it while another does.
+async def hold(claim: LeaseRequest, what: str) -> AsyncIterator[Lease | None]:
+    """Hold something while the block runs; wait before it while another does. Gives None where it
+    can't be held, and need not be.
 
     Args:
         what: For messages.
@@ -80,11 +81,11 @@ async def hold(claim: LeaseRequest, what: str) -> AsyncIterator[None]:
         if load_settings().ledger_required:
             raise
         logger.warning("Nothing keeps another process from executing %s, too: %s", what, error)
-        yield
+        yield None
         return
     token = _held.set((*_held.get(), _Held(heartbeat, lease, what)))
     try:
-        yield
+        yield lease
     except BaseException as error:
         # Other cancellations, and what ends the process, stay what they are.
         if lease.lost and (loss.ends() or isinstance(error, Exception)):
@@ -94,7 +95,7 @@ async def hold(claim: LeaseRequest, what: str) -> AsyncIterator[None]:
         loss.ends()
         _held.reset(token)
         if not lease.lost:
-            await _release(heartbeat, claim)
+            await _release(heartbeat, lease)
 
 
 class _Held:
@@ -199,8 +200,12 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-async def _release(heartbeat: Heartbeat, claim: LeaseRequest) -> None:
-    released: Future[None] = heartbeat.release(claim.token)
+async def _release(heartbeat: Heartbeat, lease: Lease) -> None:
+    released: Future[None]
+    if lease.outcome is None:
+        released = heartbeat.release(lease.claim.token)
+    else:
+        released = heartbeat.end(lease.claim.token, lease.outcome)
     done = asyncio.ensure_future(asyncio.wrap_future(released))
     try:
         await asyncio.wait({done}, timeout=RELEASE_PATIENCE)

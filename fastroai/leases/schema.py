@@ -26,7 +26,8 @@ leases = Table(
     Column("renewed_at", BigInteger, nullable=False),
     Column("duration", BigInteger, nullable=False),  # microseconds
 )
-"""What somebody is at work on; whose last renewal is further away than the duration is dead.
+"""What somebody is at work on; a holder whose last renewal is older than the duration is dead.
 
-Deleted at the end.
+Deleted at the end. A flow run's row stays, as another kind that names the outcome, until that was
+reported to Prefect's server.
 """

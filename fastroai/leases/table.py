@@ -35,6 +35,17 @@ from .schema import leases
 T = TypeVar("T")
 
 Kind = Literal["run_key", "flow_run"]
+Outcome = Literal["completed", "not_stored", "partial", "failed", "crashed"]
+"""How a run ended. `partial`: some steps failed; `not_stored`: some results are not kept."""
+
+# The kind of the row that a finished run leaves until its end was reported.
+_ENDED: dict[str, Outcome] = {
+    "completed_run": "completed",
+    "not_stored_run": "not_stored",
+    "partial_run": "partial",
+    "failed_run": "failed",
+    "crashed_run": "crashed",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +73,14 @@ class LeaseRecord:
 
     Attributes:
         since: When it was taken.
-        silent: Seconds since the last sign of life, by the clock that all holders share.
+        silent: Seconds since the last heartbeat, by the clock that all holders share.
+        outcome: How the run ended, where only that is left to be reported.
     """
 
     claim: LeaseRequest
     since: datetime
     silent: float
+    outcome: Outcome | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -94,7 +107,23 @@ class LeaseTable(Protocol):
         ...
 
     def release(self, token: str) -> None:
-        """End a holding, if it is still there."""
+        """End a holding, if it is still there; or forget its outcome."""
+        ...
+
+    def end(self, token: str, outcome: Outcome) -> None:
+        """End a flow run's holding, and keep its outcome until that is released, too, or the flow
+        run is taken again.
+        """
+        ...
+
+    def expire(self, token: str) -> None:
+        """Let anybody report an outcome from now on: its process has given that up."""
+        ...
+
+    def ended(self) -> list[LeaseRecord]:
+        """Flow runs whose outcome is kept, the oldest first. Their process still reports those that
+        are alive.
+        """
         ...
 
     def holdings(self, kind: Kind) -> list[LeaseRecord]:
@@ -127,6 +156,19 @@ class SqlTable:
         self._run(
             lambda connection: connection.execute(delete(leases).where(leases.c.token == token))
         )
+
+    def end(self, token: str, outcome: Outcome) -> None:
+        """See `LeaseTable.end`."""
+        self._run(lambda connection: _end(connection, token, outcome))
+
+    def expire(self, token: str) -> None:
+        """See `LeaseTable.expire`."""
+        mine = update(leases).where(leases.c.token == token, leases.c.kind.in_(_ENDED))
+        self._run(lambda connection: connection.execute(mine.values(duration=0)))
+
+    def ended(self) -> list[LeaseRecord]:
+        """See `LeaseTable.ended`."""
+        return self._run(lambda connection: _read(connection, leases.c.kind.in_(_ENDED)))
 
     def holdings(self, kind: Kind) -> list[LeaseRecord]:
         """See `LeaseTable.holdings`."""
@@ -170,10 +212,27 @@ def _take(connection: Connection, claim: LeaseRequest) -> LeaseRecord | None:
         where=free,
     )
     if connection.execute(taking).rowcount:
+        if claim.kind == "flow_run":
+            _forget_outcome(connection, claim.name)
         return None
     held = _read(connection, (leases.c.kind == claim.kind) & (leases.c.name == claim.name))
     # It may have been released between the two statements.
     return held[0] if held else _take(connection, claim)
+
+
+def _end(connection: Connection, token: str, outcome: Outcome) -> None:
+    """See `LeaseTable.end`."""
+    mine = (leases.c.token == token) & (leases.c.kind == "flow_run")
+    name = connection.scalar(select(leases.c.name).where(mine))
+    if name is None:
+        return
+    _forget_outcome(connection, name)
+    [kind] = [kind for kind, meant in _ENDED.items() if meant == outcome]
+    connection.execute(update(leases).where(mine).values(kind=kind, renewed_at=_now(connection)))
+
+
+def _forget_outcome(connection: Connection, name: str) -> None:
+    connection.execute(delete(leases).where(leases.c.name == name, leases.c.kind.in_(_ENDED)))
 
 
 def _renew(connection: Connection, tokens: Collection[str]) -> set[str]:
@@ -194,7 +253,7 @@ def _read(connection: Connection, where: ColumnElement[bool]) -> list[LeaseRecor
     return [
         LeaseRecord(
             claim=LeaseRequest(
-                kind=row["kind"],
+                kind="flow_run" if row["kind"] in _ENDED else row["kind"],
                 name=row["name"],
                 seconds=row["duration"] / 1e6,
                 pipeline=row["pipeline"],
@@ -205,6 +264,7 @@ def _read(connection: Connection, where: ColumnElement[bool]) -> list[LeaseRecor
             ),
             since=moment(row["since"]),
             silent=(row["now"] - row["renewed_at"]) / 1e6,
+            outcome=_ENDED.get(row["kind"]),
         )
         for row in rows.mappings()
     ]
@@ -254,6 +314,17 @@ class MemoryTable:
         """See `LeaseTable.release`."""
         with self._lock:
             self._held = {key: held for key, held in self._held.items() if held[0].token != token}
+
+    def end(self, token: str, outcome: Outcome) -> None:
+        """See `LeaseTable.end`. Nobody else could report it: it is only released."""
+        self.release(token)
+
+    def expire(self, token: str) -> None:
+        """See `LeaseTable.expire`."""
+
+    def ended(self) -> list[LeaseRecord]:
+        """See `LeaseTable.ended`."""
+        return []
 
     def holdings(self, kind: Kind) -> list[LeaseRecord]:
         """See `LeaseTable.holdings`."""

@@ -99,7 +99,7 @@ async def test_a_deployed_run_whose_worker_was_killed_is_finished_by_another(
 
     resumed = await runs("resume", str(flow_run_id)[:12])
     assert resumed.returncode == 0, resumed.stderr
-    assert "Put back for a worker of 'nightly', which goes on where it stopped." in resumed.stdout
+    assert "Scheduled again for a worker of 'nightly'" in resumed.stdout
     assert (await state_of(flow_run_id)).name == "AwaitingRetry"
     gate.open()
     worker = start_worker("--run-once")
@@ -124,7 +124,7 @@ async def test_a_run_that_execute_started_is_marked_as_crashed_and_says_how_it_g
     assert state.name == "Crashed"
     assert f"Execute 'gated' again with run_key={run.run_key!r}" in (state.message or "")
     assert state.message is not None
-    assert state.message.partition("word. ")[2] in resumed.stdout
+    assert state.message.partition("state. ")[2] in resumed.stdout
     assert (await runs()).stdout == "No run is under way, and none died.\n"
     gate.open()
     again = RunProcess(run.run_key, gate, tmp_path)

@@ -107,10 +107,10 @@ def mortal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[i
     with prefect_settings(url, tmp_path / "r", monkeypatch):
         yield pid
     release_shared_dir(folder)
-    _forget_events_worker()
+    forget_events_worker()
 
 
-def _forget_events_worker() -> None:
+def forget_events_worker() -> None:
     """Prefect sends the events of a process to the server that it met first; later tests have
     another one.
     """

@@ -29,14 +29,11 @@ from ..scheduler import run_plan
 from ..session import Run
 from .artifacts import ArtifactWriter, write_output_artifact
 from .attribution import with_flow_run
-from .flow_run_lease import sign_of_life
+from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
 from .tasks import StepTasks
-
-NOT_STORED = "ResultsNotStored"
-"""Name of the state of a run whose steps are done while some of their results are not stored."""
 
 DepsFactory = Callable[[], Any]
 
@@ -64,11 +61,14 @@ async def run_in_flow(
     assert context is not None, "called within a flow run"
     assert context.flow_run is not None
     store = await configured_store(default_url())
-    async with sign_of_life(context.flow_run, attribution):
+    async with flow_run_lease(context.flow_run, attribution) as lease:
         guarded = None if store is None else GuardedStore(store)
-        return await _run_steps(
+        result = await _run_steps(
             plan, inputs, deps, tracer, attribution, options, context.flow_run, guarded
         )
+        if lease is not None:
+            lease.outcome = outcome_of(result)
+        return result
 
 
 async def _run_steps(

@@ -1,7 +1,10 @@
-"""The heartbeat of a flow run while its steps run, which tells a living one from a dead one."""
+"""The lease of a flow run: its heartbeat while the steps run, then its outcome until the server has
+it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,22 +12,40 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 
 from ...errors import RunLeaseError
+from ...leases.heartbeat import Lease
 from ...leases.run_lease import hold
-from ...leases.table import LeaseRequest
+from ...leases.shared import configured_heartbeat
+from ...leases.table import LeaseRequest, Outcome
 from ...ledger.entries import Attribution
 from ...settings import load_settings
+from ..protocol import ExecutionResult
+
+NOT_STORED = "ResultsNotStored"
+"""Name of the state of a run whose steps are done while some of their results are not stored."""
+
+
+def outcome_of(result: ExecutionResult) -> Outcome:
+    """How a run ended whose steps are done."""
+    if result.not_stored:
+        return "not_stored"
+    return "partial" if result.errors else "completed"
 
 
 @asynccontextmanager
-async def sign_of_life(flow_run: FlowRun, attribution: Attribution) -> AsyncIterator[None]:
-    """Hold a flow run's lease while the block runs.
+async def flow_run_lease(
+    flow_run: FlowRun, attribution: Attribution
+) -> AsyncIterator[Lease | None]:
+    """Hold a flow run's lease while the block runs, which notes its outcome on the lease.
+
+    The outcome stays in the ledger's database until Prefect's server has accepted the final state,
+    which the flow engine reports after the block.
 
     Raises:
-        Abort: Somebody found the flow run dead and took it up; the block was cancelled. The cause
-            is a `RunLeaseError`.
-        LedgerUnavailableError: The ledger can't be reached, and must be.
+        Abort: Another process took over the flow run, and the block was cancelled. The cause is a
+            `RunLeaseError`.
+        LedgerUnavailableError: The ledger can't be reached, and is required.
     """
-    claim = LeaseRequest(
+    request = LeaseRequest(
         kind="flow_run",
         name=str(flow_run.id),
         seconds=load_settings().lease_seconds,
@@ -32,9 +53,36 @@ async def sign_of_life(flow_run: FlowRun, attribution: Attribution) -> AsyncIter
         run_key=attribution.run_key,
     )
     try:
-        async with hold(claim, f"the flow run {flow_run.name!r} of {attribution.pipeline!r}"):
-            yield
+        async with hold(
+            request, f"the flow run {flow_run.name!r} of {attribution.pipeline!r}"
+        ) as lease:
+            if lease is None:
+                yield None
+                return
+            lease.outcome = "crashed"
+            _release_when_reported(flow_run, lease)
+            try:
+                yield lease
+            except Exception:
+                lease.outcome = "failed"
+                raise
     except RunLeaseError as error:
         # The state of the flow run is another's to report now; this is how Prefect ends without
         # one.
         raise Abort(str(error)) from error
+
+
+def _release_when_reported(flow_run: FlowRun, lease: Lease) -> None:
+    """Forget the outcome once the engine, which runs in this asyncio task, has reported it."""
+    heartbeat = configured_heartbeat()
+
+    def release(_: object) -> None:
+        # The engine notes a state on its flow run when the server has accepted it.
+        if flow_run.state is not None and flow_run.state.is_final():
+            heartbeat.release(lease.claim.token)
+        else:
+            heartbeat.expire(lease.claim.token)
+
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(release)

@@ -1,11 +1,14 @@
-"""Flow runs whose process died: found by their missing heartbeat, and put back to be run."""
+"""Flow runs that Prefect's server takes for running: those whose process died are put back to be
+run, those that ended while the server was unreachable are ended there.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -18,25 +21,37 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.states import AwaitingRetry, Crashed
+from prefect.states import AwaitingRetry, Completed, Crashed, Failed
 
-from ...errors import RunLeaseError
-from ...leases.heartbeat import Heartbeat, Lease
+from ...errors import FastroAIError, RunLeaseError
+from ...leases.heartbeat import Lease
 from ...leases.shared import configured_heartbeat
-from ...leases.table import LeaseRecord, LeaseRequest
+from ...leases.table import LeaseRecord, LeaseRequest, Outcome
 from ...settings import load_settings
+from .flow_run_lease import NOT_STORED
+
+logger = logging.getLogger("fastroai.executors")
 
 _PAGE = 200
+_LATE = "Ended while Prefect's server was unreachable"
+
+_FINAL_STATES: dict[Outcome, Callable[[str], State[object]]] = {
+    "completed": lambda message: Completed(message=message),
+    "partial": lambda message: Completed(message=f"{message} Some steps failed."),
+    "not_stored": lambda message: Completed(name=NOT_STORED, message=message),
+    "failed": lambda message: Failed(message=message),
+    "crashed": lambda message: Crashed(message=message),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """A flow run that gives signs of life, or gave them until its process died.
+    """A flow run with a heartbeat, or one whose process died.
 
     Attributes:
-        deployment: None where `execute` started it.
-        state: As the server names it.
-        holding: Who runs it, since when, and when it was last heard of.
+        deployment: None if `execute` started it.
+        state: Its state's name on the server.
+        holding: The process that runs it, since when, and its last heartbeat.
     """
 
     flow_run: FlowRun
@@ -46,16 +61,15 @@ class TrackedRun:
 
     @property
     def is_dead(self) -> bool:
-        """Whether nobody runs it any more, although it did not come to an end."""
+        """Whether its process died before it ended."""
         return not self.holding.is_alive
 
 
 async def tracked_runs() -> tuple[list[TrackedRun], int]:
-    """The runs under way, and those that died; then the number of those this Prefect server knows
-    nothing of.
+    """The active and dead runs that use this ledger; then how many of them this Prefect server
+    does not know.
 
-    A run is only known here when it wrote to the same ledger. What ended after all, for example
-    because somebody ended it in the UI, is forgotten.
+    Dead runs that have a final state by now, for example set in the UI, are forgotten.
 
     Raises:
         LedgerUnavailableError: The ledger can't be read.
@@ -84,21 +98,27 @@ async def tracked_runs() -> tuple[list[TrackedRun], int]:
 
 
 async def resume(run: TrackedRun) -> str:
-    """Take up a dead run, and say what was done.
+    """Resume a dead run, and describe what was done.
 
-    A deployed one is put back, so that a worker runs the same flow run again and finds the results
-    of its finished steps. One that `execute` started is marked as crashed: only its program can
-    start it again.
+    A deployed one is scheduled again: a worker runs the same flow run, which finds the results of
+    its finished steps. One that `execute` started is marked as crashed: only its program can start
+    it again.
 
     Raises:
-        RunLeaseError: It is alive, or Prefect's server does not take its new state.
+        RunLeaseError: It is alive, or Prefect's server refuses its new state.
         LedgerUnavailableError: The ledger can't be written; nothing was done.
     """
     heartbeat = configured_heartbeat()
     claim = LeaseRequest(
         kind="flow_run", name=str(run.flow_run.id), seconds=load_settings().lease_seconds
     )
-    await _take_over(heartbeat, claim, run)
+    taken = await asyncio.wrap_future(heartbeat.take(claim, lambda: None))
+    if not isinstance(taken, Lease):
+        raise RunLeaseError(
+            f"Flow run {run.flow_run.name!r} ({run.flow_run.id}) is alive: process "
+            f"{taken.claim.pid} on {taken.claim.host}, last heartbeat {taken.silent:.1f} s ago. It "
+            f"counts as dead after {taken.claim.seconds:g} s without one."
+        )
     try:
         async with get_client() as client:
             return await _put_back(client, run)
@@ -107,61 +127,122 @@ async def resume(run: TrackedRun) -> str:
         await asyncio.shield(asyncio.wrap_future(heartbeat.release(claim.token)))
 
 
-async def _take_over(heartbeat: Heartbeat, claim: LeaseRequest, run: TrackedRun) -> None:
-    """One at a time, and only from the dead."""
-    taken = await asyncio.wrap_future(heartbeat.take(claim, lambda: None))
-    if isinstance(taken, Lease):
-        return
-    raise RunLeaseError(
-        f"Flow run {run.flow_run.name!r} ({run.flow_run.id}) is alive: process {taken.claim.pid} "
-        f"on {taken.claim.host} gave a sign of life {taken.silent:.1f} s ago. It counts as dead "
-        f"after {taken.claim.seconds:g} s without one."
-    )
-
-
 async def _put_back(client: PrefectClient, run: TrackedRun) -> str:
     flow_run, holding = run.flow_run, run.holding
-    who = f"Process {holding.claim.pid} on {holding.claim.host} ended without a word."
+    cause = (
+        f"Process {holding.claim.pid} on {holding.claim.host} died without reporting a final state."
+    )
     advice = _advice(run)
     if flow_run.state_type is not StateType.CRASHED:
-        await _set_state(client, flow_run, Crashed(message=f"{who} {advice}"))
-    await _end_task_runs(client, flow_run.id)
+        await _set_state(client, flow_run, Crashed(message=f"{cause} {advice}"))
+    died: State[object] = Crashed(message="Its process died without reporting a final state.")
+    await _end_task_runs(client, flow_run.id, died)
     if run.deployment is not None:
-        await _set_state(
-            client, flow_run, AwaitingRetry(message=f"{who} Resumed by `fastroai runs`.")
-        )
+        retry: State[object] = AwaitingRetry(message=f"{cause} Resumed by `fastroai runs`.")
+        await _set_state(client, flow_run, retry)
     return f"{flow_run.name} ({flow_run.id}): {advice}"
 
 
-async def _set_state(client: PrefectClient, flow_run: FlowRun, state: State[Any]) -> None:
-    answer = await client.set_flow_run_state(flow_run.id, state)
-    if answer.status is not SetStateStatus.ACCEPT:
+async def report_own_ended_runs() -> None:
+    """Report the runs of this process that ended while Prefect's server was unreachable; never
+    raises.
+    """
+    try:
+        if configured_heartbeat().has_unreported:
+            for line in await report_ended_runs():
+                logger.warning("%s", line)
+    except Exception as error:  # the next run, or `fastroai runs`, tries again
+        logger.warning("Runs that ended earlier could not be reported to Prefect: %s", error)
+
+
+async def report_ended_runs() -> list[str]:
+    """Tell Prefect's server how runs ended while it was unreachable; gives a line for each.
+
+    Raises:
+        LedgerUnavailableError: The ledger can't be read.
+    """
+    heartbeat = configured_heartbeat()
+    # What is alive is still being reported by its own process.
+    ended = {
+        record.claim.name: record
+        for record in await asyncio.wrap_future(heartbeat.ended())
+        if not record.is_alive
+    }
+    lines: list[str] = []
+    if not ended:
+        return lines
+    async with get_client() as client:
+        for flow_run in await _flow_runs(client, [UUID(name) for name in ended]):
+            record = ended[str(flow_run.id)]
+            if _takes_an_outcome(flow_run):
+                try:
+                    state = await _report(client, flow_run, record)
+                except FastroAIError as error:
+                    lines.append(str(error))
+                    continue
+                lines.append(f"{flow_run.name} ({flow_run.id}): {_LATE}; it is {state} now.")
+            await asyncio.wrap_future(heartbeat.release(record.claim.token))
+    return lines
+
+
+def _takes_an_outcome(flow_run: FlowRun) -> bool:
+    """Whether the server lacks the end of a run.
+
+    A worker whose run could not report its end has marked it as crashed; a scheduled one is going
+    to be run again.
+    """
+    if flow_run.state is None or flow_run.state.is_scheduled():
+        return False
+    return flow_run.state.is_crashed() or not flow_run.state.is_final()
+
+
+async def _report(client: PrefectClient, flow_run: FlowRun, record: LeaseRecord) -> str:
+    """Give a flow run its final state; returns the name of the state it has then."""
+    assert record.outcome is not None
+    ended_at = datetime.now(UTC) - timedelta(seconds=record.silent)
+    message = f"{_LATE}, at {ended_at:%Y-%m-%d %H:%M:%S} UTC."
+    state = _FINAL_STATES[record.outcome](message)
+    if record.outcome == "completed":
+        task_state: State[object] = Completed(message=message)
+    else:
+        task_state = Crashed(message=f"{_LATE}; how is not known.")
+    await _end_task_runs(client, flow_run.id, task_state)
+    # The server may decide to retry a failed run of a deployment; for others there is no worker.
+    retries = record.outcome == "failed" and flow_run.deployment_id is not None
+    return await _set_state(client, flow_run, state, force=not retries)
+
+
+async def _set_state(
+    client: PrefectClient, flow_run: FlowRun, state: State[object], *, force: bool = False
+) -> str:
+    answer = await client.set_flow_run_state(flow_run.id, state, force=force)
+    retried = answer.state is not None and answer.state.is_scheduled()
+    if answer.status is not SetStateStatus.ACCEPT and not retried:
         reason = getattr(answer.details, "reason", None) or answer.status.value
         raise RunLeaseError(
-            f"Prefect's server did not take {state.name!r} for flow run {flow_run.id}: {reason}."
+            f"Prefect's server refused {state.name!r} for flow run {flow_run.id}: {reason}."
         )
+    accepted = answer.state or state
+    return accepted.name or accepted.type.value
 
 
 def _advice(run: TrackedRun) -> str:
     if run.deployment is not None:
-        return f"Put back for a worker of {run.deployment!r}, which goes on where it stopped."
+        return f"Scheduled again for a worker of {run.deployment!r}, which resumes it."
     key = run.holding.claim.run_key
     if run.flow_run.parent_task_run_id is not None and key is None:
-        return (
-            "Marked as crashed. It is part of another flow run: retry that one, and it goes on "
-            "where it stopped."
-        )
+        return "Marked as crashed. It is part of another flow run: retry that one to resume it."
     if key is None:
         return (
-            "Marked as crashed. It had no run_key, so another execution starts from the beginning."
+            "Marked as crashed. It has no run_key, so another execution starts from the beginning."
         )
     return (
-        f"Marked as crashed. Execute {run.holding.claim.pipeline!r} again with run_key={key!r}: it "
-        "goes on from here."
+        f"Marked as crashed. Execute {run.holding.claim.pipeline!r} again with run_key={key!r} to "
+        "resume it."
     )
 
 
-async def _end_task_runs(client: PrefectClient, flow_run_id: UUID) -> None:
+async def _end_task_runs(client: PrefectClient, flow_run_id: UUID, state: State[object]) -> None:
     """Task runs that were under way would stay so in the UI."""
     running = TaskRunFilterState(
         type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
@@ -172,16 +253,11 @@ async def _end_task_runs(client: PrefectClient, flow_run_id: UUID) -> None:
         limit=_PAGE,
     )
     for task_run in found:
-        await client.set_task_run_state(
-            task_run.id, Crashed(message="Its process ended without a word."), force=True
-        )
+        await client.set_task_run_state(task_run.id, state, force=True)
 
 
 def _has_ended(flow_run: FlowRun) -> bool:
-    """Whether there is nothing left to resume.
-
-    A worker that saw the process die has marked the run as crashed.
-    """
+    """Whether there is nothing left to resume: a worker marks dead runs as crashed."""
     return (
         flow_run.state is not None and flow_run.state.is_final() and not flow_run.state.is_crashed()
     )
