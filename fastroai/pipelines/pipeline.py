@@ -156,9 +156,9 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         """This pipeline as a Prefect flow, to call, serve or deploy.
 
         The flow takes one parameter, `inputs`, typed as `input_type`. It returns the run's
-        `PipelineResult`. When Prefect tries the flow again (`retries=1`), finished steps are
-        replayed; the result's usage and entries, and a `PipelineConfig.cost_budget`, are then those
-        of the last attempt.
+        `PipelineResult`: a coroutine awaits it, a plain function gets it from the call. When
+        Prefect tries the flow again (`retries=1`), finished steps are replayed; the result's usage
+        and entries, and a `PipelineConfig.cost_budget`, are then those of the last attempt.
 
         Args:
             name: The flow's name. None: the pipeline's.

@@ -419,6 +419,20 @@ async def test_a_flow_without_an_input_model_takes_any_dict_or_nothing():
     assert (await made()).output == (await made({"x": 1})).output == 3
 
 
+def test_a_plain_function_gets_the_result_of_a_flow():
+    made = Pipeline("from plain code", {"a": Give(3)}).to_flow()
+    assert made().output == 3
+    renamed = made.with_options(name="renamed")
+    assert (renamed().output, renamed.name) == (3, "renamed")
+    assert made(return_state=True).is_completed()
+
+    @flow(name="plain outer flow")
+    def outer() -> int:
+        return made().output
+
+    assert outer() == 3
+
+
 async def test_flow_options_are_prefects():
     made = Pipeline("optioned", {"a": Give(3)}).to_flow(
         name="another name", version="7", retries=2, description="What it is for.", log_prints=True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
@@ -97,6 +98,25 @@ async def _run_steps(
             await wait_for_task_runs(steps.task_run_ids)
 
 
+class PipelineFlow(Flow[Any, Any]):
+    """A pipeline's flow, which plain functions can call, too."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the flow: awaited in a coroutine; where no event loop runs, until it has ended."""
+        call: Any = super().__call__
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(call(*args, **kwargs))
+        return call(*args, **kwargs)
+
+    def with_options(self, **options: Any) -> PipelineFlow:
+        """The same flow with other options of `prefect.flow`."""
+        made = super().with_options(**options)
+        made.__class__ = PipelineFlow  # Prefect makes a plain Flow of it
+        return cast("PipelineFlow", made)
+
+
 def build_flow(
     pipeline: Pipeline[Any, Any, Any],
     options: PrefectOptions,
@@ -143,7 +163,7 @@ def build_flow(
         given["name"] = name
     if version is not None:
         given["version"] = version
-    return Flow(run_pipeline, **_flow_options(pipeline.name, pipeline.plan, given))
+    return PipelineFlow(run_pipeline, **_flow_options(pipeline.name, pipeline.plan, given))
 
 
 def build_call(
