@@ -1,4 +1,6 @@
-"""Executors: what runs a pipeline. Each is imported only when it is asked for."""
+"""Executors: what runs a pipeline, and the parts to write one of. Each is imported only when it is
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,39 @@ from .protocol import ExecutionResult, Executor, PlanExecutor, StepRecord
 if TYPE_CHECKING:
     from .in_memory import InMemoryExecutor
     from .prefect import PrefectExecutor
+    from .scheduler import Outcome, run_plan
+    from .session import RunSession, open_session
+    from .step import may_retry, run_attempts, run_step
 
 __all__ = [
     "ExecutionResult",
     "Executor",
     "InMemoryExecutor",
+    "Outcome",
     "PlanExecutor",
     "PrefectExecutor",
+    "RunSession",
     "StepRecord",
     "get_executor",
+    "may_retry",
+    "open_session",
+    "run_attempts",
+    "run_plan",
+    "run_step",
 ]
 
-_HOMES = {
+_EXECUTORS = {
     "memory": (".in_memory", "InMemoryExecutor"),
     "prefect": (".prefect", "PrefectExecutor"),
+}
+_PARTS = {
+    "Outcome": ".scheduler",
+    "RunSession": ".session",
+    "may_retry": ".step",
+    "open_session": ".session",
+    "run_attempts": ".step",
+    "run_plan": ".scheduler",
+    "run_step": ".step",
 }
 
 
@@ -45,7 +66,7 @@ def get_executor(choice: Executor | str | None = None) -> Executor:
         if not callable(getattr(choice, "execute", None)):
             raise ExecutorUnavailableError(f"executor={choice!r} has no execute method. {_ALLOWED}")
         return choice
-    if choice not in _HOMES:
+    if choice not in _EXECUTORS:
         raise ExecutorUnavailableError(f"executor={choice!r} is unknown. {_ALLOWED}")
     executor: Executor = _load(choice)()
     return executor
@@ -55,7 +76,7 @@ _ALLOWED = "Give 'memory', 'prefect' or an object with the Executor protocol."
 
 
 def _load(name: str) -> Any:
-    module, attribute = _HOMES[name]
+    module, attribute = _EXECUTORS[name]
     try:
         return getattr(import_module(module, __name__), attribute)
     except ImportError as error:
@@ -67,7 +88,9 @@ def _load(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    for key, (_, attribute) in _HOMES.items():
+    for key, (_, attribute) in _EXECUTORS.items():
         if name == attribute:
             return _load(key)
+    if name in _PARTS:
+        return getattr(import_module(_PARTS[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,20 +4,15 @@ storage.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
-from ..ledger.entries import Attribution
-from ..ledger.store import configured_store
-from ..pipelines.config import retry_delay
-from ..pipelines.plan import ExecutionPlan, PlannedStep
-from ..replay.journal import Journal
-from .protocol import ExecutionResult, PlanExecutor, StepRecord
+from ..pipelines.plan import ExecutionPlan
+from .protocol import ExecutionResult, PlanExecutor
 from .scheduler import run_plan
-from .session import Run
-from .step import may_retry, run_step
+from .session import open_session
+from .step import run_attempts
 
 if TYPE_CHECKING:
     from ..tracing.tracer import Tracer
@@ -42,22 +37,7 @@ class InMemoryExecutor(PlanExecutor):
         tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
         """See `PlanExecutor.execute_plan`."""
-        identity = Attribution(run_id=str(uuid4()), run_key=run_key, pipeline=name, tags=tags or {})
-        run = Run(plan, inputs, deps, tracer, identity=identity, store=await configured_store())
-        async with run.span(f"pipeline.{name}") as span_id:
-            outcome = await run_plan(plan, lambda node: _run_attempts(run, node))
-            return await run.conclude(outcome, span_id)
-
-
-async def _run_attempts(run: Run, node: PlannedStep) -> StepRecord:
-    attempts = node.config.retries + 1
-    if attempts > 1 and node.config.durable != "step":
-        run.step_run(node.step_id).journal = Journal(node.step_id)
-    for attempt in range(1, attempts):
-        try:
-            return await run_step(run, node, attempt)
-        except Exception as error:
-            if not may_retry(run, node, error):
-                raise
-        await asyncio.sleep(retry_delay(node.config, attempt))
-    return await run_step(run, node, attempts)
+        async with open_session(
+            plan, inputs, deps, tracer, name=name, run_key=run_key, tags=tags
+        ) as session:
+            return await session.conclude(await run_plan(plan, partial(run_attempts, session)))

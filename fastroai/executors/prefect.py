@@ -19,12 +19,14 @@ from ..leases.run_lease import only_execution
 from ..ledger.entries import Attribution
 from ..pipelines.config import Durable
 from ..pipelines.plan import ExecutionPlan
+from ..settings import load_settings
 from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
 from ._prefect.tasks import literal_name
 from ._prefect.zombie_runs import report_own_ended_runs
 from .protocol import ExecutionResult, PlanExecutor
+from .session import leases_around
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline import Pipeline
@@ -89,7 +91,7 @@ class PrefectExecutor(PlanExecutor):
             try:
                 with _terminated_as_before(sigterm_handler):
                     result = await run_in_flow(
-                        plan, inputs, deps, tracer, attribution, self._options
+                        plan, inputs, deps, tracer, attribution, self._options, held
                     )
                 ended.append(result)
                 return result
@@ -104,7 +106,7 @@ class PrefectExecutor(PlanExecutor):
             await report_own_ended_runs()
         named = {} if run_key is None else {"flow_run_name": literal_name(run_key)}
         flow: Any = build_call(name, plan, body, named | dict(self._options.flow_config))
-        async with only_execution(name, run_key):
+        async with only_execution(name, run_key, load_settings(), leases_around()) as held:
             failure = await _run_to_its_end(flow, name)
         return _result(name, ended[-1] if ended else None, failure)
 

@@ -1,18 +1,25 @@
-"""One execution of a plan: what its steps share, and what it amounts to in the end."""
+"""RunSession: one execution of a plan, with all that its steps share."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import replace
+from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from ..errors import StepExecutionError
+from ..leases.run_lease import Held
 from ..ledger.entries import Attribution, LedgerEntry
 from ..ledger.recorder import DurableLedger, RequestRecorder
+from ..ledger.store import configured_store
+from ..metering.scope import current_scope, dispatch_scope
 from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState, StepUsage
-from ..pipelines.step_run import RunBooks, StepState
+from ..pipelines.step_state import RunBooks, StepState
+from ..settings import FastroAISettings, load_settings
 from ..tracing.tracer import NoOpTracer, Tracer
 from .protocol import ExecutionResult, StepRecord
 from .scheduler import Outcome
@@ -22,16 +29,26 @@ METRICS = ("request_count", "replayed_count", "input_tokens", "output_tokens", "
 """What the spans of a run and of its steps report."""
 
 
-class Run:
-    """The state of one execution; an executor makes one for each and keeps none of it.
+class RunSession(RunBooks):
+    """The state of one execution; an executor opens one for each run and keeps none of it.
+
+    While its `async with` block lasts, requests of agents that belong to no step are booked to the
+    run, and so are those of a `StepContext` that is made by hand. Steps may run in threads.
 
     Args:
         identity: Whom all that the run sends is booked to.
         store: Where the entries are written, too; None: nowhere.
+        settings: As they were when the run began.
+        leases: What the run holds, with what the runs around it hold.
 
     Attributes:
+        plan: What is run.
+        inputs: What steps read with `get_input`.
+        deps: The caller's live objects.
+        tracer: Never None; one that does nothing where the run is not traced.
+        name: The pipeline's name.
         outputs: Outputs of the steps that have finished.
-        books: Identity and ledger of the run.
+        span_id: The run's span, while the block lasts and where there is one.
     """
 
     def __init__(
@@ -43,84 +60,144 @@ class Run:
         *,
         identity: Attribution,
         store: DurableLedger | None,
+        settings: FastroAISettings,
+        leases: Held = (),
     ) -> None:
+        recorder = RequestRecorder(store, refuses_unpriced=settings.unpriced == "fail")
+        super().__init__(identity, recorder, plan.config.cost_budget)
         self.plan = plan
         self.inputs = inputs
         self.deps = deps
         self.tracer = tracer if tracer is not None and plan.config.trace else _NO_TRACER
         self.name = identity.pipeline or "pipeline"
-        self.books = RunBooks(identity, RequestRecorder(store), plan.config.cost_budget)
+        self.settings = settings
+        self.leases = leases
         self.outputs: dict[str, Any] = {}
-        self._traced = type(self.tracer) is not NoOpTracer
-        self._step_runs: dict[str, StepState] = {}
+        self.span_id: str | None = None
+        self._is_traced = type(self.tracer) is not NoOpTracer
         self._began = time.perf_counter()
 
-    def span(self, name: str) -> AbstractAsyncContextManager[Any]:
+    async def __aenter__(self) -> RunSession:
+        self._scope = dispatch_scope(self.recorder, self.identity, run=self)
+        self._span = self.span(f"pipeline.{self.name}")
+        self.span_id = await self._span.__aenter__()
+        self._scope.__enter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self._scope.__exit__()
+        return await self._span.__aexit__(exc_type, exc, traceback)
+
+    def span(self, name: str) -> AbstractAsyncContextManager[str | None]:
         """A span of the run's tracer, or nothing where there is none to open."""
-        return self.tracer.span(name) if self._traced else nullcontext()
+        return self.tracer.span(name) if self._is_traced else nullcontext()
 
     def log_metrics(self, span_id: str | None, entries: Iterable[LedgerEntry]) -> None:
         """Report to a span what its requests came to, as the ledger has them: replayed ones are no
         spend.
         """
-        booked = tuple(entries) if self._traced and span_id is not None else ()
-        if booked and span_id is not None:
+        if not self._is_traced or span_id is None:
+            return
+        if booked := tuple(entries):
             usage = StepUsage.from_entries(booked)
             for name in METRICS:
                 self.tracer.log_metric(span_id, name, getattr(usage, name))
 
-    def step_run(self, step_id: str) -> StepState:
-        """The books of one step, opened when it is first asked for."""
-        step_run = self._step_runs.get(step_id)
-        if step_run is None:
-            step_run = self._step_runs[step_id] = StepState(step_id, self.books)
-        return step_run
-
-    def record(self, step_run: StepState, output: Any) -> StepRecord:
+    def record(self, state: StepState, output: Any) -> StepRecord:
         """What a finished step amounts to."""
-        entries = step_run.entries
+        entries = state.entries
         return StepRecord(
-            step_id=step_run.step_id,
+            step_id=state.step_id,
             output=output,
             entries=entries,
-            usage=step_run.usage if entries else None,
-            attempts=step_run.attempt,
-            duration_ms=round((time.perf_counter() - step_run.started) * 1000),
+            usage=state.usage if entries else None,
+            attempts=state.attempt,
+            duration_ms=round((time.perf_counter() - state.started) * 1000),
         )
 
-    async def conclude(self, outcome: Outcome, span_id: str | None) -> ExecutionResult:
+    async def conclude(self, outcome: Outcome) -> ExecutionResult:
         """The run's result, once its books are written and its span has been told of them.
 
         Raises:
             StepExecutionError: The first failure, when the run does not go on after one. Its
                 `partial_result` is what would have been returned.
         """
-        await self.books.ledger.flush()
-        self.log_metrics(span_id, self.books.ledger.entries)
-        errors = {
-            step_id: _as_step_error(step_id, error) for step_id, error in outcome.failures.items()
-        }
-        usages = {step_id: self.step_run(step_id).usage for step_id in self.books.ledger.step_ids}
         states = [
-            r.output for r in outcome.records.values() if isinstance(r.output, ConversationState)
+            record.output
+            for record in outcome.records.values()
+            if isinstance(record.output, ConversationState)
         ]
-        result = ExecutionResult(
-            outputs={step_id: record.output for step_id, record in outcome.records.items()},
-            usages=usages,
-            conversation_state=states[-1] if states else None,
-            stopped_early=outcome.stopped_early,
-            entries=self.books.ledger.entries,
-            errors=errors,
-            skipped=outcome.skipped,
-            run_id=self.books.identity.run_id,
-            wall_time_ms=round((time.perf_counter() - self._began) * 1000),
+        result = await self.complete(
+            ExecutionResult(
+                outputs={step_id: record.output for step_id, record in outcome.records.items()},
+                conversation_state=states[-1] if states else None,
+                stopped_early=outcome.stopped_early,
+                errors={
+                    step_id: _as_step_error(step_id, error)
+                    for step_id, error in outcome.failures.items()
+                },
+                skipped=outcome.skipped,
+            )
         )
-        if errors and self.plan.config.on_error == "fail":
-            error = next(iter(errors.values()))
+        if result.errors and self.plan.config.on_error == "fail":
+            error = next(iter(result.errors.values()))
             error.partial_result = result
             raise error
         return result
 
+    async def complete(self, result: ExecutionResult) -> ExecutionResult:
+        """A result with what the books say of the run, once they are written."""
+        await self.recorder.flush()
+        entries = self.recorder.entries
+        self.log_metrics(self.span_id, entries)
+        booked = {id_: self.step_state(id_).usage for id_ in self.recorder.step_ids}
+        return replace(
+            result,
+            usages={**result.usages, **booked},
+            entries=entries,
+            run_id=self.identity.run_id,
+            wall_time_ms=round((time.perf_counter() - self._began) * 1000),
+        )
+
 
 def _as_step_error(step_id: str, error: BaseException) -> StepExecutionError:
     return error if isinstance(error, StepExecutionError) else StepExecutionError(step_id, error)
+
+
+def leases_around() -> Held:
+    """The leases of the run in one of whose steps this is called, if it is."""
+    scope = current_scope()
+    run = scope.run if scope is not None else None
+    return run.leases if isinstance(run, RunSession) else ()
+
+
+@asynccontextmanager
+async def open_session(
+    plan: ExecutionPlan,
+    inputs: Mapping[str, Any],
+    deps: Any,
+    tracer: Tracer | None = None,
+    *,
+    name: str = "pipeline",
+    run_key: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> AsyncGenerator[RunSession]:
+    """Open the session of one run, booked in the ledger of `FASTROAI_LEDGER_URL`, if that is set.
+
+    Args: as of `Executor.execute`, with its plan.
+
+    Raises:
+        LedgerUnavailableError: The ledger can't be written, and must be.
+        SettingsError: A variable has a value it may not have.
+    """
+    identity = Attribution(run_id=str(uuid4()), run_key=run_key, pipeline=name, tags=tags or {})
+    store, settings = await configured_store(), load_settings()
+    async with RunSession(
+        plan, inputs, deps, tracer, identity=identity, store=store, settings=settings
+    ) as session:
+        yield session

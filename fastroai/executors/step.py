@@ -6,13 +6,36 @@ import asyncio
 from typing import Any
 
 from ..metering.retries import is_permanent
+from ..pipelines.config import retry_delay
 from ..pipelines.context import StepContext
 from ..pipelines.plan import PlannedStep
+from ..replay.journal import Journal
 from .protocol import StepRecord
-from .session import Run
+from .session import RunSession
 
 
-async def run_step(run: Run, node: PlannedStep, attempt: int = 1) -> StepRecord:
+async def run_attempts(session: RunSession, node: PlannedStep) -> StepRecord:
+    """Execute a step, again after each failure that may pass, as often as its `retries` say.
+
+    Agent calls that succeeded in a failed attempt are replayed in the next one.
+
+    Raises:
+        BaseException: What the last attempt raised, unchanged.
+    """
+    attempts = node.config.retries + 1
+    if attempts > 1 and node.config.durable != "step":
+        session.step_state(node.step_id).journal = Journal(node.step_id)
+    for attempt in range(1, attempts):
+        try:
+            return await run_step(session, node, attempt)
+        except Exception as error:
+            if not may_retry(session, node, error):
+                raise
+        await asyncio.sleep(retry_delay(node.config, attempt))
+    return await run_step(session, node, attempts)
+
+
+async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> StepRecord:
     """Execute one attempt of a step.
 
     Only the outputs of declared dependencies are handed to it. What it spends is in the run's
@@ -23,30 +46,36 @@ async def run_step(run: Run, node: PlannedStep, attempt: int = 1) -> StepRecord:
         TimeoutError: The attempt took longer than the step's `timeout`.
         BaseException: What the step raised, unchanged.
     """
-    step_run = run.step_run(node.step_id)
-    step_run.begin_attempt(attempt)
-    outputs = {step_id: run.outputs[step_id] for step_id in node.dependencies}
+    state = session.step_state(node.step_id)
+    state.begin_attempt(attempt)
+    outputs = {step_id: session.outputs[step_id] for step_id in node.dependencies}
     context = StepContext(
-        node.step_id, run.inputs, run.deps, outputs, run.tracer, node.config, step_run=step_run
+        node.step_id,
+        session.inputs,
+        session.deps,
+        outputs,
+        session.tracer,
+        node.config,
+        state=state,
     )
-    async with run.span(f"step.{node.step_id}") as span_id:
+    async with session.span(f"step.{node.step_id}") as span_id:
         try:
-            with step_run.own_scope():
+            with state.own_scope():
                 output = await _execute(node, context, attempt)
         finally:
-            run.log_metrics(
-                span_id, (e for e in step_run.entries if e.attribution.attempt == attempt)
+            session.log_metrics(
+                span_id, (e for e in state.entries if e.attribution.attempt == attempt)
             )
-    if step_run.entries:
+    if state.entries:
         # What a step's record says was paid must not be unknown to the ledger after a crash.
-        await run.books.ledger.flush()
-    run.outputs[node.step_id] = output
-    return run.record(step_run, output)
+        await session.recorder.flush()
+    session.outputs[node.step_id] = output
+    return session.record(state, output)
 
 
-def may_retry(run: Run, node: PlannedStep, error: BaseException) -> bool:
-    """Whether another attempt of a step could end better than with this error."""
-    return not (is_permanent(error) or run.step_run(node.step_id).is_final(error))
+def may_retry(session: RunSession, node: PlannedStep, error: BaseException) -> bool:
+    """Whether the step may be retried after this error."""
+    return not (is_permanent(error) or session.step_state(node.step_id).is_final(error))
 
 
 async def _execute(node: PlannedStep, context: StepContext[Any], attempt: int) -> Any:

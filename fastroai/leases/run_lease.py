@@ -8,13 +8,12 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
 from typing import Any
 
 from ..errors import LedgerUnavailableError, RunLeaseError
 from ..ledger.entries import LedgerEntry
 from ..ledger.store import LedgerStore
-from ..settings import load_settings
+from ..settings import FastroAISettings
 from .heartbeat import Heartbeat, Lease
 from .shared import configured_heartbeat
 from .table import LeaseRecord, LeaseRequest
@@ -28,9 +27,17 @@ RELEASE_PATIENCE = 5.0
 
 
 @asynccontextmanager
-async def only_execution(pipeline: str, run_key: str | None) -> AsyncIterator[None]:
+async def only_execution(
+    pipeline: str, run_key: str | None, settings: FastroAISettings, held: Held = ()
+) -> AsyncIterator[Held]:
     """Hold a pipeline's run key, if there is one, while the block runs; wait before it while
     another run holds it.
+
+    Args:
+        held: The leases of the run around this one.
+
+    Returns:
+        Those, and the lease of the run key.
 
     Raises:
         RunLeaseError: It is asked for from within the run that holds it; or it was lost meanwhile
@@ -38,34 +45,38 @@ async def only_execution(pipeline: str, run_key: str | None) -> AsyncIterator[No
         LedgerUnavailableError: The ledger can't be reached, and must be.
     """
     if run_key is None:
-        yield
+        yield held
         return
     claim = LeaseRequest(
         kind="run_key",
         name=json.dumps([pipeline, run_key]),
-        seconds=load_settings().lease_seconds,
+        seconds=settings.lease_seconds,
         pipeline=pipeline,
         run_key=run_key,
     )
     if any(
-        (held.lease.claim.kind, held.lease.claim.name) == (claim.kind, claim.name)
-        for held in _held.get()
+        (other.lease.claim.kind, other.lease.claim.name) == (claim.kind, claim.name)
+        for other in held
     ):
         raise RunLeaseError(
             f"Pipeline {pipeline!r} with run_key={run_key!r} is executed from within its own run, "
             "which would wait for itself. Give the inner one another run_key."
         )
-    async with hold(claim, f"the run of {pipeline!r} with run_key={run_key!r}"):
-        yield
+    what = f"the run of {pipeline!r} with run_key={run_key!r}"
+    async with hold(claim, what, required=settings.ledger_required) as lease:
+        yield held if lease is None else (*held, lease)
 
 
 @asynccontextmanager
-async def hold(claim: LeaseRequest, what: str) -> AsyncIterator[Lease | None]:
+async def hold(
+    claim: LeaseRequest, what: str, *, required: bool
+) -> AsyncIterator[HeldLease | None]:
     """Hold something while the block runs; wait before it while another does. Gives None where it
     can't be held, and need not be.
 
     Args:
         what: For messages.
+        required: Whether the block must not run while the ledger can't be reached.
 
     Raises:
         RunLeaseError: It was lost; the block was cancelled.
@@ -78,33 +89,32 @@ async def hold(claim: LeaseRequest, what: str) -> AsyncIterator[Lease | None]:
     try:
         lease = await _take(heartbeat, claim, what, loss.announce)
     except LedgerUnavailableError as error:
-        if load_settings().ledger_required:
+        if required:
             raise
         logger.warning("Nothing keeps another process from executing %s, too: %s", what, error)
         yield None
         return
-    token = _held.set((*_held.get(), _Held(heartbeat, lease, what)))
     try:
-        yield lease
+        yield HeldLease(heartbeat, lease, what, required)
     except BaseException as error:
         # Other cancellations, and what ends the process, stay what they are.
         if lease.lost and (loss.ends() or isinstance(error, Exception)):
-            raise _lost(what) from error
+            raise _lost(what, claim) from error
         raise
     finally:
         loss.ends()
-        _held.reset(token)
         if not lease.lost:
             await _release(heartbeat, lease)
 
 
-class _Held:
-    """A lease of the run that is executed in this context."""
+class HeldLease:
+    """A lease of a run that is under way here."""
 
-    def __init__(self, heartbeat: Heartbeat, lease: Lease, what: str) -> None:
+    def __init__(self, heartbeat: Heartbeat, lease: Lease, what: str, required: bool) -> None:
         self.lease = lease
         self._heartbeat = heartbeat
         self._what = what
+        self._required = required
 
     async def check(self) -> None:
         """Make sure that it is still held.
@@ -117,13 +127,14 @@ class _Held:
             try:
                 await asyncio.wrap_future(self._heartbeat.confirm())
             except LedgerUnavailableError:
-                if load_settings().ledger_required:
+                if self._required:
                     raise
         if self.lease.lost:
-            raise _lost(self._what)
+            raise _lost(self._what, self.lease.claim)
 
 
-_held: ContextVar[tuple[_Held, ...]] = ContextVar("fastroai_held_leases", default=())
+Held = tuple[HeldLease, ...]
+"""The leases of a run and of those around it."""
 
 
 class _Loss:
@@ -159,10 +170,10 @@ class _Loss:
         return self._task.uncancel() <= self._cancelling
 
 
-def _lost(what: str) -> RunLeaseError:
+def _lost(what: str, claim: LeaseRequest) -> RunLeaseError:
     return RunLeaseError(
         "This process gave no sign of life for longer than "
-        f"FASTROAI_LEASE_SECONDS={load_settings().lease_seconds:g}, so another took over {what}. "
+        f"FASTROAI_LEASE_SECONDS={claim.seconds:g}, so another took over {what}. "
         "It was stopped here, and sends nothing more; what it had finished is kept."
     )
 
@@ -217,9 +228,9 @@ async def _release(heartbeat: Heartbeat, lease: Lease) -> None:
 class GuardedStore:
     """A ledger for a run that holds leases: a request is refused once one of them was lost."""
 
-    def __init__(self, store: LedgerStore) -> None:
+    def __init__(self, store: LedgerStore, held: Held) -> None:
         self._store = store
-        self._held = _held.get()
+        self._held = held
         self.settle = store.settle
         self.flush = store.flush
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from decimal import Decimal
-from functools import cached_property
 from typing import Protocol
 
 from ..errors import LedgerUnavailableError
@@ -28,32 +28,39 @@ class RequestRecorder:
     Args:
         store: Where each entry is also written, the intent before its request is sent. None:
             nowhere.
+        refuses_unpriced: Whether `FASTROAI_UNPRICED` is `fail`. None: as it is when first asked.
     """
 
-    def __init__(self, store: DurableLedger | None = None) -> None:
+    def __init__(
+        self, store: DurableLedger | None = None, *, refuses_unpriced: bool | None = None
+    ) -> None:
         self._store = store
+        self._refuses_unpriced = refuses_unpriced
         self._entries: dict[str, LedgerEntry] = {}
         self._by_step: dict[str | None, dict[str, None]] = {}
         self._by_dispatch: dict[tuple[str | None, int, int], list[str]] = {}
         self._step_usd: dict[str | None, Decimal] = {}
         self._usd = ZERO_USD
+        self._noting = threading.Lock()
 
     @property
     def is_durable(self) -> bool:
         """Whether entries outlive the process."""
         return self._store is not None
 
-    @cached_property
+    @property
     def refuses_unpriced(self) -> bool:
-        """Whether `FASTROAI_UNPRICED` is `fail`, as it was when the run first asked.
+        """Whether a request without a known price is refused before it is sent.
 
         Raises:
             SettingsError: A variable has a value it may not have.
         """
-        # only here: pydantic-settings takes its time to import
-        from ..settings import load_settings
+        if self._refuses_unpriced is None:
+            # only here: pydantic-settings takes its time to import
+            from ..settings import load_settings
 
-        return load_settings().unpriced == "fail"
+            self._refuses_unpriced = load_settings().unpriced == "fail"
+        return self._refuses_unpriced
 
     async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent. A store has it on disk when this returns.
@@ -102,14 +109,15 @@ class RequestRecorder:
 
     def _note(self, entry: LedgerEntry) -> None:
         step_id = entry.attribution.step_id
-        before = self._entries.get(entry.id)
-        delta = EXACT.subtract(spend_of(entry), spend_of(before))
-        self._entries[entry.id] = entry
-        if before is None:
-            self._by_step.setdefault(step_id, {})[entry.id] = None
-            self._by_dispatch.setdefault(_dispatch_key(entry.attribution), []).append(entry.id)
-        self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), delta)
-        self._usd = EXACT.add(self._usd, delta)
+        with self._noting:  # an executor may run its steps in threads
+            before = self._entries.get(entry.id)
+            delta = EXACT.subtract(spend_of(entry), spend_of(before))
+            self._entries[entry.id] = entry
+            if before is None:
+                self._by_step.setdefault(step_id, {})[entry.id] = None
+                self._by_dispatch.setdefault(_dispatch_key(entry.attribution), []).append(entry.id)
+            self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), delta)
+            self._usd = EXACT.add(self._usd, delta)
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
@@ -127,7 +135,7 @@ class RequestRecorder:
 
     def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
         """The entries booked to one step."""
-        return tuple(self._entries[id_] for id_ in self._by_step.get(step_id, ()))
+        return tuple(self._entries[id_] for id_ in tuple(self._by_step.get(step_id, ())))
 
     def of_dispatch(self, attribution: Attribution) -> tuple[LedgerEntry, ...]:
         """The entries booked to one agent call, those of agents that its tools called included."""

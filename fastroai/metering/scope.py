@@ -21,8 +21,11 @@ class DispatchScope:
     attribution: Attribution
     journal: Journal | None = None
     """Where answers are recorded for further attempts; None: nowhere."""
+    run: object | None = None
+    """The `RunBooks` that the ledger is of, for a `StepContext` made by hand; None: of no run."""
 
 
+# Ambient, because the code between a run and its requests is the user's: it calls agents by itself.
 _scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope", default=None)
 
 
@@ -39,8 +42,9 @@ class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scop
         ledger: RequestRecorder,
         attribution: Attribution = UNATTRIBUTED,
         journal: Journal | None = None,
+        run: object | None = None,
     ) -> None:
-        self._scope = DispatchScope(ledger, attribution, journal)
+        self._scope = DispatchScope(ledger, attribution, journal, run)
 
     def __enter__(self) -> DispatchScope:
         self._token = _scope.set(self._scope)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from ..errors import DispatchSkippedError
 from ..metering.retries import is_permanent
 from .config import StepConfig, retry_delay
-from .step_run import RunBooks, StepState
+from .step_state import RunBooks, StepState, find_state
 
 if TYPE_CHECKING:
     from ..agent.agent import FastroAgent
@@ -32,9 +32,10 @@ AS_CONFIGURED: Final[Any] = _NotGiven()
 class StepContext(Generic[DepsT]):
     """What one execution of a step sees.
 
-    Within a run, the engine owns the step's `timeout` and `retries`, and agent calls are booked to
-    the run. A context constructed by hand stands alone: `run` then applies `config.timeout` and
-    `config.retries` to each call itself.
+    Agent calls are booked to the run that is under way, or else in the ledger of
+    `FASTROAI_LEDGER_URL`. Our executors own the step's `timeout` and `retries`. A context
+    constructed by hand stands alone: `run` then applies `config.timeout` and `config.retries` to
+    each call itself.
 
     Args:
         step_id: The step's id.
@@ -43,7 +44,7 @@ class StepContext(Generic[DepsT]):
         step_outputs: Outputs of the step's dependencies by step id.
         tracer: Handed to agents as it is.
         config: The step's resolved configuration.
-        step_run: The step's books within a run; engines pass it.
+        state: The step's state within a run; None: found when an agent is first called.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class StepContext(Generic[DepsT]):
         tracer: Tracer | None = None,
         config: StepConfig | None = None,
         *,
-        step_run: StepState | None = None,
+        state: StepState | None = None,
     ) -> None:
         self._step_id = step_id
         self._inputs = inputs
@@ -63,8 +64,9 @@ class StepContext(Generic[DepsT]):
         self._outputs = step_outputs
         self._tracer = tracer
         self._config = config if config is not None else StepConfig()
-        self._stands_alone = step_run is None
-        self._step_run = step_run if step_run is not None else StepState(step_id, RunBooks())
+        self._stands_alone = state is None
+        self._is_booked = state is not None
+        self._state = state if state is not None else StepState(step_id, RunBooks())
 
     @property
     def step_id(self) -> str:
@@ -84,7 +86,7 @@ class StepContext(Generic[DepsT]):
     @property
     def usage(self) -> StepUsage:
         """What this step has used so far, its failed attempts included."""
-        return self._step_run.usage
+        return self._state.usage
 
     @property
     def config(self) -> StepConfig:
@@ -94,11 +96,11 @@ class StepContext(Generic[DepsT]):
     @property
     def attempt(self) -> int:
         """Which attempt of the step this is, from 1."""
-        return self._step_run.attempt
+        return self._state.attempt
 
     def get_input(self, key: str, default: Any = None) -> Any:
         """One value of the run's input, or the default where it has none of that name."""
-        self._step_run.reads.add(key)
+        self._state.reads.add(key)
         return self._inputs.get(key, default)
 
     def get_dependency(
@@ -153,10 +155,13 @@ class StepContext(Generic[DepsT]):
             timeout = self._config.timeout if self._stands_alone else None
         if retries is AS_CONFIGURED or retries is None:
             retries = self._config.retries if self._stands_alone else 0
+        if not self._is_booked:
+            self._state = await find_state(self._step_id)
+            self._is_booked = True
         attempts = max(1, retries + 1)
         for attempt in range(1, attempts + 1):
-            self._step_run.check_budget(self._config.cost_budget)
-            replayed: ChatResponse[OutputT] | None = self._step_run.replay(agent, message)
+            self._state.check_budget(self._config.cost_budget)
+            replayed: ChatResponse[OutputT] | None = self._state.replay(agent, message)
             if replayed is not None:
                 return replayed
             try:
@@ -164,7 +169,7 @@ class StepContext(Generic[DepsT]):
                     agent, message, timeout, f"attempt {attempt}/{attempts}"
                 )
             except Exception as error:
-                if attempt == attempts or self._step_run.is_final(error) or is_permanent(error):
+                if attempt == attempts or self._state.is_final(error) or is_permanent(error):
                     raise
             await asyncio.sleep(retry_delay(self._config, attempt))
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -178,7 +183,7 @@ class StepContext(Generic[DepsT]):
         try:
             response = await self._call(agent, message, timeout, which)
         except DispatchSkippedError as error:
-            self._step_run.final(error)
+            self._state.final(error)
             await self._fire(after, error)
             raise
         except (Exception, asyncio.CancelledError) as error:
@@ -190,9 +195,11 @@ class StepContext(Generic[DepsT]):
     async def _call(
         self, agent: Any, message: Any, timeout: float | None, which: str
     ) -> ChatResponse[Any]:
-        run = self._step_run
-        attribution = run.next_attribution()
-        with run.scope_of(attribution):
+        state = self._state
+        attribution = state.next_attribution()
+        recorder = state.books.recorder
+        others = len(recorder.of_dispatch(attribution))  # of another context by the same name
+        with state.scope_of(attribution):
             try:
                 async with asyncio.timeout(timeout or None) as deadline:
                     response: ChatResponse[Any] = await agent.run(
@@ -202,7 +209,8 @@ class StepContext(Generic[DepsT]):
                 if not deadline.expired():
                     raise
                 raise TimeoutError(f"Agent call timed out after {timeout}s ({which})") from error
-        run.book(agent, message, response, run.books.ledger.of_dispatch(attribution), attribution)
+        entries = recorder.of_dispatch(attribution)[others:]
+        state.book(agent, message, response, entries, attribution)
         return response
 
     async def _fire(self, hook: Any, *args: Any) -> None:
@@ -212,5 +220,5 @@ class StepContext(Generic[DepsT]):
         try:
             await hook(*args)
         except Exception as error:
-            self._step_run.final(error)
+            self._state.final(error)
             raise

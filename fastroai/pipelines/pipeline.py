@@ -124,23 +124,21 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         tracer: Tracer | None,
         options: dict[str, Any],
     ) -> ExecutionResult:
-        from ..executors.protocol import PlanExecutor
+        from ..executors import ExecutionResult, PlanExecutor, open_session
 
+        options["name"] = self.name
         if isinstance(executor, PlanExecutor):
-            return await executor.execute_plan(
-                self._plan, inputs, deps, tracer, name=self.name, **options
-            )
-        return await executor.execute(
-            self.steps,
-            self.dependencies,
-            inputs,
-            deps,
-            tracer,
-            self.config,
-            self.step_configs,
-            name=self.name,
-            **options,
-        )
+            return await executor.execute_plan(self._plan, inputs, deps, tracer, **options)
+        # An executor that knows nothing of sessions: its steps find the one that is open here.
+        async with open_session(self._plan, inputs, deps, None, **options) as session:
+            given = (self.steps, self.dependencies, inputs, deps, tracer, self.config)
+            try:
+                execution = await executor.execute(*given, self.step_configs, **options)
+            except StepExecutionError as error:
+                if error.partial_result is None:
+                    error.partial_result = await session.complete(ExecutionResult(outputs={}))
+                raise
+            return await session.complete(execution)
 
     def to_flow(
         self,

@@ -28,6 +28,7 @@ from fastroai.ledger.entries import total_usd
 from fastroai.ledger.store import configured_store
 from fastroai.testing import ScriptedModel, ToolCall, fixed_prices
 from fastroai.usage import EntryState, Ledger, LedgerEntry
+from tests.conformance.third_party import AnyExecutor
 from tests.support.models import COST, counted_agent
 from tests.support.steps import Give
 
@@ -69,11 +70,11 @@ def asking(agent: FastroAgent[Any], *questions: str, **config: Any) -> Any:
 
 
 async def test_what_a_run_says_it_sent_is_what_the_database_says(
-    executor: str, database: Path
+    any_executor: AnyExecutor, database: Path
 ) -> None:
     agent, _ = counted_agent()
     steps = {"a": asking(agent, "one", "two"), "b": asking(agent, "three")}
-    pipeline = Pipeline("talk", steps, {"b": ["a"]}, executor=executor)
+    pipeline = Pipeline("talk", steps, {"b": ["a"]}, executor=any_executor)
     result = await pipeline.execute({}, None, run_key="talk-1", tags=TAGS)
     entries = await booked(run_id=result.run_id)
     assert entries == list(result.entries)
@@ -88,7 +89,7 @@ async def test_what_a_run_says_it_sent_is_what_the_database_says(
 
 
 async def test_a_request_is_in_the_database_before_it_is_sent(
-    executor: str, database: Path
+    any_executor: AnyExecutor, database: Path
 ) -> None:
     seen: list[int] = []
 
@@ -102,13 +103,15 @@ async def test_a_request_is_in_the_database_before_it_is_sent(
         return ModelResponse(parts=[TextPart("seen")])
 
     agent = FastroAgent(model=ScriptedModel(look, repeat=True), cost_calculator=fixed_prices())
-    await Pipeline("talk", {"a": asking(agent, "one", "two")}, executor=executor).execute({}, None)
+    await Pipeline("talk", {"a": asking(agent, "one", "two")}, executor=any_executor).execute(
+        {}, None
+    )
     assert len(seen) == 2
     assert min(seen) >= 1
 
 
 async def test_a_nested_agent_s_requests_are_booked_to_the_step(
-    executor: str, database: Path
+    any_executor: AnyExecutor, database: Path
 ) -> None:
     inner, _ = counted_agent("inner")
 
@@ -121,7 +124,7 @@ async def test_a_nested_agent_s_requests_are_booked_to_the_step(
         cost_calculator=fixed_prices(),
         name="outer",
     )
-    result = await Pipeline("talk", {"a": asking(outer, "outer?")}, executor=executor).execute(
+    result = await Pipeline("talk", {"a": asking(outer, "outer?")}, executor=any_executor).execute(
         {}, None
     )
     entries = await booked(run_id=result.run_id)
@@ -150,17 +153,17 @@ async def test_replays_of_a_failed_attempt_are_in_the_database_and_no_spend(
 
 
 async def test_a_ledger_that_can_not_be_reached_fails_the_run_before_anything_is_sent(
-    executor: str, database: Path
+    any_executor: AnyExecutor, database: Path
 ) -> None:
     close_off(database)
     agent, model = counted_agent()
     with pytest.raises(LedgerUnavailableError, match="FASTROAI_LEDGER_URL"):
-        await Pipeline("talk", {"a": asking(agent, "one")}, executor=executor).execute({}, None)
+        await Pipeline("talk", {"a": asking(agent, "one")}, executor=any_executor).execute({}, None)
     assert model.prompts == []
 
 
 async def test_a_ledger_lost_within_a_run_stops_the_next_request(
-    executor: str, database: Path
+    any_executor: AnyExecutor, database: Path
 ) -> None:
     agent, model = counted_agent()
 
@@ -173,7 +176,7 @@ async def test_a_ledger_lost_within_a_run_stops_the_next_request(
         await ctx.run(agent, "two")
 
     with pytest.raises(StepExecutionError) as caught:
-        await Pipeline("talk", {"a": lose}, executor=executor).execute({}, None)
+        await Pipeline("talk", {"a": lose}, executor=any_executor).execute({}, None)
     assert isinstance(caught.value.original_error, LedgerUnavailableError)
     assert model.prompts == ["one"]
     partial = caught.value.partial_result
@@ -183,18 +186,20 @@ async def test_a_ledger_lost_within_a_run_stops_the_next_request(
 
 
 async def test_a_ledger_that_is_not_required_gets_its_entries_later(
-    executor: str, database: Path, monkeypatch: pytest.MonkeyPatch
+    any_executor: AnyExecutor, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTROAI_LEDGER_REQUIRED", "false")
     close_off(database)
     agent, _ = counted_agent()
-    result = await Pipeline("talk", {"a": asking(agent, "one")}, executor=executor).execute(
+    result = await Pipeline("talk", {"a": asking(agent, "one")}, executor=any_executor).execute(
         {}, None
     )
     assert len(result.entries) == 1
     database.parent.unlink()
     monkeypatch.setenv("FASTROAI_LEDGER_REQUIRED", "true")
-    again = await Pipeline("talk", {"a": asking(agent, "two")}, executor=executor).execute({}, None)
+    again = await Pipeline("talk", {"a": asking(agent, "two")}, executor=any_executor).execute(
+        {}, None
+    )
     monkeypatch.setenv("FASTROAI_LEDGER_REQUIRED", "false")
     await all_is_written()
     assert await booked() == [*result.entries, *again.entries]
@@ -206,11 +211,11 @@ async def test_a_ledger_that_is_not_required_gets_its_entries_later(
     ids=lambda options: str(options),
 )
 async def test_options_that_are_no_texts_are_refused_before_the_run(
-    executor: str, options: dict[str, Any]
+    any_executor: AnyExecutor, options: dict[str, Any]
 ) -> None:
     only = Give("a")
     with pytest.raises(InputValidationError, match=next(iter(options))):
-        await Pipeline("talk", {"a": only}, executor=executor).execute({}, None, **options)
+        await Pipeline("talk", {"a": only}, executor=any_executor).execute({}, None, **options)
     assert only.runs == 0
 
 

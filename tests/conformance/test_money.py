@@ -24,6 +24,7 @@ from fastroai import (
 )
 from fastroai.ledger.entries import total_usd
 from fastroai.usage import EntryState
+from tests.conformance.third_party import AnyExecutor
 from tests.support.chat import answering, chat_response, offline_agent
 from tests.support.models import COST, INPUT_TOKENS, OUTPUT_TOKENS, counted_agent
 from tests.support.steps import Give, Join, WaitsForever, soon
@@ -76,10 +77,10 @@ class Asks:
 
 
 class TestSums:
-    async def test_a_run_costs_what_its_requests_cost(self, executor: str) -> None:
+    async def test_a_run_costs_what_its_requests_cost(self, any_executor: AnyExecutor) -> None:
         agent, model = counted_agent()
         steps = {"a": agent.as_step("a"), "b": agent.as_step("b"), "c": Join("a", "b")}
-        result = await Pipeline("sum", steps, {"c": ["a", "b"]}, executor=executor).execute(
+        result = await Pipeline("sum", steps, {"c": ["a", "b"]}, executor=any_executor).execute(
             {}, None
         )
         assert sorted(model.prompts) == ["a", "b"]
@@ -91,7 +92,7 @@ class TestSums:
         assert result.usage.total_request_count == 2
         assert states(result) == [EntryState.CHARGED] * 2
 
-    async def test_each_entry_says_who_asked(self, executor: str) -> None:
+    async def test_each_entry_says_who_asked(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent()
 
         @step
@@ -99,7 +100,7 @@ class TestSums:
             await ctx.run(agent, "one")
             await ctx.run(agent, "two")
 
-        result = await Pipeline("who", {"twice": twice}, executor=executor).execute({}, None)
+        result = await Pipeline("who", {"twice": twice}, executor=any_executor).execute({}, None)
         assert [(e.attribution.pipeline, e.attribution.step_id) for e in result.entries] == [
             ("who", "twice")
         ] * 2
@@ -110,20 +111,24 @@ class TestSums:
         assert {e.attribution.run_id for e in result.entries} == {result.run_id}
         assert {e.agent for e in result.entries} == {"counted"}
 
-    async def test_a_run_without_requests_has_no_usage(self, executor: str) -> None:
-        result = await Pipeline("free", {"a": Give(1)}, executor=executor).execute({}, None)
+    async def test_a_run_without_requests_has_no_usage(self, any_executor: AnyExecutor) -> None:
+        result = await Pipeline("free", {"a": Give(1)}, executor=any_executor).execute({}, None)
         assert (result.usage, result.entries) == (None, ())
 
-    async def test_an_agent_that_no_meter_sees_is_booked_as_it_reports(self, executor: str) -> None:
+    async def test_an_agent_that_no_meter_sees_is_booked_as_it_reports(
+        self, any_executor: AnyExecutor
+    ) -> None:
         agent = offline_agent()
         with answering(agent, chat_response(cost=100)):
-            pipeline = Pipeline("reported", {"a": agent.as_step("a")}, executor=executor)
+            pipeline = Pipeline("reported", {"a": agent.as_step("a")}, executor=any_executor)
             result = await pipeline.execute({}, None)
         assert_balanced(result, 100)
         assert result.usage is not None
         assert result.usage.steps["a"].model == "gpt-4o"
 
-    async def test_parallel_steps_of_one_agent_keep_their_books_apart(self, executor: str) -> None:
+    async def test_parallel_steps_of_one_agent_keep_their_books_apart(
+        self, any_executor: AnyExecutor
+    ) -> None:
         agent, _ = counted_agent()
 
         @step
@@ -133,36 +138,38 @@ class TestSums:
             return ctx.usage.cost_microcents
 
         steps = {"a": ask, "bb": ask, "ccc": ask}
-        result = await Pipeline("apart", steps, output_step="a", executor=executor).execute(
+        result = await Pipeline("apart", steps, output_step="a", executor=any_executor).execute(
             {}, None
         )
         assert result.step_outputs == {"a": COST, "bb": 2 * COST, "ccc": 3 * COST}
         assert_balanced(result, 6 * COST)
 
-    async def test_identical_questions_are_each_sent(self, executor: str) -> None:
+    async def test_identical_questions_are_each_sent(self, any_executor: AnyExecutor) -> None:
         agent, model = counted_agent("first", "second", "third")
 
         @step
         async def thrice(ctx: StepContext[Any]) -> list[str]:
             return [(await ctx.run(agent, "same")).output for _ in range(3)]
 
-        result = await Pipeline("same", {"s": thrice}, executor=executor).execute({}, None)
+        result = await Pipeline("same", {"s": thrice}, executor=any_executor).execute({}, None)
         assert list(result.output) == ["first", "second", "third"]
         assert len(model.prompts) == 3
         assert_balanced(result, 3 * COST)
 
     async def test_identical_questions_of_different_steps_are_each_sent(
-        self, executor: str
+        self, any_executor: AnyExecutor
     ) -> None:
         agent, model = counted_agent()
         steps = {"a": agent.as_step("same"), "b": agent.as_step("same")}
-        result = await Pipeline("same", steps, output_step="a", executor=executor).execute({}, None)
+        result = await Pipeline("same", steps, output_step="a", executor=any_executor).execute(
+            {}, None
+        )
         assert len(model.prompts) == 2
         assert_balanced(result, 2 * COST)
 
-    async def test_a_second_run_pays_again(self, executor: str) -> None:
+    async def test_a_second_run_pays_again(self, any_executor: AnyExecutor) -> None:
         agent, model = counted_agent()
-        pipeline = Pipeline("again", {"a": agent.as_step("a")}, executor=executor)
+        pipeline = Pipeline("again", {"a": agent.as_step("a")}, executor=any_executor)
         for run in (1, 2):
             assert_balanced(await pipeline.execute({}, None), COST)
             assert len(model.prompts) == run
@@ -253,10 +260,10 @@ class TestReplay:
 
 
 class TestSpendOfFailures:
-    async def test_a_failed_step_keeps_its_spend(self, executor: str) -> None:
+    async def test_a_failed_step_keeps_its_spend(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent()
         steps = {"a": agent.as_step("a"), "b": step(Asks(agent, "b", failures=9))}
-        error = await failure(Pipeline("spent", steps, {"b": ["a"]}, executor=executor))
+        error = await failure(Pipeline("spent", steps, {"b": ["a"]}, executor=any_executor))
         partial = error.partial_result
         assert partial is not None
         assert_balanced(partial, 2 * COST)
@@ -330,21 +337,23 @@ class TestSpendOfFailures:
         assert error.partial_result.usage is not None
         assert error.partial_result.usage.total_unsettled_count == 1
 
-    async def test_a_refused_request_is_no_spend(self, executor: str) -> None:
+    async def test_a_refused_request_is_no_spend(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent(ModelHTTPError(401, "gpt-5-mini", "bad key"))
-        error = await failure(Pipeline("refused", {"s": agent.as_step("one")}, executor=executor))
+        error = await failure(
+            Pipeline("refused", {"s": agent.as_step("one")}, executor=any_executor)
+        )
         assert error.partial_result is not None
         assert states(error.partial_result) == [EntryState.REFUSED]
         assert total_usd(error.partial_result.entries) == 0
 
 
 class TestBudgets:
-    async def test_a_steps_budget_stops_its_next_dispatch(self, executor: str) -> None:
+    async def test_a_steps_budget_stops_its_next_dispatch(self, any_executor: AnyExecutor) -> None:
         agent, model = counted_agent()
         config = StepConfig(cost_budget=COST + 1, retries=2, **NOW)
         steps = {"s": step(Asks(agent, "one", "two", "three", failures=0))}
         error = await failure(
-            Pipeline("budget", steps, step_configs={"s": config}, executor=executor)
+            Pipeline("budget", steps, step_configs={"s": config}, executor=any_executor)
         )
         spent = error.original_error
         assert isinstance(spent, CostBudgetExceededError)
@@ -355,12 +364,12 @@ class TestBudgets:
         )
         assert model.prompts == ["one", "two"]
 
-    async def test_a_steps_budget_is_its_own(self, executor: str) -> None:
+    async def test_a_steps_budget_is_its_own(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent()
         steps = {"a": agent.as_step("a"), "b": agent.as_step("b"), "c": agent.as_step("c")}
         configs = {s: StepConfig(cost_budget=COST) for s in steps}
         pipeline = Pipeline(
-            "own", steps, {"b": ["a"], "c": ["b"]}, step_configs=configs, executor=executor
+            "own", steps, {"b": ["a"], "c": ["b"]}, step_configs=configs, executor=any_executor
         )
         assert_balanced(await pipeline.execute({}, None), 3 * COST)
 
@@ -379,12 +388,14 @@ class TestBudgets:
         assert len(model.prompts) == 2
         assert len(attempts) == 3
 
-    async def test_the_pipelines_budget_is_the_total_of_the_run(self, executor: str) -> None:
+    async def test_the_pipelines_budget_is_the_total_of_the_run(
+        self, any_executor: AnyExecutor
+    ) -> None:
         agent, model = counted_agent()
         steps = {s: agent.as_step(s) for s in "abc"}
         config = PipelineConfig(cost_budget=COST + 1)
         error = await failure(
-            Pipeline("total", steps, {"b": ["a"], "c": ["b"]}, config=config, executor=executor)
+            Pipeline("total", steps, {"b": ["a"], "c": ["b"]}, config=config, executor=any_executor)
         )
         assert error.step_id == "c"
         spent = error.original_error
@@ -398,18 +409,20 @@ class TestBudgets:
         assert error.partial_result is not None
         assert_balanced(error.partial_result, 2 * COST)
 
-    async def test_a_new_run_has_its_budget_anew(self, executor: str) -> None:
+    async def test_a_new_run_has_its_budget_anew(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent()
         pipeline = Pipeline(
             "anew",
             {"a": agent.as_step("a")},
             config=PipelineConfig(cost_budget=COST),
-            executor=executor,
+            executor=any_executor,
         )
         for _ in range(2):
             assert_balanced(await pipeline.execute({}, None), COST)
 
-    async def test_a_steps_own_budget_does_not_lift_the_runs(self, executor: str) -> None:
+    async def test_a_steps_own_budget_does_not_lift_the_runs(
+        self, any_executor: AnyExecutor
+    ) -> None:
         agent, model = counted_agent()
         steps = {s: agent.as_step(s) for s in "ab"}
         pipeline = Pipeline(
@@ -418,7 +431,7 @@ class TestBudgets:
             {"b": ["a"]},
             config=PipelineConfig(cost_budget=COST),
             step_configs={"b": StepConfig(cost_budget=100 * COST)},
-            executor=executor,
+            executor=any_executor,
         )
         error = await failure(pipeline)
         assert isinstance(error.original_error, CostBudgetExceededError)

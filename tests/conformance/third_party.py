@@ -16,7 +16,9 @@ from fastroai import (
     StepUsage,
     Tracer,
 )
-from fastroai.executors import ExecutionResult
+from fastroai.executors import ExecutionResult, Executor
+
+AnyExecutor = Executor | str
 
 
 class OneByOne:
@@ -37,6 +39,8 @@ class OneByOne:
         step_configs: Mapping[str, StepConfig] | None,
         *,
         name: str = "pipeline",
+        run_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
         self.names.append(name)
         outputs: dict[str, Any] = {}

@@ -47,7 +47,6 @@ FLOORS: list[tuple[str, int]] = [
 UPWARD: set[tuple[str, str]] = {
     # Pipeline.execute and Pipeline.to_flow: the definition asks for the engine when it is run.
     ("fastroai.pipelines.pipeline", "fastroai.executors"),
-    ("fastroai.pipelines.pipeline", "fastroai.executors.protocol"),
     # PipelineExecutor, the published name of the engine in process.
     ("fastroai.pipelines.executor", "fastroai.executors.in_memory"),
     # The storage blocks of Prefect, resolved by its adapter.

@@ -13,7 +13,7 @@ from prefect.context import TaskRunContext
 
 from ...errors import PipelineValidationError
 from ...serialization.canonical_json import digest
-from ...settings import CachePolicyName, load_settings
+from ...settings import CachePolicyName
 from .run_scope import UNIDENTIFIED, RunScope
 
 KEY_FORMAT = 2
@@ -120,15 +120,15 @@ class StepCachePolicy(CachePolicy):
         return CacheKey(identity, self.run.text).digest()
 
 
-def resolve_cache_policy(choice: Any, run: RunScope) -> CachePolicy:
-    """The policy for `StepConfig.cache_policy` in a run; None is `FASTROAI_CACHE_POLICY`.
+def resolve_cache_policy(choice: Any, default: CachePolicyName, run: RunScope) -> CachePolicy:
+    """The policy for `StepConfig.cache_policy` in a run; None is the default.
 
     Raises:
         PipelineValidationError: It is neither one of the three names nor a Prefect `CachePolicy`.
     """
     if isinstance(choice, CachePolicy):
         return choice
-    name: CachePolicyName = load_settings().cache_policy if choice is None else choice
+    name = default if choice is None else choice
     if name == "run":
         return StepCachePolicy(run=run)
     if name == "inputs":

@@ -11,15 +11,13 @@ from dataclasses import replace
 from typing import Any, cast
 
 from prefect import Flow
-from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
 from ...database.location import default_url
 from ...errors import StepExecutionError
-from ...leases.run_lease import GuardedStore
+from ...leases.run_lease import GuardedStore, Held
 from ...ledger.entries import Attribution
-from ...ledger.recorder import DurableLedger
 from ...ledger.store import configured_store
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
@@ -27,7 +25,7 @@ from ...serialization.canonical_json import digest
 from ...settings import load_settings
 from ..protocol import ExecutionResult
 from ..scheduler import run_plan
-from ..session import Run
+from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, write_output_artifact
 from .attribution import with_flow_run
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
@@ -46,11 +44,13 @@ async def run_in_flow(
     tracer: Any,
     attribution: Attribution,
     options: PrefectOptions,
+    held: Held | None = None,
 ) -> ExecutionResult:
     """Run a plan's steps as tasks of the flow run that is active here.
 
     Args:
         attribution: What the caller says of the run; the flow run adds what it knows.
+        held: The leases of this run and of those around it. None: those around it.
 
     Raises:
         LedgerUnavailableError: The ledger can't be written, and must be; nothing was run.
@@ -61,41 +61,37 @@ async def run_in_flow(
     context = FlowRunContext.get()
     assert context is not None, "called within a flow run"
     assert context.flow_run is not None
+    flow_run, settings = context.flow_run, load_settings()
     store = await configured_store(default_url())
-    async with flow_run_lease(context.flow_run, attribution) as lease:
-        guarded = None if store is None else GuardedStore(store)
-        result = await _run_steps(
-            plan, inputs, deps, tracer, attribution, options, context.flow_run, guarded
+    around = leases_around() if held is None else held
+    async with flow_run_lease(flow_run, attribution, settings) as lease:
+        leases = around if lease is None else (*around, lease)
+        guarded = None if store is None else GuardedStore(store, leases)
+        read = inputs if attribution.run_key is not None else None
+        storage = await open_storage(plan, options.default_storage(settings), settings, inputs=read)
+        identity = await with_flow_run(attribution, flow_run)
+        session = RunSession(
+            plan,
+            inputs,
+            deps,
+            tracer,
+            identity=identity,
+            store=guarded,
+            settings=settings,
+            leases=leases,
         )
+        async with ArtifactWriter(settings.artifact_timeout) as artifacts:
+            steps = StepTasks(session, storage.by_step, options, artifacts, flow_run.id)
+            try:
+                async with storage, session:
+                    result = await session.conclude(await run_plan(plan, steps.run_one))
+            finally:
+                steps.write_run_artifact(storage.not_stored)
+                await wait_for_task_runs(steps.task_run_ids)
+        result = replace(result, not_stored=storage.not_stored)
         if lease is not None:
-            lease.outcome = outcome_of(result)
+            lease.lease.outcome = outcome_of(result)
         return result
-
-
-async def _run_steps(
-    plan: ExecutionPlan,
-    inputs: dict[str, Any],
-    deps: Any,
-    tracer: Any,
-    attribution: Attribution,
-    options: PrefectOptions,
-    flow_run: FlowRun,
-    store: DurableLedger | None,
-) -> ExecutionResult:
-    settings = load_settings()
-    read = inputs if attribution.run_key is not None else None
-    storage = await open_storage(plan, options.default_storage(settings), settings, inputs=read)
-    identity = await with_flow_run(attribution, flow_run)
-    run = Run(plan, inputs, deps, tracer, identity=identity, store=store)
-    async with ArtifactWriter(settings.artifact_timeout) as artifacts:
-        steps = StepTasks(run, storage.by_step, options, artifacts, flow_run.id)
-        try:
-            async with storage, run.span(f"pipeline.{run.name}") as span_id:
-                result = await run.conclude(await run_plan(plan, steps.run_one), span_id)
-            return replace(result, not_stored=storage.not_stored)
-        finally:
-            steps.write_run_artifact(storage.not_stored)
-            await wait_for_task_runs(steps.task_run_ids)
 
 
 class PipelineFlow(Flow[Any, Any]):

@@ -13,11 +13,11 @@ from prefect.exceptions import Abort
 
 from ...errors import RunLeaseError
 from ...leases.heartbeat import Lease
-from ...leases.run_lease import hold
+from ...leases.run_lease import HeldLease, hold
 from ...leases.shared import configured_heartbeat
 from ...leases.table import LeaseRequest, Outcome
 from ...ledger.entries import Attribution
-from ...settings import load_settings
+from ...settings import FastroAISettings
 from ..protocol import ExecutionResult
 
 NOT_STORED = "ResultsNotStored"
@@ -33,8 +33,8 @@ def outcome_of(result: ExecutionResult) -> Outcome:
 
 @asynccontextmanager
 async def flow_run_lease(
-    flow_run: FlowRun, attribution: Attribution
-) -> AsyncIterator[Lease | None]:
+    flow_run: FlowRun, attribution: Attribution, settings: FastroAISettings
+) -> AsyncIterator[HeldLease | None]:
     """Hold a flow run's lease while the block runs, which notes its outcome on the lease.
 
     The outcome stays in the ledger's database until Prefect's server has accepted the final state,
@@ -48,23 +48,22 @@ async def flow_run_lease(
     request = LeaseRequest(
         kind="flow_run",
         name=str(flow_run.id),
-        seconds=load_settings().lease_seconds,
+        seconds=settings.lease_seconds,
         pipeline=attribution.pipeline,
         run_key=attribution.run_key,
     )
+    what = f"the flow run {flow_run.name!r} of {attribution.pipeline!r}"
     try:
-        async with hold(
-            request, f"the flow run {flow_run.name!r} of {attribution.pipeline!r}"
-        ) as lease:
-            if lease is None:
+        async with hold(request, what, required=settings.ledger_required) as held:
+            if held is None:
                 yield None
                 return
-            lease.outcome = "crashed"
-            _release_when_reported(flow_run, lease)
+            held.lease.outcome = "crashed"
+            _release_when_reported(flow_run, held.lease)
             try:
-                yield lease
+                yield held
             except Exception:
-                lease.outcome = "failed"
+                held.lease.outcome = "failed"
                 raise
     except RunLeaseError as error:
         # The state of the flow run is another's to report now; this is how Prefect ends without

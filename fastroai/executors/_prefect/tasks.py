@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect import Task
-from prefect.cache_policies import NO_CACHE
+from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
@@ -23,7 +23,7 @@ from ...ledger.entries import LedgerEntry, replays
 from ...pipelines.config import expiration, retry_delay
 from ...pipelines.plan import PlannedStep
 from ..protocol import StepRecord
-from ..session import Run
+from ..session import RunSession
 from ..step import may_retry, run_step
 from ..step_codec import StepCodec
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
@@ -42,7 +42,7 @@ from .results import (
     encode_record,
     unstorable_record,
 )
-from .run_scope import RunScope, run_scope
+from .run_scope import run_scope
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -75,7 +75,7 @@ def _make_task(
         "retry_delay_seconds": [
             retry_delay(config, n + 1) for n in range(min(config.retries, MAX_RETRY_DELAYS))
         ],
-        "cache_policy": resolve_cache_policy(config.cache_policy, steps.scope),
+        "cache_policy": steps.cache_policy(config.cache_policy),
         "cache_expiration": expiration(config),
         "persist_result": config.persist_result is not False,
         "result_serializer": StepResultSerializer(),
@@ -83,7 +83,7 @@ def _make_task(
         "task_run_name": literal_name(node.step_id),
     }
     task: Task[[dict[str, Any]], Any] = Task(
-        run_step_task, name=node.step_id, **(options | _defaults(node, defaults, steps.scope))
+        run_step_task, name=node.step_id, **(options | _defaults(steps, node, defaults))
     )
     if task.persist_result:
         # Assigned, because Task() refuses a block that was not saved to the server.
@@ -105,7 +105,7 @@ _FIELD_OF_OPTION = {
 }
 
 
-def _defaults(node: PlannedStep, defaults: Mapping[str, Any], scope: RunScope) -> dict[str, Any]:
+def _defaults(steps: StepTasks, node: PlannedStep, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The executor's task options that the step's configuration does not give itself."""
     given: set[str] = node.config.__dict__.get("_given", set())
     options = {
@@ -116,7 +116,7 @@ def _defaults(node: PlannedStep, defaults: Mapping[str, Any], scope: RunScope) -
     # resolved and probed before the run, like every other storage
     options.pop("result_storage", None)
     if "cache_policy" in options:
-        options["cache_policy"] = resolve_cache_policy(options["cache_policy"], scope)
+        options["cache_policy"] = steps.cache_policy(options["cache_policy"])
     return options
 
 
@@ -125,25 +125,25 @@ class StepTasks:
 
     def __init__(
         self,
-        run: Run,
+        session: RunSession,
         storages: Mapping[str, WritableFileSystem],
         options: PrefectOptions,
         artifacts: ArtifactWriter,
         flow_run_id: UUID,
     ) -> None:
-        self._run = run
+        self._session = session
         self._durable = options.durable
         self._artifacts = artifacts
         self._flow_run_id = flow_run_id
-        self._inputs_digest = digest_or_unique(dict(run.inputs))
-        self.scope = run_scope(run.name, self._inputs_digest, run.books.identity.run_key)
+        self._inputs_digest = digest_or_unique(dict(session.inputs))
+        self.scope = run_scope(session.name, self._inputs_digest, session.identity.run_key)
         self._tasks = {
             step_id: StepTask(
                 _make_task(self, node, options.default_task_config, storages[step_id]),
                 StepCodec.of(step_id, node.step),
-                run.plan.fingerprints[step_id],
+                session.plan.fingerprints[step_id],
             )
-            for step_id, node in run.plan.steps.items()
+            for step_id, node in session.plan.steps.items()
         }
         self._states: dict[str, State[Any]] = {}
         self._output_digests: dict[str, str] = {}
@@ -152,6 +152,10 @@ class StepTasks:
         self._live: dict[str, StepRecord] = {}
         self._errors: dict[str, BaseException] = {}
         self._ended: dict[str, tuple[str, int, tuple[LedgerEntry, ...]]] = {}
+
+    def cache_policy(self, choice: Any) -> CachePolicy:
+        """When results of a step may be reused, by its choice."""
+        return resolve_cache_policy(choice, self._session.settings.cache_policy, self.scope)
 
     @property
     def task_run_ids(self) -> tuple[UUID, ...]:
@@ -211,7 +215,7 @@ class StepTasks:
         self._open_journal(node)
         try:
             with _results_of_the_flow(context):
-                record = await run_step(self._run, node, self._attempts[step_id])
+                record = await run_step(self._session, node, self._attempts[step_id])
             stored, identified = self._stored_form(node, record)
         except BaseException as error:
             self._errors[step_id] = error
@@ -224,14 +228,14 @@ class StepTasks:
         """Have the step's answers recorded: beside its result if that may be used again, else in
         process.
         """
-        step_run, task = self._run.step_run(node.step_id), self._tasks[node.step_id].task
-        if step_run.journal is not None or (node.config.durable or self._durable) != "request":
+        state, task = self._session.step_state(node.step_id), self._tasks[node.step_id].task
+        if state.journal is not None or (node.config.durable or self._durable) != "request":
             return
         reusable = task.persist_result and task.cache_policy is not NO_CACHE
         storage: Any = task.result_storage
-        step_run.journal = journal_of(
+        state.journal = journal_of(
             self.scope,
-            self._run.name,
+            self._session.name,
             node.step_id,
             node.config.cache_scope,
             storage.store if reusable else None,
@@ -259,10 +263,10 @@ class StepTasks:
         return stored, digest_or_unique(stored["output"])
 
     def _reads(self, node: PlannedStep) -> dict[str, str]:
-        inputs = self._run.inputs
+        inputs = self._session.inputs
         return {
             key: digest_of_input(inputs, key)
-            for key in sorted(self._run.step_run(node.step_id).reads)
+            for key in sorted(self._session.step_state(node.step_id).reads)
         }
 
     def may_retry(self, node: PlannedStep) -> bool:
@@ -270,11 +274,11 @@ class StepTasks:
         error = self._errors.get(node.step_id)
         if error is None or isinstance(error, asyncio.CancelledError):  # Prefect's own timeout
             return True
-        return may_retry(self._run, node, error)
+        return may_retry(self._session, node, error)
 
     def _identity(self, node: PlannedStep) -> StepIdentity:
         return StepIdentity(
-            pipeline=self._run.name,
+            pipeline=self._session.name,
             step_id=node.step_id,
             fingerprint=self._tasks[node.step_id].fingerprint,
             inputs=self._inputs_digest,
@@ -285,22 +289,22 @@ class StepTasks:
     def _replay(self, node: PlannedStep, stored: StoredStep) -> StepRecord:
         """Take a stored record instead of running the step; its requests are booked as replayed."""
         record = decode_record(stored, self._tasks[node.step_id].codec)
-        step_run = self._run.step_run(node.step_id)
+        step_state = self._session.step_state(node.step_id)
         if record.entries:
-            ledger = self._run.books.ledger
-            attribution = step_run.next_attribution()
+            ledger = self._session.recorder
+            attribution = step_state.next_attribution()
             ledger.restate(
                 entry for entry in record.entries if entry.attribution.is_same_run(attribution)
             )
             for entry in replays(record.entries, attribution):
                 ledger.record(entry)
-        self._run.outputs[node.step_id] = record.output
+        self._session.outputs[node.step_id] = record.output
         self._output_digests[node.step_id] = digest_or_unique(stored.content["output"])
         return StepRecord(
             step_id=node.step_id,
             output=record.output,
-            entries=step_run.entries,
-            usage=step_run.usage if step_run.entries else None,
+            entries=step_state.entries,
+            usage=step_state.usage if step_state.entries else None,
             attempts=record.attempts,
             replayed=True,
         )
@@ -321,11 +325,11 @@ class StepTasks:
 
     def _write_artifact(self, node: PlannedStep, state: str) -> None:
         step_id = node.step_id
-        entries = self._run.step_run(step_id).entries
+        entries = self._session.step_state(step_id).entries
         attempts = self._attempts.get(step_id, 1 if state == "replayed" else 0)
         self._ended[step_id] = (state, attempts, entries)
         self._artifacts.add(
-            artifact_key(self._run.name, step_id),
+            artifact_key(self._session.name, step_id),
             step_rows(entries),
             describe_costs(f"{step_id} ({state})", entries, attempts),
             flow_run_id=self._flow_run_id,
@@ -338,16 +342,16 @@ class StepTasks:
         """
         rows = {
             step_id: self._ended.get(step_id, ("not run", 0, ()))
-            for step_id in self._run.plan.steps
+            for step_id in self._session.plan.steps
         }
         for step_id in not_stored:
             state, attempts, entries = rows[step_id]
             rows[step_id] = (f"{state}, not stored", attempts, entries)
         losses = f" · **not stored**: {', '.join(not_stored)}" if not_stored else ""
         self._artifacts.add(
-            artifact_key(self._run.name),
+            artifact_key(self._session.name),
             run_rows(rows),
-            describe_costs(self._run.name, self._run.books.ledger.entries) + losses,
+            describe_costs(self._session.name, self._session.recorder.entries) + losses,
             flow_run_id=self._flow_run_id,
         )
 

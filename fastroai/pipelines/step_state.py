@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -14,7 +14,12 @@ from ..agent.schemas import ChatResponse
 from ..errors import CostBudgetExceededError
 from ..ledger.entries import Attribution, EntryState, LedgerEntry
 from ..ledger.recorder import RequestRecorder
-from ..metering.scope import DispatchScope, dispatch_scope
+from ..metering.scope import (
+    DispatchScope,
+    current_scope,
+    dispatch_scope,
+    scope_outside_of_runs,
+)
 from ..pricing.money import microcents_to_usd, usd_to_microcents
 from ..pricing.token_counts import TokenCounts
 from ..replay.journal import Journal
@@ -26,15 +31,50 @@ ErrorT = TypeVar("ErrorT", bound=BaseException)
 _NOBODY = Attribution()
 
 
-@dataclass(frozen=True, slots=True)
 class RunBooks:
-    """What all steps of a run share: its identity and its ledger."""
+    """What all steps of a run share: whom its requests are booked to, and where.
 
-    identity: Attribution = _NOBODY
-    """What all its entries have in common: run, pipeline, tags, deployment."""
-    ledger: RequestRecorder = field(default_factory=RequestRecorder)
-    cost_budget: int | None = None
-    """Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched."""
+    Attributes:
+        identity: What all its entries have in common: run, pipeline, tags, deployment.
+        recorder: Its entries.
+        cost_budget: Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched.
+    """
+
+    def __init__(
+        self,
+        identity: Attribution = _NOBODY,
+        recorder: RequestRecorder | None = None,
+        cost_budget: int | None = None,
+    ) -> None:
+        self.identity = identity
+        self.recorder = recorder if recorder is not None else RequestRecorder()
+        self.cost_budget = cost_budget
+        self._states: dict[str, StepState] = {}
+
+    def step_state(self, step_id: str) -> StepState:
+        """The state of one step, made when it is first asked for."""
+        state = self._states.get(step_id)
+        if state is None:
+            state = self._states[step_id] = StepState(step_id, self)
+        return state
+
+
+async def find_state(step_id: str) -> StepState:
+    """The state for a `StepContext` that was given none: of the run that is under way here, else
+    booked in the ledger of `FASTROAI_LEDGER_URL`, if that is set.
+
+    Raises:
+        LedgerUnavailableError: It can't be used, and must be.
+    """
+    scope = current_scope() or await scope_outside_of_runs()
+    if scope is None:
+        return StepState(step_id, RunBooks())
+    run = scope.run
+    books = run if isinstance(run, RunBooks) else RunBooks(scope.attribution, scope.ledger)
+    state = books.step_state(step_id)
+    if state.journal is None:
+        state.journal = scope.journal  # of a step around it, which may be tried again
+    return state
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +146,7 @@ class StepState:
 
     def scope_of(self, attribution: Attribution) -> AbstractContextManager[DispatchScope]:
         """Books the requests of a dispatch, and records their answers."""
-        return dispatch_scope(self.books.ledger, attribution, self.journal)
+        return dispatch_scope(self.books.recorder, attribution, self.journal, self.books)
 
     def _attribution(self, dispatch: int) -> Attribution:
         return self.books.identity.of_step(self.step_id, self.attempt, dispatch)
@@ -114,7 +154,7 @@ class StepState:
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
         """The step's entries in the run's ledger."""
-        return self.books.ledger.of_step(self.step_id)
+        return self.books.recorder.of_step(self.step_id)
 
     @property
     def usage(self) -> StepUsage:
@@ -132,7 +172,7 @@ class StepState:
         Raises:
             CostBudgetExceededError: Carries the budget, the spend and the step.
         """
-        ledger = self.books.ledger
+        ledger = self.books.recorder
         for budget, spent in (
             (step_budget, ledger.spent_usd(self.step_id)),
             (self.books.cost_budget, ledger.spent_usd()),
@@ -167,7 +207,7 @@ class StepState:
             return None
         attribution = self.next_attribution()
         for entry in recorded[position].entries:
-            self.books.ledger.record(entry.replayed(attribution))
+            self.books.recorder.record(entry.replayed(attribution))
         return recorded[position].response
 
     def book(
@@ -187,7 +227,7 @@ class StepState:
         if entries:
             return  # its requests are in the step's journal
         entries = (_reported(usage, at),)
-        self.books.ledger.record(entries[0])
+        self.books.recorder.record(entries[0])
         if self._answered is None:
             self._answered = defaultdict(list)
         answered = self._answered[_key(agent, message)]
