@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..metering.instrumentation import book_all_agents
 from .agent import FastroAgent
 from .schemas import (
     DEFAULT_MAX_RETRIES,
@@ -32,8 +31,6 @@ __all__ = [
     "FastroAgent",
     "StreamChunk",
 ]
-
-book_all_agents()
 
 
 def __getattr__(name: str) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Protocol
 
 from ..errors import LedgerUnavailableError
 from ..pricing.money import EXACT
-from .entries import ZERO_USD, Attribution, LedgerEntry, spend_of
+from .entries import ZERO_USD, Attribution, LedgerEntry, replays, spend_of
 
 
 class DurableLedger(Protocol):
@@ -98,6 +98,22 @@ class RequestRecorder:
         if self._store is not None:
             for entry in entries:
                 self._store.settle(entry)
+
+    def replay(
+        self, entries: Sequence[LedgerEntry], attribution: Attribution
+    ) -> tuple[LedgerEntry, ...]:
+        """Book that what earlier requests paid for is used again: no new spend.
+
+        Returns:
+            The entries that say so, one for each request that was paid for.
+        """
+        if not entries:
+            return ()
+        self.restate(entry for entry in entries if entry.attribution.is_same_run(attribution))
+        again = tuple(replays(entries, attribution))
+        for entry in again:
+            self.record(entry)
+        return again
 
     async def flush(self) -> None:
         """Wait until the store has all entries, or keeps them to write later; its own warning then

@@ -60,7 +60,6 @@ class Send:
 
     __slots__ = (
         "_begun",
-        "_book",
         "_host",
         "_intend",
         "_left",
@@ -69,6 +68,7 @@ class Send:
         "_sees_wire",
         "_status",
         "_token",
+        "book",
         "entry",
     )
 
@@ -83,7 +83,7 @@ class Send:
         self._model = innermost(model)
         self._host = _host(self._model.base_url)
         self._intend = intend
-        self._book = book
+        self.book = book
         self._begun = self._sees_wire = self._left = self._over = False
         self._status: int | None = None
         self._token: Token[Send | None] | None = None
@@ -98,12 +98,13 @@ class Send:
         if self._token is not None:
             _sending.reset(self._token)
 
-    def failed(self, error: BaseException) -> LedgerEntry:
-        """The entry of the last attempt, settled by the error that the call raised and by what was
-        seen of it.
+    def fail(self, error: BaseException) -> None:
+        """Settle the last attempt by the error that the call raised and by what was seen of it.
+
+        Synchronous, like all settling: a task may be being cancelled.
         """
         left = self._left if self._sees_wire else None
-        return settle_failure(self.entry, error, left=left, status=self._status)
+        self.book(settle_failure(self.entry, error, left=left, status=self._status))
 
     def is_for(self, url: Any) -> bool:
         """Whether a URL is one of the model's provider; else it may be where credentials are
@@ -149,7 +150,7 @@ class Send:
         entry = await self._intend()
         # Only now: where no further attempt may be booked, none leaves, and this one is still the
         # last.
-        self._book(settle_resent(self.entry, self._status))
+        self.book(settle_resent(self.entry, self._status))
         self.entry, self._status = entry, None
 
 

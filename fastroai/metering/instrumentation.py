@@ -4,9 +4,12 @@ others.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from importlib.metadata import version
+from inspect import signature
+from typing import Any, Final
 
 from pydantic_ai import Agent
 
@@ -16,16 +19,37 @@ from .meter import RequestMeter
 from .model import is_metered
 from .scope import current_scope
 
+logger = logging.getLogger("fastroai.agent")
 
-def book_all_agents() -> None:
+
+TRIED_ON: Final = "2.62 to 2.68"
+"""Versions of pydantic-ai whose `Agent.iter` was seen to take what is added to a call here."""
+
+
+def book_all_agents() -> bool:
     """Have every run of a pydantic-ai agent within a step counted, also one that no FastroAgent
-    starts.
+    starts; called when the first scope opens.
 
     pydantic-ai has no hook for all agents, and a request that nobody counts is one that the books
     don't balance with. Runs outside of steps are left as they are.
+
+    Returns:
+        Whether they are; not with a version whose `Agent.iter` takes other arguments.
     """
-    if not hasattr(Agent.iter, "__wrapped_by_fastroai__"):
-        Agent.iter = _booked(Agent.iter)  # type: ignore[method-assign]
+    if hasattr(Agent.iter, "__wrapped_by_fastroai__"):
+        return True
+    parameters = signature(Agent.iter).parameters
+    if not {"model", "capabilities"} <= parameters.keys():
+        logger.warning(
+            "Requests of pydantic-ai agents that a step runs without FastroAgent are not booked: "
+            "Agent.iter of pydantic-ai %s takes other arguments than that of %s. Wrap those "
+            "agents: FastroAgent(agent=...).",
+            version("pydantic-ai-slim"),
+            TRIED_ON,
+        )
+        return False
+    Agent.iter = _booked(Agent.iter)  # type: ignore[method-assign]
+    return True
 
 
 def _booked(iterate: Callable[..., Any]) -> Any:

@@ -5,143 +5,95 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
-from pydantic_ai import RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models import Model, ModelRequestContext, ModelRequestParameters, StreamedResponse
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
-from pydantic_ai.settings import ModelSettings
 
 from ..replay.model import JournaledModel
-from .http_attempts import client_retries, settings_for_one_attempt
-from .models import endpoint, innermost
+from ..replay.requests import RequestOfModel, RequestWrapper
+from .http_attempts import Send, settings_for_one_attempt
+from .models import innermost
+from .request_books import Foreseen, RequestBooks, Target
 from .retries import retry_delay
 
-if TYPE_CHECKING:
-    from .meter import RequestMeter
+AnswerT = TypeVar("AnswerT")
 
 
-@dataclass(frozen=True, slots=True)
-class Foreseen:
-    """What can be said of a request before it is sent.
-
-    Attributes:
-        service_tier: The tier it asks for.
-        upper_bound: Finds out what it can cost at most, in USD; None: that can't be told.
-    """
-
-    service_tier: str | None = None
-    upper_bound: Callable[[], Decimal | None] = lambda: None
-
-
-class MeteredModel(WrapperModel):
+class MeteredModel(RequestWrapper):
     """Sends requests through another model, books each send, and sends again what failed in
     passing.
     """
 
-    def __init__(self, wrapped: Model, meter: RequestMeter) -> None:
+    def __init__(self, wrapped: Model, books: RequestBooks) -> None:
         super().__init__(wrapped)
-        self._meter = meter
-        self.asked = wrapped.model_id
-        self.host = _host(endpoint(wrapped))
-        self.simulated = getattr(wrapped, "simulated", False) is True
-        self.sender = innermost(wrapped)
-        self.client_retries = client_retries(self.sender)
+        self._books = books
+        self._target = Target(wrapped)
 
-    async def request(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-    ) -> ModelResponse:
-        meter = self._meter
-        meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
-        retries = meter.retries_of(self, model_settings)
-        settings = settings_for_one_attempt(self.sender, model_settings)
-        foreseen = meter.foresee(self.wrapped, messages, settings, model_request_parameters)
-        sends = 0
-        while True:
-            send = await meter.send(self, foreseen)
-            sends += 1
-            try:
-                with send:
-                    response = await self.wrapped.request(
-                        messages, settings, model_request_parameters
-                    )
-            except BaseException as error:
-                meter.failed(send, foreseen, error)
-                delay = retry_delay(error, sends) if sends <= retries else None
-                if delay is None:
-                    raise
-            else:
-                meter.answered(send.entry, response, self.wrapped)
-                return response
-            await _pause(delay)
+    async def answer(self, request: RequestOfModel) -> ModelResponse:
+        send, response = await self._insist(request, lambda one: one.answer_of(self.wrapped))
+        self._books.answered(send, self._target, response)
+        return response
 
     @asynccontextmanager
-    async def request_stream(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-        run_context: RunContext[Any] | None = None,
-    ) -> AsyncGenerator[StreamedResponse]:
-        meter = self._meter
-        meter.output_tools.update(tool.name for tool in model_request_parameters.output_tools)
-        retries = meter.retries_of(self, model_settings)
-        settings = settings_for_one_attempt(self.sender, model_settings)
-        foreseen = meter.foresee(self.wrapped, messages, settings, model_request_parameters)
-        sends = 0
+    async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
         async with AsyncExitStack() as stack:
-            while True:
-                send = await meter.send(self, foreseen)
-                sends += 1
-                try:
-                    with send:
-                        stream = await stack.enter_async_context(
-                            self.wrapped.request_stream(
-                                messages, settings, model_request_parameters, run_context
-                            )
-                        )
-                    break
-                except BaseException as error:
-                    meter.failed(send, foreseen, error)
-                    delay = retry_delay(error, sends) if sends <= retries else None
-                    if delay is None:
-                        raise
-                await _pause(delay)
+            send, stream = await self._insist(
+                request, lambda one: stack.enter_async_context(one.stream_of(self.wrapped))
+            )
             try:
                 yield stream
             except BaseException as error:
-                meter.streamed(send.entry, foreseen, stream, self.wrapped, error)
+                self._books.streamed(send, self._target, stream, error)
                 raise
-            meter.streamed(send.entry, foreseen, stream, self.wrapped, None)
+            self._books.streamed(send, self._target, stream, None)
+
+    async def _insist(
+        self, request: RequestOfModel, attempt: Callable[[RequestOfModel], Awaitable[AnswerT]]
+    ) -> tuple[Send, AnswerT]:
+        """Send a request until it is answered or fails for good; each send is booked."""
+        books, target = self._books, self._target
+        books.output_tools.update([tool.name for tool in request.parameters.output_tools])
+        retries = books.retries_of(target, request.settings)
+        one = request.with_settings(settings_for_one_attempt(target.sender, request.settings))
+        foreseen = books.foresee(target, one)
+        sends = 0
+        while True:
+            send = await books.send(target, foreseen)
+            sends += 1
+            try:
+                with send:
+                    return send, await attempt(one)
+            except BaseException as error:
+                send.fail(error)
+                delay = retry_delay(error, sends) if sends <= retries else None
+                if delay is None:
+                    raise
+            # Many steps refused at once should not come back at once; none comes back sooner than
+            # it was asked to.
+            await asyncio.sleep(delay * random.uniform(1, 1.25))
 
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
     ) -> ModelResponse:
-        foreseen = Foreseen()
-        send = await self._meter.send(self, foreseen)
+        send = await self._books.send(self._target, Foreseen())
         try:
             with send:
                 response = await self.wrapped.compact_messages(
                     request_context, instructions=instructions
                 )
         except BaseException as error:
-            self._meter.failed(send, foreseen, error)
+            send.fail(error)
             raise
-        self._meter.answered(send.entry, response, self.wrapped)
+        self._books.answered(send, self._target, response)
         return response
 
 
-class MeteredParts(WrapperModel):
+class MeteredParts(RequestWrapper):
     """A model made of models: requests go to a copy whose members are metered, all else to the
     original.
 
@@ -153,26 +105,11 @@ class MeteredParts(WrapperModel):
         super().__init__(wrapped)
         self._metered_copy = metered_copy
 
-    async def request(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-    ) -> ModelResponse:
-        return await self._metered_copy.request(messages, model_settings, model_request_parameters)
+    async def answer(self, request: RequestOfModel) -> ModelResponse:
+        return await request.answer_of(self._metered_copy)
 
-    @asynccontextmanager
-    async def request_stream(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-        run_context: RunContext[Any] | None = None,
-    ) -> AsyncGenerator[StreamedResponse]:
-        async with self._metered_copy.request_stream(
-            messages, model_settings, model_request_parameters, run_context
-        ) as stream:
-            yield stream
+    def stream(self, request: RequestOfModel) -> AbstractAsyncContextManager[StreamedResponse]:
+        return request.stream_of(self._metered_copy)
 
 
 def is_metered(model: object) -> bool:
@@ -180,36 +117,17 @@ def is_metered(model: object) -> bool:
     return isinstance(model, MeteredModel | MeteredParts | JournaledModel)
 
 
-def metered_model(model: Model, meter: RequestMeter) -> Model:
-    if _has_fallback(model):
-        return MeteredParts(model, _copy_with_metered_members(model, meter))
-    return MeteredModel(model, meter)
+def metered_model(model: Model, books: RequestBooks) -> Model:
+    """A model that counts its requests; members of a `FallbackModel` are counted one by one."""
+    if isinstance(innermost(model), FallbackModel):
+        return MeteredParts(model, _copy_with_metered_members(model, books))
+    return MeteredModel(model, books)
 
 
-def _has_fallback(model: Model) -> bool:
-    return isinstance(innermost(model), FallbackModel)
-
-
-def _copy_with_metered_members(model: Model, meter: RequestMeter) -> Model:
+def _copy_with_metered_members(model: Model, books: RequestBooks) -> Model:
     copied = copy.copy(model)
     if isinstance(copied, FallbackModel):
-        copied.models = [metered_model(member, meter) for member in copied.models]
+        copied.models = [metered_model(member, books) for member in copied.models]
     elif isinstance(copied, WrapperModel):
-        copied.wrapped = _copy_with_metered_members(copied.wrapped, meter)
+        copied.wrapped = _copy_with_metered_members(copied.wrapped, books)
     return copied
-
-
-def _host(url: str | None) -> str | None:
-    """Host of a provider's URL, with its port where one is written; never credentials."""
-    try:
-        parts = urlsplit(url or "")
-        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        return f"{name}:{parts.port}" if parts.port else name
-    except ValueError:
-        return None
-
-
-async def _pause(delay: float) -> None:
-    # Many steps refused at once should not come back at once; none comes back sooner than it was
-    # asked to.
-    await asyncio.sleep(delay * random.uniform(1, 1.25))

@@ -29,6 +29,10 @@ class DispatchScope:
 _scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope", default=None)
 
 
+_booked_agents: list[bool] = []
+"""Whether agents that a step runs by itself are booked; empty until the first scope opens."""
+
+
 class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scope(ledger):`
     """Book every request of the agent calls made inside the block, nested and failed ones too, to a
     ledger.
@@ -47,6 +51,11 @@ class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scop
         self._scope = DispatchScope(ledger, attribution, journal, run)
 
     def __enter__(self) -> DispatchScope:
+        if not _booked_agents:
+            # Only here: it replaces a method of pydantic-ai, and imports what imports this module.
+            from .instrumentation import book_all_agents
+
+            _booked_agents.append(book_all_agents())
         self._token = _scope.set(self._scope)
         return self._scope
 

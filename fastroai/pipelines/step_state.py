@@ -205,9 +205,7 @@ class StepState:
         self._cursor[key] += 1
         if position >= len(recorded):
             return None
-        attribution = self.next_attribution()
-        for entry in recorded[position].entries:
-            self.books.recorder.record(entry.replayed(attribution))
+        self.books.recorder.replay(recorded[position].entries, self.next_attribution())
         return recorded[position].response
 
     def book(

@@ -7,24 +7,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from pydantic_ai import RunContext
-from pydantic_ai.messages import (
-    ModelMessage,
-    ModelMessagesTypeAdapter,
-    ModelResponse,
-)
-from pydantic_ai.models import (
-    CompletedStreamedResponse,
-    Model,
-    ModelRequestParameters,
-    StreamedResponse,
-)
-from pydantic_ai.models.wrapper import WrapperModel
-from pydantic_ai.settings import ModelSettings
+from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelResponse
+from pydantic_ai.models import CompletedStreamedResponse, Model, StreamedResponse
 
 from ..ledger.entries import LedgerEntry
 from .encoding import adapter_of, as_json
 from .journal import Journal
+from .requests import RequestOfModel, RequestWrapper
 
 _SENT = ("kind", "parts", "instructions", "provider_response_id")
 """Fields of messages that a model is sent; the others tell of the run."""
@@ -34,7 +23,7 @@ _GENERATED_ID = "pyd_ai_"
 """How ids begin that pydantic-ai makes up, where they may differ from run to run."""
 
 
-class JournaledModel(WrapperModel):
+class JournaledModel(RequestWrapper):
     """Answers from the journal what was answered in an earlier attempt, and records what is
     answered now.
 
@@ -48,56 +37,36 @@ class JournaledModel(WrapperModel):
         self._journal = journal
         self._books = books
 
-    async def request(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-    ) -> ModelResponse:
-        place = self._place(messages, model_settings, model_request_parameters)
+    async def answer(self, request: RequestOfModel) -> ModelResponse:
+        place = self._place(request)
         if (recorded := await self._recall(place)) is not None:
             return recorded
         sent_before = len(self._books.entries)
-        response = await self.wrapped.request(messages, model_settings, model_request_parameters)
+        response = await request.answer_of(self.wrapped)
         await self._keep(place, response, sent_before)
         return response
 
     @asynccontextmanager
-    async def request_stream(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-        run_context: RunContext[Any] | None = None,
-    ) -> AsyncGenerator[StreamedResponse]:
-        place = self._place(messages, model_settings, model_request_parameters)
+    async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
+        place = self._place(request)
         if (recorded := await self._recall(place)) is not None:
             yield CompletedStreamedResponse(
-                recorded, model_request_parameters=model_request_parameters, replay_events=True
+                recorded, model_request_parameters=request.parameters, replay_events=True
             )
             return
         sent_before = len(self._books.entries)
-        async with self.wrapped.request_stream(
-            messages, model_settings, model_request_parameters, run_context
-        ) as stream:
+        async with request.stream_of(self.wrapped) as stream:
             yield stream
         await self._keep(place, stream.get(), sent_before)
 
-    def _place(
-        self,
-        messages: list[ModelMessage],
-        settings: ModelSettings | None,
-        parameters: ModelRequestParameters,
-    ) -> str:
+    def _place(self, request: RequestOfModel) -> str:
+        messages = ModelMessagesTypeAdapter.dump_python(request.messages, mode="json")
         return self._journal.place(
             "request",
             self.wrapped.model_id,
-            [
-                _sent(message)
-                for message in ModelMessagesTypeAdapter.dump_python(messages, mode="json")
-            ],
-            as_json(settings),
-            as_json(parameters),
+            [_sent(message) for message in messages],
+            as_json(request.settings),
+            as_json(request.parameters),
         )
 
     async def _recall(self, place: str) -> ModelResponse | None:

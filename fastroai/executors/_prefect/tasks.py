@@ -19,7 +19,7 @@ from prefect.filesystems import WritableFileSystem
 from prefect.utilities.annotations import quote
 
 from ...errors import ResultStorageError
-from ...ledger.entries import LedgerEntry, replays
+from ...ledger.entries import LedgerEntry
 from ...pipelines.config import expiration, retry_delay
 from ...pipelines.plan import PlannedStep
 from ..protocol import StepRecord
@@ -291,13 +291,7 @@ class StepTasks:
         record = decode_record(stored, self._tasks[node.step_id].codec)
         step_state = self._session.step_state(node.step_id)
         if record.entries:
-            ledger = self._session.recorder
-            attribution = step_state.next_attribution()
-            ledger.restate(
-                entry for entry in record.entries if entry.attribution.is_same_run(attribution)
-            )
-            for entry in replays(record.entries, attribution):
-                ledger.record(entry)
+            self._session.recorder.replay(record.entries, step_state.next_attribution())
         self._session.outputs[node.step_id] = record.output
         self._output_digests[node.step_id] = digest_or_unique(stored.content["output"])
         return StepRecord(

@@ -1,0 +1,177 @@
+"""The books of one agent run's requests: intent before the send, outcome after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
+from urllib.parse import urlsplit
+
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import Model, StreamedResponse
+from pydantic_ai.settings import ModelSettings
+
+from ..ledger.entries import EntryState, LedgerEntry
+from ..ledger.recorder import RequestRecorder
+from ..replay.requests import RequestOfModel
+from .http_attempts import Send, client_retries
+from .models import endpoint, innermost
+from .outcomes import settle_answer, settle_stream
+from .pricer import Pricer
+from .scope import UNATTRIBUTED, DispatchScope
+from .service_tiers import asked_service_tier
+
+
+class Target:
+    """A model that sends, as the books name it.
+
+    Attributes:
+        model: As it was given, with its wrappers.
+        sender: The one beneath them, which has the client.
+        asked: Its id.
+        host: Where its requests go, with the port where one is named.
+        simulated: Whether nothing is really sent.
+        client_retries: How often its client would send a request again by itself.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.sender = innermost(model)
+        self.asked = model.model_id
+        self.host = _host(endpoint(model))
+        self.simulated = getattr(model, "simulated", False) is True
+        self.client_retries = client_retries(self.sender)
+
+
+def _host(url: str | None) -> str | None:
+    """Host of a provider's URL, with its port where one is written; never credentials."""
+    try:
+        parts = urlsplit(url or "")
+        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{name}:{parts.port}" if parts.port else name
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What can be said of a request before it is sent.
+
+    Attributes:
+        service_tier: The tier it asks for.
+        upper_bound: Finds out what it can cost at most, in USD; None: that can't be told.
+    """
+
+    service_tier: str | None = None
+    upper_bound: Callable[[], Decimal | None] = lambda: None
+
+
+class RequestBooks:
+    """Books the requests of one agent run.
+
+    Args:
+        calculator: Prices requests; anything with `price` or, failing that, `calculate_cost`.
+        scope: Where to book; None keeps the entries here only.
+        agent: Name of the agent, for the entries.
+        max_retries: Further sends of a request after a passing failure. None: as often as the
+            provider's client would.
+    """
+
+    def __init__(
+        self,
+        calculator: object,
+        *,
+        scope: DispatchScope | None = None,
+        agent: str | None = None,
+        max_retries: int | None = None,
+    ) -> None:
+        self._pricer = Pricer(calculator)
+        self._recorder = scope.ledger if scope else RequestRecorder()
+        self._attribution = scope.attribution if scope else UNATTRIBUTED
+        self.journal = scope.journal if scope else None
+        self._agent = agent
+        self._max_retries = max_retries
+        self._sent: list[str] = []
+        self.output_tools: set[str] = set()
+        """Names of the tools whose calls only carry the run's output."""
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """What this run has sent so far, in order."""
+        return self._recorder.of_ids(self._sent)
+
+    def foresee(self, target: Target, request: RequestOfModel) -> Foreseen:
+        """What can be said of a request before it is sent.
+
+        Raises:
+            UnknownModelPriceError: `FASTROAI_UNPRICED` refuses it. Nothing is sent or booked.
+        """
+        model, settings = target.model, request.settings
+        if self._recorder.refuses_unpriced:
+            self._pricer.require_price(model, settings)
+        asked = (model, request.messages, settings, request.parameters)
+        return Foreseen(
+            asked_service_tier(model, settings), partial(self._pricer.upper_bound, *asked)
+        )
+
+    async def send(self, target: Target, foreseen: Foreseen) -> Send:
+        """Book a request that is about to be sent, and follow what leaves for it.
+
+        Raises:
+            LedgerUnavailableError: It can't be booked, and must be before it is sent.
+        """
+        intend = partial(self._intend, target, foreseen)
+        return Send(await intend(), target.sender, intend, partial(self._record, foreseen))
+
+    async def _intend(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
+        entry = LedgerEntry(
+            attribution=self._attribution,
+            agent=self._agent,
+            model_asked=target.asked,
+            provider=target.model.system,
+            provider_host=target.host,
+            service_tier=foreseen.service_tier,
+            # Without a ledger that outlives the process nobody asks before the outcome is unknown.
+            upper_bound_usd=foreseen.upper_bound() if self._recorder.is_durable else None,
+            simulated=target.simulated,
+        )
+        self._sent.append(entry.id)
+        await self._recorder.intend(entry)
+        return entry
+
+    def answered(self, send: Send, target: Target, response: ModelResponse) -> None:
+        """Settle a request whose answer is complete."""
+        self._recorder.record(settle_answer(send.entry, response, target.model, self._pricer))
+
+    def streamed(
+        self, send: Send, target: Target, stream: StreamedResponse, error: BaseException | None
+    ) -> None:
+        """Settle a streamed request that came to its end, or was left.
+
+        Synchronous, like all settling: a task may be being cancelled.
+        """
+        send.book(settle_stream(send.entry, stream, target.model, self._pricer, error))
+
+    def _record(self, foreseen: Foreseen, entry: LedgerEntry) -> None:
+        if entry.state is EntryState.UNSETTLED and entry.upper_bound_usd is None:
+            entry = replace(entry, upper_bound_usd=foreseen.upper_bound())
+        self._recorder.record(entry)
+
+    def replayed(self, entries: Sequence[LedgerEntry]) -> None:
+        """Book that an answer is used again which earlier requests paid for."""
+        self._sent += [entry.id for entry in self._recorder.replay(entries, self._attribution)]
+
+    async def settled(self) -> None:
+        """Wait until the ledger has what was paid for: a record must not say so before."""
+        if self.journal is not None and self.journal.is_durable:
+            await self._recorder.flush()
+
+    def retries_of(self, target: Target, settings: ModelSettings | None) -> int:
+        """How many times a request may be sent again: its own setting, the agent's, else the
+        client's.
+        """
+        for layer in (settings, target.model.settings):
+            if layer and (own := layer.get("max_retries")) is not None:
+                return own
+        return target.client_retries if self._max_retries is None else self._max_retries
