@@ -89,11 +89,11 @@ class FastroAISettings(BaseSettings):
         default=10.0, gt=0, description="Seconds to wait for a response from S3."
     )
     artifact_timeout: float = Field(
-        default=3.0,
+        default=15.0,
         gt=0,
         description=(
-            "Seconds that Prefect's server may take for a cost artifact before a run ends without "
-            "the rest."
+            "Seconds that the end of a run keeps trying to write its cost tables to Prefect while "
+            "none is accepted. The missing ones are named in a warning."
         ),
     )
     ledger_url: SecretStr | None = Field(

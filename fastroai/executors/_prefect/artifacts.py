@@ -1,6 +1,4 @@
-"""Cost artifacts: who spent what, as tables in Prefect's UI; written beside the run, never in its
-way.
-"""
+"""Cost artifacts: tables in Prefect's UI of what each step spent, written beside the run."""
 
 from __future__ import annotations
 
@@ -11,14 +9,17 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from decimal import Decimal
+from http import HTTPStatus
 from math import floor
-from typing import Any
 from uuid import UUID
 
+from httpx import HTTPStatusError
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.exceptions import PrefectException
 from pydantic_core import to_jsonable_python
 
 from ...ledger.aggregation import totals_of, with_unknown
@@ -27,35 +28,36 @@ from ...settings import load_settings
 
 logger = logging.getLogger("fastroai.executors")
 
-Row = dict[str, Any]
+Row = dict[str, object]
 CONCURRENT_WRITES = 8
 LONGEST_OUTPUT = 100_000
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 2.0
+"""Seconds between two attempts to write one table; each pause is twice as long as the last."""
+NAMED = 10
+"""How many missing tables a warning names."""
 
 
 def artifact_key(pipeline: str, step_id: str | None = None) -> str:
-    """`costs-<pipeline>[--<step>]` in the letters Prefect allows: the same for each run, so the UI
-    shows a history.
+    """`costs-<pipeline>[--<step>]` in the characters Prefect allows.
+
+    It is the same for each run, so that the UI shows a history.
     """
     key = f"costs-{_slug(pipeline, separator='-')}"
     return key if step_id is None else f"{key}--{_slug(step_id, separator='_')}"
 
 
 def _slug(name: str, separator: str) -> str:
-    """A name in lowercase letters, digits and single dashes; with a hash where another name could
-    give the same.
-    """
+    """A name in lowercase letters, digits and dashes; with a hash if it could be ambiguous."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if re.fullmatch(rf"[a-z0-9]+({separator}[a-z0-9]+)*", name):
         return slug
-    return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}".strip(
-        "-"
-    )
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{slug}-{digest[:6]}".strip("-")
 
 
 def step_rows(entries: Iterable[LedgerEntry]) -> list[Row]:
-    """One row per agent, model and state of a step's requests; a step without requests has one row
-    of zeros.
-    """
+    """One row per agent, model and state of a step's requests; without requests, one of zeros."""
     groups: dict[tuple[str, str, str], list[LedgerEntry]] = {}
     for entry in entries:
         model = entry.model_answered or entry.model_asked or "unknown"
@@ -107,8 +109,8 @@ def _saved(replayed: list[LedgerEntry]) -> str:
     )
 
 
-def _dollars(told: str) -> str:
-    return told if told == "unknown" else f"${told}"
+def _dollars(amount: str) -> str:
+    return amount if amount == "unknown" else f"${amount}"
 
 
 def plain_usd(amount: Decimal) -> str:
@@ -140,10 +142,8 @@ def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | N
     return " · ".join(parts)
 
 
-async def write_output_artifact(pipeline: str, output: Any) -> None:
-    """Show a run's output as the Markdown artifact `output-<pipeline>`; a run never fails for want
-    of it.
-    """
+async def write_output_artifact(pipeline: str, output: object) -> None:
+    """Show a run's output as the Markdown artifact `output-<pipeline>`; never raises."""
     text = json.dumps(to_jsonable_python(output, fallback=repr), indent=2, ensure_ascii=False)
     if len(text) > LONGEST_OUTPUT:
         text = f"{text[:LONGEST_OUTPUT]}\n… ({len(text):,} characters in all)"
@@ -155,22 +155,32 @@ async def write_output_artifact(pipeline: str, output: Any) -> None:
                 description=f"Output of {pipeline}",
             )
     except Exception as error:
-        logger.warning("The output of %r could not be shown in Prefect: %r", pipeline, error)
+        message = repr(error)
+        logger.warning("The output of %r could not be shown in Prefect: %s", pipeline, message)
+
+
+@dataclass(eq=False)
+class _Table:
+    """One artifact to write, and why it could not be written so far."""
+
+    artifact: ArtifactCreate
+    failure: Exception | None = None
 
 
 class ArtifactWriter:
-    """Writes artifacts in the background; a server that takes none for a while is given up, with a
-    warning.
+    """Writes tables in the background, and keeps trying until the run ends.
+
+    Args:
+        timeout: Seconds that the end of the run waits without any table being written. Those that
+            are missing then are named in one warning.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._queue: asyncio.Queue[ArtifactCreate | None] = asyncio.Queue()
-        self._failure: Exception | None = None
+        self._queue: asyncio.Queue[_Table | None] = asyncio.Queue()
+        self._unwritten: list[_Table] = []
         self._workers: list[asyncio.Task[None]] = []
         self._client: PrefectClient | None = None
-        self._given = 0
-        self._written = 0
 
     async def __aenter__(self) -> ArtifactWriter:
         self._client = await get_client().__aenter__()
@@ -194,43 +204,71 @@ class ArtifactWriter:
             flow_run_id=flow_run_id,
             task_run_id=task_run_id,
         )
-        self._given += 1
-        self._queue.put_nowait(artifact)
+        table = _Table(artifact)
+        self._unwritten.append(table)
+        self._queue.put_nowait(table)
         if len(self._workers) < CONCURRENT_WRITES:
             self._workers.append(asyncio.create_task(self._work(), name="fastroai-artifacts"))
 
     async def _work(self) -> None:
-        assert self._client is not None
-        while (artifact := await self._queue.get()) is not None:
-            try:
-                if self._failure is None:
-                    await self._client.create_artifact(artifact)
-                    self._written += 1
-            # artifacts never fail a run; the first failure stops the others
-            except Exception as error:
-                self._failure = error
+        while (table := await self._queue.get()) is not None:
+            pause = FIRST_PAUSE
+            while await self._must_retry(table):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _finish(self) -> None:
-        """Wait for the workers as long as they get on."""
-        late, gets_on = set(self._workers), True
-        while late and gets_on:
-            written = self._written
-            _, late = await asyncio.wait(late, timeout=self._timeout)
-            gets_on = self._written > written
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late)
+    async def _must_retry(self, table: _Table) -> bool:
+        assert self._client is not None
+        try:
+            await self._client.create_artifact(table.artifact)
+        except Exception as error:  # a table never fails a run
+            table.failure = error
+            return _may_pass(error)
+        self._unwritten.remove(table)
+        return False
 
     async def __aexit__(self, *exc_info: object) -> None:
         for _ in self._workers:
             self._queue.put_nowait(None)
         await self._finish()
-        if lost := self._given - self._written:
-            reason = (
-                self._failure or f"no answer within {self._timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
-            )
-            logger.warning("%d cost artifact(s) may be missing in Prefect: %s", lost, reason)
+        self._warn()
         assert self._client is not None
         with suppress(Exception):  # the client of a server that is gone
             await self._client.__aexit__(None, None, None)
+
+    async def _finish(self) -> None:
+        """Wait for the workers as long as they make progress."""
+        working = set(self._workers)
+        while working:
+            unwritten = len(self._unwritten)
+            _, working = await asyncio.wait(working, timeout=self._timeout)
+            if len(self._unwritten) == unwritten:
+                break
+        for task in working:
+            task.cancel()
+        if working:
+            await asyncio.wait(working)
+
+    def _warn(self) -> None:
+        if not self._unwritten:
+            return
+        failures = [table.failure for table in self._unwritten if table.failure is not None]
+        reason = f"no answer within {self._timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
+        if failures:
+            reason = repr(failures[-1])
+        keys = [str(table.artifact.key) for table in self._unwritten]
+        names = ", ".join(keys[:NAMED])
+        if len(keys) > NAMED:
+            names += f" and {len(keys) - NAMED} more"
+        logger.warning("Cost tables may be missing in Prefect: %s. Cause: %s.", names, reason)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the server may take a table later that it did not take now."""
+    if isinstance(error, HTTPStatusError):
+        status = error.response.status_code
+        return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY
+    return not isinstance(error, PrefectException)
+
+
+_BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
