@@ -104,6 +104,7 @@ def mortal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[i
     (folder / "owner").write_text(str(os.getpid()))
     url = server_url(folder)
     pid = int(json.loads((folder / "address.json").read_text())["pid"])
+    monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "1")
     with prefect_settings(url, tmp_path / "r", monkeypatch):
         yield pid
     release_shared_dir(folder)
@@ -333,7 +334,7 @@ def test_the_temporary_server_does_not_phone_home(tmp_path: Path):
 def test_a_user_who_chose_decides_whether_the_temporary_server_phones_home(chosen: bool):
     from prefect.settings import PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
 
-    from fastroai.executors._prefect.temporary_server import _environment
+    from fastroai.executors._prefect.temporary_server import server_environment
 
     with temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: chosen}):
-        assert _environment()["PREFECT_SERVER_ANALYTICS_ENABLED"] == str(chosen)
+        assert server_environment()["PREFECT_SERVER_ANALYTICS_ENABLED"] == str(chosen)

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.timeout(500)
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RestartableServer]:
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "1")
+    monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "1")
     monkeypatch.setenv("FASTROAI_EXECUTOR", "prefect")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     running = RestartableServer(tmp_path / "home")
