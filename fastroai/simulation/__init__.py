@@ -1,1 +1,1 @@
-"""A model that answers in process, from what it is given to read."""
+"""A model that answers in process, with sentences of the text it is given."""

@@ -1,391 +1,200 @@
-"""Fills a JSON schema from a text, so that the value always fits the schema."""
+"""Fills a JSON schema: strings with sentences of a text, all else with the plainest valid value."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from .formats import FORMATS, minimal_match
-from .material import Material, keywords_of
+from .sentences import frequent_words, ranked
 
 Schema = Mapping[str, Any]
 
-_DEEPEST: Final = 6
-_SHORT_TEXT: Final = 60
-_USUAL_ITEMS: Final = 3
-_USUAL_TERMS: Final = 5
-_NUMBER = re.compile(r"(?<![\w.-])[-+]?\d[\d,]*(?:\.\d+)?(?![\w-]|\.\d)")
-_NEGATION = re.compile(
-    r"\b(?:no|not|never|without|neither|nor|non|isn't|doesn't|don't|cannot|can't|lacks?)\b", re.I
-)
-_COUNTING = frozenset({"count", "number", "num", "many"})
-_TERM_LISTS = frozenset(
-    keywords_of("tags keywords terms topics names words labels themes entities")
-)
-_OVERVIEW = frozenset(
-    keywords_of("summary abstract overview description digest synopsis explanation reasoning text")
-)
-_HEADLINE = frozenset(keywords_of("title name heading headline subject"))
-_NEUTRAL = (
-    "unknown",
-    "other",
-    "none",
-    "neutral",
-    "n/a",
-    "unclear",
-    "undetermined",
-    "medium",
-    "moderate",
-)
-_EMPTY_KEYWORDS = frozenset(
-    keywords_of("value field list item string number whether true response")
-)
+DEEPEST: Final = 6
+USUAL_ITEMS: Final = 3
+USUAL_WORDS: Final = 5
+WORD_LISTS: Final = frozenset({"keywords", "labels", "names", "tags", "terms", "topics"})
+"""Lists of these names hold words of the text, not sentences."""
+UNDECIDED: Final = frozenset({"unknown", "other", "none", "unclear", "neutral"})
+FORMATS: Final = {
+    "base64": "",
+    "binary": "",
+    "date": "1970-01-01",
+    "date-time": "1970-01-01T00:00:00Z",
+    "duration": "PT0S",
+    "email": "unknown@example.com",
+    "ipv4": "0.0.0.0",
+    "ipv6": "::",
+    "json-string": "null",
+    "path": ".",
+    "time": "00:00:00Z",
+    "uri": "https://example.com/",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+}
 
 
-@dataclass
 class SchemaFiller:
-    """Fills one schema from one text.
+    """Fills one schema.
 
     Args:
-        root: The whole schema; `$ref`s are looked up in its `$defs`.
-        material: The text.
+        root: The whole schema; `$ref`s are looked up in it.
+        text: The text.
+        sentences: Of the text.
     """
 
-    root: Schema
-    material: Material
-    _used: set[str] = field(default_factory=set)
+    def __init__(self, root: Schema, text: str, sentences: Sequence[str]) -> None:
+        self._root = root
+        self._text = text
+        self._sentences = sentences
+        self._used: set[str] = set()
 
-    def fill(self) -> Any:
-        """A value that fits the schema, drawn from the text wherever the text has something to
-        say.
+    def fill(self) -> object:
+        """A value that is valid by the schema.
+
+        Raises:
+            ValueError: It has a pattern that no part of the text matches.
         """
-        return self._value(self.root, "", self.material, 0)
+        return self._value(self._root, "", 0)
 
-    def _value(self, schema: Schema, name: str, text: Material, depth: int) -> Any:
+    def _value(self, schema: Schema, name: str, depth: int, number: int = 0) -> object:
+        """A value of a schema; `number` counts the items of a list, which should differ."""
         schema = self._resolved(schema)
         if "const" in schema:
             return schema["const"]
         if "enum" in schema:
-            return self._choice(schema["enum"], schema, name, text)
-        for key in ("anyOf", "oneOf"):
-            if key in schema:
-                return self._variant(schema, schema[key], name, text, depth)
+            return self._choice(schema["enum"], number)
+        variants = schema.get("anyOf") or schema.get("oneOf")
+        if variants:
+            return self._variant(variants, name, depth, number)
         kind = schema.get("type", "object" if "properties" in schema else "string")
         if isinstance(kind, list):
-            return self._variant(
-                schema, [{**schema, "type": each} for each in kind], name, text, depth
-            )
+            return self._variant([{**schema, "type": each} for each in kind], name, depth, number)
         if kind == "object":
-            return self._object(schema, name, text, depth)
+            return self._object(schema, name, depth)
         if kind == "array":
-            return self._array(schema, name, text, depth)
-        if kind == "boolean":
-            return self._truth(schema, name, text)
+            return self._array(schema, name, depth)
         if kind in ("integer", "number"):
-            return self._number(schema, name, text, whole=kind == "integer")
-        return None if kind == "null" else self._string(schema, name, text)
+            return number_within(schema, kind == "integer", number)
+        if kind == "string":
+            return self._string(schema, name, number)
+        return False if kind == "boolean" else None
 
     def _resolved(self, schema: Schema) -> Schema:
         """The schema with its references followed and its `allOf` parts merged."""
         while "$ref" in schema:
-            target: Any = self.root
+            target: Any = self._root
             for step in schema["$ref"].removeprefix("#/").split("/"):
                 target = target[step.replace("~1", "/").replace("~0", "~")]
-            schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
-        if "allOf" in schema:
-            merged: dict[str, Any] = {key: value for key, value in schema.items() if key != "allOf"}
-            for part in map(self._resolved, schema["allOf"]):
-                properties = {**part.get("properties", {}), **merged.get("properties", {})}
-                merged = {**part, **merged, **({"properties": properties} if properties else {})}
-            schema = merged
+            own = {key: value for key, value in schema.items() if key != "$ref"}
+            schema = {**target, **own}
+        for part in schema.get("allOf", ()):
+            schema = {**self._resolved(part), **schema}
         return schema
 
-    # objects, lists and alternatives
+    def _variant(self, variants: Sequence[Schema], name: str, depth: int, number: int) -> object:
+        """The first alternative; None as soon as the value is deep enough."""
+        resolved = [self._resolved(variant) for variant in variants]
+        values = [variant for variant in resolved if variant.get("type") != "null"]
+        if not values or (depth >= DEEPEST and len(values) < len(resolved)):
+            return None
+        return self._value(values[0], name, depth, number)
 
-    def _object(self, schema: Schema, name: str, text: Material, depth: int) -> dict[str, Any]:
-        properties: Mapping[str, Any] = schema.get("properties", {})
+    def _object(self, schema: Schema, name: str, depth: int) -> dict[str, object]:
         required = schema.get("required", ())
         filled = {
-            key: self._value(inner, key, text, depth + 1)
-            for key, inner in properties.items()
-            if key in required or depth < _DEEPEST
+            key: self._value(inner, key, depth + 1)
+            for key, inner in schema.get("properties", {}).items()
+            if key in required or depth < DEEPEST
         }
-        extra = schema.get("additionalProperties")
-        if isinstance(extra, Mapping) and not properties:
-            fewest, most = schema.get("minProperties", 0), schema.get("maxProperties", _USUAL_ITEMS)
-            wanted = max(fewest, 0 if depth >= _DEEPEST else min(most, _USUAL_ITEMS))
-            keys = text.terms(wanted, keywords_of(name))
-            keys += [f"{name or 'key'}_{i}" for i in range(len(keys), fewest)]
-            filled = {key: self._value(extra, key, text, depth + 1) for key in keys}
+        extra = schema.get("additionalProperties") or {}
+        inner = extra if isinstance(extra, Mapping) else {}
+        for number in range(len(filled), schema.get("minProperties", 0)):
+            filled[f"{name or 'key'}_{number + 1}"] = self._value(inner, name, depth + 1, number)
         return filled
 
-    def _array(self, schema: Schema, name: str, text: Material, depth: int) -> list[Any]:
-        fixed = schema.get("prefixItems")
-        if fixed:
-            return [self._value(inner, name, text, depth + 1) for inner in fixed]
-        items = self._resolved(schema.get("items") or {"type": "string"})
-        fewest, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
-        wanted = int(max(fewest, 0 if depth >= _DEEPEST else min(most, max(fewest, _USUAL_ITEMS))))
-        values = self._items(items, schema, name, text, depth, wanted)
-        if schema.get("uniqueItems"):
-            values = _distinct(values)
-        return values + self._more_items(
-            items, name, text, depth, fewest - len(values), taken=values
-        )
+    def _array(self, schema: Schema, name: str, depth: int) -> list[object]:
+        if "prefixItems" in schema:
+            return [self._value(inner, name, depth + 1) for inner in schema["prefixItems"]]
+        items = self._resolved(schema.get("items") or {})
+        if "description" not in items and "description" in schema:
+            items = {**items, "description": schema["description"]}
+        wanted = USUAL_ITEMS
+        if name.lower() in WORD_LISTS:
+            wanted = USUAL_WORDS
+        elif items.get("type") == "string" and not {"format", "pattern", "enum"} & items.keys():
+            wanted = min(wanted, len(self._sentences))
+        if depth >= DEEPEST:
+            wanted = 0
+        count = max(min(wanted, schema.get("maxItems", wanted)), schema.get("minItems", 0))
+        return [self._value(items, name, depth + 1, number) for number in range(count)]
 
-    def _items(
-        self, items: Schema, schema: Schema, name: str, text: Material, depth: int, wanted: int
-    ) -> list[Any]:
-        keywords = self._keywords(schema, name) | keywords_of(str(items.get("description", "")))
-        if "enum" in items:
-            hints = {value: self._mentions(value, items, text) for value in items["enum"]}
-            return [value for value in sorted(hints, key=lambda v: -hints[v]) if hints[value]][
-                :wanted
-            ]
-        if items.get("type") == "string" and not items.keys() & {"format", "pattern"}:
-            short = items.get("maxLength", math.inf) <= _SHORT_TEXT or not _TERM_LISTS.isdisjoint(
-                keywords_of(name)
+    def _choice(self, values: Sequence[object], number: int) -> object:
+        """The values that the text mentions come first, then the undecided ones."""
+        text = self._text.lower()
+
+        def rank(value: object) -> tuple[int, bool]:
+            mentions = re.findall(rf"\b{re.escape(str(value).lower())}\b", text)
+            return -len(mentions), str(value).lower() not in UNDECIDED
+
+        return sorted(values, key=rank)[number % len(values)]
+
+    def _string(self, schema: Schema, name: str, number: int) -> str:
+        if schema.get("format") in FORMATS:
+            return FORMATS[schema["format"]]
+        if "pattern" in schema:
+            return self._matching(schema)
+        if name.lower() in WORD_LISTS:
+            words = frequent_words(self._sentences, number + 1)
+            return within_length(
+                words[number] if number < len(words) else f"{name} {number}", schema
             )
-            if short:
-                wanted = int(
-                    min(
-                        schema.get("maxItems", math.inf), max(wanted, _USUAL_TERMS if wanted else 0)
-                    )
-                )
-                found = text.terms(wanted, keywords - _TERM_LISTS)
-            else:
-                chosen = text.ranked(keywords, leave_out=self._used)[:wanted]
-                self._used.update(sentence.text for sentence in chosen)
-                found = [sentence.text for sentence in sorted(chosen, key=lambda s: s.position)]
-            return _distinct([_fitted(value, items) for value in found])
-        if items.get("type") in ("integer", "number"):
-            return [
-                _clamped(n, items, items["type"] == "integer") for n in _numbers(text.text)[:wanted]
-            ]
-        return [
-            self._value(items, name, Material(sentence.text, within=text), depth + 1)
-            for sentence in sorted(text.ranked(keywords)[:wanted], key=lambda s: s.position)
-        ]
-
-    def _more_items(
-        self, items: Schema, name: str, text: Material, depth: int, missing: int, taken: list[Any]
-    ) -> list[Any]:
-        """What fills a list up to its shortest length when the text has too little for it."""
-        more: list[Any] = []
-        for _ in range(missing):
-            if "enum" in items:
-                choices = items["enum"]
-                value = next(
-                    (choice for choice in choices if choice not in [*taken, *more]), choices[0]
-                )
-            else:
-                value = self._value(items, name, text, depth + 1)
-                variants = (
-                    _varied(value, number, items) for number in range(1, len(taken) + missing + 1)
-                )
-                value = next(
-                    (each for each in (value, *variants) if each not in [*taken, *more]), value
-                )
-            more.append(value)
-        return more
-
-    def _variant(
-        self, schema: Schema, variants: Sequence[Schema], name: str, text: Material, depth: int
-    ) -> Any:
-        resolved = [self._resolved(variant) for variant in variants]
-        shared = {key: schema[key] for key in ("title", "description") if key in schema}
-        candidates = [
-            {**shared, **variant} for variant in resolved if variant.get("type") != "null"
-        ]
-        nullable = len(candidates) < len(resolved)
-        if not candidates:
-            return None
-        if nullable and (depth >= _DEEPEST or not self._is_evident(candidates[0], name, text)):
-            return None
-        best = max(candidates, key=lambda c: (self._affinity(c, text), -candidates.index(c)))
-        return self._value(best, name, text, depth)
-
-    def _is_evident(self, schema: Schema, name: str, text: Material) -> bool:
-        """Whether the text says anything about an optional field."""
-        if (form := FORMATS.get(schema.get("format", ""))) is not None:
-            return any(form.accepts(found[0]) for found in form.pattern.finditer(text.text))
-        if "enum" in schema:
-            return any(self._mentions(value, schema, text) for value in schema["enum"])
-        return self._pair(name, text) is not None or bool(
-            text.matching(self._keywords(schema, name))
-        )
-
-    def _affinity(self, schema: Schema, text: Material) -> int:
-        """How well an alternative fits the text, by its title and the constants and names in it."""
-        words = set(keywords_of(str(schema.get("title", ""))))
-        for key, inner in schema.get("properties", {}).items():
-            words |= keywords_of(key) | keywords_of(str(self._resolved(inner).get("const", "")))
-        return sum(text.counts[word] for word in words)
-
-    # single values
-
-    def _string(self, schema: Schema, name: str, text: Material) -> str:
-        if (form := FORMATS.get(schema.get("format", ""))) is not None:
-            found = (
-                match[0] for match in form.pattern.finditer(text.text) if form.accepts(match[0])
-            )
-            return next(found, form.default)
-        if pattern := schema.get("pattern"):
-            return _matching_pattern(pattern, schema, text)
-        return _fitted(self._best_text(schema, name, text), schema)
-
-    def _best_text(self, schema: Schema, name: str, text: Material) -> str:
-        if (value := self._pair(name, text)) is not None:
-            return value
-        own, sentences = keywords_of(name), text.sentences
-        if not sentences:
-            return ""
-        if own and own <= _HEADLINE:
-            return sentences[0].text
-        if not own.isdisjoint(_OVERVIEW):
-            chosen = text.ranked(self._keywords(schema, name) - _OVERVIEW)[:2]
-            return " ".join(sentence.text for sentence in sorted(chosen, key=lambda s: s.position))
-        best = text.ranked(self._keywords(schema, name), leave_out=self._used)[0].text
+        unused = [sentence for sentence in self._sentences if sentence not in self._used]
+        if not unused:
+            again = next(iter(self._sentences), "")
+            return within_length(f"{again} {number}" if number else again, schema)
+        about = " ".join((name.replace("_", " "), schema.get("description", "")))
+        best = ranked(unused, about)[0]
         self._used.add(best)
-        return best
+        return within_length(best, schema)
 
-    def _choice(self, values: Sequence[Any], schema: Schema, name: str, text: Material) -> Any:
-        pair = self._pair(name, text)
-        for value in values:
-            if pair is not None and isinstance(value, str) and value.lower() in pair.lower():
-                return value
-        mentions = [self._mentions(value, schema, text) for value in values]
-        if any(mentions):
-            return values[mentions.index(max(mentions))]
-        return next((value for value in values if str(value).lower() in _NEUTRAL), values[0])
-
-    def _mentions(self, value: Any, schema: Schema, text: Material) -> int:
-        """How often a choice is mentioned, also by the words its description lists: `permissive
-        (MIT, BSD), …`.
-        """
-        spoken = str(value).replace("_", " ")
-        listed = re.search(
-            rf"\b{re.escape(str(value))}\b\s*[:(=]\s*([^);:.\n]+)",
-            str(schema.get("description", "")),
-        )
-        words = [word.strip() for word in re.split(r",|\bor\b|/", listed[1])] if listed else []
-        return text.occurrences(spoken) + sum(text.occurrences(word) for word in words if word)
-
-    def _truth(self, schema: Schema, name: str, text: Material) -> bool:
-        if (pair := self._pair(name, text)) is not None:
-            return pair.strip().lower() in ("true", "yes", "y", "1", "on")
-        wanted = keywords_of(name) or self._keywords(schema, name)
-        for sentence in text.matching(wanted):
-            if wanted <= sentence.distinct or len(wanted & sentence.distinct) >= 2:
-                return not _NEGATION.search(sentence.text)
-        return False
-
-    def _number(self, schema: Schema, name: str, text: Material, *, whole: bool) -> int | float:
-        return _clamped(self._evident_number(schema, name, text), schema, whole)
-
-    def _evident_number(self, schema: Schema, name: str, text: Material) -> float:
-        """From a `Key: 12` line, a number beside the field's words, a count of those words, or a
-        share of sentences.
-        """
-        if found := _numbers(self._pair(name, text) or ""):
-            return found[0]
-        keywords = self._keywords(schema, name)
-        matching = text.matching(keywords)
-        for sentence in matching:
-            if (number := _number_of(keywords, sentence.text)) is not None:
-                return number
-        if keywords_of(name).isdisjoint(_COUNTING) and not name.endswith("s"):
-            for sentence in matching:
-                if found := _numbers(sentence.text):
-                    return found[0]
-        topic = keywords - _COUNTING
-        if schema.get("maximum", math.inf) <= 1:
-            share = len(text.matching(topic)) / max(len(text.sentences), 1)
-            return round(share, 2) or 0.5
-        return sum(text.counts[word] for word in topic)
-
-    def _pair(self, name: str, text: Material) -> str | None:
-        """The value of a `Key: value` line whose key is the field's name, or contains it."""
-        spoken = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).replace("_", " ").lower().strip()
-        if not spoken:
-            return None
-        if spoken in text.pairs:
-            return text.pairs[spoken]
-        wanted = keywords_of(name)
-        return next(
-            (value for key, value in text.pairs.items() if wanted and wanted <= keywords_of(key)),
-            None,
+    def _matching(self, schema: Schema) -> str:
+        pattern = schema["pattern"]
+        longest, shortest = schema.get("maxLength", math.inf), schema.get("minLength", 0)
+        for match in re.finditer(pattern.removeprefix("^").removesuffix("$"), self._text):
+            if shortest <= len(match[0]) <= longest and re.search(pattern, match[0]):
+                return match[0]
+        raise ValueError(
+            f"OfflineModel found no text that matches the pattern {pattern!r}. Use ScriptedModel "
+            "for this output."
         )
 
-    def _keywords(self, schema: Schema, name: str) -> frozenset[str]:
-        described = keywords_of(f"{name} {schema.get('title', '')} {schema.get('description', '')}")
-        return described - _EMPTY_KEYWORDS
 
-
-def _numbers(text: str) -> list[float]:
-    return [float(match.replace(",", "")) for match in _NUMBER.findall(text)]
-
-
-def _number_of(keywords: Collection[str], text: str) -> float | None:
-    """The number right before one of the words, as in `12 workers` or `12 busy workers`."""
-    for match in _NUMBER.finditer(text):
-        if not keywords_of(" ".join(text[match.end() :].split()[:2])).isdisjoint(keywords):
-            return _numbers(match[0])[0]
-    return None
-
-
-def _clamped(value: float, schema: Schema, whole: bool) -> int | float:
-    step = schema.get("multipleOf", 1 if whole else 0)
-    nudge = step or 1e-6
-    lowest = schema.get("minimum", schema.get("exclusiveMinimum", -math.inf))
-    highest = schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
-    lowest += nudge if "exclusiveMinimum" in schema and schema["exclusiveMinimum"] >= lowest else 0
-    highest -= (
-        nudge if "exclusiveMaximum" in schema and schema["exclusiveMaximum"] <= highest else 0
-    )
-    value = min(max(value, lowest), highest)
-    if step:
-        value = round(value / step) * step
-        value += step if value < lowest else -step if value > highest else 0
-    return int(value) if whole else float(value)
-
-
-def _fitted(text: str, schema: Schema) -> str:
-    """A text within the schema's length limits, cut after a word where it can be."""
-    longest, shortest = schema.get("maxLength"), schema.get("minLength", 0)
-    if longest is not None and len(text) > longest:
+def within_length(text: str, schema: Schema) -> str:
+    """A text within the schema's length limits, cut after a word if possible."""
+    shortest = schema.get("minLength", 0)
+    longest = schema.get("maxLength", len(text))
+    if len(text) > longest:
         cut = text[:longest]
-        at_word = cut.rsplit(" ", 1)[0].rstrip(" ,;:")
+        at_word = cut.rpartition(" ")[0]
         text = at_word if len(at_word) >= max(shortest, longest // 2) else cut
     return text.ljust(shortest, ".")
 
 
-def _matching_pattern(pattern: str, schema: Schema, text: Material) -> str:
-    loose = pattern.removeprefix("^").removesuffix("$")
-    longest, shortest = schema.get("maxLength", math.inf), schema.get("minLength", 0)
-    for match in re.finditer(loose, text.text):
-        if shortest <= len(match[0]) <= longest and re.search(pattern, match[0]):
-            return match[0]
-    return minimal_match(pattern)
-
-
-def _distinct(values: Sequence[Any]) -> list[Any]:
-    kept: list[Any] = []
-    for value in values:
-        if value not in kept:
-            kept.append(value)
-    return kept
-
-
-def _varied(value: Any, number: int, schema: Schema) -> Any:
-    """Another value of the same kind, for lists that must be longer than the text allows."""
-    if isinstance(value, str) and not schema.keys() & {"format", "pattern"}:
-        mark = f" ({number})"
-        longest = schema.get("maxLength")
-        return (value if longest is None else value[: max(0, longest - len(mark))]) + mark
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _clamped(value + number, schema, isinstance(value, int))
-    return value
+def number_within(schema: Schema, whole: bool, number: int = 0) -> int | float:
+    """A number within the schema's limits; another one for each `number` if possible."""
+    low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
+    high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
+    step = schema.get("multipleOf", 1 if whole else 0)
+    value = float(number)
+    if low > -math.inf and high < math.inf:
+        value = (low + high) / 2 + (number * step if step else 0)
+    elif low > -math.inf:
+        value = low + 1 + number * (step or 1)
+    elif high < math.inf:
+        value = high - 1 - number * (step or 1)
+    if step:
+        value = math.ceil(value / step) * step
+    while step and (value > high or value == schema.get("exclusiveMaximum")):
+        value -= step
+    return int(value) if whole else value

@@ -21,8 +21,8 @@ from pydantic_ai.usage import RequestUsage
 
 from fastroai import CostCalculator, FastroAgent
 from fastroai.simulation.local_model import estimate_tokens
-from fastroai.simulation.material import Material, keywords_of
 from fastroai.simulation.schema_filling import SchemaFiller
+from fastroai.simulation.sentences import sentences_of
 from fastroai.testing import OfflineModel, ScriptedModel, ToolCall, fixed_prices
 
 PACKAGE = """\
@@ -211,97 +211,32 @@ class TestOfflineModel:
         output = FastroAgent(model=OfflineModel()).agent.run_sync(["Summarise:", attached]).output
         assert output == "Orchard grows trees of tasks."
 
-    def test_fields_are_read_from_lines_with_their_name(self) -> None:
-        class Package(BaseModel):
-            name: str
-            version: str
-            license: str
-            requires_python: str
-            homepage: str
-
-        assert ask(PACKAGE, Package) == Package(
-            name="orchard",
-            version="2.4.1",
-            license="BSD-3-Clause",
-            requires_python=">=3.11",
-            homepage="https://example.com/orchard",
-        )
-
-    def test_fields_are_read_from_sentences_about_them(self) -> None:
+    def test_fields_are_filled_with_the_sentences_about_them(self) -> None:
         class Findings(BaseModel):
             deprecation: str = Field(description="which function is deprecated")
-            workers: int = Field(description="workers that share a journal")
+            warranty: str = Field(description="warranty of any kind")
             released: dt.date
-            contact: EmailStr
-            has_warranty: bool = Field(description="whether there is a warranty")
-            mentions_journal_tasks: bool
 
         findings = ask(PACKAGE, Findings)
         assert "grow()" in findings.deprecation
-        assert findings.workers == 12
-        assert findings.released == dt.date(2024, 5, 17)
-        assert findings.contact == "trees@example.com"
-        assert findings.has_warranty is False
-        assert findings.mentions_journal_tasks is True
+        assert "warranty" in findings.warranty
 
     def test_choices_are_made_by_what_is_mentioned(self) -> None:
-        family = Annotated[
-            Literal["copyleft", "permissive", "unknown"],
-            Field(description="copyleft (GPL, AGPL), permissive (MIT, BSD-3-Clause)"),
-        ]
-
         class Verdict(BaseModel):
-            family: family  # type: ignore[valid-type]  # a variable holds the type
             risk: Risk
 
-        verdict = ask(PACKAGE, Verdict)
-        assert (verdict.family, verdict.risk) == ("permissive", Risk.UNKNOWN)
+        assert ask(PACKAGE, Verdict).risk is Risk.UNKNOWN
         assert ask(f"{PACKAGE}\n\nThe risk is high.", Verdict).risk is Risk.HIGH
 
-    def test_optional_fields_need_evidence(self) -> None:
-        class Findings(BaseModel):
-            deprecation: str | None
-            vulnerability: str | None = None
-
-        findings = ask(PACKAGE, Findings)
-        assert findings.deprecation is not None
-        assert findings.vulnerability is None
-
-    def test_lists_hold_sentences_terms_or_objects(self) -> None:
-        class Change(BaseModel):
-            what: str
-            breaking: bool
-
+    def test_lists_hold_sentences_or_words(self) -> None:
         class Findings(BaseModel):
             statements: list[str] = Field(max_length=2)
             keywords: set[str] = Field(min_length=2, max_length=4)
-            changes: list[Change] = Field(min_length=1)
 
         findings = ask(PACKAGE, Findings)
         assert len(findings.statements) == 2
         assert all(" " in statement for statement in findings.statements)
-        assert "orchard" in findings.keywords
         assert all(word in PACKAGE for word in findings.keywords)
-        assert {change.what for change in findings.changes} <= {
-            s.text for s in Material(PACKAGE).sentences
-        }
-
-    def test_one_of_several_output_types_is_chosen_by_the_text(self) -> None:
-        class Recipe(BaseModel):
-            """Ingredients and steps of cooking."""
-
-            dish: str
-
-        class Invoice(BaseModel):
-            """An amount to be paid for an order."""
-
-            amount: int
-
-        agent: FastroAgent[Any] = FastroAgent(model=OfflineModel(), output_type=[Recipe, Invoice])
-        output = agent.agent.run_sync(
-            "Read.\n\nPlease transfer the amount of 250 for your order."
-        ).output
-        assert output == Invoice(amount=250)
 
     async def test_it_is_priced_as_the_model_it_stands_for(self) -> None:
         response = await FastroAgent(model=OfflineModel("gpt-4o")).run(
@@ -356,8 +291,6 @@ SCHEMAS: dict[str, Any] = {
     "fractions": Annotated[float, Field(gt=0, lt=1)],
     "multiples": Annotated[int, Field(ge=7, multiple_of=5)],
     "lengths": Annotated[str, Field(min_length=5, max_length=7)],
-    "pattern in the text": Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")],
-    "pattern not in the text": Annotated[str, Field(pattern=r"^[A-Z]{3}-(?:x|yy)\d{2}[^a-z]$")],
     "many": Annotated[list[str], Field(min_length=30)],
     "few": Annotated[list[str], Field(max_length=1)],
     "none": Annotated[list[str], Field(max_length=0)],
@@ -382,12 +315,16 @@ SCHEMAS: dict[str, Any] = {
 }
 
 
+def filled(schema: dict[str, Any], text: str) -> object:
+    return SchemaFiller(schema, text, sentences_of(text)).fill()
+
+
 class TestSchemaFilling:
     @pytest.mark.parametrize("text", ["", "?", PACKAGE], ids=["nothing", "no words", "a text"])
     @pytest.mark.parametrize("schema", SCHEMAS)
     def test_a_value_always_fits_its_schema(self, schema: str, text: str) -> None:
         adapter = TypeAdapter(SCHEMAS[schema])
-        value = SchemaFiller(adapter.json_schema(), Material(text)).fill()
+        value = filled(adapter.json_schema(), text)
         adapter.validate_python(
             adapter.validate_json(adapter.dump_json(adapter.validate_python(value, strict=False)))
         )
@@ -396,29 +333,30 @@ class TestSchemaFilling:
     @given(text=st.text(max_size=300), schema=st.sampled_from(sorted(SCHEMAS)))
     def test_it_fits_whatever_the_text_is(self, text: str, schema: str) -> None:
         adapter = TypeAdapter(SCHEMAS[schema])
-        adapter.validate_python(SchemaFiller(adapter.json_schema(), Material(text)).fill())
+        adapter.validate_python(filled(adapter.json_schema(), text))
 
-    def test_a_pattern_it_can_not_serve_is_named(self) -> None:
-        with pytest.raises(ValueError, match="Simplify the pattern"):
-            SchemaFiller({"type": "string", "pattern": r"(?=b)a"}, Material("")).fill()
+    def test_a_pattern_is_searched_in_the_text_and_named_where_it_is_not_found(self) -> None:
+        schema = {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"}
+        assert filled(schema, PACKAGE) == "2.4.1"
+        with pytest.raises(ValueError, match="ScriptedModel") as raised:
+            filled(schema, "No version.")
+        assert repr(schema["pattern"]) in str(raised.value)
 
 
-class TestMaterial:
-    def test_names_are_taken_apart(self) -> None:
-        assert keywords_of("requires_python maxRetries") == keywords_of(
-            "requires python max retries"
-        )
-
+class TestSentences:
     def test_wrapped_lines_are_one_sentence(self) -> None:
         text = "The quick brown fox jumps over the lazy dog and then it goes\nhome. It sleeps."
-        assert [s.text for s in Material(text).sentences] == [
-            text.replace("\n", " ").removesuffix(" It sleeps."),
+        assert sentences_of(text) == [
+            "The quick brown fox jumps over the lazy dog and then it goes home.",
             "It sleeps.",
         ]
 
-    def test_code_and_drawings_are_left_out(self) -> None:
-        text = "Install it.\n\n```\npip install x\n```\n\n┌──────┐\n\nThen use it."
-        assert [s.text for s in Material(text).sentences] == ["Install it.", "Then use it."]
+    def test_code_tables_and_marks_are_left_out(self) -> None:
+        text = (
+            "# Use\n\n- **Install** [the package](https://example.com).\n\n```\npip install\n```"
+            "\n\n| a | table |\n\nThen use it."
+        )
+        assert sentences_of(text) == ["Install the package.", "Then use it."]
 
 
 def test_importing_fastroai_does_not_import_the_fakes() -> None:
@@ -427,14 +365,3 @@ def test_importing_fastroai_does_not_import_the_fakes() -> None:
         "sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_rows_of_tables_are_no_sentences_unless_there_is_nothing_else():
-    from fastroai.simulation.material import Material
-
-    table = "| question | meaning |\n|---|---|\n| `open` | It is unclear what this means. |\n"
-    assert [s.text for s in Material(f"Who pays?\n\n{table}\nNobody knows.").sentences] == [
-        "Who pays?",
-        "Nobody knows.",
-    ]
-    assert any("unclear" in s.text for s in Material(table).sentences)
