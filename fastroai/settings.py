@@ -40,8 +40,9 @@ class FastroAISettings(BaseSettings):
     result_storage: str | None = Field(
         default=None,
         description=(
-            "Where step results are stored: `s3://bucket/prefix`, `s3-bucket/block-name` or a "
-            "local folder. Unset: Prefect's local storage folder."
+            "Where step results are stored: `s3://bucket/prefix`, any URL that fsspec knows "
+            "(`gs://…`, `az://…`), a local folder, or a saved Prefect block as `block-type/name`. "
+            "Unset: Prefect's local storage folder."
         ),
     )
     cache_policy: CachePolicyName = Field(
@@ -238,15 +239,22 @@ def _parse() -> FastroAISettings:
         raise SettingsError(_explain(error)) from error
 
 
-STORAGE_FORMS = "expected s3://bucket/prefix, s3-bucket/block-name or a local folder"
+STORAGE_FORMS = (
+    "expected s3://bucket/prefix, another URL such as gs://bucket/prefix, a local folder, or "
+    "block-type/name of a Prefect block"
+)
 
 
 def names_storage(text: str) -> bool:
     """Whether a text has one of the forms of `result_storage`; whether the storage is there is
     found out by a run.
     """
-    if bucket := re.match(r"s3://(?=[^/])|s3-bucket/(?=.)", text):
-        return bool(bucket)
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        is_scheme = re.fullmatch("[a-z][a-z0-9+.-]*", scheme) is not None
+        return is_scheme and rest.strip("/") != "" and not (scheme == "s3" and rest[0] == "/")
+    if re.match(r"s3-bucket/(?=.)", text):
+        return True
     # A near miss must not become a folder of that name; one can still be given as ./name.
     return bool(text.strip()) and not re.match(r"s3[:-]|[a-z][a-z0-9+.-]*:/", text, re.IGNORECASE)
 

@@ -18,7 +18,7 @@ from .exit_codes import FAILED, UsageError
 from .parsing import duration, shown
 
 if TYPE_CHECKING:
-    from ..executors._prefect.retention import Pruned
+    from ..executors.stored_results import Pruned
 
 _STORAGE = "where it is, as FASTROAI_RESULT_STORAGE; default: as that variable says"
 _NAMED_FAILURES = 20
@@ -69,7 +69,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from ..executors._prefect.inspection import read_stored_result
+    from ..executors.stored_results import read_stored_result
 
     found = asyncio.run(
         read_stored_result(arguments.run, arguments.step, storage=arguments.storage)
@@ -83,7 +83,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _prune(arguments: argparse.Namespace) -> int:
     age = duration("--older-than", arguments.older_than)
-    from ..executors._prefect.retention import cutoff, prune_results
+    from ..executors.stored_results import cutoff, prune_results
 
     now = datetime.now(UTC)
     try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints
 
+import typing_extensions
 from pydantic import TypeAdapter
 from pydantic_ai.output import NativeOutput, PromptedOutput, TextOutput, ToolOutput
 
@@ -15,14 +18,64 @@ from ..pipelines.base import BaseStep
 from ..pipelines.decorators import FunctionStep
 
 
-def declared_output(step: BaseStep[Any, Any]) -> Any:
-    """The type a step's code declares for its output; `Any` where it declares none."""
+@dataclass(frozen=True, slots=True)
+class DeclaredOutput:
+    """What a step's code declares that it gives.
+
+    Attributes:
+        type: `Any` where nothing is declared that pydantic can read back.
+        adapter: Reads and writes the type; None for `Any`.
+        described: What is declared, for messages: "declares …".
+    """
+
+    type: Any
+    adapter: TypeAdapter[Any] | None
+    described: str
+
+
+def declared_output(step: BaseStep[Any, Any]) -> DeclaredOutput:
+    """The type a step's code declares for its output."""
+    first: DeclaredOutput | None = None
+    for declare in _declarations(step):
+        found = _declaration(declare)
+        if found.adapter is not None:
+            return found
+        # What the method itself says is what its author looks for.
+        if first is None or first.described == NOTHING:
+            first = found
+    assert first is not None
+    return first
+
+
+NOTHING = "declares no return type"
+
+
+def _declarations(step: BaseStep[Any, Any]) -> Iterator[Callable[[], Any]]:
+    """Where a step may declare its type, the nearest first."""
     if isinstance(step, AgentStepWrapper):
-        return _storable_hint(_agent_output(getattr(step.agent.agent, "output_type", Any)))
-    if isinstance(step, FunctionStep):
-        return _storable_hint(_return_hint(step.function))
-    hint = _storable_hint(_return_hint(type(step).execute))
-    return hint if hint is not Any else _storable_hint(_base_argument(type(step)))
+        yield lambda: _agent_output(getattr(step.agent.agent, "output_type", Any))
+    elif isinstance(step, FunctionStep):
+        yield lambda: _return_hint(step.function)
+    else:
+        yield lambda: _return_hint(type(step).execute)
+        yield lambda: _base_argument(type(step))
+
+
+def _declaration(declare: Callable[[], Any]) -> DeclaredOutput:
+    try:
+        hint = declare()
+    except Exception as error:  # a forward reference to what is not there
+        problem = f"declares a return type that can't be resolved ({error})"
+        return DeclaredOutput(Any, None, problem)
+    if hint is Any or hint is object:
+        return DeclaredOutput(Any, None, NOTHING)
+    try:
+        readable = _with_readable_dicts(hint)
+        return DeclaredOutput(readable, TypeAdapter(readable), f"declares {hint!r}")
+    except Exception as error:  # a TypeVar, an exception, a class of one's own
+        reason = str(error).partition(". ")[0].partition("\n")[0]
+        problem = f"declares {hint!r}, which pydantic can't read back ({reason})"
+        return DeclaredOutput(Any, None, problem)
 
 
 def _agent_output(spec: Any) -> Any:
@@ -46,13 +99,8 @@ def _agent_output(spec: Any) -> Any:
 
 
 def _return_hint(function: Any) -> Any:
-    try:
-        return get_type_hints(function, localns=_enclosed(function), include_extras=True).get(
-            "return", Any
-        )
-    # a forward reference that can't be resolved here declares nothing we could use
-    except Exception:
-        return Any
+    hints = get_type_hints(function, localns=_enclosed(function), include_extras=True)
+    return hints.get("return", Any)
 
 
 def _enclosed(function: Any) -> dict[str, Any]:
@@ -80,11 +128,34 @@ def _base_argument(cls: type) -> Any:
     return Any
 
 
-def _storable_hint(hint: Any) -> Any:
-    """A hint that pydantic can build an adapter for, or `Any`."""
-    try:
-        TypeAdapter(hint)
-    # a TypeVar, an output function, a custom class: nothing that could be read back
-    except Exception:
-        return Any
-    return Any if hint is object else hint
+def _with_readable_dicts(hint: Any) -> Any:
+    """A hint with each `typing.TypedDict` in it as that of `typing_extensions`, the only one that
+    pydantic reads before Python 3.12.
+    """
+    if sys.version_info >= (3, 12):
+        return hint
+    if typing_extensions.is_typeddict(hint) and type(hint).__module__ == "typing":
+        fields = {
+            name: _field(field, is_required=name in hint.__required_keys__)
+            for name, field in get_type_hints(hint, include_extras=True).items()
+        }
+        return typing_extensions.TypedDict(hint.__name__, fields)  # type: ignore[operator]
+    arguments = get_args(hint)
+    readable = tuple(map(_with_readable_dicts, arguments))
+    if all(new is old for new, old in zip(readable, arguments, strict=True)):
+        return hint
+    return Union[readable] if _is_union(hint) else get_origin(hint)[readable]  # noqa: UP007  # made of a tuple
+
+
+def _field(hint: Any, *, is_required: bool) -> Any:
+    """Where annotations are text, only the resolved hint says `NotRequired`."""
+    marker = get_origin(hint)
+    if marker in (Required, NotRequired):
+        is_required = marker is Required
+        hint = get_args(hint)[0]
+    readable = _with_readable_dicts(hint)
+    return readable if is_required else NotRequired[readable]
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, type(int | str))

@@ -1,255 +1,180 @@
-"""Bytes in and out of one storage: S3 with one request each, a folder, any other Prefect storage
-through its block.
-"""
+"""Bytes in and out of one place: the port that S3, folders and the file systems of fsspec share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from uuid import uuid4
 
 import anyio
 import anyio.to_thread
-from prefect._internal.compatibility.blocks import call_explicitly_async_block_method
-from prefect.filesystems import LocalFileSystem, WritableFileSystem
 
+from ..errors import ResultStorageError
 from ..settings import FastroAISettings
 
 T = TypeVar("T")
 
 CONNECTIONS = 50
-"""Requests to S3 at once, and the connections kept for them."""
+"""Calls of one store at once, and the connections kept for them."""
+
+PAGE = 1000
+"""Objects that are listed, and deleted, at once."""
+
+PROBE = b"fastroai: this storage can be written and read"
 
 
-class NotThereError(LookupError):
-    """There is no such object, as far as this storage tells; what it said is the cause."""
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object as it is listed.
+
+    Attributes:
+        path: As the storage has it.
+        size: In bytes.
+        modified: When it was last written, timezone-aware, by the clock of the storage.
+    """
+
+    path: str
+    size: int
+    modified: datetime
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
 
 
 class ObjectStore(Protocol):
-    """Reads and writes whole objects by name."""
+    """Reads and writes whole objects by name, or by path as the storage has it.
 
-    identity: str
-    """The place, the same for all transports to it."""
+    `FileNotFoundError` is the only error that says that an object is not there. After any other
+    one it may be.
+    """
 
-    can_delete: bool
+    @property
+    def identity(self) -> str:
+        """The place, the same for all stores of it in this process."""
+        ...
 
-    def resolve(self, path: str) -> Any:
-        """A path as the storage has it; what Prefect notes in a task's state."""
+    def resolve(self, path: str) -> str:
+        """A name as the storage has it, which Prefect notes in a task's state; a resolved one stays
+        as it is.
+        """
         ...
 
     async def get(self, name: str) -> bytes:
-        """An object.
+        """An object's content.
 
         Raises:
-            NotThereError: There is none. Any other error: it could not be found out.
+            FileNotFoundError: There is none.
         """
         ...
 
     async def put(self, name: str, content: bytes) -> None:
-        """Write an object."""
+        """Write an object, as a whole or not at all."""
         ...
 
-    async def delete(self, name: str) -> None:
-        """Remove an object; nothing happens where the storage can't."""
+    async def probe(self) -> None:
+        """Write, read and delete a small object; raises what the storage raised."""
         ...
 
-    def may_pass(self, error: Exception) -> bool:
-        """Whether trying again may help."""
+    def is_transient(self, error: Exception) -> bool:
+        """Whether the same call may succeed a moment later."""
+        ...
+
+    def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
+        """The objects right in a folder, not those below it, in lists of up to `PAGE`.
+
+        Nothing where there is no such folder.
+        """
+        ...
+
+    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
+        """An object's first bytes, and when it was last written.
+
+        Raises:
+            FileNotFoundError: It is gone.
+        """
+        ...
+
+    async def delete(self, paths: Sequence[str]) -> dict[str, str]:
+        """Delete up to `PAGE` objects; the reason for each that is still there, by its path."""
         ...
 
 
-def object_store_for(storage: WritableFileSystem, settings: FastroAISettings) -> ObjectStore:
-    """The transport for a storage block."""
-    if hasattr(storage, "bucket_name") and hasattr(
-        getattr(storage, "credentials", None), "get_boto3_session"
-    ):
-        return S3Store(storage, settings)
-    return FolderStore(storage) if isinstance(storage, LocalFileSystem) else BlockStore(storage)
+class Threads:
+    """Runs blocking calls of one store in threads of its own number.
+
+    Not within anyio's default limit, which the threads of plain step functions share.
+
+    Args:
+        abandon: Whether a cancelled call is left to its thread. Not where it would leave something
+            half done.
+    """
+
+    def __init__(self, *, abandon: bool) -> None:
+        self._limit = anyio.CapacityLimiter(CONNECTIONS)
+        self._abandon = abandon
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Call it in one of the threads."""
+        return await anyio.to_thread.run_sync(
+            call, abandon_on_cancel=self._abandon, limiter=self._limit
+        )
 
 
-def relative_name(resolve: Callable[[str], Any], path: str) -> str:
-    """The name within a storage of a path that is resolved already, or not yet; the same for
+def relative_name(store: ObjectStore, path: str) -> str:
+    """The name within a store of a path that is resolved already, or not yet; the same for
     both.
     """
-    resolved, base = str(resolve(path)), str(resolve("")).rstrip("/")
+    resolved, base = store.resolve(path), store.resolve("").rstrip("/")
     return resolved[len(base) + 1 :] if base and resolved.startswith(base + "/") else resolved
 
 
-class BlockStore:
-    """Any Prefect storage block."""
-
-    can_delete = False
-
-    def __init__(self, block: Any) -> None:
-        self._block = block
-        base = getattr(block, "basepath", None)
-        self.identity = f"{type(block).__qualname__} {base or id(block)}"
-        self._resolved: dict[str, Any] = {}
-
-    def resolve(self, path: str) -> Any:
-        """See `ObjectStore`."""
-        # Remembered, because a folder asks the file system for each part of a path, and each
-        # record's is asked often.
-        if path not in self._resolved:
-            resolve = getattr(self._block, "_resolve_path", None)
-            resolved = path if resolve is None else resolve(path)
-            self._resolved[path] = self._resolved[str(resolved)] = resolved
-        return self._resolved[path]
-
-    async def get(self, name: str) -> bytes:
-        """See `ObjectStore`."""
-        try:
-            content: bytes = await call_explicitly_async_block_method(
-                self._block, "read_path", (name,), {}
-            )
-        except Exception as error:  # blocks have no common error for what is not there
-            raise NotThereError(name) from error
-        return content
-
-    async def put(self, name: str, content: bytes) -> None:
-        """See `ObjectStore`."""
-        await call_explicitly_async_block_method(
-            self._block, "write_path", (name,), {"content": content}
-        )
-
-    async def delete(self, name: str) -> None:
-        """See `ObjectStore`."""
-
-    def may_pass(self, error: Exception) -> bool:
-        """See `ObjectStore`."""
-        return True
+async def write_and_read(store: ObjectStore, name: str) -> None:
+    """Write a small object, and read it back."""
+    await store.put(name, PROBE)
+    content = await store.get(name)
+    if content != PROBE:
+        raise OSError(f"read back {content[:60]!r} instead of what was written")
 
 
-class FolderStore(BlockStore):
-    """A folder of this machine, in which a file is there as a whole or not at all, whoever is
-    killed or cancelled.
+async def write_read_and_delete(store: ObjectStore) -> None:
+    """See `ObjectStore.probe`."""
+    name = f".fastroai-probe-{uuid4().hex}"
+    await write_and_read(store, name)
+    for path, reason in (await store.delete([store.resolve(name)])).items():
+        raise PermissionError(f"{path} can't be deleted: {reason}")
+
+
+def open_object_store(place: str | os.PathLike[str], settings: FastroAISettings) -> ObjectStore:
+    """The store at `s3://bucket/prefix`, any other URL that fsspec knows, or a local folder.
+
+    Nothing is asked of it yet.
+
+    Raises:
+        ResultStorageError: fsspec doesn't know the URL, or lacks a package for it.
     """
+    from .folder import FolderStore
 
-    can_delete = True
+    scheme, separator, path = str(place).partition("://")
+    if isinstance(place, Path) or not separator:
+        return FolderStore(Path(place))
+    if scheme in ("file", "local"):
+        return FolderStore(Path(path))
+    if scheme == "s3":
+        from .s3 import s3_store
 
-    def __init__(self, block: LocalFileSystem) -> None:
-        super().__init__(block)
-        # Not anyio's own limit, which the threads of plain step functions share.
-        self._limit = anyio.CapacityLimiter(CONNECTIONS)
+        return s3_store(str(place), settings)
+    from .filesystem import FileSystemStore
 
-    async def get(self, name: str) -> bytes:
-        """See `ObjectStore`."""
-        try:
-            return await anyio.to_thread.run_sync(
-                self.resolve(name).read_bytes, limiter=self._limit
-            )
-        except OSError as error:
-            raise NotThereError(name) from error
-
-    async def put(self, name: str, content: bytes) -> None:
-        """See `ObjectStore`."""
-        await anyio.to_thread.run_sync(_write, self.resolve(name), content, limiter=self._limit)
-
-    async def delete(self, name: str) -> None:
-        """See `ObjectStore`."""
-        await anyio.to_thread.run_sync(self.resolve(name).unlink, limiter=self._limit)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}-{uuid4().hex}")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-class S3Store:
-    """An S3 bucket or folder in it, as a Prefect block describes it."""
-
-    can_delete = True
-
-    def __init__(self, block: Any, settings: FastroAISettings) -> None:
-        self._block = block
-        self.bucket: str = block.bucket_name
-        self._settings = settings
-        # Not anyio's own limit, which the threads of plain step functions share.
-        self._limit = anyio.CapacityLimiter(CONNECTIONS)
-        endpoint = block.credentials.aws_client_parameters.endpoint_url or "AWS"
-        self.identity = f"s3://{self.bucket}/{block.bucket_folder} at {endpoint}"
-
-    def resolve(self, path: str) -> Any:
-        """See `ObjectStore`."""
-        return self._block._resolve_path(path)
-
-    async def get(self, name: str) -> bytes:
-        """See `ObjectStore`."""
-        from botocore.exceptions import ClientError
-
-        def get(client: Any) -> bytes:
-            answer = client.get_object(Bucket=self.bucket, Key=self.resolve(name))
-            content: bytes = answer["Body"].read()
-            return content
-
-        try:
-            return await self.in_thread(get)
-        except ClientError as error:
-            # Where keys may not be listed, S3 says 403 of one that is not there.
-            if self.may_pass(error):
-                raise
-            raise NotThereError(name) from error
-
-    async def put(self, name: str, content: bytes) -> None:
-        """See `ObjectStore`."""
-        key = self.resolve(name)
-        await self.in_thread(
-            lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=content)
-        )
-
-    async def delete(self, name: str) -> None:
-        """See `ObjectStore`."""
-        key = self.resolve(name)
-        await self.in_thread(lambda client: client.delete_object(Bucket=self.bucket, Key=key))
-
-    def may_pass(self, error: Exception) -> bool:
-        """Whether it is a silent or an overloaded server, rather than one that says no."""
-        from botocore import exceptions as botocore
-
-        if isinstance(error, botocore.ClientError):
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-            return bool(status >= 500 or status == 429)
-        passing = (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError)
-        return isinstance(error, passing) or not isinstance(error, botocore.BotoCoreError)
-
-    async def in_thread(self, call: Callable[[Any], T]) -> T:
-        """Call with a client, in one of as many threads as there are connections."""
-
-        def with_client() -> T:
-            client = _client(
-                self._block.credentials,
-                self._settings.s3_connect_timeout,
-                self._settings.s3_read_timeout,
-            )
-            return call(client)
-
-        return await anyio.to_thread.run_sync(
-            with_client, abandon_on_cancel=True, limiter=self._limit
-        )
-
-
-@lru_cache(maxsize=16)
-def _client(credentials: Any, connect_timeout: float, read_timeout: float) -> Any:
-    """A client with short limits of time where the block does not give its own; making one takes
-    0.1 s.
-    """
-    from botocore.config import Config
-
-    options = credentials.aws_client_parameters.get_params_override()
-    config = Config(
-        connect_timeout=connect_timeout,
-        read_timeout=read_timeout,
-        # What is tried again, and for how long, is decided by the store of records.
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=CONNECTIONS,
-    )
-    options["config"] = config.merge(options["config"]) if "config" in options else config
-    return credentials.get_boto3_session().client("s3", **options)
+        return FileSystemStore.open(str(place))
+    except (ImportError, ValueError) as error:
+        raise ResultStorageError(
+            f"Results can't be stored at {place!r}: {error}. Install the package it needs, or set "
+            "FASTROAI_RESULT_STORAGE to another place."
+        ) from error

@@ -6,13 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
-from .object_store import NotThereError, ObjectStore, relative_name
+from ..errors import ResultStorageError
+from .object_store import ObjectStore, relative_name
 from .signing import Signer
 
 T = TypeVar("T")
+
+Clock = Callable[[], float]
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -21,6 +24,9 @@ HOLD_UP_SECONDS = 2.0
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between attempts: doubled each time."""
+
+REQUESTS = "requests"
+"""Folder of the recorded requests, beside the results."""
 
 KEPT_BYTES = 64 * 1024 * 1024
 """Records of earlier runs that are kept in the process because they could not be written."""
@@ -32,14 +38,15 @@ class Unwritten:
 
     Attributes:
         owner: The step whose result it is; None for what no run misses once its step is done.
-        since: When writing it failed first, on the monotonic clock.
-        cause: Why it failed last.
+        content: The sealed record.
+        cause: Why writing it failed last.
+        since: When it failed first, by the store's clock.
     """
 
     owner: str | None
     content: bytes
     cause: Exception
-    since: float = field(default_factory=time.monotonic)
+    since: float
 
 
 _unwritten: dict[str, dict[str, Unwritten]] = {}
@@ -53,29 +60,55 @@ class ResultStore:
     """The records of one run in one storage.
 
     A storage that fails holds up the first step that meets it for a moment. From then on records
-    wait in the process, are read from there, and are written beside the run until `settle`.
+    wait in the process, are read from there, and are written beside the run until `flush`.
 
     Args:
-        transport: Where the records are.
-        seal: What makes a record one.
+        objects: Where the records are.
+        signer: Seals them, and checks their seals.
         retry_seconds: How long writing a record is tried, from its first failure, before the run
             ends without it.
-        described: The storage as people know it.
+        described: The storage in messages.
+        clock: Seconds that never go back.
     """
 
     def __init__(
-        self, transport: ObjectStore, seal: Signer, *, retry_seconds: float, described: str
+        self,
+        objects: ObjectStore,
+        signer: Signer,
+        *,
+        retry_seconds: float,
+        described: str,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self.transport = transport
+        self.objects = objects
         self.described = described
-        self._seal = seal
+        self._signer = signer
         self._retry_seconds = retry_seconds
-        self._waiting = _unwritten.setdefault(transport.identity, {})
+        self._clock = clock
+        self._waiting = _unwritten.setdefault(objects.identity, {})
         self._written_here: set[str] = set()
         self._read_ahead: dict[str, bytes] = {}
-        self._failure: Exception | None = None
-        self._failed_at = 0.0
+        self._failed_at: float | None = None
         self._retrying: asyncio.Task[None] | None = None
+
+    async def probe(self) -> None:
+        """Make sure that records can be stored.
+
+        Raises:
+            ResultStorageError: They can't. Names the storage, the cause and the remedy.
+        """
+        try:
+            await self._insist(self.objects.probe)
+        except Exception as error:
+            # Of an object that is not there, the storage's own words say more.
+            cause = (isinstance(error, FileNotFoundError) and error.__cause__) or error
+            raise ResultStorageError(
+                f"Results can't be stored at {self.described}: {_described(cause)}. Nothing was "
+                "run or spent. Check that the storage exists, can be reached, and that its "
+                "credentials may write, read and delete there (FASTROAI_RESULT_STORAGE, "
+                "FASTROAI_S3_ENDPOINT_URL, the AWS credentials), or set FASTROAI_RESULT_STORAGE to "
+                "a local folder."
+            ) from error
 
     async def read(self, path: str, *, twice: bool = False) -> bytes:
         """The record at a path.
@@ -85,16 +118,16 @@ class ResultStore:
             twice: Whether the same is going to be read once more, which then asks nobody.
 
         Raises:
-            NotThereError: There is none.
-            ValueError: What is there is no record that was sealed for this name.
-            Exception: The storage can't be asked.
+            FileNotFoundError: There is none.
+            ValueError: What is there is not a record that was sealed for this name.
+            Exception: The storage can't be asked, so that there may be one.
         """
-        name = relative_name(self.transport.resolve, path)
+        name = relative_name(self.objects, path)
         if name in self._waiting:
-            return self._seal.open(name, self._waiting[name].content)
+            return self._signer.open(name, self._waiting[name].content)
         found = self._read_ahead.pop(name, None)
         if found is None:
-            found = self._seal.open(name, await self._get(name))
+            found = self._signer.open(name, await self._get(name))
             if twice:
                 self._read_ahead[name] = found
         return found
@@ -102,14 +135,14 @@ class ResultStore:
     async def write(self, path: str, record: bytes, owner: str | None) -> None:
         """Write a record; one that can't be written now waits.
 
-        Of one without an owner nothing is said.
+        The failure is only logged for debugging where the record has no owner.
         """
-        name = relative_name(self.transport.resolve, path)
+        name = relative_name(self.objects, path)
         self._read_ahead.pop(name, None)
         self._written_here.add(name)
-        content = self._seal.close(name, record)
+        content = self._signer.close(name, record)
         try:
-            await self.insist(lambda: self.transport.put(name, content))
+            await self._insist(lambda: self.objects.put(name, content))
         except Exception as error:
             log = logger.debug if owner is None else logger.warning
             log(
@@ -117,9 +150,9 @@ class ResultStore:
                 "is tried again.",
                 owner,
                 self.described,
-                _told(error),
+                _described(error),
             )
-            self._waiting[name] = Unwritten(owner, content, error)
+            self._waiting[name] = Unwritten(owner, content, error, self._clock())
             self.retry()
         else:
             self._waiting.pop(name, None)
@@ -131,7 +164,7 @@ class ResultStore:
         if self._waiting and not self._is_retrying():
             self._retrying = asyncio.create_task(self._retry(), name="fastroai-results")
 
-    async def settle(self, *, wait: bool) -> dict[str, str]:
+    async def flush(self, *, wait: bool) -> dict[str, str]:
         """Give what waits its last chance; for the end of a run.
 
         Args:
@@ -151,50 +184,50 @@ class ResultStore:
                 break
             await asyncio.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
-        lost = {owner: _told(unwritten.cause) for owner, unwritten in self._mine()}
+        lost = {owner: _described(unwritten.cause) for owner, unwritten in self._mine()}
         _forget_the_oldest(self._waiting)
         return lost
 
     async def _get(self, name: str) -> bytes:
         try:
-            return await self.insist(lambda: self.transport.get(name))
-        except NotThereError:
+            return await self._insist(lambda: self.objects.get(name))
+        except FileNotFoundError:
             raise
         except Exception as error:
             logger.warning(
                 "%s can't be read now: %s A result that may be there is not used, and its step is "
                 "run.",
                 self.described,
-                _told(error),
+                _described(error),
             )
             raise
 
-    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the storage, for a moment also again and again; not at all while it is known to
         fail.
         """
-        if self._failed_at is not None and (
-            self._is_retrying() or time.monotonic() - self._failed_at < LONGEST_PAUSE
-        ):
+        if self._is_failing():
             raise ConnectionError("it failed a moment ago.")
-        began, pause = time.monotonic(), SHORTEST_PAUSE
+        gives_up, pause = self._clock() + HOLD_UP_SECONDS, SHORTEST_PAUSE
         while True:
             try:
                 result = await call()
-            except NotThereError:
-                raise
+            except FileNotFoundError:
+                raise  # an answer
             except Exception as error:
-                if (
-                    not self.transport.may_pass(error)
-                    or time.monotonic() + pause - began > HOLD_UP_SECONDS
-                ):
-                    self._note(error)
+                if not self.objects.is_transient(error) or self._clock() + pause > gives_up:
+                    self._failed_at = self._clock()
                     raise
             else:
-                self._failure = None
+                self._failed_at = None
                 return result
             await asyncio.sleep(pause)
             pause *= 2
+
+    def _is_failing(self) -> bool:
+        if self._failed_at is None:
+            return False
+        return self._is_retrying() or self._clock() - self._failed_at < LONGEST_PAUSE
 
     def _is_retrying(self) -> bool:
         return self._retrying is not None and not self._retrying.done()
@@ -210,36 +243,37 @@ class ResultStore:
         """One attempt for what waits, the oldest first."""
         for name, unwritten in list(self._waiting.items()):
             try:
-                await self.transport.put(name, unwritten.content)
+                await self.objects.put(name, unwritten.content)
             except Exception as error:
-                self._note(error)
+                self._failed_at = self._clock()
                 unwritten.cause = error
-                if self.transport.may_pass(error):
+                if self.objects.is_transient(error):
                     return  # the others would meet the same
             else:
-                self._failure = None
+                self._failed_at = None
+                # Not what was written anew meanwhile, which waits in its place.
                 if self._waiting.get(name) is unwritten:
                     del self._waiting[name]
 
-    def _note(self, error: Exception) -> None:
-        self._failure, self._failed_at = error, time.monotonic()
-
     def _mine(self) -> list[tuple[str, Unwritten]]:
         """The results of this run that wait, and their steps."""
-        waiting = ((u.owner, u) for name, u in self._waiting.items() if name in self._written_here)
-        return [(owner, unwritten) for owner, unwritten in waiting if owner is not None]
+        return [
+            (unwritten.owner, unwritten)
+            for name, unwritten in self._waiting.items()
+            if name in self._written_here and unwritten.owner is not None
+        ]
 
     def _time_left(self) -> float:
         """Seconds for which it is worth trying on: none for what was refused."""
         hopeful = [
             unwritten.since
             for _, unwritten in self._mine()
-            if self.transport.may_pass(unwritten.cause)
+            if self.objects.is_transient(unwritten.cause)
         ]
-        return max(hopeful) + self._retry_seconds - time.monotonic() if hopeful else 0.0
+        return max(hopeful) + self._retry_seconds - self._clock() if hopeful else 0.0
 
 
-def _told(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 

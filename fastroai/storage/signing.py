@@ -10,6 +10,7 @@ import hmac
 import json
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,21 +21,29 @@ Compression = Literal["none", "gzip"]
 LARGEST = 256 * 1024 * 1024
 """Bytes of a record that is compressed."""
 
-BEGINNING = 8192
+BEGINNING = 256
 """Bytes of what is stored that are enough to tell a record by."""
 
-_SEALED = re.compile(rb'\{"seal":"(sha256|hmac-sha256):([0-9a-f]{64})",(?=")')
+_PIECE = 64 * 1024
+"""Bytes that are expanded at a time while a seal is checked."""
+
+# Of plain records the seal is the first field. Before compressed ones it is a line of its own.
+_SEALED = re.compile(rb'\{"seal":"(sha256|hmac-sha256):([0-9a-f]{64})"(?:,"gzip":true\}\n|,(?="))')
+_LINE_END = b"\n"
 _GZIP = b"\x1f\x8b"
 _AUTO_FORMAT = 16  # zlib's word for gzip's header
+
+_PLAIN_DOMAIN, _GZIP_DOMAIN = b"fastroai-record-1\n", b"fastroai-gzip-record-1\n"
+"""What a digest begins with, so that none of one form holds for the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Seals records and checks the seal before anything of a record is parsed.
+    """Seals records and checks the seal before anything of a record is expanded or parsed.
 
-    The seal is the first field of the record's JSON: a SHA-256 or, with a secret, an HMAC-SHA-256
-    over the record's name and its bytes. So a record that was damaged, or moved from another name,
-    is told from one that was written.
+    The seal is a SHA-256 or, with a secret, an HMAC-SHA-256 over the record's name and its bytes as
+    they are stored. A record that was damaged, or moved from another name, is told from one that
+    was written. Records that were compressed by earlier versions hold their seal inside.
 
     Attributes:
         secret: Key of the HMAC. With one, only records that were sealed with it are read; without,
@@ -64,11 +73,12 @@ class Signer:
         """What is stored for a record, a JSON object with at least one field."""
         if not record.startswith(b'{"'):
             raise ValueError(f"only JSON objects are sealed, not {record[:20]!r}")
-        digest = self._digest(name, record)
-        sealed = b'{"seal":"' + f"{self.method}:{digest}".encode() + b'",' + record[1:]
-        if self.compression == "gzip" and len(sealed) <= self.largest:
-            return gzip.compress(sealed, compresslevel=6, mtime=0)
-        return sealed
+        if self.compression == "gzip" and len(record) <= self.largest:
+            packed = gzip.compress(record, compresslevel=6, mtime=0)
+            digest = self._digest(_GZIP_DOMAIN, name, [packed])
+            return b'{"seal":"%b:%b","gzip":true}\n' % (self._method_name, digest) + packed
+        digest = self._digest(_PLAIN_DOMAIN, name, [record])
+        return b'{"seal":"%b:%b",' % (self._method_name, digest) + record[1:]
 
     def open(self, name: str, stored: bytes) -> bytes:
         """The record that was sealed under this name, compressed or not.
@@ -77,48 +87,106 @@ class Signer:
             ValueError: It is none, it was changed or moved, or it was sealed with another secret or
                 without one.
         """
-        sealed = _expanded(stored, self.largest) if stored.startswith(_GZIP) else stored
-        found = _SEALED.match(sealed)
+        if stored.startswith(_GZIP):
+            return self._open_sealed_inside(name, stored)
+        found = self._seal_of(name, stored)
+        body = memoryview(stored)[found.end() :]
+        if not found[0].endswith(_LINE_END):
+            self._check(name, found, _PLAIN_DOMAIN, [b"{", body])
+            return b"".join((b"{", body))
+        self._check(name, found, _GZIP_DOMAIN, [body])
+        return b"".join(_expanded(body, self.largest))
+
+    def _open_sealed_inside(self, name: str, stored: bytes) -> bytes:
+        """A record of an earlier version, which was sealed and then compressed.
+
+        It is expanded twice: at first piece by piece, to check the seal without holding the whole.
+        """
+        pieces = _expanded(stored, self.largest)
+        first = next(pieces, b"")
+        found = self._seal_of(name, first)
+        rest = first[found.end() :]
+        self._check(name, found, _PLAIN_DOMAIN, _chained(b"{", rest, pieces))
+        return b"{" + b"".join(_expanded(stored, self.largest))[found.end() :]
+
+    @property
+    def _method_name(self) -> bytes:
+        return self.method.encode()
+
+    def _seal_of(self, name: str, stored: bytes) -> re.Match[bytes]:
+        found = _SEALED.match(stored)
         if found is None:
-            raise ValueError(f"{name!r} is no sealed record")
-        method, digest = (group.decode() for group in found.groups())
-        record = b"{" + sealed[found.end() :]
-        if method != self.method or not hmac.compare_digest(digest, self._digest(name, record)):
+            raise ValueError(f"{name!r} is not a sealed record")
+        return found
+
+    def _check(
+        self,
+        name: str,
+        found: re.Match[bytes],
+        domain: bytes,
+        content: Iterable[bytes | memoryview],
+    ) -> None:
+        method, digest = found.group(1), found.group(2)
+        expected = self._digest(domain, name, content)
+        if method != self._method_name or not hmac.compare_digest(digest, expected):
             raise ValueError(
-                f"the {method} seal of {name!r} does not hold; {self.method} is expected"
+                f"the {method.decode()} seal of {name!r} does not hold; {self.method} is expected"
             )
-        return record
 
-    def _digest(self, name: str, record: bytes) -> str:
-        message = b"fastroai-record-1\n" + json.dumps(name).encode() + b"\n" + record
+    def _digest(self, domain: bytes, name: str, content: Iterable[bytes | memoryview]) -> bytes:
         if self.secret is None:
-            return hashlib.sha256(message).hexdigest()
-        return hmac.new(self.secret, message, hashlib.sha256).hexdigest()
+            digest = hashlib.sha256()
+        else:
+            digest = hmac.new(self.secret, digestmod=hashlib.sha256)  # type: ignore[assignment]
+        digest.update(domain + json.dumps(name).encode() + b"\n")
+        for part in content:
+            digest.update(part)
+        return digest.hexdigest().encode()
 
 
-def beginning_of_sealed(stored: bytes) -> bytes | None:
-    """How a record begins, told from how it is stored begins; None where that is no seal.
+def is_sealed(beginning: bytes) -> bool:
+    """Whether what is stored begins as a record of ours does.
 
-    Nothing is checked but the form, so it does not take the secret. For who has to tell records
-    from other files.
+    Only the form is looked at, so it takes no secret.
     """
-    if stored.startswith(_GZIP):
+    if beginning.startswith(_GZIP):
         try:
-            stored = zlib.decompressobj(zlib.MAX_WBITS | _AUTO_FORMAT).decompress(stored, BEGINNING)
+            expander = zlib.decompressobj(zlib.MAX_WBITS | _AUTO_FORMAT)
+            beginning = expander.decompress(beginning, BEGINNING)
         except zlib.error:
-            return None
-    found = _SEALED.match(stored)
-    return None if found is None else b"{" + stored[found.end() :]
+            return False
+    return _SEALED.match(beginning) is not None
 
 
-def _expanded(stored: bytes, largest: int) -> bytes:
+def _chained(first: bytes, second: bytes, others: Iterable[bytes]) -> Iterator[bytes]:
+    yield first
+    yield second
+    yield from others
+
+
+def _expanded(stored: bytes | memoryview, largest: int) -> Iterator[bytes]:
+    """The content of one gzip stream in pieces.
+
+    Raises:
+        ValueError: It is none, it is cut off, something follows it, or it expands to more than
+            `largest` bytes.
+    """
     expander = zlib.decompressobj(zlib.MAX_WBITS | _AUTO_FORMAT)
-    try:
-        sealed = expander.decompress(stored, largest + 1)
-    except zlib.error as error:
-        raise ValueError(f"no gzip: {error}") from error
-    if len(sealed) > largest:
-        raise ValueError(f"it expands to more than {largest} bytes")
-    if not expander.eof or expander.unused_data:
-        raise ValueError("its gzip is cut off, or something follows it")
-    return sealed
+    size = consumed = 0
+    while not expander.eof:
+        # Given in pieces, too: zlib copies what it leaves of each.
+        left = expander.unconsumed_tail or bytes(stored[consumed : consumed + _PIECE])
+        if not expander.unconsumed_tail:
+            consumed += len(left)
+        try:
+            piece = expander.decompress(left, _PIECE)
+        except zlib.error as error:
+            raise ValueError(f"not gzip: {error}") from error
+        if not left and not piece and not expander.eof:
+            raise ValueError("its gzip is cut off")
+        size += len(piece)
+        if size > largest:
+            raise ValueError(f"it expands to more than {largest} bytes")
+        yield piece
+    if expander.unused_data or consumed < len(stored):
+        raise ValueError("something follows its gzip")

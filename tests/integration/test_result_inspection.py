@@ -17,7 +17,7 @@ from fastroai import Pipeline, PipelineConfig, StepContext, step
 from fastroai.cli.results import register
 from fastroai.errors import ResultStorageError
 from fastroai.executors import PrefectExecutor
-from fastroai.executors._prefect.inspection import read_stored_result
+from fastroai.executors.stored_results import read_stored_result
 from tests.integration.models import Ask, CountingModel
 from tests.integration.read_back import read_run
 from tests.support.s3 import S3Service

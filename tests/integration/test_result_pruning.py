@@ -27,7 +27,7 @@ from fastroai import Pipeline, PipelineConfig, StepConfig
 from fastroai.cli import main
 from fastroai.errors import ResultStorageError
 from fastroai.executors import PrefectExecutor
-from fastroai.executors._prefect.retention import Pruned, prune_results
+from fastroai.executors.stored_results import Pruned, prune_results
 from fastroai.storage.signing import Signer
 from tests.integration.models import Ask, CountingModel
 from tests.support.s3 import S3Service

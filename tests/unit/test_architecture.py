@@ -34,6 +34,7 @@ FLOORS: list[tuple[str, int]] = [
     ("fastroai.executors", 6),
     ("fastroai.executors.in_memory", 7),
     ("fastroai.executors.prefect", 7),
+    ("fastroai.executors.stored_results", 7),
     ("fastroai.executors._prefect", 7),
     ("fastroai.simulation", 7),
     ("fastroai.testing", 7),
@@ -49,7 +50,6 @@ UPWARD: set[tuple[str, str]] = {
     ("fastroai.pipelines.pipeline", "fastroai.executors"),
     # PipelineExecutor, the published name of the engine in process.
     ("fastroai.pipelines.executor", "fastroai.executors.in_memory"),
-    # The storage blocks of Prefect, resolved by its adapter.
     # FastroAgent.as_step, and AgentStepWrapper as a name of fastroai.agent.
     ("fastroai.agent.agent", "fastroai.pipelines.agent_step"),
     ("fastroai.agent", "fastroai.pipelines.agent_step"),
@@ -60,7 +60,7 @@ UPWARD: set[tuple[str, str]] = {
 """
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "prefect": ("fastroai.executors.prefect", "fastroai.executors._prefect", "fastroai.storage"),
+    "prefect": ("fastroai.executors.prefect", "fastroai.executors._prefect"),
     "prefect_aws": ("fastroai.executors.prefect", "fastroai.executors._prefect"),
     "genai_prices": ("fastroai.pricing.price_list", "fastroai.pricing.max_cost"),
     "sqlite3": ("fastroai.database", "fastroai.ledger.store", "fastroai.leases"),

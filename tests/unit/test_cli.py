@@ -254,10 +254,10 @@ def test_a_text_for_a_list_says_how_to_write_one_or_what_is_wrong(run, text: str
 
 
 def test_a_bad_variable_is_named_in_memory_too(run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", "ftp://x/y")
+    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", "ftp:/x/y")
     ran = run("jobs:plain", "--executor", "memory")
     assert ran.code == 1
-    assert "FASTROAI_RESULT_STORAGE='ftp://x/y'" in ran.err
+    assert "FASTROAI_RESULT_STORAGE='ftp:/x/y'" in ran.err
     assert ran.out == ""
 
 

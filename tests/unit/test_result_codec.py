@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -198,10 +200,9 @@ def test_a_set_is_written_the_same_in_every_process() -> None:
     """Keys of dependents are made of it."""
     program = (
         "import json\nfrom pydantic import TypeAdapter\n"
-        "from fastroai.executors.step_codec import StepCodec\n"
+        "from fastroai.serialization.codec import Codec\n"
         "names = {f'name {n}' for n in range(40)}\n"
-        "codec = StepCodec('s', set[str], TypeAdapter(set[str]))\n"
-        "print(json.dumps(codec.encode(names)))"
+        "print(json.dumps(Codec(TypeAdapter(set[str])).encode(names)))"
     )
     written = {
         subprocess.run(
@@ -341,10 +342,10 @@ def test_types_are_taken_from_annotations_and_bases() -> None:
     def silent(context):  # type: ignore[no-untyped-def]
         return 1
 
-    assert declared_output(of_a_function) is Local
-    assert declared_output(ByBase()) == dict[int, Local]
-    assert declared_output(ByMethod()) == set[int]
-    assert declared_output(silent) is Any
+    assert declared_output(of_a_function).type is Local
+    assert declared_output(ByBase()).type == dict[int, Local]
+    assert declared_output(ByMethod()).type == set[int]
+    assert declared_output(silent).type is Any
 
 
 def shout(text: str) -> list[str]:
@@ -373,7 +374,7 @@ def test_the_type_of_an_agents_step_is_what_the_agent_gives(
     output_type: Any, declared: Any
 ) -> None:
     agent: FastroAgent[Any] = FastroAgent(model=OfflineModel(), output_type=output_type)
-    assert declared_output(agent.as_step("ask")) == declared
+    assert declared_output(agent.as_step("ask")).type == declared
 
 
 def test_the_declaration_of_a_step_is_looked_at_once() -> None:
@@ -381,7 +382,57 @@ def test_the_declaration_of_a_step_is_looked_at_once() -> None:
     def typed(context: StepContext[None]) -> One:
         return One(x=1)
 
-    assert StepCodec.of("a", typed).adapter is StepCodec.of("b", typed).adapter
+    assert StepCodec.of("a", typed).output is StepCodec.of("b", typed).output
+
+
+class Rate(TypedDict):
+    """Of `typing`, which pydantic refuses before Python 3.12."""
+
+    day: date
+    rates: NotRequired[dict[int, Decimal]]
+
+
+class Handle:
+    """A class of one's own."""
+
+
+def test_a_typed_dict_comes_back_with_its_types() -> None:
+    for declared, value in (
+        (Rate, Rate(day=date(2026, 11, 1), rates={1: Decimal("1.10")})),
+        (Rate, Rate(day=date(2026, 11, 1))),
+        (list[Rate], [Rate(day=date(2026, 11, 1))]),
+        (dict[str, Rate | None], {"a": Rate(day=date(2026, 11, 1)), "b": None}),
+    ):
+        codec = codec_for(declared)
+        assert spelled(codec.decode(stored(codec, value))) == spelled(value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [(Handle, Handle()), (ValueError, ValueError("no")), (list[Handle], [Handle()])],
+    ids=["class", "exception", "list"],
+)
+def test_a_type_that_cannot_be_stored_is_named_with_the_reason(declared: Any, value: Any) -> None:
+    with pytest.raises(ResultStorageError) as caught:
+        codec_for(declared).encode(value)
+    message = str(caught.value)
+    assert f"declares {declared!r}" in message
+    assert "pydantic can't read back" in message
+    assert "declares no return type" not in message
+
+
+def test_a_step_that_declares_nothing_is_told_so() -> None:
+    with pytest.raises(ResultStorageError, match="declares no return type"):
+        codec_for(Any).encode(Handle())
+
+
+def test_a_return_type_that_is_not_there_is_told_with_its_name() -> None:
+    def typed(context: StepContext[None]) -> Any:
+        raise AssertionError("it is not run")
+
+    typed.__annotations__["return"] = "Vanished"
+    with pytest.raises(ResultStorageError, match="Vanished"):
+        StepCodec.of("typed", step(typed)).encode(Handle())
 
 
 async def test_streams_are_no_results() -> None:

@@ -1,45 +1,103 @@
-"""Where results go: S3 through prefect-aws, a saved block, or a folder."""
+"""Prefect's storage blocks as object stores, and the choice of a storage."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
+from uuid import uuid4
 
+import anyio
+from prefect._internal.compatibility.blocks import call_explicitly_async_block_method
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
-from prefect.filesystems import LocalFileSystem, WritableFileSystem
+from prefect.exceptions import ObjectNotFound
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem, WritableFileSystem
 from prefect.results import aget_default_result_storage
 
 from ...errors import ResultStorageError
 from ...settings import STORAGE_FORMS, FastroAISettings, names_storage
+from ...storage.filesystem import FileSystemStore
+from ...storage.folder import FolderStore
+from ...storage.object_store import (
+    ObjectStore,
+    StoredObject,
+    open_object_store,
+    write_and_read,
+)
+from ...storage.s3 import S3Store, make_client
 
-if TYPE_CHECKING:
-    from prefect_aws.s3 import S3Bucket
+_REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9-]+")
+"""`block-type/name`, as Prefect takes it; a relative folder may look the same."""
 
 
-async def resolve_storage(choice: Any, settings: FastroAISettings) -> WritableFileSystem:
-    """The storage for `s3://bucket/prefix`, `s3-bucket/block-name`, a folder, or a block; None: the
-    flow's.
+async def open_storage_choice(
+    choice: object, settings: FastroAISettings
+) -> tuple[ObjectStore, str]:
+    """The store for a URL, a folder, a `block-type/name` or a block, and its name in messages.
+
+    Args:
+        choice: None: where the flow that is active here keeps its results.
 
     Raises:
         ResultStorageError: The choice has none of these forms, or the block can't be loaded.
     """
     if choice is None:
-        return await _storage_of_the_flow()
+        block = await _storage_of_the_flow()
+        return store_of_block(block, settings), _described(block)
     if isinstance(choice, WritableFileSystem):
-        return choice
+        return store_of_block(choice, settings), _described(choice)
     if isinstance(choice, Path):
-        return _folder(choice)
+        return open_object_store(choice, settings), repr(str(choice))
     if not isinstance(choice, str) or not names_storage(choice):
         raise ResultStorageError(
             f"result_storage={choice!r}: {STORAGE_FORMS}, or a Prefect storage block."
         )
-    if choice.startswith("s3://"):
-        return _s3_bucket(choice, settings)
-    if choice.startswith("s3-bucket/"):
-        return await _saved_block(choice)
-    return _folder(Path(choice))
+    if _REFERENCE.fullmatch(choice) and (saved := await _saved_block(choice)) is not None:
+        return store_of_block(saved, settings), repr(choice)
+    return open_object_store(choice, settings), repr(choice)
+
+
+def store_of_block(block: WritableFileSystem, settings: FastroAISettings) -> ObjectStore:
+    """The objects that a block reads and writes, without it where that is faster or surer."""
+    if isinstance(block, LocalFileSystem):
+        return FolderStore(Path(block.basepath or "."))
+    if isinstance(block, RemoteFileSystem):
+        return _store_of_filesystem(block)
+    credentials: Any = getattr(block, "credentials", None)
+    if hasattr(block, "bucket_name") and hasattr(credentials, "get_boto3_session"):
+        client = partial(
+            _client_of_credentials,
+            credentials,
+            settings.s3_connect_timeout,
+            settings.s3_read_timeout,
+        )
+        endpoint = credentials.aws_client_parameters.endpoint_url
+        return S3Store(block.bucket_name, getattr(block, "bucket_folder", ""), client, endpoint)
+    return BlockStore(block)
+
+
+def _store_of_filesystem(block: RemoteFileSystem) -> FileSystemStore:
+    try:
+        filesystem = block.filesystem
+    except Exception as error:  # a package that is not installed, options that it doesn't take
+        raise ResultStorageError(
+            f"The file system of {_described(block)} can't be used: {error.__cause__ or error}. "
+            "Install the package it needs."
+        ) from error
+    return FileSystemStore(filesystem, block.basepath)
+
+
+@lru_cache(maxsize=16)
+def _client_of_credentials(credentials: Any, connect_timeout: float, read_timeout: float) -> Any:
+    """Kept, because making one takes 0.1 s."""
+    options = credentials.aws_client_parameters.get_params_override()
+    return make_client(credentials.get_boto3_session(), options, connect_timeout, read_timeout)
 
 
 async def _storage_of_the_flow() -> WritableFileSystem:
@@ -48,48 +106,167 @@ async def _storage_of_the_flow() -> WritableFileSystem:
     return own if own is not None else await aget_default_result_storage()
 
 
-def _folder(path: Path) -> LocalFileSystem:
-    return LocalFileSystem(basepath=str(path.expanduser().absolute()))
+async def _saved_block(reference: str) -> WritableFileSystem | None:
+    """The block of this name; None where the name is that of a folder.
 
-
-def _s3_bucket(uri: str, settings: FastroAISettings) -> S3Bucket:
-    from prefect_aws import AwsClientParameters, AwsCredentials
-    from prefect_aws.s3 import S3Bucket
-
-    parts = urlsplit(uri)
-    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    credentials = AwsCredentials(
-        aws_access_key_id=key_id.get_secret_value() if key_id else None,
-        aws_secret_access_key=secret,
-        region_name=settings.s3_region,
-        aws_client_parameters=AwsClientParameters(endpoint_url=settings.s3_endpoint_url),
-    )
-    return S3Bucket(
-        bucket_name=parts.netloc, bucket_folder=parts.path.strip("/"), credentials=credentials
-    )
-
-
-async def _saved_block(reference: str) -> WritableFileSystem:
-    import prefect_aws  # noqa: F401  # registers the block type
-
+    Raises:
+        ResultStorageError: There is no such block, and no such folder, or it is not for files.
+    """
+    block_type = reference.partition("/")[0]
     try:
         block = await Block.aload(reference)
     except ValueError as error:
+        if not await _is_block_type(block_type) and await anyio.Path(reference).is_dir():
+            return None
         raise ResultStorageError(
-            f"result_storage={reference!r}: Prefect has no such block ({error}). Create it, or "
-            "name a bucket as s3://bucket/prefix."
+            f"result_storage={reference!r}: Prefect has no such block ({error}). Create it, name a "
+            f"bucket as s3://bucket/prefix, or write ./{reference} for a local folder."
+        ) from error
+    except Exception as error:
+        raise ResultStorageError(
+            f"result_storage={reference!r}: the block can't be loaded: {type(error).__name__}: "
+            f"{error}. Check PREFECT_API_URL, and that the block's package is installed, or write "
+            f"./{reference} for a local folder."
         ) from error
     if not isinstance(block, WritableFileSystem):
         raise ResultStorageError(
-            f"result_storage={reference!r} is a {type(block).__name__}, which can't keep files."
+            f"result_storage={reference!r} is a {type(block).__name__}, which can't store files."
         )
     return block
 
 
-def describe_storage(choice: Any, storage: WritableFileSystem) -> str:
-    """A storage as people know it: as they chose it, or as what it is where they chose none."""
-    if choice is not None and not isinstance(choice, Block):
-        return repr(str(choice))
-    if hasattr(storage, "bucket_name"):
-        return repr(f"s3://{storage.bucket_name}/{getattr(storage, 'bucket_folder', '')}")
-    return f"{type(storage).__name__} {getattr(storage, 'basepath', '')!r}"
+async def _is_block_type(slug: str) -> bool:
+    async with get_client() as client:
+        try:
+            await client.read_block_type_by_slug(slug)
+        except ObjectNotFound:
+            return False
+    return True
+
+
+def _described(block: WritableFileSystem) -> str:
+    if hasattr(block, "bucket_name"):
+        return repr(f"s3://{block.bucket_name}/{getattr(block, 'bucket_folder', '')}")
+    return f"{type(block).__name__} {getattr(block, 'basepath', '')!r}"
+
+
+class BlockStore:
+    """Any other storage block, through its own methods.
+
+    Blocks have no common error for what is not there. `probe` learns this one's, while it can be
+    written and read.
+    """
+
+    def __init__(self, block: WritableFileSystem) -> None:
+        self._block = block
+        base = getattr(block, "basepath", None)
+        self.identity = f"{type(block).__qualname__} {base or id(block)}"
+        self._missing: Missing | None = None
+
+    def resolve(self, path: str) -> str:
+        """See `ObjectStore`."""
+        resolve = getattr(self._block, "_resolve_path", None)
+        return path if resolve is None else str(resolve(path))
+
+    async def get(self, name: str) -> bytes:
+        """See `ObjectStore`."""
+        try:
+            content: bytes = await call_explicitly_async_block_method(
+                self._block, "read_path", (name,), {}
+            )
+        except Exception as error:
+            if _is_not_found(error) or Missing.of(error, name) == self._missing:
+                raise FileNotFoundError(name) from error
+            raise
+        if not content:  # no record is empty
+            raise FileNotFoundError(name)
+        return content
+
+    async def put(self, name: str, content: bytes) -> None:
+        """See `ObjectStore`."""
+        await call_explicitly_async_block_method(
+            self._block, "write_path", (name,), {"content": content}
+        )
+
+    async def probe(self) -> None:
+        """See `ObjectStore`; what is written stays there, under one name.
+
+        Raises:
+            ResultStorageError: An object that is not there can't be told from a failure.
+        """
+        await write_and_read(self, ".fastroai-probe")
+        self._missing = await self._learn()
+        # Had it failed meanwhile, that would have been learnt.
+        await write_and_read(self, ".fastroai-probe")
+
+    async def _learn(self) -> Missing | None:
+        """How two reads of what nobody wrote fail."""
+        learnt = []
+        for _ in range(2):
+            name = f".fastroai-missing-{uuid4().hex}"
+            try:
+                await self.get(name)
+            except FileNotFoundError:
+                return None
+            except Exception as error:
+                learnt.append(Missing.of(error, name))
+        if len(learnt) == 2 and learnt[0] == learnt[1]:
+            return learnt[0]
+        raise ResultStorageError(
+            f"A {type(self._block).__name__} doesn't say whether an object is not there or can't "
+            "be read, so that results would be paid for again. Use another storage, or have its "
+            "read_path raise FileNotFoundError."
+        )
+
+    def is_transient(self, error: Exception) -> bool:
+        """Always, except that what is refused here is refused again."""
+        return not isinstance(error, ResultStorageError)
+
+    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
+        """Not possible through a block.
+
+        Raises:
+            ResultStorageError: Always.
+        """
+        raise ResultStorageError(
+            f"A {type(self._block).__name__} can't be listed. Have the storage itself delete what "
+            "is old, or name it by a URL."
+        )
+        yield []
+
+    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
+        """Of listed objects only, and there are none."""
+        raise NotImplementedError
+
+    async def delete(self, paths: Sequence[str]) -> dict[str, str]:
+        """Nothing: blocks can't."""
+        return dict.fromkeys(paths, f"a {type(self._block).__name__} can't delete")
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a block raises for an object that is not there.
+
+    Attributes:
+        kind: Type of the error.
+        text: Its message where the type is a general one, with the object's name left out.
+    """
+
+    kind: type[Exception]
+    text: str | None
+
+    @classmethod
+    def of(cls, error: Exception, name: str) -> Missing:
+        """As told by the error that reading an object of this name raised."""
+        kind = type(error)
+        # `google.api_core.exceptions.NotFound` says it all, a `ValueError` does not.
+        if re.search("not.?found|no.?such|missing", kind.__name__, re.IGNORECASE):
+            return cls(kind, None)
+        return cls(kind, str(error).replace(name, ""))
+
+
+def _is_not_found(error: BaseException | None) -> bool:
+    """Whether an error was raised because of a `FileNotFoundError`."""
+    while error is not None and not isinstance(error, FileNotFoundError):
+        error = error.__cause__
+    return error is not None

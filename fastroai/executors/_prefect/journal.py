@@ -7,11 +7,8 @@ from __future__ import annotations
 from ...errors import ResultStorageError
 from ...replay.journal import Journal
 from ...serialization.canonical_json import digest
-from ...storage.object_store import NotThereError
-from ...storage.result_store import ResultStore
+from ...storage.result_store import REQUESTS, ResultStore
 from .run_scope import RunScope
-
-FOLDER = "requests"
 
 
 class StoredJournal:
@@ -30,10 +27,10 @@ class StoredJournal:
         """See `JournalStore.read`."""
         if not self._reads:
             return None
-        path = f"{FOLDER}/{key}"
+        path = f"{REQUESTS}/{key}"
         try:
             return await self._store.read(path)
-        except (NotThereError, ValueError):  # also what is damaged or forged
+        except (FileNotFoundError, ValueError):  # also what is damaged or forged
             return None
         except Exception as error:
             raise ResultStorageError(
@@ -44,7 +41,7 @@ class StoredJournal:
 
     async def write(self, key: str, content: bytes) -> None:
         """See `JournalStore.write`."""
-        await self._store.write(f"{FOLDER}/{key}", content, None)
+        await self._store.write(f"{REQUESTS}/{key}", content, None)
 
 
 def journal_of(

@@ -1,4 +1,4 @@
-"""Where each step of a run keeps its result: opened and probed before anything is spent, settled at
+"""Where each step of a run keeps its result: opened and probed before anything is spent, flushed at
 the end.
 """
 
@@ -8,25 +8,20 @@ import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
-from uuid import uuid4
 
 from prefect.filesystems import WritableFileSystem
 from pydantic import PrivateAttr
 
-from ...errors import ResultStorageError
 from ...pipelines.plan import ExecutionPlan
 from ...serialization.strict_json import loads_strictly
 from ...settings import FastroAISettings
-from ...storage.object_store import NotThereError, ObjectStore, object_store_for
 from ...storage.result_store import ResultStore
 from ...storage.signing import Signer
-from .blocks import describe_storage, resolve_storage
+from .blocks import open_storage_choice
 from .caching import digest_of_input
 from .results import SERIALIZER
 
 logger = logging.getLogger("fastroai.executors")
-
-PROBE = b"fastroai: this storage can be written and read"
 
 
 class StepStorage(WritableFileSystem):
@@ -48,8 +43,9 @@ class StepStorage(WritableFileSystem):
     """
     _checked: bytes | None = PrivateAttr(None)
 
-    def _resolve_path(self, path: str) -> Any:
-        return self.store.transport.resolve(path)
+    def _resolve_path(self, path: str) -> str:
+        resolved: str = self.store.objects.resolve(path)
+        return resolved
 
     async def read_path(self, path: str) -> bytes:
         """The record at a path.
@@ -82,11 +78,11 @@ class StepStorage(WritableFileSystem):
 
 
 class RunStorage:
-    """The storages of a run's steps, to be settled when the context ends.
+    """The storages of a run's steps, to be flushed when the context ends.
 
     Attributes:
         by_step: Each step's own.
-        not_stored: When settled: the steps whose results could not be stored, and why.
+        not_stored: When flushed: the steps whose results could not be stored, and why.
     """
 
     def __init__(self, stores: Mapping[str, ResultStore], inputs: Mapping[str, Any] | None) -> None:
@@ -111,7 +107,7 @@ class RunStorage:
         # Who cancels a run does not want to wait.
         wait = exc_type is None or issubclass(exc_type, Exception)
         for store in self._stores.values():
-            for step_id, cause in (await store.settle(wait=wait)).items():
+            for step_id, cause in (await store.flush(wait=wait)).items():
                 self.not_stored[step_id] = f"{store.described}: {cause}"
         if self.not_stored:
             logger.error("%s", describe_losses(self.not_stored))
@@ -152,7 +148,7 @@ async def open_storage(
         key = choice if isinstance(choice, str) else id(choice)
         if key not in opened:
             opened[key] = await open_store(choice, settings)
-            await probe(opened[key])
+            await opened[key].probe()
         stores[step_id] = opened[key]
     return RunStorage(stores, inputs)
 
@@ -163,38 +159,10 @@ async def open_store(choice: Any, settings: FastroAISettings) -> ResultStore:
     Raises:
         ResultStorageError: It is none.
     """
-    storage = await resolve_storage(choice, settings)
+    objects, described = await open_storage_choice(choice, settings)
     return ResultStore(
-        object_store_for(storage, settings),
+        objects,
         Signer.of(settings),
         retry_seconds=settings.result_retry_seconds,
-        described=describe_storage(choice, storage),
+        described=described,
     )
-
-
-async def probe(store: ResultStore) -> None:
-    """Write, read and delete a small object.
-
-    Raises:
-        ResultStorageError: One of these failed. Names the storage, the cause and the remedy.
-    """
-    try:
-        await store.insist(lambda: _write_read_delete(store.transport))
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, NotThereError) and error.__cause__ else error
-        raise ResultStorageError(
-            f"Results can't be kept at {store.described}: {type(cause).__name__}: {cause}. Nothing "
-            "was run or spent. Check that the storage exists, can be reached, and that its "
-            "credentials may write, read and delete there (FASTROAI_RESULT_STORAGE, "
-            "FASTROAI_S3_ENDPOINT_URL, the AWS credentials), or set FASTROAI_RESULT_STORAGE to a "
-            "local folder."
-        ) from error
-
-
-async def _write_read_delete(transport: ObjectStore) -> None:
-    name = f".fastroai-probe-{uuid4().hex}" if transport.can_delete else ".fastroai-probe"
-    await transport.put(name, PROBE)
-    content = await transport.get(name)
-    if content != PROBE:
-        raise OSError(f"read back {content[:60]!r} instead of what was written")
-    await transport.delete(name)

@@ -10,16 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from prefect.filesystems import LocalFileSystem
 
-from fastroai.settings import load_settings
-from fastroai.storage.object_store import NotThereError, ObjectStore, object_store_for
+from fastroai.storage.folder import FolderStore
 
 LENGTH = 4_000_000
 
 
-def folder(path: Path) -> ObjectStore:
-    return object_store_for(LocalFileSystem(basepath=str(path)), load_settings())
+def folder(path: Path) -> FolderStore:
+    return FolderStore(path)
 
 
 def files(path: Path) -> dict[str, int]:
@@ -32,40 +30,40 @@ def partial(path: Path) -> list[str]:
 
 
 async def test_what_was_written_is_read_replaced_and_deleted(tmp_path: Path):
-    transport = folder(tmp_path / "new" / "folder")
-    with pytest.raises(NotThereError):
-        await transport.get("a")
+    store = folder(tmp_path / "new" / "folder")
+    with pytest.raises(FileNotFoundError):
+        await store.get("a")
     for content in (b"first", b"second", b""):
-        await transport.put("below/a", content)
-        assert await transport.get("below/a") == content
-        assert await transport.get(str(transport.resolve("below/a"))) == content
-    await transport.delete("below/a")
-    with pytest.raises(NotThereError):
-        await transport.get("below/a")
+        await store.put("below/a", content)
+        assert await store.get("below/a") == content
+        assert await store.get(str(store.resolve("below/a"))) == content
+    assert await store.delete([store.resolve("below/a")]) == {}
+    with pytest.raises(FileNotFoundError):
+        await store.get("below/a")
     assert files(tmp_path) == {}
 
 
 async def test_who_reads_while_another_writes_sees_the_old_or_the_new_and_nothing_between(
     tmp_path: Path,
 ):
-    transport = folder(tmp_path)
+    store = folder(tmp_path)
     whole = {bytes([byte]) * LENGTH for byte in b"ab"}
-    await transport.put("it", min(whole))
+    await store.put("it", min(whole))
 
     async def write() -> None:
         for content in [*whole] * 10:
-            await transport.put("it", content)
+            await store.put("it", content)
 
     writing = asyncio.create_task(write())
     while not writing.done():
-        assert await transport.get("it") in whole
+        assert await store.get("it") in whole
     await writing
 
 
 async def test_a_write_that_is_cancelled_leaves_no_part_of_it(tmp_path: Path):
-    transport = folder(tmp_path)
+    store = folder(tmp_path)
     for wait in range(20):
-        writing = asyncio.create_task(transport.put(f"it-{wait}", b"x" * LENGTH))
+        writing = asyncio.create_task(store.put(f"it-{wait}", b"x" * LENGTH))
         await asyncio.sleep(wait / 4000)
         writing.cancel()
         await asyncio.wait([writing])
@@ -76,16 +74,16 @@ async def test_a_write_that_is_cancelled_leaves_no_part_of_it(tmp_path: Path):
 
 
 async def test_a_write_that_fails_says_why_and_leaves_no_part_of_it(tmp_path: Path):
-    transport = folder(tmp_path)
+    store = folder(tmp_path)
     (tmp_path / "it").mkdir()
     with pytest.raises(IsADirectoryError):
-        await transport.put("it", b"content")
+        await store.put("it", b"content")
     assert files(tmp_path) == {}
 
 
 WRITES = """
 import asyncio, sys
-from tests.integration.test_folder_transport import *
+from tests.integration.test_folder_store import *
 
 async def write():
     while True:

@@ -1,0 +1,65 @@
+"""What runs under Prefect left in their storage: read, and deleted when it is old."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from ..settings import load_settings
+from ..storage.retention import Pruned, cutoff, prune
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline import Pipeline
+    from ._prefect.inspection import StoredResult
+
+__all__ = ["Pruned", "cutoff", "prune_results", "read_stored_result"]
+
+
+async def read_stored_result(
+    run: str, step_id: str, *, storage: Any = None, pipeline: Pipeline[Any, Any, Any] | None = None
+) -> StoredResult:
+    """Find and read the result that a step of a run stored.
+
+    Args:
+        run: Id or name of the flow run.
+        step_id: The step.
+        storage: Where it is, as `FASTROAI_RESULT_STORAGE`. None: as the settings say; a local
+            record is found anyway.
+        pipeline: Decodes the output by the type that its step declares.
+
+    Raises:
+        ResultStorageError: No such run or step, nothing stored, or a record that is not valid.
+            Says which.
+    """
+    from ._prefect.inspection import read_stored_result
+
+    return await read_stored_result(run, step_id, storage=storage, pipeline=pipeline)
+
+
+async def prune_results(
+    *,
+    older_than: timedelta,
+    storage: Any = None,
+    dry_run: bool = False,
+    now: datetime | None = None,
+) -> Pruned:
+    """Delete results and recorded requests that were last written long ago; see
+    `fastroai.storage.retention.prune`.
+
+    Args:
+        older_than: Age from which records are deleted, at least an hour.
+        storage: Where, as `FASTROAI_RESULT_STORAGE`. None: as the settings say.
+        dry_run: Find out only.
+        now: Counts as the present, timezone-aware. None: it is.
+
+    Raises:
+        ValueError: The age is below the minimum, or too large.
+        ResultStorageError: The storage can't be listed or does not answer. Says what was deleted
+            until then.
+    """
+    from ._prefect.blocks import open_storage_choice
+
+    settings = load_settings()
+    choice = storage if storage is not None else settings.result_storage
+    objects, described = await open_storage_choice(choice, settings)
+    return await prune(objects, described, older_than=older_than, dry_run=dry_run, now=now)

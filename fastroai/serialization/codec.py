@@ -1,0 +1,107 @@
+"""Values of a declared type as plain JSON: what comes back is what was given, or nothing is
+stored.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any, Literal, TypedDict
+
+from pydantic import TypeAdapter
+
+from .round_trip import Spelling
+from .strict_json import is_plain
+from .tagged_json import pack, unpack
+
+CodecName = Literal["json", "declared", "python"]
+
+
+class Encoded(TypedDict):
+    """A value as plain JSON, and how it is to be read."""
+
+    codec: str
+    value: Any
+
+
+class NotFaithfulError(TypeError):
+    """A value would not come back the same from JSON."""
+
+
+class Codec:
+    """Encodes and decodes the values of one type.
+
+    A value is written as it is when it is plain JSON; through the type's own JSON when it comes
+    back the same from that, or from its Python form with each type tagged (a key that is no text, a
+    set, bytes that are no UTF-8). Which one is part of the cache keys of whatever is made of it.
+
+    Args:
+        adapter: Of the type that the code declares; never one that is named in the data. None:
+            plain JSON only.
+    """
+
+    def __init__(self, adapter: TypeAdapter[Any] | None) -> None:
+        self.adapter = adapter
+
+    def encode(self, value: object) -> Encoded:
+        """A value as plain JSON.
+
+        Raises:
+            NotFaithfulError: It would not come back the same.
+        """
+        if is_plain(value):
+            return {"codec": "json", "value": value}
+        try:
+            spelled = Spelling(value)
+        except TypeError as error:
+            raise NotFaithfulError(f"read back: {error}") from error
+        if self.adapter is not None:
+            # Not through a type's own JSON, which lists a set in the order of this process.
+            codecs = ("python", "declared") if spelled.holds_set else ("declared", "python")
+            for codec in codecs:
+                # Whatever a type's own serializer or comparison raises: not in this way.
+                with suppress(Exception):
+                    written = self._dump(codec, value)
+                    if is_plain(written) and Spelling(self._load(codec, written)) == spelled:
+                        return {"codec": codec, "value": written}
+        raise NotFaithfulError("read back equal")
+
+    def decode(self, stored: Any) -> Any:
+        """A value from plain JSON.
+
+        Raises:
+            Exception: The stored value is not one that `encode` makes, as the code is now.
+        """
+        codec, written = stored["codec"], stored["value"]
+        if len(stored) != 2 or not is_plain(written):
+            raise TypeError("more or other than a codec and its value")
+        if codec == "json":
+            return written
+        if codec not in ("declared", "python") or self.adapter is None:
+            raise TypeError(f"codec {codec!r} is not one of the declared type")
+        value = self._load(codec, written)
+        again = self._dump(codec, value)
+        # Text for a number, say: pydantic takes it, we never wrote it. The order of a set is the
+        # writer's.
+        if json.dumps(again) != json.dumps(written) and not (
+            codec == "declared" and Spelling(value).holds_set
+        ):
+            raise ValueError(f"{again!r} was expected instead of {written!r}")
+        return value
+
+    def _dump(self, codec: str, value: object) -> Any:
+        assert self.adapter is not None
+        # Fields by their own names, and without what is computed from others.
+        if codec == "python":
+            return pack(
+                self.adapter.dump_python(value, by_alias=False, round_trip=True, warnings="error")
+            )
+        return json.loads(
+            self.adapter.dump_json(value, by_alias=False, round_trip=True, warnings="error")
+        )
+
+    def _load(self, codec: str, written: Any) -> Any:
+        assert self.adapter is not None
+        if codec == "python":
+            return self.adapter.validate_python(unpack(written), by_alias=False, by_name=True)
+        return self.adapter.validate_json(json.dumps(written), by_alias=False, by_name=True)

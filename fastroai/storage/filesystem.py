@@ -1,0 +1,128 @@
+"""Any file system that fsspec knows as an object store: GCS, Azure, `memory://`, SFTP, …."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+
+import fsspec  # type: ignore[import-untyped]  # it has no stubs
+
+from .object_store import PAGE, StoredObject, Threads, write_read_and_delete
+
+_MODIFIED = ("mtime", "modified", "last_modified", "LastModified", "updated")
+"""Where the file systems of fsspec have the time of the last write, among the rest they list."""
+
+
+class FileSystemStore:
+    """A folder in a file system of fsspec.
+
+    Args:
+        filesystem: Used in threads, also where it is asynchronous.
+        base: URL of the folder.
+    """
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, base: str) -> None:
+        self._filesystem = filesystem
+        self._base = base.rstrip("/")
+        # Two of one URL may have other endpoints or accounts: their hash tells.
+        self.identity = f"{self._base} {hash(filesystem)}"
+        self._threads = Threads(abandon=True)
+
+    @classmethod
+    def open(cls, url: str) -> FileSystemStore:
+        """The folder at a URL.
+
+        Raises:
+            ImportError: The package for it is not installed. Names it.
+            ValueError: fsspec knows no such URL.
+        """
+        filesystem, _ = fsspec.core.url_to_fs(url)
+        return cls(filesystem, url)
+
+    def resolve(self, path: str) -> str:
+        """See `ObjectStore`."""
+        if path == self._base or path.startswith(self._base + "/"):
+            return path
+        return f"{self._base}/{path}" if path else self._base
+
+    async def get(self, name: str) -> bytes:
+        """See `ObjectStore`."""
+        path = self.resolve(name)
+        content: bytes = await self._threads.run(lambda: self._filesystem.cat_file(path))
+        return content
+
+    async def put(self, name: str, content: bytes) -> None:
+        """See `ObjectStore`."""
+        path = self.resolve(name)
+        await self._threads.run(lambda: self._write(path, content))
+
+    def _write(self, path: str, content: bytes) -> None:
+        try:
+            self._filesystem.pipe_file(path, content)
+        except FileNotFoundError:
+            # Only where folders are real. Asked for first, an object store might make a bucket.
+            self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._filesystem.pipe_file(path, content)
+
+    async def probe(self) -> None:
+        """See `ObjectStore`."""
+        await write_read_and_delete(self)
+
+    def is_transient(self, error: Exception) -> bool:
+        """Any but a refusal: what else they raise differs from one to the next."""
+        return not isinstance(error, PermissionError)
+
+    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
+        """See `ObjectStore`."""
+        path = self.resolve(folder)
+        found = await self._threads.run(lambda: self._files(path))
+        for start in range(0, len(found), PAGE):
+            yield found[start : start + PAGE]
+
+    def _files(self, folder: str) -> list[StoredObject]:
+        self._filesystem.invalidate_cache()
+        try:
+            entries = self._filesystem.ls(folder, detail=True)
+        except FileNotFoundError:
+            return []
+        return [
+            StoredObject(entry["name"], entry["size"], self._modified(entry))
+            for entry in entries
+            if entry["type"] == "file" and not entry["name"].endswith("/")
+        ]
+
+    def _modified(self, entry: dict[str, object]) -> datetime:
+        found = next((entry[key] for key in _MODIFIED if entry.get(key)), None)
+        if found is None:
+            found = self._filesystem.modified(entry["name"])
+        if isinstance(found, str):
+            found = datetime.fromisoformat(found)
+        elif isinstance(found, int | float):
+            found = datetime.fromtimestamp(found, UTC)
+        if not isinstance(found, datetime):
+            raise TypeError(f"{found!r} is not the time of a file")
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
+        """See `ObjectStore`."""
+        return await self._threads.run(lambda: self._peek(stored.path, size))
+
+    def _peek(self, path: str, size: int) -> tuple[bytes, datetime]:
+        self._filesystem.invalidate_cache()
+        entry = self._filesystem.info(path)
+        return self._filesystem.cat_file(path, 0, size), self._modified(entry)
+
+    async def delete(self, paths: Sequence[str]) -> dict[str, str]:
+        """See `ObjectStore`."""
+        return await self._threads.run(lambda: self._delete(paths))
+
+    def _delete(self, paths: Sequence[str]) -> dict[str, str]:
+        failed = {}
+        for path in paths:
+            try:
+                self._filesystem.rm_file(path)
+            except FileNotFoundError:
+                continue
+            except Exception as error:  # whatever the file system's own library raises
+                failed[path] = f"{type(error).__name__}: {error}"
+        return failed

@@ -1,0 +1,128 @@
+"""A local folder as an object store.
+
+Not through fsspec, which writes in place, and with the permissions that the process gives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from .object_store import PAGE, StoredObject, Threads, write_read_and_delete
+
+
+class FolderStore:
+    """A folder of this machine, in which a file is there as a whole or not at all, whoever is
+    killed or cancelled.
+
+    Files and folders that it makes are readable by their owner only: results hold prompts and
+    answers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder.expanduser().resolve())
+        self.identity = f"folder {self._folder}"
+        # A write that is cancelled is waited for: it cleans up behind itself.
+        self._threads = Threads(abandon=False)
+
+    def resolve(self, path: str) -> str:
+        """See `ObjectStore`.
+
+        Raises:
+            ValueError: It is outside of the folder.
+        """
+        resolved = os.path.normpath(os.path.join(self._folder, path))
+        if resolved != self._folder and not resolved.startswith(self._folder.rstrip("/") + "/"):
+            raise ValueError(f"{path!r} is outside of {self._folder!r}")
+        return resolved
+
+    async def get(self, name: str) -> bytes:
+        """See `ObjectStore`."""
+        return await self._threads.run(Path(self.resolve(name)).read_bytes)
+
+    async def put(self, name: str, content: bytes) -> None:
+        """See `ObjectStore`."""
+        path = Path(self.resolve(name))
+        await self._threads.run(lambda: write_private(path, content))
+
+    async def probe(self) -> None:
+        """See `ObjectStore`."""
+        await write_read_and_delete(self)
+
+    def is_transient(self, error: Exception) -> bool:
+        """Always: also a folder that is not there may be mounted again."""
+        return True
+
+    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
+        """See `ObjectStore`."""
+        path = self.resolve(folder)
+        # Read to its end first: what a folder lists while files are deleted from it is undefined.
+        found = await self._threads.run(lambda: _files(path))
+        for start in range(0, len(found), PAGE):
+            yield found[start : start + PAGE]
+
+    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
+        """See `ObjectStore`."""
+        return await self._threads.run(lambda: _peek(stored.path, size))
+
+    async def delete(self, paths: Sequence[str]) -> dict[str, str]:
+        """See `ObjectStore`."""
+        return await self._threads.run(lambda: _unlink(paths))
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read, as a whole or not at all."""
+    _make_private_folder(path.parent)
+    partial = path.with_name(f".{path.name}-{uuid4().hex}")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _make_private_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    # One by one: the mode that mkdir is given is not that of the parents it makes.
+    _make_private_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _files(folder: str) -> list[StoredObject]:
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:  # nothing was stored yet
+        return []
+    found = []
+    for entry in entries:
+        with suppress(FileNotFoundError):  # somebody else deletes, too
+            if entry.is_file(follow_symlinks=False):
+                stat = entry.stat(follow_symlinks=False)
+                found.append(StoredObject(entry.path, stat.st_size, _time(stat.st_mtime)))
+    return found
+
+
+def _peek(path: str, size: int) -> tuple[bytes, datetime]:
+    with open(path, "rb") as file:
+        return file.read(size), _time(os.fstat(file.fileno()).st_mtime)
+
+
+def _unlink(paths: Sequence[str]) -> dict[str, str]:
+    failed = {}
+    for path in paths:
+        try:
+            Path(path).unlink(missing_ok=True)
+        except OSError as error:
+            failed[path] = f"{type(error).__name__}: {error.strerror or error}"
+    return failed
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

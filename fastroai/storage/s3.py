@@ -1,0 +1,229 @@
+"""S3 as an object store, through boto3.
+
+Not through s3fs: a record is read or written by one request here, with a time limit of our own and
+without botocore's retries, and boto3 comes with prefect-aws anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache, partial
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+
+from ..settings import FastroAISettings
+from .object_store import CONNECTIONS, PAGE, StoredObject, Threads, write_read_and_delete
+
+PAUSES = (0.2, 1.0)
+"""Seconds before listing and deleting is tried again, where that may help."""
+
+GONE = frozenset({"NoSuchKey", "404"})
+NOT_THERE = GONE | {"AccessDenied", "403"}
+"""S3's codes for an object that is not there; the last two to one who may not list the bucket."""
+
+
+class S3Store:
+    """A bucket, or a folder in it.
+
+    Args:
+        bucket: Its name.
+        prefix: The folder.
+        client: Gives boto3's client of S3; called in a thread, for each request.
+        endpoint: Where the bucket is.
+    """
+
+    def __init__(
+        self, bucket: str, prefix: str, client: Callable[[], Any], endpoint: str | None
+    ) -> None:
+        self.bucket = bucket
+        self._prefix = PurePosixPath(prefix).as_posix() if prefix else ""
+        self._client = client
+        self._threads = Threads(abandon=True)
+        self.identity = f"s3://{bucket}/{self._prefix} at {endpoint or 'AWS'}"
+
+    def resolve(self, path: str) -> str:
+        """See `ObjectStore`."""
+        prefix = self._prefix
+        if not prefix or path == prefix or path.startswith(prefix.rstrip("/") + "/"):
+            return path
+        return (PurePosixPath(prefix) / path).as_posix()
+
+    async def get(self, name: str) -> bytes:
+        """See `ObjectStore`."""
+        key = self.resolve(name)
+        with _as_not_found(NOT_THERE, key):
+            content: bytes = await self._ask("get_object", _read, Key=key)
+        return content
+
+    async def put(self, name: str, content: bytes) -> None:
+        """See `ObjectStore`."""
+        await self._ask("put_object", Key=self.resolve(name), Body=content)
+
+    async def probe(self) -> None:
+        """See `ObjectStore`."""
+        await write_read_and_delete(self)
+
+    def is_transient(self, error: Exception) -> bool:
+        """Whether it is a silent or an overloaded server, rather than one that says no."""
+        from botocore import exceptions as botocore
+
+        if isinstance(error, botocore.ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+            return bool(status >= 500 or status == 429)
+        passing = (botocore.HTTPClientError, botocore.ConnectionError, botocore.IncompleteReadError)
+        refusals = (botocore.BotoCoreError, PermissionError)
+        return isinstance(error, passing) or not isinstance(error, refusals)
+
+    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
+        """See `ObjectStore`."""
+        path = self.resolve(folder)
+        prefix = f"{path}/" if path else ""
+        where: dict[str, Any] = {"Prefix": prefix, "Delimiter": "/", "MaxKeys": PAGE}
+        while True:
+            answer = await self._insist("list_objects_v2", **where)
+            found = [
+                StoredObject(listed["Key"], listed["Size"], listed["LastModified"])
+                for listed in answer.get("Contents", ())
+            ]
+            # A key that ends with a slash stands for the folder itself.
+            yield [stored for stored in found if stored.name]
+            if not answer.get("IsTruncated"):
+                return
+            where["ContinuationToken"] = answer["NextContinuationToken"]
+
+    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
+        """See `ObjectStore`."""
+        if not stored.size:  # has no first byte that could be asked for
+            return b"", stored.modified
+        first = f"bytes=0-{size - 1}"
+        with _as_not_found(GONE, stored.path):
+            found: tuple[bytes, datetime] = await self._insist(
+                "get_object", _read_with_time, Key=stored.path, Range=first
+            )
+        return found
+
+    async def delete(self, paths: Sequence[str]) -> dict[str, str]:
+        """See `ObjectStore`."""
+        if not paths:
+            return {}
+        if len(paths) == 1:
+            # Not as a list of one: some services that speak S3 lack the deletion of many.
+            return await self._delete_one(paths[0])
+        keys = {"Objects": [{"Key": path} for path in paths], "Quiet": True}
+        answer = await self._insist("delete_objects", Delete=keys)
+        return {error["Key"]: _reason(error) for error in answer.get("Errors", ())}
+
+    async def _delete_one(self, path: str) -> dict[str, str]:
+        from botocore.exceptions import ClientError
+
+        try:
+            await self._insist("delete_object", Key=path)
+        except ClientError as error:
+            if self.is_transient(error):
+                raise
+            return {path: _reason(error.response.get("Error", {}))}
+        return {}
+
+    async def _insist(
+        self, method: str, read: Callable[[Any], Any] | None = None, **arguments: Any
+    ) -> Any:
+        for pause in PAUSES:
+            try:
+                return await self._ask(method, read, **arguments)
+            except Exception as error:
+                if not self.is_transient(error):
+                    raise
+            await anyio.sleep(pause)
+        return await self._ask(method, read, **arguments)
+
+    async def _ask(
+        self, method: str, read: Callable[[Any], Any] | None = None, **arguments: Any
+    ) -> Any:
+        """What S3 answers, read within the thread that asks."""
+
+        def ask() -> Any:
+            answer = getattr(self._client(), method)(Bucket=self.bucket, **arguments)
+            return answer if read is None else read(answer)
+
+        return await self._threads.run(ask)
+
+
+@contextmanager
+def _as_not_found(codes: Collection[str], key: str) -> Iterator[None]:
+    """Raise S3's errors of these codes as those of an object that is not there."""
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in codes:
+            raise FileNotFoundError(key) from error
+        raise
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    return f"{error.get('Code')}: {error.get('Message')}"
+
+
+def s3_store(url: str, settings: FastroAISettings) -> S3Store:
+    """The store at `s3://bucket/prefix`, reached as the settings say."""
+    parts = urlsplit(url)
+    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    client = partial(
+        _client_of_settings,
+        key_id.get_secret_value() if key_id else None,
+        secret.get_secret_value() if secret else None,
+        settings.s3_region,
+        settings.s3_endpoint_url,
+        settings.s3_connect_timeout,
+        settings.s3_read_timeout,
+    )
+    return S3Store(parts.netloc, parts.path.strip("/"), client, settings.s3_endpoint_url)
+
+
+@lru_cache(maxsize=16)
+def _client_of_settings(
+    key_id: str | None,
+    secret: str | None,
+    region: str | None,
+    endpoint: str | None,
+    connect_timeout: float,
+    read_timeout: float,
+) -> Any:
+    """Kept, because making one takes 0.1 s."""
+    import boto3
+
+    session = boto3.Session(key_id, secret, region_name=region)
+    return make_client(session, {"endpoint_url": endpoint}, connect_timeout, read_timeout)
+
+
+def make_client(
+    session: Any, options: Mapping[str, Any], connect_timeout: float, read_timeout: float
+) -> Any:
+    """A client of S3 with short time limits where the options don't give their own."""
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+        # The result store decides what is tried again, and for how long.
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=CONNECTIONS,
+    )
+    own = options.get("config")
+    merged = config.merge(own) if own is not None else config
+    return session.client("s3", **(dict(options) | {"config": merged}))
+
+
+def _read(answer: Any) -> bytes:
+    content: bytes = answer["Body"].read()
+    return content
+
+
+def _read_with_time(answer: Any) -> tuple[bytes, datetime]:
+    return answer["Body"].read(), answer["LastModified"]
