@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections import Counter
 from typing import Any, Protocol
+
+from ..serialization.canonical_json import digest_of_json
 
 FORMAT = 1
 
@@ -58,7 +59,7 @@ class Journal:
         """Where the answer to a question belongs, this being the next time it is asked in this
         attempt.
         """
-        key = _digest([FORMAT, self._step, kind, *question])
+        key = digest_of_json([FORMAT, self._step, kind, *question])
         self._asked[key] += 1
         return f"{key}-{self._asked[key]}"
 
@@ -83,19 +84,3 @@ class Journal:
         self._known[place] = content
         if self._store is not None:
             await asyncio.shield(self._store.write(place, content))
-
-
-def _digest(question: Any) -> str:
-    text = json.dumps(
-        _normalised(question), sort_keys=True, ensure_ascii=True, separators=(",", ":")
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _normalised(value: Any) -> Any:
-    """JSON whose numbers are the same before and after a way through a float field."""
-    if isinstance(value, dict):
-        return {key: _normalised(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_normalised(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

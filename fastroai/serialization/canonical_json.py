@@ -36,14 +36,36 @@ def canonical_json(value: Any) -> str:
             a file).
         RecursionError: It holds itself.
     """
-    return json.dumps(
-        _canonical(value), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":")
-    )
+    return _written(_canonical(value))
 
 
 def digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON, in hex."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return _sha256(canonical_json(value))
+
+
+def digest_of_json(value: Any) -> str:
+    """SHA-256 of what is JSON already: as `digest`, but nothing in it is taken for a tag or a type.
+
+    Tuples are lists, and of NaN and infinities the name is written.
+    """
+    return _sha256(_written(_with_equal_numbers(value)))
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_equal_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_equal_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_equal_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _canonical(value: Any) -> Any:

@@ -10,18 +10,29 @@ import json
 import os
 import pickle
 import random
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.results import ResultStore as PrefectStore
 from pydantic import BaseModel
 
-from fastroai import BaseStep, Pipeline, PipelineConfig, StepContext
-from fastroai.executors import PrefectExecutor
+from fastroai import BaseStep, Pipeline, PipelineConfig, StepContext, step
+from fastroai.errors import ResultStorageError
+from fastroai.executors import PrefectExecutor, StepRecord
+from fastroai.executors._prefect.results import (
+    StepResultSerializer,
+    StoredStep,
+    decode_record,
+    encode_record,
+)
+from fastroai.executors._prefect.run_storage import StepStorage, open_store
+from fastroai.executors.step_codec import StepCodec
+from fastroai.settings import load_settings
 from fastroai.storage.signing import Signer
-
-pytestmark = pytest.mark.usefixtures("prefect_api")
 
 SECRET = "a secret of 24 characters"
 
@@ -35,19 +46,14 @@ class Invoice(BaseModel):
     tags: set[str] = set()
 
 
-class Pay(BaseStep[Any, Invoice]):
-    """Gives an invoice of its own, and counts its runs."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-
-    async def execute(self, context: StepContext[Any]) -> Invoice:
-        self.runs += 1
-        return invoice(context.step_id)
-
-
 def invoice(step_id: str) -> Invoice:
     return Invoice(step=step_id, amount=123_456, tags={"a", "b"})
+
+
+@step
+def pay(context: StepContext[Any]) -> Invoice:
+    """Gives an invoice of its own."""
+    return invoice(context.step_id)
 
 
 class Evil:
@@ -223,78 +229,124 @@ def ran(executed: Path) -> bool:
     return executed.exists()
 
 
-def made_of(steps: dict[str, Pay], folder: Path) -> Pipeline[Any, Any, Any]:
-    return Pipeline(
+KEY = "ab" * 32
+
+
+@dataclass
+class Kept:
+    """The record of one step in a folder, as Prefect writes and reads it."""
+
+    step_id: str
+    folder: Path
+    key: str = KEY
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.key
+
+    async def write(self) -> None:
+        output = invoice(self.step_id)
+        record = StepRecord(step_id=self.step_id, output=output)
+        content = encode_record(record, self._codec, {})
+        await (await self._store()).awrite(obj=StoredStep(content), key=self.key)
+
+    async def read(self) -> Any:
+        """The output, by the code that a run decides with whether to run the step again."""
+        found = await (await self._store()).aread(self.key)
+        return decode_record(found.result, self._codec).output
+
+    @property
+    def _codec(self) -> StepCodec:
+        return StepCodec.of(self.step_id, pay)
+
+    async def _store(self) -> PrefectStore:
+        store = await open_store(self.folder, load_settings())
+        storage = StepStorage(store=store, step_id=self.step_id)
+        return PrefectStore(result_storage=storage, serializer=StepResultSerializer())
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_whatever_is_done_to_a_record_it_is_not_read(
+    change: str, tmp_path: Path, executed: Path
+):
+    kept = Kept(change, tmp_path / "r")
+    await kept.write()
+    assert await kept.read() == invoice(change)
+    before = kept.path.read_bytes()
+    after = CHANGES[change](before, KEY)
+    assert after != before
+    kept.path.write_bytes(after)
+    with pytest.raises((ValueError, KeyError, TypeError, ResultStorageError)):
+        await kept.read()
+    assert not ran(executed), "code from a record ran"
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_a_step_whose_record_is_not_read_runs_again_and_its_record_is_mended(
+    tmp_path: Path, executed: Path
+):
+    folder, names = tmp_path / "r", ["a digit changed", "a pickle record", "another format"]
+    runs: Counter[str] = Counter()
+
+    class Pay(BaseStep[Any, Invoice]):
+        async def execute(self, context: StepContext[Any]) -> Invoice:
+            runs[context.step_id] += 1
+            return invoice(context.step_id)
+
+    pipeline: Pipeline[Any, Any, Any] = Pipeline(
         "fuzzed",
-        dict(steps),
-        output_step=next(iter(steps)),
-        config=PipelineConfig(cache_policy="inputs", on_error="continue", max_concurrency=16),
+        {name: Pay() for name in names},
+        output_step=names[0],
+        config=PipelineConfig(cache_policy="inputs"),
         executor=PrefectExecutor(result_storage=folder),
     )
-
-
-def records(folder: Path) -> dict[str, Path]:
-    """The stored records by step id."""
-    return {
-        json.loads(json.loads(p.read_bytes())["result"])["step_id"]: p for p in folder.iterdir()
-    }
-
-
-async def test_whatever_is_done_to_a_record_its_step_is_run_again(tmp_path: Path, executed: Path):
-    steps, folder = {name: Pay() for name in CHANGES}, tmp_path / "r"
-    pipeline = made_of(steps, folder)
     await pipeline.execute({}, None)
-    for name, path in records(folder).items():
+    for path in list(folder.iterdir()):
         before = path.read_bytes()
-        after = CHANGES[name](before, path.name)
-        assert after != before, name
-        path.write_bytes(after)
-    for expected in (2, 2):  # the second time the damage is mended
+        name = json.loads(json.loads(before)["result"])["step_id"]
+        path.write_bytes(CHANGES[name](before, path.name))
+    for _ in range(2):  # the second time the damage is mended
         result = await pipeline.execute({}, None)
-        assert result.errors == {}
-        assert not ran(executed), "code from a record ran"
-        assert result.step_outputs == {name: invoice(name) for name in CHANGES}
-        assert {name: step.runs for name, step in steps.items() if step.runs != expected} == {}
+        assert result.step_outputs == {name: invoice(name) for name in names}
+        assert runs == dict.fromkeys(names, 2)
+    assert not ran(executed), "code from a record ran"
 
 
 @pytest.mark.parametrize("secret", [None, SECRET], ids=["checksum", "signed"])
-async def test_right_records_in_the_place_of_others_are_not_taken(
+async def test_a_right_record_in_the_place_of_another_is_not_taken(
     secret: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     if secret is not None:
         monkeypatch.setenv("FASTROAI_RESULT_SECRET", secret)
-    steps = {f"step {n}": Pay() for n in range(6)}
-    pipeline = made_of(steps, tmp_path / "r")
-    await pipeline.execute({}, None)
-    stored = records(tmp_path / "r")
-    contents = [path.read_bytes() for path in stored.values()]
-    for path, content in zip(stored.values(), contents[1:] + contents[:1], strict=True):
-        path.write_bytes(content)
-    result = await pipeline.execute({}, None)
-    assert result.step_outputs == {name: invoice(name) for name in steps}
-    assert {step.runs for step in steps.values()} == {2}
+    mine, other = Kept("step", tmp_path / "r"), Kept("step", tmp_path / "r", "cd" * 32)
+    for kept in (mine, other):
+        await kept.write()
+    mine.path.write_bytes(other.path.read_bytes())
+    with pytest.raises(ValueError, match="seal"):
+        await mine.read()
+    assert await other.read() == invoice("step")
 
 
+FORGERS = {
+    "with a checksum": Signer(),
+    "with another secret": Signer(secret=b"another secret of 32 characters."),
+    "with an empty secret": Signer(secret=b""),
+    "compressed": Signer(compression="gzip"),
+}
+
+
+@pytest.mark.parametrize("forger", FORGERS)
 async def test_with_a_secret_nobody_without_it_can_plant_a_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: Path
+    forger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Each forgery here would be taken without a secret: it has our format, a right checksum,
     another amount.
     """
     monkeypatch.setenv("FASTROAI_RESULT_SECRET", SECRET)
-    forgers = {
-        "with a checksum": Signer(),
-        "with another secret": Signer(secret=b"another secret of 32 characters."),
-        "with an empty secret": Signer(secret=b""),
-        "compressed": Signer(compression="gzip"),
-    }
-    steps = {name: Pay() for name in forgers}
-    pipeline = made_of(steps, tmp_path / "r")
-    await pipeline.execute({}, None)
-    for name, path in records(tmp_path / "r").items():
-        content = path.read_bytes().replace(b"123456", b"999999")
-        path.write_bytes(forgers[name].close(path.name, b"{" + content[content.index(b',"') + 1 :]))
-    result = await pipeline.execute({}, None)
-    assert result.step_outputs == {name: invoice(name) for name in forgers}
-    assert {step.runs for step in steps.values()} == {2}
-    assert not ran(executed)
+    kept = Kept("step", tmp_path / "r")
+    await kept.write()
+    content = kept.path.read_bytes().replace(b"123456", b"999999")
+    planted = b"{" + content[content.index(b',"') + 1 :]
+    kept.path.write_bytes(FORGERS[forger].close(KEY, planted))
+    with pytest.raises(ValueError, match="seal"):
+        await kept.read()

@@ -8,6 +8,7 @@ from ...errors import ResultStorageError
 from ...replay.journal import Journal
 from ...serialization.canonical_json import digest
 from ...storage.result_store import REQUESTS, ResultStore
+from .first_execution import is_first_execution
 from .run_scope import RunScope
 
 
@@ -16,16 +17,19 @@ class StoredJournal:
 
     Args:
         store: Where.
-        reads: Whether anything can be there: not when the run is executed for the first time.
+        run: The run that the step belongs to.
+        pipeline: Its name.
     """
 
-    def __init__(self, store: ResultStore, *, reads: bool) -> None:
+    def __init__(self, store: ResultStore, run: RunScope, pipeline: str) -> None:
         self._store = store
-        self._reads = reads
+        self._run = run
+        self._pipeline = pipeline
+        self._is_first: bool | None = None
 
     async def read(self, key: str) -> bytes | None:
         """See `JournalStore.read`."""
-        if not self._reads:
+        if not self._run.may_have_results:
             return None
         path = f"{REQUESTS}/{key}"
         try:
@@ -33,11 +37,19 @@ class StoredJournal:
         except (FileNotFoundError, ValueError):  # also what is damaged or forged
             return None
         except Exception as error:
+            if await self._nothing_was_recorded():
+                return None
             raise ResultStorageError(
                 f"Whether a request was answered before can't be read from {path!r}: {error}. It "
                 "is not sent again. Run again when the storage answers, or set durable='step' for "
                 "this step."
             ) from error
+
+    async def _nothing_was_recorded(self) -> bool:
+        # Asked only when the storage fails, and once for a step.
+        if self._is_first is None:
+            self._is_first = await is_first_execution(self._run, self._pipeline)
+        return self._is_first
 
     async def write(self, key: str, content: bytes) -> None:
         """See `JournalStore.write`."""
@@ -54,5 +66,5 @@ def journal_of(
         store: None: what is answered is known in this process only.
     """
     step = digest([run.text, pipeline, step_id, scope])
-    stored = None if store is None else StoredJournal(store, reads=run.may_have_results)
+    stored = None if store is None else StoredJournal(store, run, pipeline)
     return Journal(step, stored)

@@ -67,6 +67,15 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
     return RunScope(f"in:{root}:{inputs}:{number}", may_have_results=True)
 
 
+def is_first_try() -> bool:
+    """Whether nothing around this place was tried before, or was started from somewhere else."""
+    flows, tasks = list(_around(FlowRunContext.get())), _around(TaskRunContext.get())
+    if not flows or flows[-1].flow_run is None or flows[-1].flow_run.parent_task_run_id is not None:
+        return False
+    tries = [*map(_try_of, flows), *map(_try_of, tasks)]
+    return all(count <= 1 for _, count in tries)
+
+
 RunContext = FlowRunContext | TaskRunContext
 RunContextT = TypeVar("RunContextT", FlowRunContext, TaskRunContext)
 

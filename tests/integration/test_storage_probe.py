@@ -1,7 +1,8 @@
-"""Storage that can't keep results ends a run before it spends anything."""
+"""Storage that can't keep results is named before anything is spent, with cause and remedy."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,25 +13,21 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect_aws import AwsClientParameters, AwsCredentials
 from prefect_aws.s3 import S3Bucket
 from pydantic import SecretStr
 
 from fastroai import Pipeline
-from fastroai.errors import ResultStorageError, SettingsError
+from fastroai.errors import ResultStorageError
 from fastroai.executors import PrefectExecutor
+from fastroai.executors._prefect.run_storage import open_store
+from fastroai.settings import load_settings
 from tests.integration.models import Ask, CountingModel
 from tests.support.s3 import S3Service
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
-
 # Not a limit on speed: botocore's defaults take minutes where ours take seconds.
 NOT_FOR_EVER = 30.0
-
-
-@pytest.fixture
-def model() -> CountingModel:
-    return CountingModel()
 
 
 @contextmanager
@@ -79,13 +76,11 @@ def forbidding(endpoint_url: str, method: str) -> Iterator[str]:
         thread.join()
 
 
-async def run_with(model: CountingModel, storage: Any) -> None:
-    import asyncio
-
-    executor = PrefectExecutor(result_storage=storage)
-    pipeline = Pipeline("unkept", {"a": Ask(model.agent())}, executor=executor)
+async def probe(storage: Any) -> None:
+    """As a run does it before its first step."""
     async with asyncio.timeout(NOT_FOR_EVER):
-        await pipeline.execute({"topic": "t"}, None)
+        store = await open_store(storage, load_settings())
+        await store.probe()
 
 
 def point_to(s3: S3Service, monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
@@ -94,69 +89,64 @@ def point_to(s3: S3Service, monkeypatch: pytest.MonkeyPatch, **changes: str) -> 
 
 
 async def test_a_missing_bucket_is_named_before_anything_is_spent(
-    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
 ):
     point_to(s3, monkeypatch)
     with pytest.raises(ResultStorageError, match="s3://no-such-bucket/prefix") as caught:
-        await run_with(model, "s3://no-such-bucket/prefix")
+        await probe("s3://no-such-bucket/prefix")
     assert "NoSuchBucket" in str(caught.value)
     assert "FASTROAI_RESULT_STORAGE" in str(caught.value)
-    assert model.calls == 0
 
 
 async def test_missing_credentials_are_named_before_anything_is_spent(
-    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
 ):
     point_to(s3, monkeypatch)
     for name in ("FASTROAI_S3_ACCESS_KEY_ID", "FASTROAI_S3_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
         monkeypatch.delenv(name)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ResultStorageError, match=f"s3://{s3.bucket}/p") as caught:
-        await run_with(model, f"s3://{s3.bucket}/p")
+        await probe(f"s3://{s3.bucket}/p")
     assert "NoCredentialsError" in str(caught.value)
     assert "the AWS credentials" in str(caught.value)
-    assert model.calls == 0
 
 
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
 async def test_a_permission_that_is_missing_is_named_before_anything_is_spent(
-    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch, method: str
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch, method: str
 ):
     """A front that says what S3 says to one who may not do this, and passes the rest on."""
     with forbidding(s3.endpoint_url, method) as url:
         point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url)
         with pytest.raises(ResultStorageError, match=f"s3://{s3.bucket}/p") as caught:
-            await run_with(model, f"s3://{s3.bucket}/p")
+            await probe(f"s3://{s3.bucket}/p")
     assert "AccessDenied" in str(caught.value)
     assert "may write, read and delete there" in str(caught.value)
-    assert model.calls == 0
 
 
 async def test_a_dead_endpoint_is_named_in_seconds(
-    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ):
     dead = f"http://127.0.0.1:{unused_tcp_port}"
     point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=dead)
     with pytest.raises(ResultStorageError, match=f"s3://{s3.bucket}/p") as caught:
-        await run_with(model, f"s3://{s3.bucket}/p")
+        await probe(f"s3://{s3.bucket}/p")
     assert dead in str(caught.value)
     assert "FASTROAI_S3_ENDPOINT_URL" in str(caught.value)
-    assert model.calls == 0
 
 
 async def test_an_endpoint_that_never_answers_is_given_up(
-    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
 ):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url, FASTROAI_S3_READ_TIMEOUT="1")
         with pytest.raises(ResultStorageError, match="FASTROAI_S3_ENDPOINT_URL"):
-            await run_with(model, f"s3://{s3.bucket}/p")
-    assert model.calls == 0
+            await probe(f"s3://{s3.bucket}/p")
 
 
 async def test_a_block_that_sets_no_limits_gets_short_ones(
-    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
 ):
     """botocore waits 60 s for an answer, five times."""
     monkeypatch.setenv("FASTROAI_S3_READ_TIMEOUT", "1")
@@ -169,64 +159,79 @@ async def test_a_block_that_sets_no_limits_gets_short_ones(
             aws_client_parameters=AwsClientParameters(endpoint_url=url),
         )
         with pytest.raises(ResultStorageError, match=f"s3://{s3.bucket}/p"):
-            await run_with(
-                model, S3Bucket(bucket_name=s3.bucket, bucket_folder="p", credentials=credentials)
-            )
-    assert model.calls == 0
+            await probe(S3Bucket(bucket_name=s3.bucket, bucket_folder="p", credentials=credentials))
 
 
 @pytest.mark.parametrize(
     "form",
-    [
-        "gs://bucket/x",
-        "s3://",
-        "s3:///prefix",
-        "",
-        "   ",
-        "file:///tmp/x",
-        "s3:/bucket/x",
-        "s3-bucket/",
-        "s3-bucket",
-        7,
-    ],
+    ["s3://", "s3:///prefix", "", "   ", "s3:/bucket/x", "s3-bucket/", "s3-bucket", 7],
     ids=repr,
 )
-async def test_a_wrong_form_is_refused_with_the_right_ones(model: CountingModel, form: Any):
+async def test_a_wrong_form_is_refused_with_the_right_ones(form: Any):
     with pytest.raises(ResultStorageError, match="s3://bucket/prefix") as caught:
-        await run_with(model, form)
+        await probe(form)
     assert repr(form) in str(caught.value)
-    assert model.calls == 0
 
 
-async def test_a_missing_block_is_named_with_what_to_do(model: CountingModel):
-    with pytest.raises(ResultStorageError, match="s3-bucket/nobody-saved-this") as caught:
-        await run_with(model, "s3-bucket/nobody-saved-this")
-    assert "s3://bucket/prefix" in str(caught.value)
-    assert model.calls == 0
-
-
-async def test_wrong_storage_in_the_variable_is_refused_too(
-    model: CountingModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("prefect_api")
+async def test_a_run_whose_storage_fails_is_refused_and_spends_nothing(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", "gs://bucket/x")
-    with pytest.raises(SettingsError, match=r"FASTROAI_RESULT_STORAGE=.gs://bucket/x"):
-        await Pipeline("unkept", {"a": Ask(model.agent())}).execute({}, None)
+    point_to(s3, monkeypatch)
+    model = CountingModel()
+    executor = PrefectExecutor(result_storage="s3://no-such-bucket/prefix")
+    pipeline = Pipeline("unkept", {"a": Ask(model.agent())}, executor=executor)
+    with pytest.raises(ResultStorageError, match="s3://no-such-bucket/prefix"):
+        await pipeline.execute({"topic": "t"}, None)
     assert model.calls == 0
 
 
-async def test_a_file_where_the_folder_should_be_is_named(model: CountingModel, tmp_path: Path):
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize(
+    "reference",
+    ["s3-bucket/nobody-saved-this", "gcs-bucket/x", "remote-file-system/x", "no-such-type/x"],
+)
+async def test_a_missing_block_is_named_and_never_a_folder(reference: str, tmp_path: Path):
+    with pytest.raises(ResultStorageError, match=reference) as caught:
+        await probe(reference)
+    assert "s3://bucket/prefix" in str(caught.value)
+    assert f"./{reference}" in str(caught.value)
+    assert not (tmp_path / reference).exists()
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_any_saved_block_keeps_results_under_its_type_and_name(tmp_path: Path):
+    await LocalFileSystem(basepath=str(tmp_path / "local")).save("kept", overwrite=True)
+    await RemoteFileSystem(basepath="memory://saved-block").save("kept", overwrite=True)
+    for reference in ("local-file-system/kept", "remote-file-system/kept"):
+        store = await open_store(reference, load_settings())
+        await store.probe()
+        await store.write("ab" * 32, b'{"a":1}', "step")
+        assert await store.read("ab" * 32) == b'{"a":1}'
+        assert store.described == repr(reference)
+    assert [path.name for path in (tmp_path / "local").iterdir()] == ["ab" * 32]
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_a_folder_of_two_parts_is_one_where_it_is_there_and_no_block_type(tmp_path: Path):
+    for folder in ("data/results", "gcs-bucket/x"):
+        (tmp_path / folder).mkdir(parents=True)
+    await probe("data/results")
+    await probe("./gcs-bucket/x")
+    with pytest.raises(ResultStorageError, match="gcs-bucket/x"):
+        await probe("gcs-bucket/x")
+
+
+async def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path):
     occupied = tmp_path / "file"
     occupied.write_text("not a folder")
     with pytest.raises(ResultStorageError, match=str(occupied)):
-        await run_with(model, str(occupied))
-    assert model.calls == 0
+        await probe(str(occupied))
 
 
-async def test_no_secret_is_in_the_message(
-    s3: S3Service, model: CountingModel, monkeypatch: pytest.MonkeyPatch
-):
+async def test_no_secret_is_in_the_message(s3: S3Service, monkeypatch: pytest.MonkeyPatch):
     point_to(s3, monkeypatch)
     with pytest.raises(ResultStorageError) as caught:
-        await run_with(model, "s3://no-such-bucket/prefix")
+        await probe("s3://no-such-bucket/prefix")
     assert s3.secret_access_key not in str(caught.value)
     assert s3.access_key_id not in str(caught.value)

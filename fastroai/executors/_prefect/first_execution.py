@@ -1,0 +1,49 @@
+"""Whether a run was executed before, for when its storage can't say."""
+
+from __future__ import annotations
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+
+from ...database.location import default_url
+from ...ledger.ledger import Ledger, ledger_url
+from .run_scope import RunScope, is_first_try
+
+
+async def is_first_execution(run: RunScope, pipeline: str) -> bool:
+    """Whether it is certain that nobody executed the run before that is active here.
+
+    Of a run with a key, two must agree that they know no other execution: the ledger, where each
+    request is booked before it is sent, and Prefect, where the key is the name of the flow run.
+    Either of them may be another than that of an earlier execution. Others that are under way are
+    kept out by the lease on the key.
+    """
+    if not run.is_keyed:
+        return is_first_try()
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.flow_run.run_count > 1:
+        return False
+    key = run.text.partition(":")[2]
+    try:
+        booked = await _is_booked_alone(context.flow_run, pipeline, key)
+        return booked and await _is_named_alone(context.flow_run, key)
+    except Exception:  # whoever can't be asked knows of one
+        return False
+
+
+async def _is_booked_alone(flow_run: FlowRun, pipeline: str, key: str) -> bool:
+    url = ledger_url() or default_url()
+    if url.startswith("memory:"):  # what other processes booked is not there
+        return False
+    async with Ledger.open(url, create=False) as ledger:
+        entries = await ledger.entries(pipeline=pipeline, run_key=key)
+    return {entry.attribution.run_id for entry in entries} <= {str(flow_run.id)}
+
+
+async def _is_named_alone(flow_run: FlowRun, key: str) -> bool:
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[key]))
+    async with get_client() as client:
+        found = await client.read_flow_runs(flow_run_filter=named, limit=2)
+    return [other.id for other in found] == [flow_run.id]

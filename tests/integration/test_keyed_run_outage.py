@@ -1,0 +1,115 @@
+"""A run with a key whose storage dies: what was never paid for goes on, what may have been paid is
+not paid again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.filesystems import RemoteFileSystem
+
+from fastroai import BaseStep, Pipeline, StepConfig, StepContext
+from fastroai.errors import ResultStorageError
+from fastroai.executors import PrefectExecutor
+from tests.integration.models import Ask, CountingModel
+from tests.support.flaky_filesystem import FlakyFileSystem
+from tests.support.fragile_s3 import FragileS3, fragile_s3
+
+__all__ = ["fragile_s3"]
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+class Act(BaseStep[Any, str]):
+    """Does what the caller's deps do, each time."""
+
+    async def execute(self, context: StepContext[Any]) -> str:
+        # The service's process is waited for, away from the loop.
+        await asyncio.to_thread(context.deps)
+        return "done"
+
+
+def keyed(model: CountingModel, storage: Any, error: Exception | None = None) -> Any:
+    return Pipeline(
+        "keyed",
+        {"act": Act(), "ask": Ask(model.agent(), "act", then=error)},
+        {"ask": ["act"]},
+        step_configs={"act": StepConfig(cache_policy="off")},
+        executor=PrefectExecutor(result_storage=storage),
+    )
+
+
+def nothing() -> None:
+    """A storage that goes on."""
+
+
+@pytest.fixture(params=["S3", "block", "folder"])
+def dying(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A storage, and what lets it die."""
+    monkeypatch.setenv("FASTROAI_RESULT_RETRY_SECONDS", "0")
+    if request.param == "S3":
+        service: FragileS3 = request.getfixturevalue("fragile_s3")
+        return None, service.kill
+    if request.param == "block":
+        block = RemoteFileSystem(basepath=f"flaky://{uuid4().hex}")
+        return block, request.getfixturevalue("interrupted")
+    folder = tmp_path / "r"
+
+    def lose() -> None:
+        folder.rename(tmp_path / "away")
+        folder.write_text("a file where the folder was")
+
+    return folder, lose
+
+
+@pytest.fixture
+def interrupted() -> Any:
+    with FlakyFileSystem.fails() as _:
+        yield lambda: FlakyFileSystem.failing.update({"read", "write"})
+        FlakyFileSystem.failing.clear()
+
+
+async def test_the_first_run_of_a_key_goes_on(dying: tuple[Any, Callable[[], None]]):
+    storage, die = dying
+    model = CountingModel()
+    key = uuid4().hex
+    result = await keyed(model, storage).execute({"topic": "t"}, die, run_key=key)
+    assert model.calls == 1
+    assert result.output.startswith("answer:ask")
+    assert "ask" in result.not_stored
+
+
+async def test_a_later_run_of_a_key_sends_nothing_that_may_be_answered(
+    dying: tuple[Any, Callable[[], None]],
+):
+    storage, die = dying
+    model = CountingModel()
+    key = uuid4().hex
+    with pytest.raises(ConnectionError, match="interrupted"):
+        await keyed(model, storage, ConnectionError("interrupted")).execute(
+            {"topic": "t"}, nothing, run_key=key
+        )
+    with pytest.raises(ResultStorageError, match="not sent again"):
+        await keyed(model, storage).execute({"topic": "t"}, die, run_key=key)
+    assert model.calls == 1
+
+
+async def test_of_two_witnesses_one_is_enough(
+    dying: tuple[Any, Callable[[], None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The ledger of an earlier execution was lost, the name of its flow run was not."""
+    storage, die = dying
+    model = CountingModel()
+    key = uuid4().hex
+    for number, act in enumerate((nothing, die)):
+        monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path}/{number}.db")
+        with pytest.raises((ConnectionError, ResultStorageError)):
+            await keyed(model, storage, ConnectionError("interrupted")).execute(
+                {"topic": "t"}, act, run_key=key
+            )
+    assert model.calls == 1

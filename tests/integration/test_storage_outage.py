@@ -1,0 +1,83 @@
+"""S3 that dies at any request of a run: what its store says then, and what it says that is lost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from fastroai.errors import ResultStorageError
+from fastroai.settings import load_settings
+from fastroai.storage.object_store import open_object_store
+from fastroai.storage.result_store import ResultStore
+from fastroai.storage.signing import Signer
+from tests.support.fragile_s3 import MOMENTS, FragileS3, Moment, fragile_s3
+
+__all__ = ["fragile_s3"]
+
+PROBE = ["PUT", "GET", "DELETE"]
+ONE_STEP = ["GET", "PUT", "PUT"]
+"""Is there a result; the answer to the request within it; the result."""
+
+BOTH, LAST = {"a", "b"}, {"b"}
+LOST: list[tuple[int, Moment, set[str]]] = [
+    *[(4, moment, BOTH) for moment in MOMENTS],  # a is looked for
+    (5, "during", BOTH),  # what a was answered is written
+    (6, "before", BOTH),  # a is written
+    (6, "during", BOTH),
+    (6, "after", LAST),
+    *[(7, moment, LAST) for moment in MOMENTS],  # b is looked for
+    (8, "during", LAST),
+    (9, "before", LAST),
+    (9, "during", LAST),
+    (9, "after", set()),
+]
+
+
+def store() -> ResultStore:
+    """On a clock that runs fast, so that it gives up soon."""
+    settings = load_settings()
+    return ResultStore(
+        open_object_store("s3://results/p", settings),
+        Signer(),
+        retry_seconds=2.0,
+        described="'s3://results/p'",
+        clock=lambda: 10 * time.monotonic(),
+    )
+
+
+async def two_steps(results: ResultStore) -> dict[str, str]:
+    """As a run of two steps with a request each uses its storage; what is lost of it."""
+    await results.probe()
+    for step, key in (("a", "aa" * 32), ("b", "bb" * 32)):
+        # A record that can't be read is not used.
+        with pytest.raises(Exception):  # noqa: B017, PT011  # of boto3, or that there is none
+            await results.read(key)
+        await results.write(f"requests/{key}-1", b'{"answer":1}', None)
+        await results.write(key, b'{"output":1}', step)
+    return await results.flush(wait=True)
+
+
+def _named(value: Any) -> str:
+    return "+".join(sorted(value)) or "none" if isinstance(value, set) else str(value)
+
+
+async def test_what_a_run_asks_of_a_storage_that_works(fragile_s3: FragileS3):
+    assert await two_steps(store()) == {}
+    assert [r.method for r in fragile_s3.requests] == PROBE + ONE_STEP + ONE_STEP
+
+
+@pytest.mark.parametrize(("number", "moment", "lost"), LOST, ids=_named)
+async def test_killed_before_during_or_after_a_step_all_that_is_lost_is_named(
+    fragile_s3: FragileS3, number: int, moment: Moment, lost: set[str]
+):
+    fragile_s3.die_at(number, moment)
+    assert set(await two_steps(store())) == lost
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_killed_while_it_is_probed_it_is_named(fragile_s3: FragileS3, number: int):
+    fragile_s3.die_at(number, "during" if number == 1 else "before")
+    with pytest.raises(ResultStorageError, match="s3://results/p"):
+        await store().probe()
