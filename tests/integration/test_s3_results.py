@@ -119,21 +119,10 @@ async def test_without_a_policy_another_run_pays_again(in_s3: S3Service):
     assert model.calls == 4
 
 
-async def test_a_bucket_without_a_prefix_holds_results_too(
-    in_s3: S3Service, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", f"s3://{in_s3.bucket}")
-    model = CountingModel()
-    for _ in range(2):
-        await two_steps(model).execute({"topic": "t"}, None)
-    assert model.calls == 2
-    assert len(in_s3.results()) == 2
-
-
 @pytest.mark.parametrize(
     "options",
-    [{}, {"RESULT_SECRET": "x" * 16, "RESULT_COMPRESSION": "gzip"}],
-    ids=["plain", "signed"],
+    [{"RESULT_SECRET": "x" * 16, "RESULT_COMPRESSION": "gzip"}],
+    ids=["signed"],
 )
 async def test_what_one_step_asks_of_s3(
     in_s3: S3Service, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -162,34 +151,6 @@ async def test_what_one_step_asks_of_s3(
     assert answered.path.startswith(f"/{in_s3.bucket}/results/team/requests/")
 
 
-@pytest.mark.parametrize("secret", [None, "another secret of the team"], ids=["none", "another"])
-async def test_results_that_were_signed_with_another_secret_are_made_again(
-    in_s3: S3Service, secret: str | None, monkeypatch: pytest.MonkeyPatch
-):
-    model = CountingModel()
-    monkeypatch.setenv("FASTROAI_RESULT_SECRET", "the first secret of the team")
-    await two_steps(model).execute({"topic": "t"}, None)
-    await two_steps(model).execute({"topic": "t"}, None)
-    assert model.calls == 2
-    if secret is None:
-        monkeypatch.delenv("FASTROAI_RESULT_SECRET")
-    else:
-        monkeypatch.setenv("FASTROAI_RESULT_SECRET", secret)
-    await two_steps(model).execute({"topic": "t"}, None)
-    assert model.calls == 4
-
-
-async def test_compressed_and_uncompressed_results_are_both_read(
-    in_s3: S3Service, monkeypatch: pytest.MonkeyPatch
-):
-    model = CountingModel()
-    for compression in ("gzip", "none", "gzip"):
-        monkeypatch.setenv("FASTROAI_RESULT_COMPRESSION", compression)
-        await two_steps(model).execute({"topic": "t"}, None)
-    assert model.calls == 2
-    assert all(in_s3.read(key).startswith(b"\x1f\x8b") for key in in_s3.results())  # not a dict
-
-
 async def test_there_are_connections_for_many_steps_at_once(
     in_s3: S3Service, caplog: pytest.LogCaptureFixture
 ):
@@ -202,11 +163,6 @@ async def test_there_are_connections_for_many_steps_at_once(
         assert result.not_stored == {}
     assert {step.runs for step in steps.values()} == {1}
     assert "Connection pool is full" not in caplog.text
-
-
-async def test_nothing_but_results_stays_in_the_bucket(in_s3: S3Service):
-    await two_steps(CountingModel()).execute({"topic": "t"}, None)
-    assert not [key for key in in_s3.keys() if "probe" in key]  # noqa: SIM118  # not a dict
 
 
 async def saved_by_name(s3: S3Service) -> Any:
@@ -224,13 +180,7 @@ async def unsaved_block(s3: S3Service) -> Any:
     return block(s3, "unsaved")
 
 
-async def uri(s3: S3Service) -> Any:
-    return f"s3://{s3.bucket}/by-uri"
-
-
-@pytest.mark.parametrize(
-    "storage", [saved_by_name, saved_block, unsaved_block, uri], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("storage", [saved_block, unsaved_block], ids=lambda f: f.__name__)
 async def test_every_way_to_name_a_bucket_keeps_and_replays_results(
     s3: S3Service, storage: Callable[[S3Service], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
 ):
