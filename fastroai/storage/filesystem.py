@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 
 import fsspec  # type: ignore[import-untyped]  # it has no stubs
 
-from .object_store import PAGE, StoredObject, Threads, write_read_and_delete
+from .object_store import PAGE, ObjectStore, StoredObject, Threads
 
 _MODIFIED = ("mtime", "modified", "last_modified", "LastModified", "updated")
 """Where the file systems of fsspec have the time of the last write, among the rest they list."""
 
 
-class FileSystemStore:
+class FileSystemStore(ObjectStore):
     """A folder in a file system of fsspec.
 
     Args:
@@ -63,10 +63,6 @@ class FileSystemStore:
             # Only where folders are real. Asked for first, an object store might make a bucket.
             self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._filesystem.pipe_file(path, content)
-
-    async def probe(self) -> None:
-        """See `ObjectStore`."""
-        await write_read_and_delete(self)
 
     def is_transient(self, error: Exception) -> bool:
         """Any but a refusal: what else they raise differs from one to the next."""

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from .object_store import PAGE, StoredObject, Threads, write_read_and_delete
+from .object_store import PAGE, ObjectStore, StoredObject, Threads
 
 
-class FolderStore:
+class FolderStore(ObjectStore):
     """A folder of this machine, in which a file is there as a whole or not at all, whoever is
     killed or cancelled.
 
@@ -48,14 +48,6 @@ class FolderStore:
         """See `ObjectStore`."""
         path = Path(self.resolve(name))
         await self._threads.run(lambda: write_private(path, content))
-
-    async def probe(self) -> None:
-        """See `ObjectStore`."""
-        await write_read_and_delete(self)
-
-    def is_transient(self, error: Exception) -> bool:
-        """Always: also a folder that is not there may be mounted again."""
-        return True
 
     async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
         """See `ObjectStore`."""

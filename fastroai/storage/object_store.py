@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 import anyio
@@ -47,50 +48,63 @@ class StoredObject:
         return self.path.rpartition("/")[2]
 
 
-class ObjectStore(Protocol):
+class ObjectStore(ABC):
     """Reads and writes whole objects by name, or by path as the storage has it.
 
     `FileNotFoundError` is the only error that says that an object is not there. After any other
     one it may be.
+
+    Attributes:
+        identity: The place, the same for all stores of it in this process.
     """
 
-    @property
-    def identity(self) -> str:
-        """The place, the same for all stores of it in this process."""
-        ...
+    identity: str
 
+    @abstractmethod
     def resolve(self, path: str) -> str:
         """A name as the storage has it, which Prefect notes in a task's state; a resolved one stays
         as it is.
         """
-        ...
 
+    @abstractmethod
     async def get(self, name: str) -> bytes:
         """An object's content.
 
         Raises:
             FileNotFoundError: There is none.
         """
-        ...
 
+    @abstractmethod
     async def put(self, name: str, content: bytes) -> None:
         """Write an object, as a whole or not at all."""
-        ...
 
     async def probe(self) -> None:
         """Write, read and delete a small object; raises what the storage raised."""
-        ...
+        name = f".fastroai-probe-{uuid4().hex}"
+        await self.write_and_read(name)
+        for path, reason in (await self.delete([self.resolve(name)])).items():
+            raise PermissionError(f"{path} can't be deleted: {reason}")
+
+    async def write_and_read(self, name: str) -> None:
+        """Write a small object, and read it back."""
+        await self.put(name, PROBE)
+        content = await self.get(name)
+        if content != PROBE:
+            raise OSError(f"read back {content[:60]!r} instead of what was written")
 
     def is_transient(self, error: Exception) -> bool:
-        """Whether the same call may succeed a moment later."""
-        ...
+        """Whether the same call may succeed a moment later; also what is gone may come back."""
+        return True
 
     def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
         """The objects right in a folder, not those below it, in lists of up to `PAGE`.
 
         Nothing where there is no such folder.
+
+        Raises:
+            NotImplementedError: This storage can't list, as with the next two.
         """
-        ...
+        raise NotImplementedError("this kind of storage can't list or delete what it holds")
 
     async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
         """An object's first bytes, and when it was last written.
@@ -98,11 +112,11 @@ class ObjectStore(Protocol):
         Raises:
             FileNotFoundError: It is gone.
         """
-        ...
+        raise NotImplementedError
 
     async def delete(self, paths: Sequence[str]) -> dict[str, str]:
         """Delete up to `PAGE` objects; the reason for each that is still there, by its path."""
-        ...
+        raise NotImplementedError
 
 
 class Threads:
@@ -132,22 +146,6 @@ def relative_name(store: ObjectStore, path: str) -> str:
     """
     resolved, base = store.resolve(path), store.resolve("").rstrip("/")
     return resolved[len(base) + 1 :] if base and resolved.startswith(base + "/") else resolved
-
-
-async def write_and_read(store: ObjectStore, name: str) -> None:
-    """Write a small object, and read it back."""
-    await store.put(name, PROBE)
-    content = await store.get(name)
-    if content != PROBE:
-        raise OSError(f"read back {content[:60]!r} instead of what was written")
-
-
-async def write_read_and_delete(store: ObjectStore) -> None:
-    """See `ObjectStore.probe`."""
-    name = f".fastroai-probe-{uuid4().hex}"
-    await write_and_read(store, name)
-    for path, reason in (await store.delete([store.resolve(name)])).items():
-        raise PermissionError(f"{path} can't be deleted: {reason}")
 
 
 def open_object_store(place: str | os.PathLike[str], settings: FastroAISettings) -> ObjectStore:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from ..settings import FastroAISettings
-from .object_store import CONNECTIONS, PAGE, StoredObject, Threads, write_read_and_delete
+from .object_store import CONNECTIONS, PAGE, ObjectStore, StoredObject, Threads
 
 PAUSES = (0.2, 1.0)
 """Seconds before listing and deleting is tried again, where that may help."""
@@ -27,7 +27,7 @@ NOT_THERE = GONE | {"AccessDenied", "403"}
 """S3's codes for an object that is not there; the last two to one who may not list the bucket."""
 
 
-class S3Store:
+class S3Store(ObjectStore):
     """A bucket, or a folder in it.
 
     Args:
@@ -63,10 +63,6 @@ class S3Store:
     async def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
         await self._ask("put_object", Key=self.resolve(name), Body=content)
-
-    async def probe(self) -> None:
-        """See `ObjectStore`."""
-        await write_read_and_delete(self)
 
     def is_transient(self, error: Exception) -> bool:
         """Whether it is a silent or an overloaded server, rather than one that says no."""

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
-from fastroai.serialization.canonical_json import canonical_json, digest
+from fastroai.serialization.canonical_json import canonical_json, digest, digest_of_json
 
 
 class Colour(StrEnum):
@@ -153,6 +153,19 @@ def test_a_value_that_comes_back_by_its_type_has_the_same_digest():
     )
     adapter = TypeAdapter(Document)
     assert digest(adapter.validate_json(adapter.dump_json(document))) == digest(document)
+
+
+@given(JSON)
+def test_a_journals_digest_does_not_tell_a_float_from_an_equal_integer(value: Any):
+    assert digest_of_json(_as_floats(value)) == digest_of_json(json.loads(json.dumps(value)))
+
+
+def test_journals_are_found_by_the_digests_that_they_were_written_under():
+    for value, expected in (
+        ([1, "request", {"b": 2.0, "a": None}, ["\u00e9", True, 0.5]], "ac6c71d7"),
+        ({"$type": "X", "items": ("a", 1)}, "2f95193d"),
+    ):
+        assert digest_of_json(value)[:8] == expected
 
 
 def test_a_path_is_called_the_same_on_every_system():

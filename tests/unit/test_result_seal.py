@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import random
+import tracemalloc
 import zlib
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroai.settings import load_settings
-from fastroai.storage.signing import Signer
+from fastroai.storage.signing import BEGINNING, Signer, is_sealed
 
 NAME = "3f0c/key"
 RECORD = json.dumps(
@@ -112,6 +113,42 @@ def test_what_expands_beyond_the_bound_is_refused_before_it_is_expanded() -> Non
     bounded = Signer(largest=1_000_000)
     with pytest.raises(ValueError, match="expands to more than 1000000 bytes"):
         bounded.open(NAME, bomb)
+
+
+def forged(earlier: bool) -> bytes:
+    """A small object that expands to 100 MB under a seal that does not hold."""
+    content = b'{"result":"' + b"0" * 100_000_000 + b'"}'
+    if earlier:
+        return gzip.compress(Signer(secret=b"another").close(NAME, content), compresslevel=1)
+    return Signer(secret=b"another", compression="gzip").close(NAME, content)
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["sealed inside", "sealed outside"])
+def test_a_forged_record_is_refused_without_holding_what_it_expands_to(earlier: bool) -> None:
+    stored = forged(earlier)
+    assert len(stored) < 1_000_000
+    tracemalloc.start()
+    try:
+        assert opened(Signer(secret=SECRET), stored) is None
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000
+
+
+def test_a_record_that_was_compressed_after_it_was_sealed_is_read() -> None:
+    for signer in (Signer(), Signer(secret=SECRET)):
+        earlier = gzip.compress(signer.close(NAME, RECORD), compresslevel=6, mtime=0)
+        assert opened(signer, earlier) == RECORD
+        assert is_sealed(earlier[:BEGINNING])
+        assert opened(signer, earlier, "other") is None
+
+
+def test_a_record_is_told_by_how_it_begins() -> None:
+    for signer in SEALS:
+        assert is_sealed(signer.close(NAME, RECORD)[:BEGINNING])
+    for other in (b"", b"{}", b'{"seal":"sha256:00",', gzip.compress(b"{}"), b"\x1f\x8b", RECORD):
+        assert not is_sealed(other)
 
 
 def test_a_record_beyond_the_bound_is_written_as_it_is_and_read() -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any
 
 import pytest
 
 from fastroai.errors import ResultStorageError
-from fastroai.storage.object_store import StoredObject, write_read_and_delete
+from fastroai.storage.object_store import ObjectStore
 from fastroai.storage.result_store import HOLD_UP_SECONDS, LONGEST_PAUSE, ResultStore
 from fastroai.storage.signing import Signer
 from tests.support.clock import on_virtual_clock
@@ -20,7 +19,7 @@ RECORD = b'{"result":"1"}'
 _numbers = count()
 
 
-class Place:
+class Place(ObjectStore):
     """An object store in this process that fails while `error` is set."""
 
     def __init__(self) -> None:
@@ -49,17 +48,8 @@ class Place:
             self.objects.pop(path, None)
         return {}
 
-    async def probe(self) -> None:
-        await write_read_and_delete(self)
-
     def is_transient(self, error: Exception) -> bool:
         return not self.refuses
-
-    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
-        yield []
-
-    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
-        raise NotImplementedError
 
     def _call(self) -> None:
         self.calls += 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,7 @@ from ...errors import ResultStorageError
 from ...settings import STORAGE_FORMS, FastroAISettings, names_storage
 from ...storage.filesystem import FileSystemStore
 from ...storage.folder import FolderStore
-from ...storage.object_store import (
-    ObjectStore,
-    StoredObject,
-    open_object_store,
-    write_and_read,
-)
+from ...storage.object_store import ObjectStore, open_object_store
 from ...storage.s3 import S3Store, make_client
 
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9-]+")
@@ -150,7 +143,7 @@ def _described(block: WritableFileSystem) -> str:
     return f"{type(block).__name__} {getattr(block, 'basepath', '')!r}"
 
 
-class BlockStore:
+class BlockStore(ObjectStore):
     """Any other storage block, through its own methods.
 
     Blocks have no common error for what is not there. `probe` learns this one's, while it can be
@@ -194,10 +187,10 @@ class BlockStore:
         Raises:
             ResultStorageError: An object that is not there can't be told from a failure.
         """
-        await write_and_read(self, ".fastroai-probe")
+        await self.write_and_read(".fastroai-probe")
         self._missing = await self._learn()
         # Had it failed meanwhile, that would have been learnt.
-        await write_and_read(self, ".fastroai-probe")
+        await self.write_and_read(".fastroai-probe")
 
     async def _learn(self) -> Missing | None:
         """How two reads of what nobody wrote fail."""
@@ -221,26 +214,6 @@ class BlockStore:
     def is_transient(self, error: Exception) -> bool:
         """Always, except that what is refused here is refused again."""
         return not isinstance(error, ResultStorageError)
-
-    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
-        """Not possible through a block.
-
-        Raises:
-            ResultStorageError: Always.
-        """
-        raise ResultStorageError(
-            f"A {type(self._block).__name__} can't be listed. Have the storage itself delete what "
-            "is old, or name it by a URL."
-        )
-        yield []
-
-    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
-        """Of listed objects only, and there are none."""
-        raise NotImplementedError
-
-    async def delete(self, paths: Sequence[str]) -> dict[str, str]:
-        """Nothing: blocks can't."""
-        return dict.fromkeys(paths, f"a {type(self._block).__name__} can't delete")
 
 
 @dataclass(frozen=True, slots=True)
