@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect.cache_policies import INPUTS
@@ -192,6 +193,15 @@ async def test_every_way_to_name_a_bucket_keeps_and_replays_results(
         await two_steps(model, executor=executor).execute({"topic": "t"}, None)
     assert model.calls == 2
     assert len(s3.results()) == 2
+
+
+async def test_any_url_of_fsspec_keeps_and_replays_results(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", f"memory://{uuid4().hex}/results")
+    model = CountingModel()
+    for _ in range(2):
+        result = await two_steps(model).execute({"topic": "t"}, None)
+        assert result.not_stored == {}
+    assert model.calls == 2
 
 
 async def test_a_saved_block_named_in_the_variable_keeps_results(
