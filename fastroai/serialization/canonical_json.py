@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -100,33 +100,43 @@ def _name(value: Any) -> str:
 
 
 def _content(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return _canonical(value.value)
-    if isinstance(value, BaseModel):
-        fields = {name: getattr(value, name) for name in type(value).model_fields}
-        return _canonical(fields | (value.model_extra or {}))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _canonical(
-            {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        )
-    if isinstance(value, SecretStr | SecretBytes):
-        return digest(value.get_secret_value())
-    if isinstance(value, bytes | bytearray):
-        return value.hex()
-    if isinstance(value, _TEXTUAL):
-        return str(value)
-    if isinstance(value, PurePath):
-        return value.as_posix()
-    if isinstance(value, set | frozenset):
-        return sorted(canonical_json(item) for item in value)
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    if isinstance(value, Mapping):
-        return sorted(
-            ([canonical_json(key), _canonical(item)] for key, item in value.items()),
-            key=lambda pair: pair[0],
-        )
-    for plain in (str, int, float):
-        if isinstance(value, plain):
-            return _canonical(plain(value))
+    if _is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return _canonical({name: getattr(value, name) for name in names})
+    for kinds, content in _CONTENTS:
+        if isinstance(value, kinds):
+            return content(value)
     raise TypeError(f"A {type(value).__qualname__} has no canonical JSON.")
+
+
+def _is_dataclass(value: object) -> bool:
+    if isinstance(value, type | Enum | BaseModel):
+        return False
+    return dataclasses.is_dataclass(value)
+
+
+def _of_model(value: BaseModel) -> Any:
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    return _canonical(fields | (value.model_extra or {}))
+
+
+def _of_mapping(value: Mapping[Any, Any]) -> list[list[Any]]:
+    items = [[canonical_json(key), _canonical(item)] for key, item in value.items()]
+    return sorted(items, key=lambda item: item[0])
+
+
+_CONTENTS: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
+    (Enum, lambda value: _canonical(value.value)),
+    (BaseModel, _of_model),
+    ((SecretStr, SecretBytes), lambda value: digest(value.get_secret_value())),
+    ((bytes, bytearray), lambda value: value.hex()),
+    (_TEXTUAL, str),
+    (PurePath, PurePath.as_posix),
+    ((set, frozenset), lambda value: sorted(map(canonical_json, value))),
+    ((list, tuple), lambda value: [_canonical(item) for item in value]),
+    (Mapping, _of_mapping),
+    (str, lambda value: _canonical(str(value))),
+    (int, lambda value: _canonical(int(value))),
+    (float, lambda value: _canonical(float(value))),
+)
+"""What a value of a type is written by; the first that fits."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -14,30 +14,6 @@ from typing import Any
 from uuid import UUID
 
 TAG = "$"
-
-_TO_TEXT: dict[type, tuple[str, Callable[[Any], str]]] = {
-    bytes: ("bytes", lambda value: b64encode(value).decode()),
-    datetime: ("datetime", datetime.isoformat),
-    date: ("date", date.isoformat),
-    time: ("time", time.isoformat),
-    Decimal: ("decimal", str),
-    UUID: ("uuid", str),
-    complex: ("complex", str),
-    float: ("float", repr),  # those that JSON has no number for
-}
-
-_FROM_TEXT: dict[str, Callable[[str], Any]] = {
-    "bytes": lambda text: b64decode(text, validate=True),
-    "datetime": datetime.fromisoformat,
-    "date": date.fromisoformat,
-    "time": time.fromisoformat,
-    "decimal": Decimal,
-    "uuid": UUID,
-    "complex": complex,
-    "float": float,
-}
-
-_SEQUENCES: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def pack(value: Any) -> Any:
@@ -47,32 +23,21 @@ def pack(value: Any) -> Any:
         TypeError: It holds something of another type.
     """
     kind = type(value)
-    if value is None or kind in (str, bool, int):
-        return value
-    if kind is float and value - value == 0:
+    if kind in _AS_IT_IS or (kind is float and value - value == 0):
         return value
     if isinstance(value, Enum):
         return pack(value.value)
-    if kind is list:
-        return [pack(item) for item in value]
-    if kind is dict:
-        if TAG not in value and all(type(key) is str for key in value):
-            return {key: pack(item) for key, item in value.items()}
-        return {TAG: "dict", "value": [[pack(key), pack(item)] for key, item in value.items()]}
-    if kind in (set, frozenset):
-        return {
-            TAG: kind.__name__,
-            "value": sorted(map(pack, value), key=lambda item: json.dumps(item)),
-        }
     # a named one, too: its fields are in the type that the code declares
     if isinstance(value, tuple):
-        return {TAG: "tuple", "value": [pack(item) for item in value]}
-    if kind is timedelta:
-        return {TAG: "timedelta", "value": [value.days, value.seconds, value.microseconds]}
-    if kind in _TO_TEXT:
-        tag, to_text = _TO_TEXT[kind]
-        return {TAG: tag, "value": to_text(value)}
-    raise TypeError(f"a {kind.__qualname__} can't be packed")
+        return {TAG: "tuple", "value": _packed(value)}
+    if kind is list:
+        return _packed(value)
+    if kind is dict:
+        return _packed_dict(value)
+    if kind not in _CONTENTS:
+        raise TypeError(f"a {kind.__qualname__} can't be packed")
+    tag, content = _CONTENTS[kind]
+    return {TAG: tag, "value": content(value)}
 
 
 def unpack(value: Any) -> Any:
@@ -87,12 +52,58 @@ def unpack(value: Any) -> Any:
         return value
     if TAG not in value:
         return {key: unpack(item) for key, item in value.items()}
-    tag, content = value[TAG], value["value"]
-    if tag == "dict":
-        return {unpack(key): unpack(item) for key, item in content}
-    if tag in _SEQUENCES:
-        return _SEQUENCES[tag](unpack(item) for item in content)
-    if tag == "timedelta":
-        days, seconds, microseconds = content
-        return timedelta(days, seconds, microseconds)
-    return _FROM_TEXT[tag](content)
+    return _VALUES[value[TAG]](value["value"])
+
+
+def _packed(items: Iterable[Any]) -> list[Any]:
+    return [pack(item) for item in items]
+
+
+def _packed_dict(value: dict[Any, Any]) -> dict[str, Any]:
+    if TAG not in value and all(type(key) is str for key in value):
+        return {key: pack(item) for key, item in value.items()}
+    return {TAG: "dict", "value": [_packed(item) for item in value.items()]}
+
+
+def _sorted(value: Iterable[Any]) -> list[Any]:
+    return sorted(_packed(value), key=json.dumps)
+
+
+def _timedelta(content: tuple[int, int, int]) -> timedelta:
+    days, seconds, microseconds = content
+    return timedelta(days, seconds, microseconds)
+
+
+_AS_IT_IS = frozenset({type(None), str, bool, int})
+
+_CONTENTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    set: ("set", _sorted),
+    frozenset: ("frozenset", _sorted),
+    timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
+    bytes: ("bytes", lambda value: b64encode(value).decode()),
+    datetime: ("datetime", datetime.isoformat),
+    date: ("date", date.isoformat),
+    time: ("time", time.isoformat),
+    Decimal: ("decimal", str),
+    UUID: ("uuid", str),
+    complex: ("complex", str),
+    float: ("float", repr),  # those that JSON has no number for
+}
+"""Tag and content of a value, by its type."""
+
+_VALUES: dict[str, Callable[[Any], Any]] = {
+    "dict": lambda content: {unpack(key): unpack(item) for key, item in content},
+    "tuple": lambda content: tuple(map(unpack, content)),
+    "set": lambda content: set(map(unpack, content)),
+    "frozenset": lambda content: frozenset(map(unpack, content)),
+    "timedelta": _timedelta,
+    "bytes": lambda content: b64decode(content, validate=True),
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "decimal": Decimal,
+    "uuid": UUID,
+    "complex": complex,
+    "float": float,
+}
+"""The value of a content, by its tag."""
