@@ -19,6 +19,7 @@ from pydantic_ai.settings import ModelSettings
 from ..ledger.entries import LedgerEntry
 from .models import innermost
 from .outcomes import settle_failure, settle_resent
+from .raw_answers import RawAnswer
 
 logger = logging.getLogger("fastroai.agent")
 
@@ -65,11 +66,14 @@ class Send:
         "_left",
         "_model",
         "_over",
+        "_reached",
         "_sees_wire",
         "_status",
         "_token",
+        "_watched",
         "book",
         "entry",
+        "raw",
     )
 
     def __init__(
@@ -85,11 +89,14 @@ class Send:
         self._intend = intend
         self.book = book
         self._begun = self._sees_wire = self._left = self._over = False
+        self._watched = self._reached = False
         self._status: int | None = None
+        self.raw: RawAnswer | None = None
+        """The last answer that was received, as it came."""
         self._token: Token[Send | None] | None = None
 
     def __enter__(self) -> Send:
-        _watch_client(self._model)
+        self._watched = _watch_client(self._model)
         self._token = _sending.set(self)
         return self
 
@@ -103,7 +110,9 @@ class Send:
 
         Synchronous, like all settling: a task may be being cancelled.
         """
-        left = self._left if self._sees_wire else None
+        left: bool | None = self._left if self._sees_wire else None
+        if self._watched and not self._reached:
+            left = False  # it never came to the client: a mistake in what was to be sent
         self.book(settle_failure(self.entry, error, left=left, status=self._status))
 
     def is_for(self, url: Any) -> bool:
@@ -111,6 +120,10 @@ class Send:
         refreshed.
         """
         return self._host is None or url.host == self._host
+
+    def reach(self) -> None:
+        """The client of the model was asked to send something, wherever to."""
+        self._reached = True
 
     async def begin(self) -> None:
         """A client starts on a request.
@@ -151,7 +164,7 @@ class Send:
         # Only now: where no further attempt may be booked, none leaves, and this one is still the
         # last.
         self.book(settle_resent(self.entry, self._status))
-        self.entry, self._status = entry, None
+        self.entry, self._status, self.raw = entry, None, None
 
 
 def sdk_obeys(model: Model) -> bool:
@@ -222,21 +235,24 @@ def _copies_itself(client: object) -> bool:
     return all(base.__name__ != "AsyncAnthropicBedrock" for base in type(client).__mro__)
 
 
-def _watch_client(model: Model) -> None:
+def _watch_client(model: Model) -> bool:
     """Have the client of a model tell the running `Send` what it sends.
 
     Other users of the client are not concerned.
+
+    Returns:
+        Whether nothing can leave by it unseen.
     """
     client = getattr(model, "client", None) if model.provider is not None else None
     if client is None:
-        return
+        return False
     if (events := _boto_events(client)) is not None:
         for event, handler in (
             ("before-send", _before_boto_send),
             ("response-received", _after_boto_send),
         ):
             events.register(event, handler, unique_id=f"fastroai-{event}")
-        return
+        return True
     for path in _HTTP_CLIENTS:
         http_client = _at(client, path)
         hooks = getattr(http_client, "event_hooks", None)
@@ -249,7 +265,9 @@ def _watch_client(model: Model) -> None:
             ):
                 if hook not in hooks.setdefault(event, []):
                     hooks[event].append(hook)
-            return
+            uses_aiohttp = _at(client, ("_api_client", "_use_aiohttp"))
+            return not (callable(uses_aiohttp) and uses_aiohttp())
+    return False
 
 
 _loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop]] = WeakKeyDictionary()
@@ -284,7 +302,10 @@ def _boto_events(client: Any) -> Any:
 
 async def _before_http_request(request: Any) -> None:
     send = _sending.get()
-    if send is None or request.method != "POST" or not send.is_for(request.url):
+    if send is None:
+        return
+    send.reach()
+    if request.method != "POST" or not send.is_for(request.url):
         return
     others = request.extensions.get("trace")
     # else the request goes out once more: redirected, or with new credentials
@@ -297,6 +318,8 @@ async def _after_http_response(response: Any) -> None:
     send = _sending.get()
     if send is not None and isinstance(response.request.extensions.get("trace"), _Trace):
         send.answered_unseen(response.status_code)
+        if response.status_code < 300:
+            send.raw = RawAnswer(response)
 
 
 class _Trace:
@@ -333,6 +356,7 @@ def _status(received: tuple[Any, ...]) -> int:
 
 def _before_boto_send(**event: Any) -> None:
     if (send := _sending.get()) is not None:
+        send.reach()
         from_thread.run(send.leave)
 
 

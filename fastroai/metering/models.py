@@ -10,7 +10,7 @@ from pydantic_ai.models import Model
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
-from ..pricing.endpoints import is_private_endpoint
+from ..pricing.price_list import is_listed_host
 
 
 def innermost(model: Model) -> Model:
@@ -33,10 +33,11 @@ def sends_setting(model: Model, name: str) -> bool:
 def endpoint(model: Model, answered: str | None = None) -> str | None:
     """Where a model's requests go, which the answer may say.
 
-    Some providers name their own URL even where the client was given a local one: then the client
-    is believed.
+    Some providers name their own URL even where the client was given another one: then the client
+    is believed, unless that one is a provider's too.
     """
     client_url = str(getattr(getattr(innermost(model), "client", None), "base_url", None) or "")
-    return (
-        client_url if client_url and is_private_endpoint(client_url) else answered or model.base_url
-    )
+    said = answered or model.base_url
+    if not client_url or (said and client_url.startswith(said)):
+        return said
+    return said if said and is_listed_host(client_url) else client_url

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError, UserError
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, StreamedResponse
+from pydantic_ai.usage import RequestUsage
 
 from ..ledger.entries import NOT_SENT, EntryState, LedgerEntry
 from ..pricing.price_list import Price, further_usage
-from .pricer import Pricer, billed_usage, describe_error, token_counts
+from .pricer import Pricer, describe_error
+from .raw_answers import RawAnswer
 from .retries import NOT_SENT_PHASES
 from .service_tiers import billed_service_tier
+from .usage_reading import sane_counts
 
-# A gateway that gave up waiting says nothing about what the model behind it did, or will bill.
-_GATEWAY_TIMEOUTS = frozenset({504, 524})
+_MAYBE_BILLED = frozenset({408, 499, 504, 522, 524, 598, 599})
+"""Statuses that say that somebody gave up waiting, and nothing about what the model did, or what
+will be billed for it: Azure bills for 408 (learn.microsoft.com, Azure OpenAI, manage costs).
+"""
 
 
 def settle_answer(
-    entry: LedgerEntry, response: ModelResponse, model: Model, pricer: Pricer
+    entry: LedgerEntry,
+    response: ModelResponse,
+    model: Model,
+    pricer: Pricer,
+    raw: RawAnswer | None = None,
 ) -> LedgerEntry:
     """The entry of a request with a complete answer: charged, or unpriced when its tokens or its
     price are unknown.
     """
-    usage, answer = response.usage, _answer(entry, response, model)
-    if not usage.has_values() or usage.unmeasured_requests:
-        return entry.settled(
-            EntryState.UNPRICED, error="The provider reported no token usage.", **answer
-        )
-    price = pricer.price(response, model, entry)
+    usage, price = pricer.price(response, model, entry, raw)
+    answer = _answer(entry, response, model, usage)
     if isinstance(price, str):
         return entry.settled(EntryState.UNPRICED, error=price, **answer)
     # pydantic-ai looks up a price only where there is none yet: its cost limits then hold at the
     # same prices.
-    usage.cost = price.total
+    response.usage.cost = price.total
     return entry.settled(EntryState.CHARGED, **_charge(price), **answer)
 
 
@@ -44,6 +50,7 @@ def settle_stream(
     model: Model,
     pricer: Pricer,
     error: BaseException | None,
+    raw: RawAnswer | None = None,
 ) -> LedgerEntry:
     """The entry of a stream: as an answer when it came to its end, else unsettled with what is
     known of it.
@@ -60,19 +67,19 @@ def settle_stream(
             EntryState.UNSETTLED, error=f"{reason}; what came of it can't be read: {unreadable!r}"
         )
     if response.state == "complete":
-        return settle_answer(entry, response, model, pricer)
+        return settle_answer(entry, response, model, pricer, raw)
     if not response.usage.has_values():
         return entry.settled(
             EntryState.UNSETTLED,
             error=f"{reason}; its tokens are unknown.",
-            **_answer(entry, response, model),
+            **_answer(entry, response, model, response.usage),
         )
-    price = pricer.price(response, model, entry)
+    usage, price = pricer.price(response, model, entry, raw)
     return entry.settled(
         EntryState.UNSETTLED,
         error=f"{reason}; tokens and cost are those reported until then.",
         **(_charge(price) if isinstance(price, Price) else {}),
-        **_answer(entry, response, model),
+        **_answer(entry, response, model, usage),
     )
 
 
@@ -92,7 +99,11 @@ def settle_failure(
     if left is False and status is None:
         return entry.settled(EntryState.REFUSED, error=f"{NOT_SENT}{reason}")
     if isinstance(error, ModelHTTPError):
-        refused = not error.in_stream and error.status_code not in _GATEWAY_TIMEOUTS
+        refused = (
+            not error.in_stream
+            and error.status_code not in _MAYBE_BILLED
+            and not _was_filtered(error)
+        )
         return entry.settled(EntryState.REFUSED if refused else EntryState.UNSETTLED, error=reason)
     if left or status is not None:
         # What was seen outweighs an error that says the request was not sent: it may be about
@@ -119,7 +130,17 @@ def _refuses(status: int | None) -> bool:
     """Whether an HTTP status says that nothing is billed: an error, or a redirection to
     elsewhere.
     """
-    return status is not None and status >= 300 and status not in _GATEWAY_TIMEOUTS
+    return status is not None and status >= 300 and status not in _MAYBE_BILLED
+
+
+def _was_filtered(error: ModelHTTPError) -> bool:
+    """Whether a content filter stopped the request, which Azure may bill all the same
+    (learn.microsoft.com, Azure OpenAI, manage costs: status 400 with a filtered prompt).
+    """
+    body = error.body if isinstance(error.body, Mapping) else {}
+    inner = body.get("error")
+    body = inner if isinstance(inner, Mapping) else body
+    return error.status_code == 400 and body.get("code") == "content_filter"
 
 
 def _charge(price: Price) -> dict[str, Any]:
@@ -132,12 +153,13 @@ def _charge(price: Price) -> dict[str, Any]:
     }
 
 
-def _answer(entry: LedgerEntry, response: ModelResponse, model: Model) -> dict[str, Any]:
+def _answer(
+    entry: LedgerEntry, response: ModelResponse, model: Model, usage: RequestUsage
+) -> dict[str, Any]:
     """What an entry keeps of an answer."""
     provider = response.provider_name or model.system
-    usage = billed_usage(response)
     return {
-        "tokens": token_counts(usage),
+        "tokens": sane_counts(usage),
         "further_usage": further_usage(usage),
         "model_answered": response.model_name,
         "provider": provider,

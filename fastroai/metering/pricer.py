@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from copy import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -17,41 +16,24 @@ from pydantic_ai.usage import RequestUsage
 from ..errors import SettingsError, UnknownModelPriceError
 from ..ledger.entries import LedgerEntry
 from ..pricing.calculator import CostCalculator
-from ..pricing.endpoints import is_private_endpoint
 from ..pricing.max_cost import MaxCost
 from ..pricing.money import microcents_to_usd
 from ..pricing.price_list import Price, tier_context
 from ..pricing.token_counts import TokenCounts
+from .billed_tools import unpriced_extra
 from .models import endpoint, merged, sends_setting
+from .raw_answers import RawAnswer, inference_geo
 from .service_tiers import asked_service_tier, billed_service_tier
+from .stated_bills import litellm_estimate, stated_bill, who_states_bills
 from .token_bounds import tokens_at_most
+from .usage_reading import UnknownUsageError, read_usage, sane_counts
 
 logger = logging.getLogger("fastroai.agent")
 _LONGEST_REASON: Final = 500
-_XAI_TOOLS: Final = {
-    "web_search": "web_searches",
-    "x_search": "social_searches",
-    "file_search": "storage_searches",
-    "code_execution": "code_executions",
-}
-"""Tools that xAI runs and bills by the call, under the names of the price list."""
 _warned: set[str] = set()
 
 _Asked = tuple[str, str | None, str | None]
 """A model's id, the URL of its API and a service tier."""
-
-
-def token_counts(usage: RequestUsage) -> TokenCounts:
-    """The counters of one request that the ledger keeps."""
-    return TokenCounts(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cache_read_tokens=usage.cache_read_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-        input_audio_tokens=usage.input_audio_tokens,
-        output_audio_tokens=usage.output_audio_tokens,
-        cache_audio_read_tokens=usage.cache_audio_read_tokens,
-    )
 
 
 class Pricer:
@@ -66,39 +48,93 @@ class Pricer:
         self._known: set[_Asked] = set()
         self._max_costs: dict[_Asked, MaxCost | None] = {}
 
-    def price(self, response: ModelResponse, model: Model, entry: LedgerEntry) -> Price | str:
-        """The price of one response, or why it is unknown."""
+    def price(
+        self,
+        response: ModelResponse,
+        model: Model,
+        entry: LedgerEntry,
+        raw: RawAnswer | None = None,
+    ) -> tuple[RequestUsage, Price | str]:
+        """What is billed for one response, and its price, or why that is unknown.
+
+        Where the answer states its bill, that is the price; what the list says otherwise is noted
+        in its source.
+        """
         name = response.model_name or model.model_name
+        usage = response.usage
         try:
             url = endpoint(model, response.provider_url)
-            if (reported := _reported(response, url, entry)) is not None:
-                return reported
-            if response.usage.details.get("advisor_iterations"):
-                return "An advisor model took part, whose tokens are billed at its own rates."
-            usage = billed_usage(response)
-            if not hasattr(self._calculator, "price"):
-                return Price(
-                    self._estimate(name, token_counts(usage)), "calculate_cost", request_fees=None
-                )
-            provider = response.provider_name or model.system
-            tier = billed_service_tier(provider, response, entry.service_tier)
-            price = self._calculator.price(
-                usage,
-                name,
-                provider=provider,
-                provider_url=url,
-                at=entry.sent_at,
-                context={**(response.provider_details or {}), **tier_context(tier)} or None,
-            )
-            return Price(
-                total=Decimal(price.total),
-                source=str(price.source),
-                request_fees=getattr(price, "request_fees", None),
-                version=getattr(price, "version", None),
-            )
+            stated = stated_bill(response, raw, url, entry)
+            try:
+                usage = read_usage(response, raw)
+            except UnknownUsageError as error:
+                return usage, stated or str(error)
+            if stated is not None:
+                return usage, self._compared(stated, usage, response, model, entry, url, raw)
+            if missing := unpriced_extra(response, raw, url):
+                return usage, missing
+            return usage, self._listed(usage, response, model, entry, url, raw)
         except Exception as error:
             self._warn(name, error)
-            return describe_error(error)
+            return usage, describe_error(error)
+
+    def _listed(
+        self,
+        usage: RequestUsage,
+        response: ModelResponse,
+        model: Model,
+        entry: LedgerEntry,
+        url: str | None,
+        raw: RawAnswer | None,
+    ) -> Price:
+        name = response.model_name or model.model_name
+        if not hasattr(self._calculator, "price"):
+            tokens = sane_counts(usage)
+            return Price(self._estimate(name, tokens), "calculate_cost", request_fees=None)
+        provider = response.provider_name or model.system
+        tier = billed_service_tier(provider, response, entry.service_tier)
+        context = {**(response.provider_details or {}), **tier_context(tier)}
+        if geo := inference_geo(raw):
+            context["inference_geo"] = geo
+        price = self._calculator.price(
+            usage,
+            name,
+            provider=provider,
+            provider_url=url,
+            at=entry.sent_at,
+            context=context or None,
+        )
+        source = str(price.source)
+        estimate = litellm_estimate(raw)
+        if estimate and estimate != price.total:
+            source = f"{source}; LiteLLM says {estimate}"
+        return Price(
+            total=Decimal(price.total),
+            source=source,
+            request_fees=getattr(price, "request_fees", None),
+            version=getattr(price, "version", None),
+        )
+
+    def _compared(
+        self,
+        stated: Price,
+        usage: RequestUsage,
+        response: ModelResponse,
+        model: Model,
+        entry: LedgerEntry,
+        url: str | None,
+        raw: RawAnswer | None,
+    ) -> Price:
+        """The stated price, with the difference to the listed one where there is one."""
+        try:
+            if unpriced_extra(response, raw, url):
+                return stated
+            listed = self._listed(usage, response, model, entry, url, raw)
+        except Exception:  # no list has it, which is why the answer's word is worth so much
+            return stated
+        if listed.total == stated.total:
+            return stated
+        return replace(stated, source=f"{stated.source}; {listed.source} says {listed.total:f}")
 
     def require_price(self, model: Model, settings: ModelSettings | None = None) -> None:
         """Refuse a request for which no price is known: before a send, where `FASTROAI_UNPRICED` is
@@ -189,7 +225,9 @@ class Pricer:
             or type(calculator).price is not CostCalculator.price
         ):
             return None
-        if model.model_id.startswith(("gateway/", "openrouter:")):
+        if model.model_id.startswith("gateway/") or who_states_bills(
+            model.system, endpoint(model)
+        ) in ("openrouter", "perplexity", "x-ai", "litellm"):
             return None
         return calculator.max_cost(
             model.model_name,
@@ -208,64 +246,6 @@ class Pricer:
         if name not in _warned:
             _warned.add(name)
             logger.warning("Requests to model %r are recorded without a price. %s", name, error)
-
-
-def _reported(response: ModelResponse, url: str | None, entry: LedgerEntry) -> Price | None:
-    """What the answer itself says it costs, where those who say so are those who bill."""
-    if isinstance(response.usage.cost, Decimal) and (entry.model_asked or "").startswith(
-        "gateway/"
-    ):
-        return Price(response.usage.cost, "reported by the gateway", request_fees=None)
-    details = response.provider_details or {}
-    if response.provider_name != "openrouter" or not _is_amount(cost := details.get("cost")):
-        return None
-    if url and is_private_endpoint(url):
-        return None
-    total, source = Decimal(str(cost)), "reported by OpenRouter"
-    if details.get("is_byok"):
-        # With a key of one's own, OpenRouter bills its fee and the provider behind it the rest.
-        if not _is_amount(upstream := details.get("upstream_inference_cost")):
-            return None
-        total, source = (
-            total + Decimal(str(upstream)),
-            f"{source}, with what the provider behind it bills",
-        )
-    return Price(total, source, request_fees=None)
-
-
-def _is_amount(value: object) -> bool:
-    return (
-        isinstance(value, int | float | Decimal)
-        and not isinstance(value, bool)
-        and 0 <= value < float("inf")
-    )
-
-
-def billed_usage(response: ModelResponse) -> RequestUsage:
-    """The usage of a response, with the calls of a provider's own tools that pydantic-ai does not
-    count among it.
-    """
-    usage = response.usage
-    calls: dict[str, int] = {}
-    if response.provider_name == "openai":
-        calls["storage_searches"] = sum(
-            part.part_kind == "builtin-tool-call" and part.tool_name == "file_search"
-            for part in response.parts
-        )
-    elif response.provider_name == "xai":
-        calls = {
-            name: usage.details.get(f"server_side_tools_{tool}", 0)
-            for tool, name in _XAI_TOOLS.items()
-        }
-    calls = {
-        name: count for name, count in calls.items() if count and not getattr(usage, name, None)
-    }
-    if not calls:
-        return usage
-    usage = copy(usage)
-    for name, count in calls.items():
-        setattr(usage, name, count)  # how RequestUsage carries what it has no field for
-    return usage
 
 
 def describe_error(error: BaseException) -> str:

@@ -142,7 +142,9 @@ class RequestBooks:
 
     def answered(self, send: Send, target: Target, response: ModelResponse) -> None:
         """Settle a request whose answer is complete."""
-        self._recorder.record(settle_answer(send.entry, response, target.model, self._pricer))
+        self._recorder.record(
+            settle_answer(send.entry, response, target.model, self._pricer, send.raw)
+        )
 
     def streamed(
         self, send: Send, target: Target, stream: StreamedResponse, error: BaseException | None
@@ -151,7 +153,7 @@ class RequestBooks:
 
         Synchronous, like all settling: a task may be being cancelled.
         """
-        send.book(settle_stream(send.entry, stream, target.model, self._pricer, error))
+        send.book(settle_stream(send.entry, stream, target.model, self._pricer, error, send.raw))
 
     def _record(self, foreseen: Foreseen, entry: LedgerEntry) -> None:
         if entry.state is EntryState.UNSETTLED and entry.upper_bound_usd is None:

@@ -276,9 +276,9 @@ def _estimate(tokens: TokenCounts, refs: tuple[ModelRef, ...]) -> Price:
     )
     try:
         return list_price(tokens, (*refs, *elsewhere))
-    except ValueError:
-        # Cached and audio tokens may overlap in a way the counts don't tell; as text they can
-        # always be priced.
+    except (ValueError, UnknownModelPriceError):
+        # Cached and audio tokens may overlap in a way the counts don't tell, or have no rate of
+        # their own; as text they can always be priced.
         text = replace(
             tokens, input_audio_tokens=0, output_audio_tokens=0, cache_audio_read_tokens=0
         )

@@ -41,3 +41,36 @@ def plain_url(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"https://{url}")
     host = parts.netloc.rpartition("@")[2].lower()
     return urlunsplit((parts.scheme.lower(), host, parts.path, "", ""))
+
+
+def on_domain(url: str, domain: str) -> bool:
+    """Whether a URL's host is a domain, or beneath it."""
+    host = host_and_port(url)[0] or ""
+    return host == domain or host.endswith(f".{domain}")
+
+
+_OWN_DOMAINS: dict[str, tuple[str, ...]] = {
+    "anthropic": ("anthropic.com",),
+    "aws": ("amazonaws.com", "amazonaws.com.cn", "api.aws"),
+    "azure": ("azure.com", "azure.us", "azure.cn", "azure-api.net"),
+    "fireworks": ("fireworks.ai",),
+    "google": ("googleapis.com",),
+    "mistral": ("mistral.ai",),
+    "moonshotai": ("moonshot.ai", "moonshot.cn"),
+    "openai": ("api.openai.com",),
+    "openai-decisions": ("api.openai.com",),
+    "together": ("together.xyz", "together.ai"),
+    "x-ai": ("x.ai",),
+    "zai": ("z.ai",),
+}
+"""Domains of providers that answer at further hosts than the price list knows: regions above
+all.
+"""
+_GATEWAY = "pydantic.dev"
+"""Pydantic AI's gateway passes on what the provider behind it bills."""
+
+
+def is_own_host(provider: str, url: str) -> bool:
+    """Whether a host is a provider's own. To speak a provider's protocol does not make it so."""
+    domains = (*_OWN_DOMAINS.get(provider, ()), _GATEWAY)
+    return any(on_domain(url, domain) for domain in domains)

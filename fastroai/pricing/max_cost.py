@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from .model_names import ModelRef
 from .money import EXACT
-from .price_list import PER_THOUSAND, tier_context, unlisted_tier, where_listed
+from .premiums import highest_factor
+from .price_list import PER_THOUSAND, premium_name, tier_context, unlisted_tier, where_listed
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
@@ -31,6 +32,14 @@ class MaxCost:
 
     steps: tuple[tuple[int, Decimal, Decimal], ...]
     per_request: Decimal = Decimal(0)
+
+    def times(self, factor: Decimal) -> MaxCost:
+        """With a premium on tokens."""
+        if factor == 1:
+            return self
+        with localcontext(EXACT):
+            steps = tuple((start, into * factor, out * factor) for start, into, out in self.steps)
+        return MaxCost(steps, self.per_request)
 
     def usd(self, input_tokens: int, output_tokens: int) -> Decimal:
         """USD for at most so many tokens, exact."""
@@ -75,11 +84,15 @@ def list_max_cost(
             )
         except LookupError:
             continue
-        if _SEARCHES.search(model.id) or unlisted_tier(provider, model, tags):
+        if _SEARCHES.search(model.id) or _SEARCHES.search(ref.model):
             return None
-        return _max_cost_on(
+        factor = highest_factor(provider.id, premium_name(provider, model, ref), url)
+        if factor is None or unlisted_tier(provider, model, tags):
+            return None
+        found = _max_cost_on(
             _ById(model), (at or datetime.now(UTC)).astimezone(UTC).date(), "speed" in tags
         )
+        return found and found.times(factor)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownModelPriceError
 from ..providers import PROVIDERS, UNMETERED, host_and_port
-from .endpoints import is_private_endpoint, plain_url
+from .endpoints import is_own_host, is_private_endpoint, plain_url
 from .model_names import BEDROCK, ModelRef
 from .money import EXACT
+from .premiums import NONE, regional_factor
 from .token_counts import TokenCounts
 
 if TYPE_CHECKING:
@@ -99,8 +101,13 @@ def list_price(
                 fees = _request_fees(found, usage)
             if tags and (tier := unlisted_tier(found.provider, found.model, tags)):
                 raise _unlisted(ref, url, f"the price list does not have its service tier {tier!r}")
-            if name := _unlisted_fee(found, usage):
+            if name := _unlisted_fee(found, usage) or _unlisted_rate(found, usage):
                 raise _unlisted(ref, url, f"the price list does not have what its {name} cost")
+            factor = regional_factor(
+                found.provider.id, premium_name(found.provider, found.model, ref), url, tags
+            )
+            if isinstance(factor, str):
+                raise _unlisted(ref, url, factor)
         except UnknownModelPriceError as error:
             refusal = refusal or error
         except LookupError:
@@ -109,7 +116,12 @@ def list_price(
             version = _version(found.auto_update_timestamp)
             by = "" if where else ", by model name"
             source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
-            return Price(total=found.total_price, source=source, request_fees=fees, version=version)
+            total = found.total_price
+            if factor != NONE:
+                with localcontext(EXACT):
+                    total = fees + (total - fees) * factor
+                source = f"{source}, {factor} times for its region"
+            return Price(total=total, source=source, request_fees=fees, version=version)
     raise refusal or UnknownModelPriceError("No price is listed: no model is named.")
 
 
@@ -186,6 +198,38 @@ def _unlisted_fee(found: PriceCalculation, usage: object) -> str | None:
     return None
 
 
+def premium_name(provider: Provider, model: ModelInfo, ref: ModelRef) -> str:
+    """The name of a model that says whether a region's premium is taken for it."""
+    # The list calls gpt-5.4-2026-03-05 just gpt-5.4; for AWS it says which profile was meant.
+    return model.id if provider.id == "aws" else ref.model
+
+
+_RATES = {
+    "input_audio_tokens": "input_audio_mtok",
+    "output_audio_tokens": "output_audio_mtok",
+    "output_image_tokens": "output_image_mtok",
+    "output_video_tokens": "output_video_mtok",
+}
+"""Kinds of tokens that are not billed at the rate of text, with their rates in the list."""
+_ONE_INPUT_RATE = re.compile(r"gemini-(?:pro|1|2\.0-flash-lite|[\d.]+-pro|3\.[5-9]|[4-9])")
+"""Gemini models with one price for input of any kind (ai.google.dev, pricing); the others have one
+for audio.
+"""
+_ONE_OUTPUT_RATE = re.compile(r"tts|gpt-image|chatgpt-image")
+"""Models whose output is audio or images, at the rate that the list has for output."""
+
+
+def _unlisted_rate(found: PriceCalculation, usage: object) -> str | None:
+    """What was used of a kind of token that has a rate of its own, which the list does not have."""
+    for name, rate in _RATES.items():
+        if not getattr(usage, name, None) or getattr(found.model_price, rate, None) is not None:
+            continue
+        same = _ONE_OUTPUT_RATE.search if name.startswith("output") else _ONE_INPUT_RATE.match
+        if not same(found.model.id):
+            return name.replace("_", " ")
+    return None
+
+
 def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str]) -> str | None:
     """The tier of a request that is billed otherwise than the standard one, at a price that the
     list does not have.
@@ -223,10 +267,21 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
     if ref.provider is None:
         return {"provider_id": "aws"} if BEDROCK.match(ref.model) else {}
     if _lists(ref.provider, None):
+        if url and ref.provider != "litellm" and not is_own_host(ref.provider, url):
+            raise _unlisted(
+                ref,
+                url,
+                f"that is no host of {ref.provider}, and not named in FASTROAI_PROVIDER_HOSTS",
+            )
         return {"provider_id": ref.provider}
     if ref.provider in PROVIDERS or url:
         raise _unlisted(ref, url, "the price list does not have this provider")
     return {}
+
+
+def is_listed_host(url: str) -> bool:
+    """Whether the price list knows who answers at a URL."""
+    return _lists(None, plain_url(url))
 
 
 def _lists(provider: str | None, url: str | None) -> bool:
@@ -236,10 +291,22 @@ def _lists(provider: str | None, url: str | None) -> bool:
     if provider == "litellm":
         return True
     try:
-        get_snapshot().find_provider(None, provider, url)
+        found = get_snapshot().find_provider(None, provider, url)
     except LookupError:
         return False
-    return True
+    return url is None or _is_whole_host(found.api_pattern, url)
+
+
+@cache
+def _is_whole_host(pattern: str, url: str) -> bool:
+    """Whether a pattern of the list ends with the host: most of them would also take
+    api.openai.com.example.com.
+    """
+    found = re.match(pattern, url)
+    rest = url[found.end() :] if found else ""
+    if found and found[0].endswith("."):
+        rest = re.sub(r"^[a-z]+", "", rest)  # api.moonshot.ai and .cn
+    return not rest or found is None or found[0].endswith("/") or rest[0] in "/:"
 
 
 def _unlisted(ref: ModelRef, url: str | None, why: str) -> UnknownModelPriceError:

@@ -81,14 +81,38 @@ def test_a_model_that_the_answering_provider_does_not_list_is_not_priced_as_anot
         calculator.price(USAGE, "gpt-4o", provider="groq")
 
 
-def test_behind_an_unlisted_public_url_the_providers_name_counts(
-    calculator: CostCalculator,
+@pytest.mark.parametrize(
+    ("provider", "model", "url"),
+    [
+        ("openai", "gpt-4o", "https://proxy.example.com/v1"),
+        ("openai", "gpt-4o", "https://api.openai.com.example.com/v1"),
+        ("openai", "gpt-4o", "https://openai.example.com/v1"),
+        ("anthropic", "claude-haiku-4-5", "https://claude.example.com"),
+        ("google", "gemini-2.5-flash", "https://gemini.example.com"),
+        ("openrouter", "openai/gpt-5-mini", "https://router.example.com/api/v1"),
+    ],
+)
+def test_a_host_that_speaks_a_providers_protocol_is_not_its_own(
+    calculator: CostCalculator, provider: str, model: str, url: str
 ) -> None:
-    price = calculator.price(
-        USAGE, "gpt-4o", provider="openai", provider_url="https://proxy.example.com/v1"
-    )
+    with pytest.raises(UnknownModelPriceError, match="FASTROAI_PROVIDER_HOSTS"):
+        calculator.price(USAGE, model, provider=provider, provider_url=url)
 
-    assert price.total == Decimal("0.0075")
+
+@pytest.mark.parametrize(
+    ("provider", "model", "url"),
+    [
+        ("openai", "gpt-4o", "https://eu.api.openai.com/v1"),
+        ("azure", "gpt-4o", "https://acme.openai.azure.us"),
+        ("x-ai", "grok-4.20", "https://eu-west-1.api.x.ai/v1"),
+        ("openai", "gpt-4o", "https://gateway.pydantic.dev/proxy/chat"),
+    ],
+)
+def test_a_provider_has_hosts_that_the_list_does_not_know(
+    calculator: CostCalculator, provider: str, model: str, url: str
+) -> None:
+    at_home = calculator.price(USAGE, model, provider=provider)
+    assert calculator.price(USAGE, model, provider=provider, provider_url=url) == at_home
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""A provider's own words: what an HTTP answer says besides what pydantic-ai keeps of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from pydantic_core import from_json
+
+Json = Mapping[str, Any]
+
+_TELLS_USAGE = re.compile(
+    rb'"(?:usage|usageMetadata|tool_usage|groundingMetadata)"\s*:\s*\{|"executed_tools"\s*:\s*\['
+)
+"""In an event of a stream that is worth keeping; most have text only, or `"usage": null`."""
+
+
+class RawAnswer:
+    """One answer as it came over the wire.
+
+    A stream is followed while the client reads it; of its events those that tell usage are kept.
+
+    Args:
+        response: httpx's, of which only the headers need to have been received.
+    """
+
+    __slots__ = ("_documents", "_events", "_response", "_rest", "headers", "is_stream")
+
+    def __init__(self, response: Any) -> None:
+        self.headers: Mapping[str, str] = response.headers
+        self.is_stream = "event-stream" in response.headers.get("content-type", "")
+        self._response = response
+        self._events: list[bytes] = []
+        self._rest = b""
+        self._documents: list[Json] | None = None
+        if self.is_stream:
+            # SDKs read a stream through this method, whichever form they ask for; it gives the
+            # bytes after any compression was undone.
+            response.aiter_bytes = self._followed(response.aiter_bytes)
+
+    @property
+    def documents(self) -> list[Json]:
+        """The JSON objects that tell usage, in their order: the whole answer, or events of it."""
+        if self._documents is None:
+            self._documents = [
+                document for body in self._bodies() if isinstance(document := _parsed(body), dict)
+            ]
+        return self._documents
+
+    def _bodies(self) -> list[bytes]:
+        if self.is_stream:
+            return [*self._events, *_events_that_tell([self._rest])]
+        try:
+            return [self._response.content]
+        except Exception:  # it was never read: the client gave up
+            return []
+
+    def _followed(self, read: Any) -> Any:
+        async def aiter_bytes(*args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+            pieces = read(*args, **kwargs)
+            try:
+                async for piece in pieces:
+                    self._keep(piece)
+                    yield piece
+            finally:
+                await pieces.aclose()
+
+        return aiter_bytes
+
+    def _keep(self, piece: bytes) -> None:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        if lines:
+            self._events += _events_that_tell(lines)
+            self._documents = None
+
+
+def _events_that_tell(lines: list[bytes]) -> list[bytes]:
+    return [line[5:] for line in lines if line.startswith(b"data:") and _TELLS_USAGE.search(line)]
+
+
+def _parsed(body: bytes) -> object:
+    try:
+        return from_json(body)
+    except ValueError:
+        return None
+
+
+def count(document: object, *path: str) -> object:
+    """What stands at a path within nested objects; None where there is nothing."""
+    for name in path:
+        if not isinstance(document, Mapping):
+            return None
+        document = document.get(name)
+    return document
+
+
+def usages(documents: list[Json]) -> list[Json]:
+    """The usage objects of an answer, in their order."""
+    found = []
+    for document in documents:
+        # OpenAI's responses and Anthropic's messages come within an event of their own kind.
+        inner = document.get("response") or document.get("message") or document
+        usage = count(inner, "usage") or count(inner, "usageMetadata")
+        if not usage and isinstance(choices := document.get("choices"), list) and choices:
+            usage = count(choices[0], "usage")  # Moonshot's streams
+        if isinstance(usage, Mapping):
+            found.append(usage)
+    return found
+
+
+def inference_geo(raw: RawAnswer | None) -> str | None:
+    """Where Anthropic says that it computed an answer; only the start of a stream tells it."""
+    for usage in usages(raw.documents) if raw is not None else ():
+        if isinstance(geo := usage.get("inference_geo"), str):
+            return geo
+    return None

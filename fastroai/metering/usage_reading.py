@@ -1,0 +1,209 @@
+"""What an answer's usage counts, read from the answer itself where pydantic-ai's sum misses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Final
+
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.usage import RequestUsage
+
+from ..pricing.token_counts import TokenCounts
+from ..providers import canonical_provider
+from .billed_tools import tool_calls
+from .raw_answers import Json, RawAnswer, usages
+
+_COUNTS: Final = tuple(TokenCounts.__dataclass_fields__)
+_TOTALS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+class UnknownUsageError(ValueError):
+    """What an answer tells of its tokens can't be billed; the text says why."""
+
+
+def read_usage(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
+    """What is billed for a response: its tokens, and the calls of a provider's own tools.
+
+    Returns:
+        The response's own usage, or a corrected copy.
+
+    Raises:
+        UnknownUsageError: It makes no sense, or leaves open what is billed.
+    """
+    usage = response.usage
+    told = usages(raw.documents) if raw is not None else []
+    if told and "prompt_tokens" in told[-1]:
+        usage = _of_chat(response, told, raw is not None and raw.is_stream)
+    elif told and "cache_creation_input_tokens" in told[0]:
+        usage = _of_messages(usage, told)
+    for name, value in _misplaced(usage).items():
+        usage = copy(usage) if usage is response.usage else usage
+        setattr(usage, name, value)
+    _refuse_nonsense(usage)
+    calls = {
+        name: calls
+        for name, calls in tool_calls(response, raw).items()
+        if calls and getattr(usage, name, None) != calls
+    }
+    if calls:
+        usage = copy(usage) if usage is response.usage else usage
+        for name, number in calls.items():
+            setattr(usage, name, number)  # how RequestUsage carries what it has no field for
+    return usage
+
+
+def sane_counts(usage: RequestUsage) -> TokenCounts:
+    """The counters that the ledger keeps; none of them where one is no number of tokens."""
+    counts = {name: getattr(usage, name) for name in _COUNTS}
+    if any(type(value) is not int or value < 0 for value in counts.values()):
+        return TokenCounts()
+    return TokenCounts(**counts)
+
+
+def _refuse_nonsense(usage: RequestUsage) -> None:
+    if usage.unmeasured_requests:
+        raise UnknownUsageError("The provider reported no token usage.")
+    for name in _COUNTS:
+        value = getattr(usage, name)
+        if type(value) is not int or value < 0:
+            raise UnknownUsageError(
+                f"The provider reported {name}={value!r}, which is no number of tokens."
+            )
+    if not usage.input_tokens and not usage.output_tokens:
+        raise UnknownUsageError("The provider reported no token usage.")
+
+
+def _misplaced(usage: RequestUsage) -> dict[str, int]:
+    """Counts under names that only some providers use.
+
+    Moonshot tells `cached_tokens` beside `prompt_tokens` (platform.moonshot.ai, chat API),
+    DeepSeek's protocol `prompt_cache_hit_tokens` (api-docs.deepseek.com, context caching), whoever
+    serves the model.
+    """
+    details = usage.details
+    if usage.cache_read_tokens or not details:
+        return {}
+    cached = details.get("cached_tokens") or details.get("prompt_cache_hit_tokens")
+    return {"cache_read_tokens": cached} if cached else {}
+
+
+def _of_chat(response: ModelResponse, told: list[Json], is_stream: bool) -> RequestUsage:
+    """The usage of a chat completion; each of its chunks may tell it, and the total more than the
+    parts.
+    """
+    usage = response.usage
+    counted = _counted_once(told)
+    if is_stream and (len(told) > 1 or usage.unmeasured_requests):
+        usage = _extracted(response, counted)
+    return _with_the_total(response, usage, counted)
+
+
+def _counted_once(told: list[Json]) -> Json:
+    """The usage of a stream of which several chunks tell it.
+
+    A chunk repeats what the one before it told, or has more: then the last one counts. A count may
+    also be in one chunk only, 0 in all others: the input at the start, the output at the end.
+
+    Raises:
+        UnknownUsageError: Neither fits; the chunks may tell what each of them adds.
+    """
+    counted = told[0]
+    for usage in told[1:]:
+        if usage == counted:
+            continue
+        counts = {name: (counted.get(name) or 0, usage.get(name) or 0) for name in _TOTALS}
+        grows = all(before <= after for before, after in counts.values())
+        apart = all(not before or not after for before, after in counts.values())
+        if grows:
+            counted = usage
+        elif apart or _is_apart_but_for_the_total(counts):
+            counted = {**counted, **usage, **{name: sum(both) for name, both in counts.items()}}
+        else:
+            raise UnknownUsageError(
+                "The chunks of the stream tell different usage, of which none includes the others."
+            )
+    return counted
+
+
+def _is_apart_but_for_the_total(counts: Mapping[str, tuple[float, float]]) -> bool:
+    return all(not before or not after for before, after in list(counts.values())[:2])
+
+
+def _extracted(response: ModelResponse, usage: Json) -> RequestUsage:
+    """A usage object as pydantic-ai reads it."""
+    details = {name: value for name, value in usage.items() if type(value) is int}
+    for name in _TOTALS:
+        details.pop(name, None)
+    of_output = usage.get("completion_tokens_details")
+    if isinstance(of_output, Mapping):
+        details |= {name: value for name, value in of_output.items() if type(value) is int}
+    return RequestUsage.extract(
+        {"model": response.model_name, "usage": usage},
+        provider=response.provider_name or "openai",
+        provider_url=response.provider_url or "",
+        provider_fallback="openai",
+        api_flavor="chat",
+        details=details,
+    )
+
+
+def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) -> RequestUsage:
+    """Hold a usage against the total that the answer tells.
+
+    Gemini's endpoint for OpenAI's protocol leaves thinking out of `completion_tokens` and has it in
+    `total_tokens` only; it is billed as output (ai.google.dev, pricing: "including thinking
+    tokens").
+    """
+    total = told.get("total_tokens")
+    if type(total) is not int or type(usage.input_tokens) is not int:
+        return usage
+    missing = total - usage.input_tokens - (usage.output_tokens or 0)
+    if missing <= 0 or not usage.input_tokens or not usage.output_tokens:
+        return usage
+    if canonical_provider(response.provider_name or "") == "google" or "gemini" in (
+        response.model_name or ""
+    ):
+        usage = copy(usage)
+        usage.output_tokens += missing
+        usage.output_reasoning_tokens += missing
+        return usage
+    if missing == told.get("reasoning_tokens") or told.get("citation_tokens"):
+        return usage
+    raise UnknownUsageError(
+        f"The provider reported total_tokens={total}, {missing} more than input and output; what "
+        "they are is not said."
+    )
+
+
+def _of_messages(usage: RequestUsage, told: list[Json]) -> RequestUsage:
+    """The usage of one of Anthropic's messages.
+
+    In a stream only the start tells for how long what was written to the cache is kept, and the end
+    has the writes of all passes: as a request asks for its durations, so they are of one kind when
+    the first ones were (platform.claude.com, prompt caching: 1-hour writes are 2 x input).
+
+    Raises:
+        UnknownUsageError: The first ones were of both kinds, so the further ones may be of either.
+    """
+    first, last = told[0], told[-1]
+    written = last.get("cache_creation_input_tokens")
+    if not isinstance(written, int) or written <= (first.get("cache_creation_input_tokens") or 0):
+        return usage
+    final_split, split = last.get("cache_creation"), first.get("cache_creation")
+    if isinstance(final_split, Mapping):
+        usage = copy(usage)
+        usage.cache_write_1h_tokens = final_split.get("ephemeral_1h_input_tokens") or 0
+        return usage
+    split = split if isinstance(split, Mapping) else {}
+    for_hour = split.get("ephemeral_1h_input_tokens") or 0
+    for_minutes = split.get("ephemeral_5m_input_tokens") or 0
+    if bool(for_hour) == bool(for_minutes):
+        raise UnknownUsageError(
+            f"The provider reported {written} tokens written to the cache, and for only "
+            f"{for_hour + for_minutes} of them for how long."
+        )
+    if for_hour:
+        usage = copy(usage)
+        usage.cache_write_1h_tokens = usage.cache_write_tokens
+    return usage
