@@ -15,6 +15,8 @@ from .billed_tools import tool_calls
 from .raw_answers import Json, RawAnswer, usages
 
 _COUNTS: Final = tuple(TokenCounts.__dataclass_fields__)
+_MOST: Final = 10**12
+"""Tokens of one request that are still believed; a database keeps no number without end."""
 _TOTALS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -37,7 +39,8 @@ def read_usage(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
         usage = _of_chat(response, told, raw is not None and raw.is_stream)
     elif told and "cache_creation_input_tokens" in told[0]:
         usage = _of_messages(usage, told)
-    for name, value in _misplaced(usage).items():
+    corrections = {**_misplaced(usage), **_whole_floats(usage)}
+    for name, value in corrections.items():
         usage = copy(usage) if usage is response.usage else usage
         setattr(usage, name, value)
     _refuse_nonsense(usage)
@@ -56,7 +59,7 @@ def read_usage(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
 def sane_counts(usage: RequestUsage) -> TokenCounts:
     """The counters that the ledger keeps; none of them where one is no number of tokens."""
     counts = {name: getattr(usage, name) for name in _COUNTS}
-    if any(type(value) is not int or value < 0 for value in counts.values()):
+    if any(type(value) is not int or not 0 <= value <= _MOST for value in counts.values()):
         return TokenCounts()
     return TokenCounts(**counts)
 
@@ -66,12 +69,26 @@ def _refuse_nonsense(usage: RequestUsage) -> None:
         raise UnknownUsageError("The provider reported no token usage.")
     for name in _COUNTS:
         value = getattr(usage, name)
-        if type(value) is not int or value < 0:
+        if type(value) is not int or not 0 <= value <= _MOST:
             raise UnknownUsageError(
                 f"The provider reported {name}={value!r}, which is no number of tokens."
             )
     if not usage.input_tokens and not usage.output_tokens:
         raise UnknownUsageError("The provider reported no token usage.")
+    reasoning = usage.details.get("reasoning_tokens") or 0
+    if reasoning > usage.output_tokens:
+        raise UnknownUsageError(
+            f"The provider reported reasoning_tokens={reasoning!r}, of only {usage.output_tokens} "
+            "output tokens."
+        )
+
+
+def _whole_floats(usage: RequestUsage) -> dict[str, int]:
+    return {
+        name: int(value)
+        for name in _COUNTS
+        if type(value := getattr(usage, name)) is float and value.is_integer()
+    }
 
 
 def _misplaced(usage: RequestUsage) -> dict[str, int]:
@@ -94,6 +111,8 @@ def _of_chat(response: ModelResponse, told: list[Json], is_stream: bool) -> Requ
     """
     usage = response.usage
     counted = _counted_once(told)
+    if any(isinstance(counted.get(name), bool) for name in _TOTALS):
+        raise UnknownUsageError(f"The provider reported no numbers of tokens: {dict(counted)!r}")
     if is_stream and (len(told) > 1 or usage.unmeasured_requests):
         usage = _extracted(response, counted)
     return _with_the_total(response, usage, counted)
@@ -159,7 +178,7 @@ def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) ->
     if type(total) is not int or type(usage.input_tokens) is not int:
         return usage
     missing = total - usage.input_tokens - (usage.output_tokens or 0)
-    if missing <= 0 or not usage.input_tokens or not usage.output_tokens:
+    if missing <= 0 or not usage.input_tokens:
         return usage
     if canonical_provider(response.provider_name or "") == "google" or "gemini" in (
         response.model_name or ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from functools import cache
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownModelPriceError
@@ -136,6 +137,7 @@ def further_usage(usage: object) -> dict[str, float]:
         and name in _further_names()
         and isinstance(value, int | float)
         and not isinstance(value, bool)
+        and isfinite(value)
     }
 
 
