@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 _ALIASES = {
@@ -68,6 +69,7 @@ def canonical_provider(provider: str) -> str:
     return _ALIASES.get(name, name)
 
 
+@lru_cache(maxsize=1024)
 def host_and_port(url: str) -> tuple[str | None, int | None]:
     """Host of a URL or of `host:port`, in lower case, and the port written in it.
 

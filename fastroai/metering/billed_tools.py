@@ -113,25 +113,23 @@ def _responses(raw: RawAnswer | None) -> Iterator[Json]:
     """Documents of OpenAI's responses API, those within its events too."""
     for document in raw.documents if raw is not None else ():
         inner = document.get("response") if "response" in document else document
-        if isinstance(inner, Mapping) and isinstance(inner.get("output"), list):
+        if isinstance(inner, dict) and isinstance(inner.get("output"), list):
             yield inner
 
 
 def _of_responses(document: Json, model: str) -> Iterator[str]:
     for item in document["output"]:
-        kind = item.get("type") if isinstance(item, Mapping) else None
+        kind = item.get("type") if isinstance(item, dict) else None
         if kind == "shell_call" and not _in_a_container(item):
             continue
         if what := _CONTAINER_CALLS.get(kind or ""):
             yield what
     images = count(document, "tool_usage", "image_gen")
-    if isinstance(images, Mapping) and any(
-        images.get(n) for n in ("input_tokens", "output_tokens")
-    ):
+    if isinstance(images, dict) and any(images.get(n) for n in ("input_tokens", "output_tokens")):
         yield "the images that it made"
     tools = document.get("tools") or ()
     searched = any(
-        isinstance(item, Mapping) and item.get("type") == "web_search_call"
+        isinstance(item, dict) and item.get("type") == "web_search_call"
         for item in document["output"]
     )
     kinds = [str(count(tool, "type")) for tool in tools]
@@ -150,7 +148,7 @@ def _of_anthropic(document: Json) -> Iterator[str]:
     """
     used = count(document, "usage", "server_tool_use")
     if not (
-        isinstance(used, Mapping)
+        isinstance(used, dict)
         and (used.get("web_search_requests") or used.get("web_fetch_requests"))
     ):
         yield "the container of its code execution"
@@ -160,7 +158,7 @@ def _of_google(document: Json, url: str | None) -> Iterator[str]:
     """Grounding other than with Google Search (ai.google.dev, pricing, tools)."""
     for candidate in document["candidates"] or ():
         grounding = count(candidate, "groundingMetadata")
-        if not isinstance(grounding, Mapping):
+        if not isinstance(grounding, dict):
             continue
         chunks = [chunk for chunk in grounding.get("groundingChunks") or () if chunk]
         if grounding.get("googleMapsWidgetContextToken") or any("maps" in c for c in chunks):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-Json = Mapping[str, Any]
+Json = dict[str, Any]
 
 _TELLS_USAGE = re.compile(
     rb'"(?:usage|usageMetadata|tool_usage|groundingMetadata)"\s*:\s*\{|"executed_tools"\s*:\s*\['
@@ -89,7 +89,7 @@ def _parsed(body: bytes) -> object:
 def count(document: object, *path: str) -> object:
     """What stands at a path within nested objects; None where there is nothing."""
     for name in path:
-        if not isinstance(document, Mapping):
+        if not isinstance(document, dict):
             return None
         document = document.get(name)
     return document
@@ -104,7 +104,7 @@ def usages(documents: list[Json]) -> list[Json]:
         usage = count(inner, "usage") or count(inner, "usageMetadata")
         if not usage and isinstance(choices := document.get("choices"), list) and choices:
             usage = count(choices[0], "usage")  # Moonshot's streams
-        if isinstance(usage, Mapping):
+        if isinstance(usage, dict):
             found.append(usage)
     return found
 

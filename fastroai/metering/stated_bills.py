@@ -34,15 +34,14 @@ def stated_bill(
         "gateway/"
     ):
         return Price(response.usage.cost, "reported by the gateway", request_fees=None)
-    if raw is None and response.provider_name != "openrouter":
-        return None
+    told = usages(raw.documents)[-1:] if raw is not None else []
+    usage = told[0] if told else _as_told(response)
+    usd = litellm_estimate(raw)
+    if usd is None and not any(name in usage for name in ("cost", "cost_in_usd_ticks")):
+        return None  # nearly always; to ask whose host it is takes longer
     biller = who_states_bills(response.provider_name, url)
     if biller in _IN_USAGE:
-        told = usages(raw.documents)[-1:] if raw is not None else []
-        if not told and biller == "openrouter":
-            told = [_as_told(response)]
-        return _IN_USAGE[biller](told[0]) if told else None
-    usd = litellm_estimate(raw)
+        return _IN_USAGE[biller](usage)
     if usd is None or not (biller == "litellm" or _is_nobodys(biller, url)):
         return None
     return Price(usd, "reported by LiteLLM", request_fees=None)
@@ -89,7 +88,10 @@ def _is_nobodys(biller: str | None, url: str | None) -> bool:
 
 
 def _as_told(response: ModelResponse) -> Json:
-    details = response.provider_details or {}
+    """What pydantic-ai keeps of OpenRouter's usage, where the answer itself was not seen."""
+    details = response.provider_details
+    if not details or response.provider_name != "openrouter":
+        return {}
     upstream = {"upstream_inference_cost": details.get("upstream_inference_cost")}
     return {**details, "cost_details": upstream}
 

@@ -155,7 +155,7 @@ def _extracted(response: ModelResponse, usage: Json) -> RequestUsage:
     for name in _TOTALS:
         details.pop(name, None)
     of_output = usage.get("completion_tokens_details")
-    if isinstance(of_output, Mapping):
+    if isinstance(of_output, dict):
         details |= {name: value for name, value in of_output.items() if type(value) is int}
     return RequestUsage.extract(
         {"model": response.model_name, "usage": usage},
@@ -210,11 +210,11 @@ def _of_messages(usage: RequestUsage, told: list[Json]) -> RequestUsage:
     if not isinstance(written, int) or written <= (first.get("cache_creation_input_tokens") or 0):
         return usage
     final_split, split = last.get("cache_creation"), first.get("cache_creation")
-    if isinstance(final_split, Mapping):
+    if isinstance(final_split, dict):
         usage = copy(usage)
         usage.cache_write_1h_tokens = final_split.get("ephemeral_1h_input_tokens") or 0
         return usage
-    split = split if isinstance(split, Mapping) else {}
+    split = split if isinstance(split, dict) else {}
     for_hour = split.get("ephemeral_1h_input_tokens") or 0
     for_minutes = split.get("ephemeral_5m_input_tokens") or 0
     if bool(for_hour) == bool(for_minutes):

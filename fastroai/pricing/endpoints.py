@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit, urlunsplit
 
 from ..providers import host_and_port
 
 
+@lru_cache(maxsize=1024)
 def is_private_endpoint(url: str) -> bool:
     """Whether a base URL is this machine's, or on a private network: what runs there is on nobody's
     price list.
@@ -34,6 +36,7 @@ def _full_address(host: str) -> str:
     return host
 
 
+@lru_cache(maxsize=1024)
 def plain_url(url: str) -> str:
     """A URL as the price list's patterns expect it: without credentials and query, its host in
     lower case.
