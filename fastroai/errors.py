@@ -123,7 +123,15 @@ def _describe(error: BaseException) -> str:
 
 
 class UnknownModelPriceError(FastroAIError, LookupError):
-    """No price is listed for a model. The caller decides how to handle that; it never means 0."""
+    """No price is listed for a model. The caller decides how to handle that; it never means 0.
+
+    Attributes:
+        reason: The message without its advice, for places where that can't be followed.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"{reason} {advice}".rstrip())
 
 
 class LedgerUnavailableError(FastroAIError):

@@ -63,6 +63,9 @@ def clean_environment(
     for name in os.environ:
         if name.startswith(_SCRUBBED_PREFIXES) and name not in _KEPT:
             monkeypatch.delenv(name)
+    # Of the terminal that the tests were started from.
+    for name in ("COLUMNS", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in _quiet_environment().items():
         monkeypatch.setenv(name, value)
     if "prefect_api" not in request.fixturenames:

@@ -1,18 +1,15 @@
-"""The `fastroai` command.
-
-Each of its commands is a module here that puts its arguments on the parser.
-"""
+"""The `fastroai` command. Each of its commands is a module here, imported when it is run."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
+from cyclopts import App, CycloptsError, Parameter
+
 from .. import __version__
-from . import costs, results, run, runs
 from .exit_codes import (
     FAILED,
     INTERRUPTED,
@@ -24,11 +21,33 @@ from .exit_codes import (
 )
 from .shutdown import leave_abandoned_threads
 
-COMMANDS = (run, costs, runs, results)
-"""In the order of the help.
-
-Each has `register(commands)`, and imports what it runs only when it is run.
-"""
+app = App(
+    name="fastroai",
+    help="LLM pipelines that run as Prefect flows.",
+    version=f"fastroai {__version__}",
+    help_format="markdown",
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+for _name, _help in {
+    "run": (
+        "Run a pipeline and show its result and its costs.\n\n"
+        "Progress goes to stderr, the rest to stdout."
+    ),
+    "costs": (
+        "Show what the requests in the ledger cost.\n\n"
+        "By pipeline, or as --by says. Amounts are exact USD."
+    ),
+    "runs": (
+        "List active and dead runs, and resume dead ones.\n\n"
+        "Those that write to this ledger; a run is dead when its process died."
+    ),
+    "results": "Show stored results, and delete old ones.",
+}.items():
+    # By its path: the help of all commands must not import what one of them runs.
+    app.command(f"fastroai.cli.{_name}:{_name}", name=_name, help=_help)
+app.register_install_completion_command(help="Install completion for your shell.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,18 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _main(argv)
     ending = leave_abandoned_threads()
-    ending.code = _main(argv)
+    ending.code = _main(sys.argv[1:])
     return ending.code
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and (not arguments.takes_rest or any(argument.startswith("-") for argument in rest)):
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    arguments.rest = rest
+def _main(argv: Sequence[str]) -> int:
     try:
-        code: int = arguments.execute(arguments)
+        code = _execute(argv)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -65,24 +79,53 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.stderr.write("fastroai: terminated.\n")
         return TERMINATED
     except BrokenPipeError:
-        # Whoever read the output has enough of it; Python would complain again when it flushes at
-        # exit.
+        # Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if arguments.debug:
+        if "--debug" in argv:
             traceback.print_exc()
         complain(error)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fastroai", description="LLM pipelines that run as Prefect flows."
-    )
-    parser.add_argument("--version", action="version", version=f"fastroai {__version__}")
-    parser.set_defaults(takes_rest=False, debug=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.register(commands)
-    return parser
+def _execute(argv: Sequence[str]) -> int:
+    if list(argv) in ([], ["results"]):
+        raise UsageError(f"Expected a command, see `{' '.join(['fastroai', *argv])} --help`.")
+    try:
+        code = app(_options_last(argv), print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        raise UsageError(str(error)) from error
+    return code or 0
+
+
+def _options_last(argv: Sequence[str]) -> list[str]:
+    """Put options of `fastroai costs` that stand before the name of its command behind it.
+
+    What is given behind it counts.
+    """
+    if argv[0] != "costs":
+        return list(argv)
+    before, rest = _leading_options(argv[1:])
+    command = rest[0] if rest else ""
+    if command not in ("reconcile", "what-if"):
+        return list(argv)
+    if command == "what-if" and "--model" in before:
+        # There, --model is the other model.
+        before["--recorded-model"] = "--recorded-" + before.pop("--model").removeprefix("--")
+    for argument in rest:
+        before.pop(argument.partition("=")[0], None)
+    return ["costs", *rest, *before.values()]
+
+
+def _leading_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The options at the beginning by their names, each as one argument; then what follows."""
+    options: dict[str, str] = {}
+    rest = list(argv)
+    while rest and rest[0].startswith("--"):
+        argument = rest.pop(0)
+        name = argument.partition("=")[0]
+        if name == argument and name not in ("--json", "--debug") and rest:
+            argument = f"{name}={rest.pop(0)}"
+        options[name] = argument
+    return options, rest

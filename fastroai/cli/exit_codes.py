@@ -10,11 +10,11 @@ FAILED, WRONG_USAGE, NOT_BALANCED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 
 class UsageError(FastroAIError):
-    """The command line names something that does not exist. Nothing was run."""
+    """The command line is wrong. Nothing was run."""
 
 
 class Terminated(BaseException):
-    """The process was told to end (SIGTERM); what ran was cancelled and has cleaned up."""
+    """The process received SIGTERM; what ran was cancelled and has cleaned up."""
 
 
 def complain(error: BaseException) -> None:

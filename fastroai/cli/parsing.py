@@ -1,50 +1,64 @@
-"""Times and lengths of time, as the command line takes and shows them."""
+"""Times and durations, as the command line takes and shows them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, time, timedelta
+
+from cyclopts import Token
 
 from .exit_codes import UsageError
 
+TIME_FORMS = "2026-11-01, 2026-11-01T10:00Z, now, today, yesterday, or how long ago: 30m, 24h, 7d"
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_WORDS = ("now", "today", "yesterday")
 
 
-def moment(option: str, text: str) -> datetime:
-    """The time that an option names, in UTC.
+def moment(type_: object, tokens: Sequence[Token]) -> datetime:
+    """The time that an option names, in UTC; a converter of cyclopts.
 
     Raises:
-        UsageError: It can't be read.
+        UsageError: It is not a valid time.
     """
-    now = datetime.now(UTC)
+    [token] = tokens
     try:
-        if text in _WORDS:
-            midnight = datetime.combine(now, time(), UTC)
-            return {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}[text]
-        if (ago := _duration(text)) is not None:
-            return now - ago
-        at = datetime.fromisoformat(text)
-        return (at if at.utcoffset() is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
+        return _time(token.value, datetime.now(UTC))
     except (ValueError, OverflowError) as error:
         raise UsageError(
-            f"{option} {text!r} is no time. Give one like 2026-11-01, 2026-11-01T10:00Z, 7d, 24h, "
-            "today or yesterday."
+            f"{token.keyword} {token.value!r} is not a valid time. Expected one like {TIME_FORMS}."
         ) from error
 
 
-def duration(option: str, text: str) -> timedelta:
-    """The length of time that an option names.
+def _time(text: str, now: datetime) -> datetime:
+    midnight = datetime.combine(now, time(), UTC)
+    words = {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}
+    if text in words:
+        return words[text]
+    ago = _duration(text)
+    if ago is not None:
+        return now - ago
+    at = datetime.fromisoformat(text)
+    if at.utcoffset() is None:
+        at = at.replace(tzinfo=UTC)
+    return at.astimezone(UTC)
+
+
+def duration(type_: object, tokens: Sequence[Token]) -> timedelta:
+    """The duration that an option names; a converter of cyclopts.
 
     Raises:
-        UsageError: It can't be read.
+        UsageError: It is not a valid duration.
     """
+    [token] = tokens
     try:
-        found = _duration(text)
+        found = _duration(token.value)
     except OverflowError:
         found = None
     if found is None:
-        raise UsageError(f"{option} {text!r} is no length of time. Give one like 5m, 24h or 1d.")
+        raise UsageError(
+            f"{token.keyword} {token.value!r} is not a valid duration. "
+            "Expected one like 5m, 24h or 1d."
+        )
     return found
 
 

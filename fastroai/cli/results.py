@@ -4,136 +4,125 @@ from there.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter, Token
 
 from .exit_codes import FAILED, UsageError
 from .parsing import duration, shown
 
 if TYPE_CHECKING:
-    from ..executors.stored_results import Pruned
+    from ..storage.retention import Pruned
 
-_STORAGE = "where it is, as FASTROAI_RESULT_STORAGE; default: as that variable says"
+Storage = Annotated[
+    str | None,
+    Parameter(name="--storage", help="As FASTROAI_RESULT_STORAGE; default: that variable."),
+]
 _NAMED_FAILURES = 20
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `fastroai results` and its commands."""
-    parser = commands.add_parser(
-        "results",
-        help="show stored results, and delete old ones",
-        description="Show stored results; delete old ones.",
-    )
-    parts = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    show = parts.add_parser(
-        "show",
-        help="show what a step of a run stored",
-        description=(
-            "Show the record that a step of a run stored, as JSON: output, ledger entries, usage, "
-            "attempts. It is shown only when a run would believe it: its seal holds, and it was "
-            "signed with FASTROAI_RESULT_SECRET."
-        ),
-    )
-    show.add_argument("run", metavar="RUN", help="id or name of the flow run")
-    show.add_argument("step", metavar="STEP", help="id of the step")
-    show.add_argument("--storage", help=_STORAGE)
-    show.set_defaults(execute=_show)
-    prune = parts.add_parser(
-        "prune",
-        help="delete old results and recorded requests",
-        description=(
-            "Delete results of steps, and requests recorded within them, that were stored longer "
-            "ago than that. A run that would have used them pays again, so give more than the time "
-            "within which runs are resumed. Nothing is deleted that is not a record of fastroai."
-        ),
-    )
-    prune.add_argument(
-        "--older-than",
-        required=True,
-        metavar="AGE",
-        help="90m, 24h, 30d, 2w; 1h or more: runs may be under way",
-    )
-    prune.add_argument("--storage", help=_STORAGE)
-    prune.add_argument(
-        "--dry-run", action="store_true", help="say what would be deleted, and delete nothing"
-    )
-    prune.add_argument("--json", action="store_true", help="the same as JSON")
-    prune.set_defaults(execute=_prune)
+def _age(type_: object, tokens: Sequence[Token]) -> timedelta:
+    from ..storage.retention import cutoff
+
+    age = duration(type_, tokens)
+    try:
+        cutoff(age)
+    except ValueError as error:
+        raise UsageError(f"--older-than {tokens[0].value!r}: {error}") from error
+    return age
 
 
-def _show(arguments: argparse.Namespace) -> int:
+results = App(name="results")
+
+
+@results.command
+def show(
+    run: Annotated[str, Parameter(name="RUN", help="Id or name of the flow run.")],
+    step: Annotated[str, Parameter(name="STEP", help="Id of the step.")],
+    /,
+    *,
+    storage: Storage = None,
+) -> None:
+    """Show the record that a step of a run stored.
+
+    As JSON: output, ledger entries, usage, attempts. It is shown only when a run would use it: its
+    signature is valid, and made with FASTROAI_RESULT_SECRET.
+    """
     from ..executors.stored_results import read_stored_result
 
-    found = asyncio.run(
-        read_stored_result(arguments.run, arguments.step, storage=arguments.storage)
-    )
+    found = asyncio.run(read_stored_result(run, step, storage=storage))
     sys.stderr.write(
         f"{found.step_id} of {found.run_name} ({found.run_id}), {found.state}: {found.location}\n"
     )
     sys.stdout.write(json.dumps(found.content, indent=2, ensure_ascii=False) + "\n")
-    return 0
 
 
-def _prune(arguments: argparse.Namespace) -> int:
-    age = duration("--older-than", arguments.older_than)
-    from ..executors.stored_results import cutoff, prune_results
-
-    now = datetime.now(UTC)
-    try:
-        cutoff(age, now)
-    except ValueError as error:
-        raise UsageError(f"--older-than {arguments.older_than!r}: {error}") from error
-    pruned = asyncio.run(
-        prune_results(
-            older_than=age, storage=arguments.storage, dry_run=arguments.dry_run, now=now
+@results.command
+def prune(
+    *,
+    older_than: Annotated[
+        timedelta,
+        Parameter(
+            name="--older-than",
+            converter=_age,
+            help="90m, 24h, 30d, 2w; 1h or more, since runs may be active.",
         ),
-    )
-    if arguments.json:
+    ],
+    storage: Storage = None,
+    dry_run: Annotated[
+        bool, Parameter(name="--dry-run", help="Say what would be deleted; delete nothing.")
+    ] = False,
+    as_json: Annotated[bool, Parameter(name="--json", help="The same as JSON.")] = False,
+) -> int:
+    """Delete old results of steps, and old requests recorded within them.
+
+    A run that would have used them pays again, so choose an age beyond the time within which runs
+    are resumed. Nothing is deleted that is not a record of fastroai.
+    """
+    from ..executors.stored_results import prune_results
+
+    pruned = asyncio.run(prune_results(older_than=older_than, storage=storage, dry_run=dry_run))
+    if as_json:
         found = asdict(pruned) | {"before": pruned.before.isoformat()}
         sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _told(pruned))
+        sys.stdout.writelines(f"{line}\n" for line in _summary(pruned))
         sys.stderr.writelines(f"{line}\n" for line in _failures(pruned))
     return FAILED if pruned.failures else 0
 
 
-def _told(pruned: Pruned) -> Iterator[str]:
+def _summary(pruned: Pruned) -> Iterator[str]:
     since = f"last written before {shown(pruned.before)}"
+    done, nothing = "Deleted", "Nothing was"
+    if pruned.dry_run:
+        done, nothing = "Would delete", "Nothing would be"
     if pruned.results or pruned.requests:
         yield (
-            f"{'Would delete' if pruned.dry_run else 'Deleted'} {_count(pruned.results, 'result')} "
-            f"and {_count(pruned.requests, 'recorded request')}, {_count(pruned.size, 'byte')}, "
+            f"{done} {_count(pruned.results, 'result')} and "
+            f"{_count(pruned.requests, 'recorded request')}, {_count(pruned.size, 'byte')}, "
             f"from {pruned.location}: {since}."
         )
     elif pruned.younger or pruned.failures:
-        yield (
-            f"{'Nothing would be' if pruned.dry_run else 'Nothing was'} deleted from "
-            f"{pruned.location}, {since}."
-        )
+        yield f"{nothing} deleted from {pruned.location}, {since}."
     else:
         yield f"No results or recorded requests are stored in {pruned.location}."
     if pruned.younger:
         yield f"{_count(pruned.younger, 'younger one')} stayed."
     if pruned.others:
-        yield (
-            f"{_count(pruned.others, 'other object')} stayed: no records of fastroai, as far as "
-            "can be told."
-        )
+        yield f"{_count(pruned.others, 'other object')} stayed: not recognised as records."
 
 
 def _failures(pruned: Pruned) -> Iterator[str]:
     if pruned.failures:
-        yield (
-            f"fastroai: {_count(len(pruned.failures), 'old object')} could not be looked into or "
-            "deleted:"
-        )
+        objects = _count(len(pruned.failures), "old object")
+        yield f"fastroai: {objects} could not be read or deleted:"
     for path, cause in islice(pruned.failures.items(), _NAMED_FAILURES):
         yield f"  {path}: {cause}"
     if len(pruned.failures) > _NAMED_FAILURES:

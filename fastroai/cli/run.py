@@ -2,145 +2,115 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib import import_module
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from rich.console import Console
 
 from ..errors import StepExecutionError
-from ..pipelines.pipeline import Pipeline
+from ..executors import Executor, get_executor
+from ..executors.session import recorders_of_runs
+from ..ledger.entries import EntryState, LedgerEntry
 from ..pipelines.schemas import PipelineResult
-from .exit_codes import FAILED, UsageError, complain
+from .exit_codes import FAILED, Terminated, UsageError, complain
+from .loading import AnyPipeline, load_pipeline
+from .parsing import shown
+from .rendering.console import console, printable
 from .rendering.progress import ProgressTracer
-from .rendering.run_costs import cost_table
+from .rendering.run_costs import print_costs
+from .rendering.tables import exact
 from .rendering.values import render
 from .shutdown import run_until_terminated
 
-AnyPipeline = Pipeline[Any, Any, Any]
 
-
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `fastroai run`."""
-    parser = commands.add_parser(
-        "run",
-        help="run a pipeline and show its result and its costs",
-        description=(
-            "Run a pipeline and show its result and its costs. Progress goes to stderr, the rest "
-            "to stdout."
+def run(
+    target: Annotated[
+        str,
+        Parameter(
+            name="MODULE:PIPELINE",
+            help="For example flows.document_digest:pipeline; also FILE.py:PIPELINE.",
         ),
-    )
-    parser.add_argument(
-        "target", metavar="MODULE:PIPELINE", help="for example flows.document_digest:pipeline"
-    )
-    parser.add_argument(
-        "inputs",
-        metavar="key=value",
-        nargs="*",
-        help="fields of the input; a value is JSON, else it is text",
-    )
-    parser.add_argument(
-        "--executor",
-        choices=("memory", "prefect"),
-        help="default: the pipeline's, or FASTROAI_EXECUTOR",
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="show tracebacks and Prefect's own log of the run"
-    )
-    parser.set_defaults(execute=_run, takes_rest=True)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    # argparse leaves aside the inputs that follow an option.
-    pairs = [*arguments.inputs, *arguments.rest]
-    pipeline = _load_pipeline(arguments.target)
-    inputs = _parse_inputs(pipeline, pairs)
+    ],
+    /,
+    *inputs: Annotated[
+        str,
+        Parameter(name="key=value", help="Fields of the input; a value is JSON, else it is text."),
+    ],
+    executor: Annotated[
+        Literal["memory", "prefect"] | None,
+        Parameter(name="--executor", help="Default: the pipeline's, or FASTROAI_EXECUTOR."),
+    ] = None,
+    debug: Annotated[
+        bool,
+        Parameter(name="--debug", help="Show tracebacks and Prefect's own log of the run."),
+    ] = False,
+) -> int:
+    """Run a pipeline and show its result and its costs."""
+    pipeline = load_pipeline(target)
+    fields = dict(_parse_input(pipeline, pair) for pair in inputs)
     # Also validated by the run; here, so that nothing is started for an input that can't be run.
-    pipeline.validate_input(inputs)
-
-    from ..executors import get_executor
-
-    executor = get_executor(arguments.executor or pipeline.executor)
-    under_prefect = hasattr(executor, "build_flow")
-    if not arguments.debug:
+    pipeline.validate_input(fields)
+    chosen = get_executor(executor or pipeline.executor)
+    if not debug:
         _quieten_run_logs()
-    sys.stderr.write(f"Running {pipeline.name!r} ({type(executor).__name__})\n")
+    sys.stderr.write(f"Running {pipeline.name!r} ({type(chosen).__name__})\n")
     sys.stderr.flush()
+    report = _Report(pipeline, chosen)
+    progress = ProgressTracer(console(sys.stderr))
     try:
-        result = run_until_terminated(
-            pipeline.with_executor(executor).execute(inputs, None, ProgressTracer(sys.stderr))
-        )
+        with recorders_of_runs() as recorders, progress.shown():
+            result = run_until_terminated(
+                pipeline.with_executor(chosen).execute(fields, None, progress)
+            )
     except StepExecutionError as error:
         if isinstance(error.partial_result, PipelineResult):
-            _show_spent_until_failure(pipeline, error.partial_result, under_prefect)
+            report.show_spent("failure", error.partial_result.entries, error.partial_result.run_id)
         raise
-    _show(pipeline, result, under_prefect)
-    if result.errors:
-        for failure in result.errors.values():
-            complain(failure)
-        return FAILED
-    return 0
+    except (KeyboardInterrupt, Terminated):
+        entries = [entry for recorder in recorders for entry in recorder.entries]
+        report.show_spent("interruption", entries)
+        raise
+    report.show(result)
+    for failure in result.errors.values():
+        complain(failure)
+    return FAILED if result.errors else 0
 
 
-def _load_pipeline(target: str) -> AnyPipeline:
-    module_name, _, attribute = target.partition(":")
-    if not module_name or not attribute:
-        raise UsageError(
-            f"{target!r} names no pipeline: give MODULE:PIPELINE, for example my_flows:pipeline."
-        )
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (
-            module_name == error.name or module_name.startswith(error.name + ".")
-        ):
-            raise
-        where = f"in {str(Path.cwd())!r} or among the installed ones"
-        raise UsageError(f"There is no module {module_name!r} {where}.") from error
-    found = getattr(module, attribute, None)
-    if not isinstance(found, Pipeline):
-        here = [name for name, value in vars(module).items() if isinstance(value, Pipeline)]
-        what = "has no" if found is None else f"has {found!r:.80}, not a Pipeline, as"
-        raise UsageError(
-            f"Module {module_name!r} {what} {attribute!r}. Its pipelines: "
-            f"{', '.join(here) or 'none'}."
-        )
-    return found
-
-
-def _parse_inputs(pipeline: AnyPipeline, pairs: Sequence[str]) -> dict[str, Any]:
-    """The input as a dict; values stay unvalidated."""
+def _parse_input(pipeline: AnyPipeline, pair: str) -> tuple[str, Any]:
+    """One field of the input; its value stays unvalidated."""
+    key, separator, text = pair.partition("=")
+    if not separator or not key:
+        raise UsageError(f"Invalid input {pair!r}: expected key=value.")
     model = pipeline.input_type
-    known = model.model_fields if model is not None else {}
-    takes_any = model is None or model.model_config.get("extra") == "allow"
-    inputs: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key:
-            raise UsageError(f"{pair!r} is no input: give key=value.")
-        if key not in known and not takes_any:
-            hint = get_close_matches(key, known, n=1)
-            meant = f" Did you mean {hint[0]!r}?" if hint else ""
-            raise UsageError(
-                f"Pipeline {pipeline.name!r} has no input {key!r}.{meant} Its inputs: "
-                f"{', '.join(known)}."
-            )
-        inputs[key] = value = _parse_value(text, known.get(key))
-        if value == text and key in known and _takes_only_a_list(known[key], text):
-            written = json.dumps([part.strip() for part in text.split(",")], ensure_ascii=False)
-            raise UsageError(
-                f"{pair!r}: {key!r} is a list. Write it as JSON: {shlex.quote(f'{key}={written}')}"
-            )
-    return inputs
+    if model is None:
+        return key, _parse_value(text, None)
+    field = model.model_fields.get(key)
+    if field is None and model.model_config.get("extra") != "allow":
+        raise _unknown_input(pipeline, key, list(model.model_fields))
+    value = _parse_value(text, field)
+    if field is not None and value == text and _takes_only_a_list(field, text):
+        written = json.dumps([part.strip() for part in text.split(",")], ensure_ascii=False)
+        raise UsageError(
+            f"Invalid input {pair!r}: {key!r} is a list. Write it as JSON: "
+            f"{shlex.quote(f'{key}={written}')}"
+        )
+    return key, value
+
+
+def _unknown_input(pipeline: AnyPipeline, key: str, known: list[str]) -> UsageError:
+    similar = get_close_matches(key, known, n=1)
+    meant = f" Did you mean {similar[0]!r}?" if similar else ""
+    return UsageError(
+        f"Pipeline {pipeline.name!r} has no input {key!r}.{meant} Its inputs: {', '.join(known)}."
+    )
 
 
 def _parse_value(text: str, field: FieldInfo | None) -> Any:
@@ -153,16 +123,16 @@ def _parse_value(text: str, field: FieldInfo | None) -> Any:
         return text
     if field is None or isinstance(parsed, str):
         return parsed
-    return next((candidate for candidate in (parsed, text) if _takes(field, candidate)), parsed)
+    return text if not _takes(field, parsed) and _takes(field, text) else parsed
 
 
 def _takes_only_a_list(field: FieldInfo, text: str) -> bool:
-    return not _takes(field, text) and any(
-        _takes(field, parts) for parts in ([text], text.split(","))
-    )
+    if _takes(field, text):
+        return False
+    return _takes(field, [text]) or _takes(field, text.split(","))
 
 
-def _takes(field: FieldInfo, value: Any) -> bool:
+def _takes(field: FieldInfo, value: object) -> bool:
     accepts: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # made here
     try:
         accepts.validate_python(value)
@@ -171,41 +141,61 @@ def _takes(field: FieldInfo, value: Any) -> bool:
     return True
 
 
-def _show(pipeline: AnyPipeline, result: PipelineResult[Any], under_prefect: bool) -> None:
-    out = [f"\nResult of {pipeline.name!r}\n", render(result.output)]
-    if result.stopped_early:
-        out.append(
-            "\nThe run stopped early: a step asks for more input "
-            "(its conversation state is incomplete)."
-        )
-    if result.skipped:
-        out.append(f"\nNot run, because a step they depend on failed: {', '.join(result.skipped)}.")
-    out += ["\nCosts\n", cost_table(result.entries, pipeline.plan.steps)]
-    if under_prefect:
-        out += _where_to_look(pipeline.name, result.run_id)
-    sys.stdout.write("\n".join(out) + "\n")
-    sys.stdout.flush()
+class _Report:
+    """What is said at the end of a run."""
+
+    def __init__(self, pipeline: AnyPipeline, executor: Executor) -> None:
+        self._pipeline = pipeline
+        # Its module is loaded where one of its executors is.
+        prefect = sys.modules.get("fastroai.executors.prefect")
+        self._links = None
+        if prefect is not None and isinstance(executor, prefect.PrefectExecutor):
+            self._links = prefect.links_to_run
+
+    def show(self, result: PipelineResult[Any]) -> None:
+        """Write result and costs to stdout."""
+        out = console()
+        write = out.file.write
+        write(f"\nResult of {self._pipeline.name!r}\n\n{render(result.output)}\n")
+        if result.stopped_early:
+            write(
+                "\nThe run stopped early: a step asks for more input "
+                "(its conversation state is incomplete).\n"
+            )
+        if result.skipped:
+            skipped = ", ".join(result.skipped)
+            write(f"\nNot run, because a step they depend on failed: {skipped}.\n")
+        write("\nCosts\n\n")
+        self._show_costs(out, result.entries, result.run_id)
+
+    def show_spent(
+        self, until: str, entries: Sequence[LedgerEntry], run_id: str | None = None
+    ) -> None:
+        """Write to stderr what a run that has no result spent."""
+        out = console(sys.stderr)
+        out.file.write(f"\nSpent until the {until}\n\n")
+        if not entries:
+            out.file.write("Nothing: no request was sent.\n")
+        self._show_costs(out, entries, run_id)
+        for entry in entries:
+            if entry.state is EntryState.UNSETTLED:
+                out.file.write(f"{printable(_unknown_outcome(entry))}\n")
+        out.file.write("\n")
+
+    def _show_costs(self, out: Console, entries: Sequence[LedgerEntry], run_id: str | None) -> None:
+        if entries or out.file is sys.stdout:
+            print_costs(out, entries, self._pipeline.plan.steps)
+        if self._links is not None and run_id is not None:
+            out.file.writelines(f"{line}\n" for line in self._links(self._pipeline.name, run_id))
+        out.file.flush()
 
 
-def _show_spent_until_failure(
-    pipeline: AnyPipeline, partial: PipelineResult[Any], under_prefect: bool
-) -> None:
-    table = (
-        cost_table(partial.entries, pipeline.plan.steps)
-        if partial.entries
-        else "Nothing: no request was sent."
-    )
-    out = ["\nSpent until the failure\n", table]
-    if under_prefect:
-        out += _where_to_look(pipeline.name, partial.run_id)
-    sys.stderr.write("\n".join(out) + "\n\n")
-
-
-def _where_to_look(pipeline_name: str, run_id: str | None) -> list[str]:
-    # only after a run under Prefect, which has loaded it
-    from ..executors._prefect.links import where_to_look
-
-    return [] if run_id is None else where_to_look(pipeline_name, run_id)
+def _unknown_outcome(entry: LedgerEntry) -> str:
+    step = f"step {entry.attribution.step_id!r}, " if entry.attribution.step_id else ""
+    bound = ""
+    if entry.upper_bound_usd is not None:
+        bound = f"; it cost at most {exact(entry.upper_bound_usd)} USD"
+    return f"Outcome unknown: {step}{entry.model_asked}, sent {shown(entry.sent_at)}{bound}."
 
 
 class _WarningsOfRuns(logging.Filter):

@@ -1,72 +1,67 @@
-"""`fastroai runs`: which runs are under way under Prefect, which died, and how they go on."""
+"""`fastroai runs`: which runs are active under Prefect, which died, and how they go on."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from cyclopts import App, Parameter
 
 from ..errors import FastroAIError
 from .exit_codes import FAILED, UsageError, complain
+from .rendering.console import console
+from .rendering.tables import Cell, Column, print_table
 from .shutdown import run_until_terminated
 
 if TYPE_CHECKING:
-    from ..executors._prefect.zombie_runs import TrackedRun
+    from ..executors.prefect import TrackedRun
+
+T = TypeVar("T")
+
+runs = App(name="runs")
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `runs` to the parser's commands."""
-    runs = commands.add_parser(
-        "runs",
-        help="list runs under way and dead ones, and resume those",
-        description=(
-            "List the runs that write to this ledger and are under way, or whose process died."
-        ),
-    )
-    runs.set_defaults(execute=_list)
-    actions = runs.add_subparsers(metavar="ACTION")
-    resume = actions.add_parser(
-        "resume",
-        help="have dead runs go on where they stopped",
-        description=(
-            "Put dead runs of deployments back for a worker; mark others as crashed, and say how "
-            "they go on."
-        ),
-    )
-    resume.add_argument("runs", metavar="RUN", nargs="*", help="a run's id, or how it begins")
-    resume.add_argument("--all", action="store_true", help="all dead runs")
-    resume.set_defaults(execute=_resume)
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    reported, runs, elsewhere = asyncio.run(_on_server(_read_runs()))
-    sys.stdout.write("".join(f"{line}\n" for line in reported))
-    sys.stdout.write(table(runs) if runs else "No run is under way, and none died.\n")
+@runs.default
+def list_runs() -> None:
+    """List active and dead runs, the oldest first."""
+    reported, found, elsewhere = asyncio.run(_on_server(_read_runs()))
+    sys.stdout.writelines(f"{line}\n" for line in reported)
+    if found:
+        print_table(console(), _COLUMNS, [_row(run) for run in found])
+    else:
+        sys.stdout.write("No active or dead runs.\n")
     if elsewhere:
         sys.stdout.write(f"{elsewhere} more of this ledger are unknown to this Prefect server.\n")
-    dead = sum(run.is_dead for run in runs)
+    dead = sum(run.is_dead for run in found)
     if dead:
         sys.stdout.write(f"\n{dead} dead: `fastroai runs resume RUN`, or `--all`.\n")
-    return 0
 
 
-def _resume(arguments: argparse.Namespace) -> int:
-    if bool(arguments.runs) == arguments.all:
-        raise UsageError("Say which runs to resume: RUN …, or --all.")
-    code: int = run_until_terminated(_on_server(_resume_chosen(arguments.runs)))
-    return code
+@runs.command
+def resume(
+    *names: Annotated[str, Parameter(name="RUN", help="A run's id, or its first characters.")],
+    all_: Annotated[bool, Parameter(name="--all", help="All dead runs.")] = False,
+) -> int:
+    """Resume dead runs where they stopped.
+
+    Dead runs of deployments are put back for a worker. Others are marked as crashed, with what
+    resumes them.
+    """
+    if bool(names) == all_:
+        raise UsageError("Specify which runs to resume: RUN …, or --all.")
+    return run_until_terminated(_on_server(_resume_chosen(names)))
 
 
 async def _read_runs() -> tuple[list[str], list[TrackedRun], int]:
-    from ..executors._prefect.zombie_runs import report_ended_runs, tracked_runs
+    from ..executors.prefect import report_ended_runs, tracked_runs
 
     return await report_ended_runs(), *await tracked_runs()
 
 
-async def _on_server(work: Any) -> Any:
-    from ..executors._prefect.server import check_server
+async def _on_server(work: Coroutine[Any, Any, T]) -> T:
+    from ..executors.prefect import check_server
 
     try:
         await check_server()
@@ -77,51 +72,53 @@ async def _on_server(work: Any) -> Any:
 
 
 async def _resume_chosen(names: Sequence[str]) -> int:
-    from ..executors._prefect.zombie_runs import resume, tracked_runs
+    from ..executors.prefect import resume_run, tracked_runs
 
-    runs, _ = await tracked_runs()
+    found, _ = await tracked_runs()
+    chosen = [_find(name, found) for name in names] or [run for run in found if run.is_dead]
     code = 0
-    for run in [_find(name, runs) for name in names] or [run for run in runs if run.is_dead]:
+    for run in chosen:
         try:
-            sys.stdout.write(await resume(run) + "\n")
+            sys.stdout.write(await resume_run(run) + "\n")
         except FastroAIError as error:
             complain(error)
             code = FAILED
     return code
 
 
-def _find(name: str, runs: Sequence[TrackedRun]) -> TrackedRun:
-    found = [run for run in runs if str(run.flow_run.id).startswith(name.lower())]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{name!r} begins the ids of {len(found)} runs: give more of it.")
+def _find(name: str, found: Sequence[TrackedRun]) -> TrackedRun:
+    matching = [run for run in found if str(run.flow_run.id).startswith(name.lower())]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise UsageError(f"{name!r} matches {len(matching)} runs. Give more of the id.")
     raise UsageError(
-        f"Nothing is known of a run {name!r} that is under way or died. `fastroai runs` lists "
-        "those that are; a run is known where it writes to the same FASTROAI_LEDGER_URL."
+        f"No active or dead run matches {name!r}. `fastroai runs` lists them; a run is known where "
+        "it writes to the same FASTROAI_LEDGER_URL."
     )
 
 
-_HEADINGS = ("id", "pipeline", "name", "deployment", "state", "since (UTC)", "heard of", "")
+_COLUMNS = (
+    Column("id", shortest=36),
+    Column("pipeline", shortest=12),
+    Column("name", shortest=12),
+    Column("deployment", shortest=12),
+    Column("state", shortest=9),
+    Column("since (UTC)", shortest=19),
+    Column("last heartbeat", shortest=10),
+    Column("", shortest=5),
+)
 
 
-def table(runs: Sequence[TrackedRun]) -> str:
-    """The runs as lines, the oldest first."""
-    rows = [_HEADINGS, *map(_row, runs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
-
-
-def _row(run: TrackedRun) -> tuple[str, ...]:
-    holding = run.holding
+def _row(run: TrackedRun) -> tuple[Cell, ...]:
     return (
         str(run.flow_run.id),
-        holding.claim.pipeline or "-",
+        run.holding.claim.pipeline or "-",
         run.flow_run.name,
         run.deployment or "-",
         run.state,
-        f"{holding.since:%Y-%m-%d %H:%M:%S}",
-        f"{_ago(holding.silent)} ago",
+        f"{run.holding.since:%Y-%m-%d %H:%M:%S}",
+        f"{_ago(run.holding.silent)} ago",
         "DEAD" if run.is_dead else "alive",
     )
 

@@ -66,34 +66,36 @@ class Ending:
 
     code: int = 0
 
+    def leave(self) -> None:
+        """End the process now if it only waits for threads of abandoned steps."""
+        main = threading.main_thread()
+        threads = [t for t in threading.enumerate() if not t.daemon and t is not main]
+        if any(thread.name != STEP_THREAD for thread in threads):
+            return
+        for thread in threads:
+            thread.join(IDLE_SECONDS)
+        if not any(thread.is_alive() for thread in threads):
+            return
+        try:
+            # What Python would run after it has joined the threads, which never end: the ledger
+            # and Prefect's queues are written, the temporary server is stopped.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            # The only exit that does not join threads.
+            os._exit(self.code)
+
 
 def leave_abandoned_threads() -> Ending:
     """Have the process end without the threads of steps that were given up: they can't be stopped,
     only waited for.
 
-    Before it ends so, everything has run that runs at exit: Prefect's queues and the ledger are
-    written, the temporary server is stopped. Where any other thread is still at work, the process
-    waits for all of them, as Python does.
+    Before it ends so, everything has run that runs at exit. Where any other thread is still active,
+    the process waits for all of them, as Python does.
     """
     ending = Ending()
-
-    def leave() -> None:
-        others = [
-            t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
-        ]
-        if not others or any(t.name != STEP_THREAD for t in others):
-            return
-        for thread in others:
-            thread.join(IDLE_SECONDS)
-        if any(thread.is_alive() for thread in others):
-            try:
-                atexit._run_exitfuncs()
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(ending.code)
-
-    # Called the last of its kind, because registered first: before Python joins threads, after
-    # Prefect has sent what it still had to.
-    threading._register_atexit(leave)  # type: ignore[attr-defined]
+    # Plain atexit functions run after threads are joined, that is never. These run before, in
+    # reverse order: registered first, this is the last, after Prefect has sent what it had to.
+    threading._register_atexit(ending.leave)  # type: ignore[attr-defined]
     return ending

@@ -21,16 +21,34 @@ from ..pipelines.config import Durable
 from ..pipelines.plan import ExecutionPlan
 from ..settings import load_settings
 from ._prefect.flow import build_call, build_flow, run_in_flow
+from ._prefect.links import links_to_run
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
 from ._prefect.tasks import literal_name
-from ._prefect.zombie_runs import report_own_ended_runs
+from ._prefect.zombie_runs import (
+    TrackedRun,
+    report_ended_runs,
+    report_own_ended_runs,
+    resume_run,
+    tracked_runs,
+)
 from .protocol import ExecutionResult, PlanExecutor
 from .session import leases_around
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline import Pipeline
     from ..tracing.tracer import Tracer
+
+__all__ = [
+    "PrefectExecutor",
+    "TrackedRun",
+    "check_server",
+    "links_to_run",
+    "report_ended_runs",
+    "resume_run",
+    "tracked_runs",
+]
+
 
 logger = logging.getLogger("fastroai.executors")
 

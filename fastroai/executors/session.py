@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -27,6 +33,25 @@ from .scheduler import Outcome
 _NO_TRACER = NoOpTracer()
 METRICS = ("request_count", "replayed_count", "input_tokens", "output_tokens", "cost_microcents")
 """What the spans of a run and of its steps report."""
+
+
+# A run that is cancelled returns and raises nothing that could carry its entries.
+_recorders: ContextVar[list[RequestRecorder] | None] = ContextVar(
+    "fastroai_recorders", default=None
+)
+
+
+@contextmanager
+def recorders_of_runs() -> Iterator[list[RequestRecorder]]:
+    """The recorders of the runs that start in this context, for what is spent even if they are
+    cancelled.
+    """
+    recorders: list[RequestRecorder] = []
+    token = _recorders.set(recorders)
+    try:
+        yield recorders
+    finally:
+        _recorders.reset(token)
 
 
 class RunSession(RunBooks):
@@ -65,6 +90,9 @@ class RunSession(RunBooks):
     ) -> None:
         recorder = RequestRecorder(store, refuses_unpriced=settings.unpriced == "fail")
         super().__init__(identity, recorder, plan.config.cost_budget)
+        recorders = _recorders.get()
+        if recorders is not None:
+            recorders.append(recorder)
         self.plan = plan
         self.inputs = inputs
         self.deps = deps

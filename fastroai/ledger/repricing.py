@@ -129,7 +129,9 @@ def _reprice(
             at=at,
             context=tier_context(tier),
         )
-    except (UnknownModelPriceError, ValueError) as error:
+    except UnknownModelPriceError as error:
+        return Repriced(entry, None, error.reason)
+    except ValueError as error:
         return Repriced(entry, None, str(error))
     return Repriced(entry, price.total, price.source)
 

@@ -316,7 +316,7 @@ def _unlisted(ref: ModelRef, url: str | None, why: str) -> UnknownModelPriceErro
     provider = f" at provider {ref.provider!r}" if ref.provider else ""
     host = f" on {name}" if url and (name := host_and_port(url)[0]) else ""
     return UnknownModelPriceError(
-        f"No price is known for model {ref.model!r}{provider}{host}: {why}. State it with "
-        f"CostCalculator(pricing_overrides={{{ref.model!r}: "
-        "{'input_per_mtok': ..., 'output_per_mtok': ...}})."
+        f"No price is known for model {ref.model!r}{provider}{host}: {why}.",
+        f"State it with CostCalculator(pricing_overrides={{{ref.model!r}: "
+        "{'input_per_mtok': ..., 'output_per_mtok': ...}}).",
     )

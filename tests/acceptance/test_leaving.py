@@ -4,7 +4,10 @@ ended is noted.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from fastroai.usage import Ledger, Totals
 from tests.acceptance.conftest import PATIENCE, REPOSITORY
+from tests.support.behaviours import Hang
+from tests.support.cost_table import read_cost_table
+from tests.support.provider_process import ProviderProcess
 
 FOR_EVER = 100
 """Seconds after which a command that was told to end counts as going on: what it waited for took
@@ -47,6 +54,18 @@ def blocks(context):
 def late(context):
     threading.Event().wait()
 
+asks_provider = FastroAgent(model="openai:gpt-5-mini", name="asks-provider")
+
+@step
+async def asked(context):
+    return (await context.run(asks_provider, "the first question")).output
+
+@step
+async def asked_again(context):
+    return (await context.run(asks_provider, "the second question")).output
+
+asking = Pipeline("asking", {"asked": asked, "asked_again": asked_again},
+                  {"asked_again": ["asked"]})
 hanging = Pipeline("hanging", {"first": first, "hangs": hangs}, {"hangs": ["first"]})
 blocking = Pipeline("blocking", {"first": first, "blocks": blocks}, {"blocks": ["first"]})
 timing_out = Pipeline("timing-out", {"late": late})
@@ -119,6 +138,12 @@ def rows(database: Path, query: str) -> list[tuple[str, ...]]:
         return connection.execute(query).fetchall()
 
 
+async def total_of(database: Path) -> Totals:
+    async with Ledger.open(f"sqlite:///{database}") as ledger:
+        [total] = await ledger.totals()
+        return total
+
+
 @pytest.mark.timeout(2 * PATIENCE)
 def test_ctrl_c_while_the_temporary_server_starts_ends_both(tmp_path: Path):
     with running(
@@ -161,6 +186,43 @@ def test_a_command_that_is_terminated_says_so_in_one_line(
         assert command.said.rstrip().endswith("fastroai: terminated.")
         assert "stopped hangs" in command.said
         assert "Traceback" not in command.said
+
+
+@pytest.mark.parametrize(
+    ("executor", "signal_", "code"),
+    [
+        ("memory", signal.SIGINT, 130),
+        ("memory", signal.SIGTERM, 143),
+        ("prefect", signal.SIGINT, 130),
+        ("prefect", signal.SIGTERM, 143),
+    ],
+)
+def test_a_run_that_is_stopped_says_what_it_spent_and_what_may_have_been_spent(
+    tmp_path: Path,
+    provider: ProviderProcess,
+    executor: str,
+    signal_: signal.Signals,
+    code: int,
+    request: pytest.FixtureRequest,
+):
+    if executor == "prefect":
+        request.getfixturevalue("prefect_api")
+    provider.script("the second question", Hang())
+    hosts = json.dumps({provider.host: "openai"})
+    with running(
+        tmp_path, "asking", "--executor", executor, FASTROAI_PROVIDER_HOSTS=hosts
+    ) as command:
+        command.says("start   asked_again")
+        provider.wait_until_it_hangs()
+        command.process.send_signal(signal_)
+        assert command.end() == code, command.said
+    assert "Traceback" not in command.said
+    table = read_cost_table(command.said)
+    assert [key.split()[0] for key in table.lines] == ["asked", "asked_again"]
+    booked = asyncio.run(total_of(tmp_path / "ledger.db"))
+    assert (booked.charged, booked.unsettled) == (1, 1)
+    assert table.usd == booked.cost_usd > 0
+    assert re.search(r"Outcome unknown: step 'asked_again', openai:gpt-5-mini, .*", command.said)
 
 
 @pytest.mark.parametrize("executor", ["memory", "prefect"])

@@ -4,7 +4,6 @@ believe it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from fastroai import Pipeline, PipelineConfig, StepContext, step
-from fastroai.cli.results import register
+from fastroai.cli import main
 from fastroai.errors import ResultStorageError
 from fastroai.executors import PrefectExecutor
 from fastroai.executors.stored_results import read_stored_result
@@ -101,10 +100,7 @@ async def test_what_is_not_there_is_named(tmp_path: Path):
 
 async def test_the_command_prints_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run_id = await ran(pipeline(executor=PrefectExecutor(result_storage=tmp_path / "r")))
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    arguments = parser.parse_args(["results", "show", run_id, "asked"])
-    assert await asyncio.to_thread(arguments.execute, arguments) == 0
+    assert await asyncio.to_thread(main, ["results", "show", run_id, "asked"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["output"]["value"] == "answer:asked|t"
     assert run_id in printed.err

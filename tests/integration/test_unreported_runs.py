@@ -166,4 +166,4 @@ async def test_a_run_that_the_server_saw_ending_leaves_nothing(server: Restartab
     await pipeline.execute({}, None)
     await asyncio.create_task(pipeline.to_flow()())
     await records_are(lambda records: not records)
-    assert "No run is under way" in await runs()
+    assert "No active or dead runs." in await runs()

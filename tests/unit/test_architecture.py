@@ -39,6 +39,7 @@ FLOORS: list[tuple[str, int]] = [
     ("fastroai.simulation", 7),
     ("fastroai.testing", 7),
     ("fastroai.cli", 8),
+    ("fastroai.__main__", 8),
     ("fastroai", 8),
     ("flows", 8),
     ("deployments", 8),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fastroai.cli import main
-from fastroai.cli.rendering.run_costs import cost_lines, cost_table
+from fastroai.cli.rendering.console import console
+from fastroai.cli.rendering.run_costs import print_costs
 from fastroai.cli.rendering.values import render
 from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry, total_usd
 from fastroai.pricing.token_counts import TokenCounts
@@ -76,6 +78,13 @@ not_one = "a text"
 """
 
 
+def cost_table(booked: list[LedgerEntry], steps: Sequence[str] = ()) -> str:
+    """What a run shows of its costs where it is no terminal."""
+    written = io.StringIO()
+    print_costs(console(written), booked, steps)
+    return written.getvalue()
+
+
 @dataclass
 class Ran:
     code: int
@@ -90,7 +99,7 @@ def run(
     """Run the command in this process, in a folder with a module `jobs`."""
     (tmp_path / "jobs.py").write_text(JOBS)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
+    before = dict(sys.modules)
 
     def run(*arguments: str) -> Ran:
         try:
@@ -101,9 +110,9 @@ def run(
         return Ran(code, captured.out, captured.err)
 
     yield run
-    for name in set(sys.modules) - before:
-        if name.startswith(("jobs", "broken")):
-            del sys.modules[name]
+    for name in [name for name in sys.modules if name.startswith(("jobs", "broken", "flows"))]:
+        del sys.modules[name]
+    sys.modules.update({name: before[name] for name in before if name.startswith("flows")})
 
 
 def test_progress_goes_to_stderr_and_the_result_to_stdout(run):
@@ -133,6 +142,35 @@ def test_inputs_may_follow_options(run):
     assert "title: late" in ran.out
 
 
+@pytest.mark.parametrize("has_init", [True, False])
+def test_a_folder_here_wins_over_an_installed_package_of_the_same_name(
+    run, tmp_path: Path, has_init: bool
+):
+    import flows.document_digest
+
+    assert flows.__file__ is not None
+    folder = tmp_path / "flows"
+    folder.mkdir()
+    (folder / "mine.py").write_text(JOBS)
+    if has_init:
+        (folder / "__init__.py").touch()
+    assert "title: here" in run("flows.mine:plain", "title=here").out
+    assert sys.modules["flows.mine"].__file__ == str(folder / "mine.py")
+
+
+def test_an_installed_package_is_found_where_a_folder_here_only_has_its_name(run, tmp_path: Path):
+    (tmp_path / "flows" / "data").mkdir(parents=True)
+    assert run("flows.document_digest:absent").err.endswith("Its pipelines: pipeline.\n")
+
+
+@pytest.mark.parametrize("name", ["jobs.py", "./jobs.py", "elsewhere/jobs_too.py"])
+def test_a_pipeline_may_be_named_by_its_file(run, tmp_path: Path, name: str):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(JOBS)
+    assert "title: T" in run(f"{name}:plain", "title=T").out
+    assert "title: T" in run(f"{tmp_path / name}:plain", "title=T").out
+
+
 def test_a_pipeline_without_an_input_model_takes_any_input(run):
     ran = run("jobs:free", "title={}", "other=1")
     assert ran.code == 0
@@ -142,12 +180,14 @@ def test_a_pipeline_without_an_input_model_takes_any_input(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["jobs"], "give MODULE:PIPELINE"),
-        (["nowhere:pipeline"], "no module 'nowhere'"),
-        (["jobs:absent"], r"has no 'absent'. Its pipelines: .*plain"),
-        (["jobs:not_one"], "not a Pipeline"),
-        (["jobs:plain", "titel=x"], "no input 'titel'. Did you mean 'title'"),
-        (["jobs:plain", "title"], "give key=value"),
+        ([], "MODULE:PIPELINE"),
+        (["jobs"], "'jobs'"),
+        (["nowhere:pipeline"], "'nowhere'"),
+        (["nowhere.py:pipeline"], "'nowhere.py'"),
+        (["jobs:absent"], r"'absent'.*plain"),
+        (["jobs:not_one"], "'not_one'.*'a text'"),
+        (["jobs:plain", "titel=x"], "'titel'.*'title'"),
+        (["jobs:plain", "title"], "'title'"),
         (["jobs:plain", "--fast"], "--fast"),
         (["jobs:plain", "--executor", "cloud"], "cloud"),
     ],
@@ -246,7 +286,7 @@ def test_a_text_for_a_list_says_how_to_write_one_or_what_is_wrong(run, text: str
     ran = run("jobs:plain", f"numbers={text}", "--executor", "memory")
     if text == "1,2":
         assert ran.code == 2
-        assert """Write it as JSON: 'numbers=["1", "2"]'""" in ran.err
+        assert """'numbers=["1", "2"]'""" in ran.err
     else:
         assert ran.code == 1
         assert "numbers: Input should be a valid list" in ran.err
@@ -290,8 +330,8 @@ def test_replayed_requests_are_counted_apart_and_cost_nothing():
         state=EntryState.CHARGED, cost_usd=Decimal("0.1"), tokens=TokenCounts(input_tokens=5)
     )
     again = paid.replayed(Attribution(step_id="s"))
-    [line] = cost_lines([again])
-    assert (line.requests, line.replayed, line.input_tokens, line.usd) == (0, 1, 0, 0)
+    [numbers] = read_cost_table("\n" + cost_table([again])).lines.values()
+    assert numbers == (0, 1, 0, 0, 0)
 
 
 def test_an_unknown_cost_is_said_and_not_shown_as_part_of_the_total():

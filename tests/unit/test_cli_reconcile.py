@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
-from fastroai.cli.rendering.table import display_width
 from fastroai.usage import EntryState, LedgerEntry
 from tests.support.command import Books, books
 from tests.support.ledger_entries import START, charged
@@ -161,13 +161,13 @@ def test_an_invoice_may_come_from_a_pipe(books: Books, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["absent.csv"], "'absent.csv' can't be read: No such file"),
+        (["absent.csv"], "'absent.csv': No such file"),
         ([], "INVOICE.csv"),
-        (["INVOICE", "--column", "colour=red"], "NAME is one of response_id, model"),
-        (["INVOICE", "--column", "model"], "give NAME=COLUMN"),
-        (["INVOICE", "--column", "model=Modell"], "has no column 'Modell'"),
-        (["INVOICE", "--tolerance", "wide"], "'wide' is no length of time"),
-        (["INVOICE", "--tolerance", "999999999999w"], "is no length of time"),
+        (["INVOICE", "--column", "colour=red"], "'colour=red'"),
+        (["INVOICE", "--column", "model"], "'model'"),
+        (["INVOICE", "--column", "model=Modell"], "'Modell'"),
+        (["INVOICE", "--tolerance", "wide"], "--tolerance 'wide'"),
+        (["INVOICE", "--tolerance", "999999999999w"], "--tolerance '999999999999w'"),
     ],
 )
 def test_wrong_usage_exits_with_2(
@@ -184,7 +184,7 @@ def test_wrong_usage_exits_with_2(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"id,cost\nr1,much\n", "Line 2"), (b"\xff\xfe\x00", "not a text in UTF-8")],
+    [(b"id,cost\nr1,much\n", "Line 2"), (b"\xff\xfe\x00", "UTF-8")],
 )
 def test_an_invoice_that_can_not_be_read_is_one_message(
     books: Books, tmp_path: Path, content: bytes, said: str
@@ -209,4 +209,4 @@ def test_no_line_is_wider_than_the_terminal(
     books.book([sent(1), sent(2, "0.25"), replace(sent(3), id="契約書" * 20, response_id="x" * 90)])
     monkeypatch.setenv("COLUMNS", str(columns))
     ran = books.costs("reconcile", invoice(billed(1, "0.5"), billed(9, "0.75")))
-    assert max(map(display_width, ran.out.splitlines())) <= columns
+    assert max(map(cell_len, ran.out.splitlines())) <= columns

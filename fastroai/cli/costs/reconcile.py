@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal, localcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
 
 from ...errors import LedgerNotFoundError
 from ...ledger.aggregation import step_key
@@ -30,25 +32,68 @@ from ...pricing.money import EXACT
 from ...providers import canonical_provider
 from ..exit_codes import NOT_BALANCED, UsageError
 from ..parsing import duration
-from ..rendering.table import Column, amounts, printable, prose, show, table, terminal_width
-from .report import exact
-from .selection import Filters
+from ..rendering.console import console, prose
+from ..rendering.tables import Amount, Cell, Column, amounts, exact, print_table
+from .filters import ALL, CONFIGURED, Filters, Source
 
 
-def reconcile_invoice(arguments: argparse.Namespace) -> int:
-    """Compare an invoice with the ledger: 0 when the two balance, 3 when they don't."""
-    tolerance = duration("--tolerance", arguments.tolerance)
-    lines = _invoice(arguments.invoice, arguments.column)
-    filters = _with_days_of(lines, Filters.of(arguments))
+def reconcile_invoice(
+    invoice: Annotated[
+        str,
+        Parameter(
+            name="INVOICE.csv",
+            allow_leading_hyphen=True,
+            help="CSV with a line of column names; - is stdin.",
+        ),
+    ],
+    /,
+    *,
+    column: Annotated[
+        Sequence[str],
+        Parameter(
+            name="--column",
+            help=(
+                "NAME=COLUMN, the invoice's own name for response_id, model, at, input_tokens, "
+                "output_tokens or cost_usd, where it is not found by itself. Repeatable."
+            ),
+        ),
+    ] = (),
+    provider: Annotated[
+        str | None,
+        Parameter(
+            name="--provider",
+            help="Whose invoice it is, for example openai; default: all requests.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        timedelta,
+        Parameter(
+            name="--tolerance",
+            converter=duration,
+            help="How far apart in time the same request may be on both sides; default: 5m.",
+        ),
+    ] = timedelta(minutes=5),
+    filters: Filters = ALL,
+    source: Source = CONFIGURED,
+) -> int:
+    """Compare the ledger with a provider's invoice.
+
+    Lists ledger entries and invoice lines without a partner, and partners that differ. Simulated,
+    refused and replayed requests are ignored. Without --since and --until, the days are compared
+    that the invoice covers. Exits with 0 when the books balance, with 3 when they don't.
+    """
+    lines = _invoice(invoice, column)
+    filters = _with_days_of(lines, filters)
     try:
-        entries = asyncio.run(_entries(arguments.ledger, filters, tolerance, arguments.provider))
+        entries = asyncio.run(_entries(source.ledger, filters, tolerance, provider))
     except LedgerNotFoundError as error:
         entries = []
         sys.stderr.write(f"{error}\n")
     found = _within(reconcile(entries, lines, tolerance=tolerance), filters)
-    show(
-        [_as_json(found, filters)] if arguments.json else _as_text(found, filters, terminal_width())
-    )
+    if source.json:
+        sys.stdout.write(_as_json(found, filters) + "\n")
+    else:
+        _show(console(), found, filters)
     return 0 if found.is_balanced else NOT_BALANCED
 
 
@@ -58,7 +103,8 @@ def _invoice(name: str, mapping: Sequence[str]) -> tuple[InvoiceLine, ...]:
         ours, separator, theirs = pair.partition("=")
         if not separator or ours not in COLUMNS:
             raise UsageError(
-                f"--column {pair!r}: give NAME=COLUMN, where NAME is one of {', '.join(COLUMNS)}."
+                f"--column {pair!r}: expected NAME=COLUMN, where NAME is one of "
+                f"{', '.join(COLUMNS)}."
             )
         columns[ours] = theirs
     try:
@@ -67,11 +113,9 @@ def _invoice(name: str, mapping: Sequence[str]) -> tuple[InvoiceLine, ...]:
         with Path(name).open(encoding="utf-8-sig", newline="") as file:
             return read_invoice(file, columns)
     except OSError as error:
-        raise UsageError(
-            f"The invoice {name!r} can't be read: {error.strerror or error}."
-        ) from error
+        raise UsageError(f"Can't read invoice {name!r}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"The invoice {name!r} is not a text in UTF-8. Save it as one.") from error
+        raise UsageError(f"Invoice {name!r} is not valid UTF-8.") from error
     except (ValueError, csv.Error) as error:
         raise UsageError(f"{name}: {error}") from error
 
@@ -171,7 +215,7 @@ def _as_json(found: Reconciliation, filters: Filters) -> str:
     return json.dumps(said, indent=2)
 
 
-def _entry_json(entry: LedgerEntry) -> dict[str, Any]:
+def _entry_json(entry: LedgerEntry) -> dict[str, object]:
     at = entry.attribution
     return {
         "id": entry.id,
@@ -189,116 +233,71 @@ def _entry_json(entry: LedgerEntry) -> dict[str, Any]:
     }
 
 
-def _line_json(line: InvoiceLine) -> dict[str, Any]:
+def _line_json(line: InvoiceLine) -> dict[str, object]:
     return asdict(line) | {
         "at": None if line.at is None else line.at.isoformat(),
         "cost_usd": None if line.cost_usd is None else f"{line.cost_usd:f}",
     }
 
 
-def _as_text(found: Reconciliation, filters: Filters, width: int | None) -> Iterator[str]:
-    matched, asked = len(found.matches), f" ({printable(str(filters))})" if filters else ""
-    yield from prose(
+def _show(out: Console, found: Reconciliation, filters: Filters) -> None:
+    matched, asked = len(found.matches), f" ({filters})" if filters else ""
+    prose(
+        out,
         f"{_many(matched + len(found.entries), 'ledger entry', 'ledger entries')} beside "
         f"{_many(matched + len(found.lines), 'invoice line', 'invoice lines')}{asked}",
-        width,
     )
     ways = ", ".join(
         f"{number:,} by {by.replace('_', ' ')}"
         for by, number in Counter(m.by for m in found.matches).items()
     )
-    yield from prose(f"{_many(matched, 'pair', 'pairs')}{f': {ways}' if ways else ''}", width)
+    prose(out, f"{_many(matched, 'pair', 'pairs')}{f': {ways}' if ways else ''}")
     if found.entries:
-        yield from ["", f"Entries without an invoice line: {len(found.entries):,}", ""]
-        yield from _entry_table(found.entries, width)
+        prose(out, f"\nEntries without an invoice line: {len(found.entries):,}\n")
+        print_table(out, _ENTRY_COLUMNS, [_entry_row(entry) for entry in found.entries])
     if found.lines:
-        yield from ["", f"Invoice lines without an entry: {len(found.lines):,}", ""]
-        yield from _line_table(found.lines, width)
+        prose(out, f"\nInvoice lines without an entry: {len(found.lines):,}\n")
+        print_table(out, _LINE_COLUMNS, [_line_row(line) for line in found.lines])
     differing = [match for match in found.matches if match.differences]
     if differing:
-        yield from ["", f"Pairs that differ: {len(differing):,}", ""]
-        for match in differing:
-            told = (
-                f"line {match.line.number}, entry {match.entry.id}: {'; '.join(match.differences)}"
-            )
-            yield from prose(printable(told), width)
+        prose(out, f"\nPairs that differ: {len(differing):,}\n")
+    for match in differing:
+        differences = "; ".join(match.differences)
+        prose(out, f"line {match.line.number}, entry {match.entry.id}: {differences}")
     booked, billed = _sums(found)
     ours, theirs, apart = amounts([booked, billed, EXACT.subtract(billed, booked)])
-    yield ""
-    yield from prose(f"Ledger {ours} USD, invoice {theirs} USD, difference {apart} USD.", width)
-    if found.is_balanced:
-        yield "The books balance."
-    else:
-        yield from prose("The books do not balance.", width)
+    prose(out, f"\nLedger {ours} USD, invoice {theirs} USD, difference {apart} USD.")
+    prose(out, "The books balance." if found.is_balanced else "The books do not balance.")
 
 
-def _entry_table(entries: Sequence[LedgerEntry], width: int | None) -> list[str]:
-    places = [
-        step_key(entry.attribution.pipeline, entry.attribution.step_id) or "-" for entry in entries
-    ]
-    lines, _ = table(
-        [
-            Column("sent (UTC)", [_clock(entry.sent_at) for entry in entries], left=True),
-            Column("state", [entry.state.value for entry in entries], left=True, rank=1),
-            Column(
-                "model",
-                [printable(entry.model or "-") for entry in entries],
-                left=True,
-                shortest=12,
-                rank=3,
-            ),
-            Column(
-                "pipeline/step",
-                [printable(place) for place in places],
-                left=True,
-                shortest=12,
-                rank=2,
-            ),
-            Column("entry", [printable(entry.id) for entry in entries], left=True, rank=5),
-            Column("USD", _known(entry.cost_usd for entry in entries)),
-        ],
-        width=width,
-        total=False,
-    )
-    return lines
+_ENTRY_COLUMNS = (
+    Column("sent (UTC)", shortest=19),
+    Column("state", shortest=9, rank=1),
+    Column("model", shortest=12, rank=3),
+    Column("pipeline/step", shortest=12, rank=2),
+    Column("entry", shortest=36, rank=5),
+    Column("USD"),
+)
+_LINE_COLUMNS = (
+    Column("line"),
+    Column("time (UTC)", shortest=19, rank=1),
+    Column("model", shortest=12, rank=2),
+    Column("response id", shortest=12, rank=3),
+    Column("USD"),
+)
 
 
-def _line_table(billed: Sequence[InvoiceLine], width: int | None) -> list[str]:
-    lines, _ = table(
-        [
-            Column("line", [f"{line.number:,}" for line in billed]),
-            Column(
-                "time (UTC)",
-                ["-" if line.at is None else _clock(line.at) for line in billed],
-                left=True,
-                rank=1,
-            ),
-            Column(
-                "model",
-                [printable(line.model or "-") for line in billed],
-                left=True,
-                shortest=12,
-                rank=2,
-            ),
-            Column(
-                "response id",
-                [printable(line.response_id or "-") for line in billed],
-                left=True,
-                shortest=12,
-                rank=3,
-            ),
-            Column("USD", _known(line.cost_usd for line in billed)),
-        ],
-        width=width,
-        total=False,
-    )
-    return lines
+def _entry_row(entry: LedgerEntry) -> tuple[Cell, ...]:
+    step = step_key(entry.attribution.pipeline, entry.attribution.step_id) or "-"
+    sent = _clock(entry.sent_at)
+    usd = None if entry.cost_usd is None else Amount(entry.cost_usd)
+    return sent, entry.state.value, entry.model or "-", step, entry.id, usd
 
 
-def _known(values: Iterable[Decimal | None]) -> list[str]:
-    values = list(values)
-    told = iter(amounts(value for value in values if value is not None))
-    return ["unknown" if value is None else next(told) for value in values]
+def _line_row(line: InvoiceLine) -> tuple[Cell, ...]:
+    at = "-" if line.at is None else _clock(line.at)
+    usd = None if line.cost_usd is None else Amount(line.cost_usd)
+    return line.number, at, line.model or "-", line.response_id or "-", usd
 
 
 def _clock(at: datetime) -> str:

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from decimal import Decimal
-from typing import Any
+from operator import attrgetter
+
+from rich.console import Console
 
 from ...database.location import MEMORY
 from ...errors import LedgerNotFoundError
 from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, merged
 from ...ledger.ledger import Ledger, ledger_url
 from ...pricing.money import EXACT
-from ..rendering.table import (
-    Column,
-    lengths,
-    percent,
-    places_of,
-    printable,
-    prose,
-    show,
-    table,
-    terminal_width,
-)
-from .selection import Filters
+from ..rendering.console import console, printable, prose
+from ..rendering.tables import Amount, Cell, Column, exact, percent, print_table
+from .filters import ALL, CONFIGURED, By, Filters, Source
 
 _HEADINGS = {"day": "day (UTC)", "step": "pipeline/step"}
 SEVERAL_TAGS = (
@@ -36,24 +28,21 @@ SEVERAL_TAGS = (
 )
 
 
-def report(arguments: argparse.Namespace) -> int:
-    """Show what the requests cost that the arguments ask for."""
-    filters = Filters.of(arguments)
-    by: str = arguments.by
+def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONFIGURED) -> None:
+    """Show what the requests cost that the filters select."""
     try:
-        groups, total, booked = asyncio.run(_read(arguments.ledger, by, filters))
-        nothing = _nothing(arguments.ledger, filters, booked) if not groups else None
+        groups, total, booked = asyncio.run(_read(source.ledger, by, filters))
+        nothing = None if groups else _nothing(source.ledger, filters, booked)
     except LedgerNotFoundError as error:
         groups, total, nothing = (), Totals(), str(error)
-    if arguments.json:
-        show([as_json(by, filters, groups, total)])
+    if source.json:
+        sys.stdout.write(as_json(by, filters, groups, total) + "\n")
         if nothing is not None:
             sys.stderr.write(f"{nothing}\n")
+    elif nothing is not None:
+        sys.stdout.write(f"{nothing}\n")
     else:
-        show(
-            as_text(by, filters, groups, total, terminal_width()) if nothing is None else [nothing]
-        )
-    return 0
+        show(console(), by, filters, groups, total)
 
 
 async def _read(
@@ -73,21 +62,15 @@ async def _read(
         else:
             # Not asked for again: meanwhile, there may be more.
             [total] = merged(replace(group, key=None) for group in groups)
-    return (
-        tuple(
-            groups
-            if by == "day"
-            else sorted(groups, key=lambda group: (-paid(group), -group.simulated_usd))
-        ),
-        total,
-        0,
-    )
+    if by != "day":
+        groups = tuple(sorted(groups, key=lambda group: (-paid(group), -group.simulated_usd)))
+    return groups, total, 0
 
 
 def _nothing(url: str | None, filters: Filters, booked: int) -> str:
     if booked:
         others = f"{booked:,} others" if booked > 1 else "one other"
-        return f"No request fits: {printable(str(filters))}. The ledger has {others}."
+        return f"No request matches: {printable(str(filters))}. The ledger has {others}."
     if (url or ledger_url()) == MEMORY:
         return (
             f"A ledger in {MEMORY} ends with the process that writes it. Name a database with "
@@ -113,7 +96,7 @@ def as_json(by: str, filters: Filters, groups: Sequence[Totals], total: Totals) 
     return json.dumps(found, indent=2, ensure_ascii=True)
 
 
-def _json_of(totals: Totals) -> dict[str, Any]:
+def _json_of(totals: Totals) -> dict[str, object]:
     return {
         **{name: getattr(totals, name) for name in COUNTS},
         "share_priced": totals.share_priced,
@@ -123,73 +106,77 @@ def _json_of(totals: Totals) -> dict[str, Any]:
     }
 
 
-def exact(usd: Decimal) -> str:
-    """An amount in plain digits, without zeros at its end."""
-    return f"{usd.normalize(EXACT):f}"
-
-
-def as_text(
-    by: str, filters: Filters, groups: Sequence[Totals], total: Totals, width: int | None
-) -> Iterator[str]:
-    """A title, the table with its total, and what must be known to read it."""
+def show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], total: Totals) -> None:
+    """Write a title, the table with its total, and what must be known to read it."""
     group = f"tag {by.removeprefix('tag:')}" if by.startswith("tag:") else by.replace("_", " ")
-    title = f"Costs by {group}: {filters or 'all requests in the ledger'}"
-    yield from prose(printable(title), width)
-    yield ""
-    real = paid(total) != 0 or not total.simulated
-    weights = [paid(group) if real else group.simulated_usd for group in groups]
-    whole = paid(total) if real else total.simulated_usd
-    columns = list(_columns(by, groups, total))
-    if whole > 0 and len(groups) > 1:
-        shares = [_share(weight, whole) for weight in weights]
-        columns.append(Column("share" if real else "simulated share", shares, "", rank=4))
-    lines, left_out = table(
-        columns, width=width, bars=lengths(weights) if whole > 0 and len(groups) > 1 else ()
-    )
-    yield from lines
-    yield ""
-    for remark in _remarks(by, total, left_out):
-        yield from prose(remark, width)
+    prose(out, f"Costs by {group}: {filters or 'all requests in the ledger'}")
+    out.print()
+    left_out = _print_groups(out, by, groups, total)
+    out.print()
+    for remark in _remarks(by, total):
+        prose(out, remark)
+    if left_out:
+        prose(out, no_room_for(left_out))
 
 
-def _columns(by: str, groups: Sequence[Totals], total: Totals) -> Iterator[Column]:
-    yield key_column(by, [group.key for group in groups])
+def _print_groups(
+    out: Console, by: str, groups: Sequence[Totals], total: Totals
+) -> tuple[str, ...]:
+    measures = list(_measures(total))
+    columns = [key_column(by), *(column for column, _ in measures)]
+    rows = [[key_cell(by, group.key), *(of(group) for _, of in measures)] for group in groups]
+    sums = ["total", *(of(total) for _, of in measures)]
+    # Where nothing was paid, the simulated amounts are compared.
+    only_simulated = paid(total) == 0 and total.simulated > 0
+    amount = _simulated if only_simulated else paid
+    whole = amount(total)
+    if whole <= 0 or len(groups) == 1:
+        return print_table(out, columns, rows, total=sums)
+    bars = [amount(group) for group in groups]
+    columns.append(Column("simulated share" if only_simulated else "share", rank=4))
+    for row, bar in zip(rows, bars, strict=True):
+        row.append(f"{float(bar / whole) * 100:.1f} %")
+    return print_table(out, columns, rows, total=[*sums, ""], bars=bars)
 
-    def count(heading: str, field: str, rank: int) -> Column:
-        return Column.of_counts(
-            heading, [getattr(group, field) for group in groups], getattr(total, field), rank=rank
-        )
 
-    yield count("requests", "requests", 1)
-    for field, rank in (("unpriced", 5), ("unsettled", 5), ("refused", 6), ("replayed", 6)):
-        if getattr(total, field):
-            yield count(field, field, rank)
-    for heading, field in (("input tokens", "input_tokens"), ("output tokens", "output_tokens")):
-        values = [getattr(group.tokens, field) for group in groups]
-        yield Column.of_counts(heading, values, getattr(total.tokens, field), rank=7)
-    real, simulated = [paid(group) for group in groups], [group.simulated_usd for group in groups]
-    places = places_of([*real, paid(total), *simulated, total.simulated_usd])
+Measure = tuple[Column, Callable[[Totals], Cell]]
+
+
+def _measures(total: Totals) -> Iterator[Measure]:
+    """The columns of numbers: those that always stand there, and those that have any."""
+    yield Column("requests", rank=1), attrgetter("requests")
+    for name, rank in (("unpriced", 5), ("unsettled", 5), ("refused", 6), ("replayed", 6)):
+        if getattr(total, name):
+            yield Column(name, rank=rank), attrgetter(name)
+    yield Column("input tokens", rank=7), attrgetter("tokens.input_tokens")
+    yield Column("output tokens", rank=7), attrgetter("tokens.output_tokens")
     if total.simulated:
-        yield Column.of_amounts(
-            "simulated USD", simulated, total.simulated_usd, places=places, rank=2
-        )
-    yield Column.of_amounts("USD", real, paid(total), places=places)
+        yield Column("simulated USD", rank=2), lambda totals: Amount(totals.simulated_usd)
+    yield Column("USD"), lambda totals: Amount(paid(totals))
 
 
-def key_column(by: str, keys: Sequence[str | None]) -> Column:
-    """What the requests of each line have in common."""
-    name = printable(by.removeprefix("tag:")) if by.startswith("tag:") else by.replace("_", " ")
-    cells = [f"(no {name})" if key is None else printable(key) for key in keys]
+def _simulated(totals: Totals) -> Decimal:
+    return totals.simulated_usd
+
+
+def key_column(by: str) -> Column:
+    """The column that says what the requests of each row have in common."""
     # A run's id is of use only as a whole.
-    shortest = 36 if by in ("run", "run_key") else 28
-    return Column(_HEADINGS.get(by, name), cells, "total", left=True, shortest=shortest)
+    shortest = 36 if by in ("run", "run_key") else 12
+    return Column(_HEADINGS.get(by, key_name(by)), shortest=shortest)
 
 
-def _share(weight: Decimal, whole: Decimal) -> str:
-    return f"{float(weight / whole) * 100:.1f} %"
+def key_cell(by: str, key: str | None) -> str:
+    """What the requests of one row have in common."""
+    return f"(no {key_name(by)})" if key is None else key
 
 
-def _remarks(by: str, total: Totals, left_out: Sequence[str]) -> Iterator[str]:
+def key_name(by: str) -> str:
+    """A grouping for people."""
+    return by.removeprefix("tag:") if by.startswith("tag:") else by.replace("_", " ")
+
+
+def _remarks(by: str, total: Totals) -> Iterator[str]:
     if by == "tag":
         yield SEVERAL_TAGS
     if total.simulated:
@@ -206,15 +193,6 @@ def _remarks(by: str, total: Totals, left_out: Sequence[str]) -> Iterator[str]:
             f"{_requests(total.replayed)} answered from a record instead of being sent again; "
             f"{exact(total.replayed_usd)} USD saved."
         )
-    if left_out:
-        yield no_room_for(left_out)
-
-
-def no_room_for(headings: Sequence[str]) -> str:
-    """That a table lacks some columns."""
-    return (
-        f"No room here for: {', '.join(headings)}. A wider terminal shows them, and --json has all."
-    )
 
 
 def _unknown(total: Totals) -> Iterator[str]:
@@ -228,16 +206,20 @@ def _unknown(total: Totals) -> Iterator[str]:
     if total.unpriced:
         yield f"- {_requests(total.unpriced)} answered by a model without a known price."
     if total.unsettled:
-        bound = (
-            f"At most {exact(total.upper_bound_usd)} USD together, as far as a bound is known; "
-            "what is known to be spent of it is in the total."
-            if total.upper_bound_usd
-            else "No upper bound is known."
-        )
-        yield (
-            f"- {_requests(total.unsettled)} unsettled: sent, and no outcome seen, or still under "
-            f"way. {bound}"
-        )
+        bound = "No upper bound is known."
+        if total.upper_bound_usd:
+            bound = (
+                f"At most {exact(total.upper_bound_usd)} USD together, as far as a bound is known; "
+                "what is known to be spent of it is in the total."
+            )
+        yield f"- {_requests(total.unsettled)} unsettled: sent, outcome unknown or pending. {bound}"
+
+
+def no_room_for(headings: Sequence[str]) -> str:
+    """That a table lacks some columns."""
+    return (
+        f"No room here for: {', '.join(headings)}. A wider terminal shows them, and --json has all."
+    )
 
 
 def _requests(number: int) -> str:

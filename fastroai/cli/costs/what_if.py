@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from decimal import Decimal, localcontext
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
 
 from ...errors import LedgerNotFoundError
 from ...ledger.aggregation import grouping
@@ -19,76 +22,60 @@ from ...ledger.repricing import Repriced, WhatIf, what_if
 from ...pricing.money import EXACT
 from ..exit_codes import FAILED, UsageError
 from ..parsing import moment
-from ..rendering.table import (
-    Column,
-    lengths,
-    places_of,
-    printable,
-    prose,
-    show,
-    table,
-    terminal_width,
-)
-from .report import SEVERAL_TAGS, exact, key_column, no_room_for
-from .selection import Filters
+from ..rendering.console import console, printable, prose
+from ..rendering.tables import Amount, Cell, Column, exact, print_table
+from .filters import ALL_RECORDED, CONFIGURED, By, Filters, RecordedFilters, Source
+from .report import SEVERAL_TAGS, key_cell, key_column, no_room_for
 
 _MOST_REASONS = 5
 
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """Requests with something in common, whose cost is known both ways."""
-
-    key: str | None
-    requests: int
-    recorded_usd: Decimal
-    usd: Decimal
-
-    @property
-    def difference_usd(self) -> Decimal:
-        """More than 0: it would have cost more."""
-        return EXACT.subtract(self.usd, self.recorded_usd)
-
-    @classmethod
-    def of(cls, key: str | None, requests: Sequence[Repriced]) -> Compared:
-        """Their exact sums."""
-        with localcontext(EXACT):
-            return cls(
-                key,
-                len(requests),
-                sum((r.entry.cost_usd or Decimal(0) for r in requests), Decimal(0)),
-                sum((r.usd or Decimal(0) for r in requests), Decimal(0)),
-            )
+Groups = dict[str | None, WhatIf]
 
 
-def price_otherwise(arguments: argparse.Namespace) -> int:
-    """Show what recorded requests would have cost; 1 when that can't be said of any."""
-    if arguments.other_model is None and arguments.tier is None:
-        raise UsageError(
-            "What should be different? Give --model provider:model, or --tier, or both."
-        )
-    filters = Filters.of(arguments)
-    at = None if arguments.at is None else moment("--at", arguments.at)
+def price_otherwise(
+    *,
+    model: Annotated[
+        str | None,
+        Parameter(name="--model", help="The other model, PROVIDER:MODEL; default: as recorded."),
+    ] = None,
+    tier: Annotated[
+        str | None,
+        Parameter(name="--tier", help="The other service tier: flex, priority, default, batch, …"),
+    ] = None,
+    at: Annotated[
+        datetime | None,
+        Parameter(
+            name="--at",
+            converter=moment,
+            help="Price as of this time; default: as of when each request was sent.",
+        ),
+    ] = None,
+    by: By = "pipeline",
+    filters: RecordedFilters = ALL_RECORDED,
+    source: Source = CONFIGURED,
+) -> int:
+    """Price recorded requests on another model or service tier, one by one, at list prices.
+
+    The tokens are taken as recorded; another model would count and write other ones.
+    """
+    if model is None and tier is None:
+        raise UsageError("Specify --model PROVIDER:MODEL, --tier TIER, or both.")
     try:
-        entries = asyncio.run(_entries(arguments.ledger, filters))
-        nothing = (
-            "No request that cost something "
-            f"fits{f': {printable(str(filters))}' if filters else ''}."
-        )
+        entries = asyncio.run(_entries(source.ledger, filters))
+        asked = f": {printable(str(filters))}" if filters else ""
+        nothing = f"No request with a cost matches{asked}."
     except LedgerNotFoundError as error:
         entries, nothing = [], str(error)
-    found = what_if(entries, arguments.other_model, service_tier=arguments.tier, at=at)
-    groups = _grouped(found.compared, arguments.by)
-    if arguments.json:
-        show([_as_json(found, arguments.by, filters, groups)])
+    found = what_if(entries, model, service_tier=tier, at=at)
+    groups = _grouped(found, by)
+    if source.json:
+        sys.stdout.write(_as_json(found, by, filters, groups) + "\n")
         if not found.requests:
             sys.stderr.write(f"{nothing}\n")
+    elif found.requests:
+        _show(console(), found, by, filters, groups)
     else:
-        show(
-            _as_text(found, arguments.by, filters, groups, terminal_width())
-            if found.requests
-            else [nothing]
-        )
+        sys.stdout.write(f"{nothing}\n")
     return FAILED if found.requests and not found.compared else 0
 
 
@@ -97,18 +84,25 @@ async def _entries(url: str | None, filters: Filters) -> list[LedgerEntry]:
         return await ledger.entries(**filters.as_arguments())
 
 
-def _grouped(requests: Sequence[Repriced], by: str) -> list[Compared]:
+def _grouped(found: WhatIf, by: str) -> Groups:
+    """The compared requests by what they have in common, the largest recorded cost first."""
     keys = grouping(by)
-    groups: dict[str | None, list[Repriced]] = {}
-    for request in requests:
+    requests: dict[str | None, list[Repriced]] = {}
+    for request in found.compared:
         for key in keys(request.entry):
-            groups.setdefault(key, []).append(request)
-    found = [Compared.of(key, group) for key, group in groups.items()]
+            requests.setdefault(key, []).append(request)
+    groups = {
+        key: WhatIf(found.model, found.service_tier, tuple(requests[key]))
+        for key in sorted(requests, key=lambda key: (key is None, key or ""))
+    }
     if by == "day":
-        return sorted(found, key=lambda group: group.key or "")
-    return sorted(
-        found, key=lambda group: (-group.recorded_usd, group.key is None, group.key or "")
-    )
+        return groups
+    return dict(sorted(groups.items(), key=lambda group: -group[1].recorded_usd))
+
+
+def _difference(group: WhatIf) -> Decimal:
+    """More than 0: it would have cost more."""
+    return EXACT.subtract(group.usd, group.recorded_usd)
 
 
 def _reasons(found: WhatIf) -> list[tuple[str, int]]:
@@ -118,78 +112,68 @@ def _reasons(found: WhatIf) -> list[tuple[str, int]]:
     return Counter(told).most_common()
 
 
-def _as_json(found: WhatIf, by: str, filters: Filters, groups: Sequence[Compared]) -> str:
-    total = Compared.of(None, found.compared)
-
-    def of(group: Compared) -> dict[str, object]:
-        return {
-            "requests": group.requests,
-            "recorded_usd": exact(group.recorded_usd),
-            "usd": exact(group.usd),
-            "difference_usd": exact(group.difference_usd),
-        }
-
+def _as_json(found: WhatIf, by: str, filters: Filters, groups: Groups) -> str:
     said = {
         "model": found.model,
         "service_tier": found.service_tier,
         "by": by,
         "filters": filters.as_json(),
         "currency": "USD",
-        "groups": [{"key": group.key} | of(group) for group in groups],
-        "total": of(total),
+        "groups": [{"key": key} | _json_of(group) for key, group in groups.items()],
+        "total": _json_of(found),
         "simulated": sum(r.entry.simulated for r in found.compared),
         "left_out": [{"reason": reason, "requests": number} for reason, number in _reasons(found)],
     }
     return json.dumps(said, indent=2)
 
 
-def _as_text(
-    found: WhatIf, by: str, filters: Filters, groups: Sequence[Compared], width: int | None
-) -> Iterator[str]:
-    other = " at tier ".join(
-        part for part in (found.model or "the recorded models", found.service_tier) if part
-    )
+def _json_of(group: WhatIf) -> dict[str, object]:
+    return {
+        "requests": len(group.compared),
+        "recorded_usd": exact(group.recorded_usd),
+        "usd": exact(group.usd),
+        "difference_usd": exact(_difference(group)),
+    }
+
+
+def _show(out: Console, found: WhatIf, by: str, filters: Filters, groups: Groups) -> None:
+    other = found.model or "the recorded models"
+    if found.service_tier:
+        other += f" at tier {found.service_tier}"
     asked = filters or "all requests in the ledger"
-    yield from prose(printable(f"What they would have cost on {other}: {asked}"), width)
-    yield ""
+    prose(out, f"What they would have cost on {other}: {asked}")
+    out.print()
     left_out: tuple[str, ...] = ()
     if groups:
-        lines, left_out = _table(by, groups, Compared.of(None, found.compared), width)
-        yield from [*lines, ""]
+        left_out = _print_groups(out, by, groups, found)
+        out.print()
     for remark in _remarks(found, by):
-        yield from prose(remark, width)
+        prose(out, remark)
     if left_out:
-        yield from prose(no_room_for(left_out), width)
+        prose(out, no_room_for(left_out))
 
 
-def _table(
-    by: str, groups: Sequence[Compared], total: Compared, width: int | None
-) -> tuple[list[str], tuple[str, ...]]:
+def _print_groups(out: Console, by: str, groups: Groups, total: WhatIf) -> tuple[str, ...]:
     columns = [
-        key_column(by, [group.key for group in groups]),
-        Column.of_counts("requests", [group.requests for group in groups], total.requests, rank=2),
+        key_column(by),
+        Column("requests", rank=2),
+        Column("recorded USD"),
+        Column("would be USD"),
+        Column("difference", rank=3),
+        Column("change", rank=1),
     ]
-    money = {"recorded USD": "recorded_usd", "would be USD": "usd", "difference": "difference_usd"}
-    places = places_of(
-        getattr(group, field) for group in (*groups, total) for field in money.values()
-    )
-    for heading, field in money.items():
-        values, rank = (
-            [getattr(group, field) for group in groups],
-            3 if field == "difference_usd" else 0,
-        )
-        columns.append(
-            Column.of_amounts(heading, values, getattr(total, field), places=places, rank=rank)
-        )
-    columns.append(Column("change", [_change(group) for group in groups], _change(total), rank=1))
-    bars = lengths([group.usd for group in groups]) if len(groups) > 1 else ()
-    return table(columns, width=width, bars=bars)
+    rows = [(key_cell(by, key), *_measures(group)) for key, group in groups.items()]
+    bars = [group.usd for group in groups.values()] if len(groups) > 1 else ()
+    return print_table(out, columns, rows, total=("total", *_measures(total)), bars=bars)
 
 
-def _change(group: Compared) -> str:
-    if not group.recorded_usd:
-        return "-"
-    return f"{float(group.difference_usd / group.recorded_usd) * 100:+.1f} %"
+def _measures(group: WhatIf) -> tuple[Cell, ...]:
+    difference = _difference(group)
+    change = "-"
+    if group.recorded_usd:
+        change = f"{float(difference / group.recorded_usd) * 100:+.1f} %"
+    recorded, priced = Amount(group.recorded_usd), Amount(group.usd)
+    return len(group.compared), recorded, priced, Amount(difference), change
 
 
 def _remarks(found: WhatIf, by: str) -> Iterator[str]:
@@ -199,17 +183,21 @@ def _remarks(found: WhatIf, by: str) -> Iterator[str]:
     )
     if by == "tag" and found.compared:
         yield SEVERAL_TAGS
-    simulated = [r for r in found.compared if r.entry.simulated]
+    simulated = tuple(r for r in found.compared if r.entry.simulated)
     if simulated:
-        sums = Compared.of(None, simulated)
+        recorded = WhatIf(found.model, found.service_tier, simulated).recorded_usd
         yield (
             f"SIMULATED: {len(simulated):,} of {len(found.compared):,} were answered by an offline "
-            f"model; the {exact(sums.recorded_usd)} USD recorded for them was not paid."
+            f"model; the {exact(recorded)} USD recorded for them was not paid."
         )
-    if found.left_out:
-        reasons = _reasons(found)
-        yield f"LEFT OUT: {len(found.left_out):,} of {len(found.requests):,} can't be compared."
-        for reason, number in reasons[:_MOST_REASONS]:
-            yield printable(f"- {number:,}: {reason}")
-        if len(reasons) > _MOST_REASONS:
-            yield f"- and for {len(reasons) - _MOST_REASONS} other reasons; --json has them all."
+    if not found.left_out:
+        return
+    yield f"LEFT OUT: {len(found.left_out):,} of {len(found.requests):,} can't be compared."
+    yield from _described(_reasons(found))
+
+
+def _described(reasons: Sequence[tuple[str, int]]) -> Iterator[str]:
+    for reason, number in reasons[:_MOST_REASONS]:
+        yield f"- {number:,}: {reason}"
+    if len(reasons) > _MOST_REASONS:
+        yield f"- and for {len(reasons) - _MOST_REASONS} other reasons; --json has them all."

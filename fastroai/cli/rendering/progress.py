@@ -1,34 +1,61 @@
-"""Progress of a run on a terminal."""
+"""Progress of a run: live on a terminal, one line for each start and end elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, TextIO
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from uuid import uuid4
 
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from .console import printable
+
 STEP_SPAN = "step."
+_COLOURS = {"done": "green", "failed": "red", "stopped": "yellow"}
 
 
 class ProgressTracer:
-    """Writes one line when a step starts and one when it ends, with how long it took."""
+    """Writes a line when a step ends, with how long it took, and when it starts.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._attempts: dict[str, int] = {}
+    On a terminal that shows colours, active steps are shown live instead of their starts.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._attempts: Counter[str] = Counter()
+        self._live: Progress | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show active steps while this is open."""
+        out = self._console
+        if not out.is_terminal or out.is_dumb_terminal or out.no_color:
+            yield
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=out, transient=True) as self._live:
+            yield
 
     @asynccontextmanager
-    async def span(self, name: str, **attributes: Any) -> AsyncIterator[str]:
+    async def span(self, name: str, **attributes: object) -> AsyncIterator[str]:
         """Report a step's span; other spans pass silently."""
         span_id = str(uuid4())
         if not name.startswith(STEP_SPAN):
             yield span_id
             return
         step_id = name.removeprefix(STEP_SPAN)
-        attempt = self._attempts[step_id] = self._attempts.get(step_id, 0) + 1
-        again = f", attempt {attempt}" if attempt > 1 else ""
-        self._say(f"  start   {step_id}{again}")
+        self._attempts[step_id] += 1
+        attempt = self._attempts[step_id]
+        label = printable(step_id if attempt == 1 else f"{step_id}, attempt {attempt}")
+        task = None
+        if self._live is None:
+            self._say("start", label)
+        else:
+            task = self._live.add_task(label, total=None)
         started = time.perf_counter()
         outcome = "stopped"
         try:
@@ -38,16 +65,19 @@ class ProgressTracer:
             outcome = "failed"
             raise
         finally:
-            self._say(f"  {outcome:<7} {step_id}{again} ({time.perf_counter() - started:.1f} s)")
+            if self._live is not None and task is not None:
+                self._live.remove_task(task)
+            self._say(outcome, f"{label} ({time.perf_counter() - started:.1f} s)")
 
-    def log_metric(self, trace_id: str, name: str, value: Any) -> None:
-        """Nothing: the cost table says it at the end."""
+    def log_metric(self, trace_id: str, name: str, value: object) -> None:
+        """Nothing: the cost table reports it at the end."""
 
     def log_error(
-        self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
+        self, trace_id: str, error: Exception, context: dict[str, object] | None = None
     ) -> None:
         """Nothing: the run's own error is reported once, at the end."""
 
-    def _say(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
+    def _say(self, event: str, what: str) -> None:
+        line = Text.assemble("  ", (f"{event:<7}", _COLOURS.get(event, "")), f" {what}")
+        self._console.print(line, soft_wrap=True)
+        self._console.file.flush()

@@ -10,7 +10,7 @@ from .artifacts import artifact_key
 _DEFAULT_UI = "http://127.0.0.1:4200"
 
 
-def where_to_look(pipeline_name: str, run_id: str) -> list[str]:
+def links_to_run(pipeline_name: str, run_id: str) -> list[str]:
     """Lines for the terminal: the pages of a run that has just been, or how to see them when its
     server is gone.
     """

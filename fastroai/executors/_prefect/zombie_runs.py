@@ -97,7 +97,7 @@ async def tracked_runs() -> tuple[list[TrackedRun], int]:
     return runs, len(holdings) - len(flow_runs)
 
 
-async def resume(run: TrackedRun) -> str:
+async def resume_run(run: TrackedRun) -> str:
     """Resume a dead run, and describe what was done.
 
     A deployed one is scheduled again: a worker runs the same flow run, which finds the results of

@@ -1,0 +1,87 @@
+"""A pipeline by the name that the command line gives it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..pipelines.pipeline import Pipeline
+from .exit_codes import UsageError
+
+AnyPipeline = Pipeline[Any, Any, Any]
+
+
+def load_pipeline(target: str) -> AnyPipeline:
+    """Import a pipeline, from the working directory first.
+
+    Args:
+        target: `MODULE:PIPELINE`, or `FILE.py:PIPELINE`.
+
+    Raises:
+        UsageError: There is no such module, file or pipeline.
+    """
+    name, _, attribute = target.rpartition(":")
+    if not name or not attribute:
+        raise UsageError(f"Expected MODULE:PIPELINE, got {target!r}.")
+    module = _import(name)
+    found = getattr(module, attribute, None)
+    if isinstance(found, Pipeline):
+        return found
+    problem = f"Module {name!r} has no {attribute!r}."
+    if found is not None:
+        problem = f"{attribute!r} in module {name!r} is not a Pipeline but {found!r:.80}."
+    pipelines = [name for name, value in vars(module).items() if isinstance(value, Pipeline)]
+    raise UsageError(f"{problem} Its pipelines: {', '.join(pipelines) or 'none'}.")
+
+
+def _import(name: str) -> ModuleType:
+    folder = Path.cwd()
+    if name.endswith(".py"):
+        file = Path(name).resolve()
+        if not file.is_file():
+            raise UsageError(f"No file {name!r} (working directory: {folder}).")
+        folder, name = file.parent, file.stem
+    sys.path.insert(0, str(folder))
+    _prefer(name, folder)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if f"{name}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"No module named {name!r} (searched {folder} and installed packages)."
+            ) from error
+        raise
+
+
+def _prefer(name: str, folder: Path) -> None:
+    """Have a module of a folder win over installed ones of the same name.
+
+    Being first on the path is not enough: a package that was imported before stays, and a folder
+    without `__init__.py` loses to any package that has one.
+    """
+    top, _, rest = name.partition(".")
+    spec = PathFinder.find_spec(top, [str(folder)])
+    if spec is None or top == "fastroai":
+        return
+    places = list(spec.submodule_search_locations or [])
+    is_plain_folder = spec.origin is None
+    first = rest.partition(".")[0]
+    if is_plain_folder and not (first and PathFinder.find_spec(first, places)):
+        return
+    loaded = sys.modules.get(top)
+    if loaded is not None and _origin(loaded.__spec__) == _origin(spec):
+        return
+    for other in list(sys.modules):
+        if f"{other}.".startswith(f"{top}."):
+            del sys.modules[other]
+    if is_plain_folder:
+        sys.modules[top] = module_from_spec(spec)
+
+
+def _origin(spec: ModuleSpec | None) -> object:
+    return spec and (spec.origin, list(spec.submodule_search_locations or []))

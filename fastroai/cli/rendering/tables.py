@@ -1,0 +1,188 @@
+"""Tables with exact amounts, a total and bars; on a terminal, as wide as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from math import floor
+
+from rich.bar import Bar
+from rich.box import Box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...pricing.money import EXACT
+from .console import printable
+
+_BAR = 20
+_GAP = 2
+_NARROWEST = 8
+"""To this, texts are folded where leaving out columns is not enough."""
+_RULED = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """USD, shown exactly with as many places as all of a table need, and a remark behind it."""
+
+    usd: Decimal
+    remark: str = ""
+
+    def shown(self, places: int) -> str:
+        return f"{self.usd:,.{places}f}{self.remark}"
+
+
+Cell = str | int | Amount | None
+"""None is an unknown number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        shortest: Width down to which its texts may be folded before others are left out. None: its
+            cells are numbers, which end at the right and are never folded.
+        rank: Where room is short, columns with the highest rank are left out first. 0: never.
+    """
+
+    heading: str
+    shortest: int | None = None
+    rank: int = 0
+
+
+def print_table(
+    out: Console,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    total: Sequence[Cell] = (),
+    bars: Sequence[Decimal] = (),
+) -> tuple[str, ...]:
+    """Write a table, and return the headings of the columns for which there was no room.
+
+    Args:
+        columns: At least one.
+        rows: A cell for each column. Control characters in texts are made visible.
+        total: The row below a second ruler; none without it.
+        bars: An amount for each row, drawn as part of the largest where there is room.
+    """
+    lines = [*rows, total] if total else rows
+    places = places_of(cell.usd for line in lines for cell in line if isinstance(cell, Amount))
+    drawn = [
+        _Drawn(column, [_text(line[number], places) for line in lines])
+        for number, column in enumerate(columns)
+    ]
+    shown = _that_fit(drawn, out.width)
+    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.header_style = table.footer_style = "cyan"
+    table.show_footer = bool(total)
+    narrowest = _together(part.narrowest for part in shown)
+    if narrowest > out.width:
+        # The terminal wraps such lines; rich would cut amounts off.
+        table.width = narrowest
+    for part in shown:
+        part.add_to(table)
+    room = out.width - _together(part.least for part in shown) - _GAP
+    if room < _BAR or out.options.ascii_only:
+        bars = ()
+    for number in range(len(rows)):
+        cells = [Text(part.cells[number]) for part in shown]
+        table.add_row(*cells, *(_bar(amount, max(bars)) for amount in bars[number : number + 1]))
+    with out.capture() as captured:
+        out.print(table, crop=False)
+    out.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
+    return tuple(part.column.heading for part in drawn if part not in shown)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A column with its cells as they are shown, the total's at the end."""
+
+    column: Column
+    cells: list[str]
+
+    @property
+    def width(self) -> int:
+        return max(cell_len(text) for text in (self.column.heading, *self.cells))
+
+    @property
+    def least(self) -> int:
+        """The width it needs, folded where that is allowed."""
+        return self.width if self.is_number else min(self.width, self.column.shortest or 0)
+
+    @property
+    def narrowest(self) -> int:
+        """The width it needs where leaving out columns is not enough."""
+        return self.width if self.is_number else min(self.least, _NARROWEST)
+
+    @property
+    def is_number(self) -> bool:
+        return self.column.shortest is None
+
+    def add_to(self, table: Table) -> None:
+        table.add_column(
+            Text(printable(self.column.heading)),
+            Text(self.cells[-1]),
+            justify="right" if self.is_number else "left",
+            min_width=self.width if self.is_number else None,
+            no_wrap=self.is_number,
+            overflow="fold",
+        )
+
+
+def _that_fit(drawn: Sequence[_Drawn], width: int) -> list[_Drawn]:
+    shown = list(drawn)
+    while _together(part.least for part in shown) > width:
+        dropped = max(shown, key=lambda part: part.column.rank)
+        if not dropped.column.rank:
+            break
+        shown.remove(dropped)
+    return shown
+
+
+def _together(widths: Iterable[int]) -> int:
+    """The width of columns beside each other."""
+    return sum(width + _GAP for width in widths) - _GAP
+
+
+def _text(cell: Cell, places: int) -> str:
+    if cell is None:
+        return "unknown"
+    if isinstance(cell, Amount):
+        return cell.shown(places)
+    return f"{cell:,}" if isinstance(cell, int) else printable(cell)
+
+
+def _bar(amount: Decimal, largest: Decimal) -> Bar:
+    """An amount as a part of the largest; the smallest part of something is visible."""
+    share = float(amount / largest) if largest > 0 else 0.0
+    if share > 0:
+        share = max(share, 1 / (8 * _BAR))
+    return Bar(1, 0, share, width=_BAR)
+
+
+def amounts(values: Sequence[Decimal]) -> list[str]:
+    """Amounts with as many places as all of them need to be exact."""
+    places = places_of(values)
+    return [Amount(value).shown(places) for value in values]
+
+
+def places_of(values: Iterable[Decimal]) -> int:
+    """How many places it takes to show amounts exactly; two at least."""
+    exponents = [value.normalize(EXACT).as_tuple().exponent for value in values]
+    return max((-e for e in exponents if isinstance(e, int) and e < -2), default=2)
+
+
+def exact(usd: Decimal) -> str:
+    """An amount in plain digits, without zeros at its end."""
+    return f"{usd.normalize(EXACT):f}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage, rounded down: what is not all of it never reads as 100 %."""
+    return "under 0.1 %" if 0 < share < 0.001 else f"{floor(share * 1000) / 10:.1f} %"
