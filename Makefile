@@ -1,28 +1,37 @@
-# make run · make test · make lint · make bench · make server · make deploy · make worker · make clean
+# make run · make test · make test-long · make test-latest · make lint · make bench · make server · make deploy · make worker · make clean
 
 PYTHON ?= python3
 VENV ?= .venv
 FLOW ?= document_digest
 POOL := fastroai
+LATEST_VENV ?= .venv-latest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LATEST := $(LATEST_VENV)/.installed
 
 export DOCS
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test lint bench server deploy worker install clean
+.PHONY: run test test-long test-latest lint bench server deploy worker install clean
 
 run: $(INSTALLED)  # FLOW=document_digest|licence_review, DOCS=path or URI
 	@$(BIN)/fastroai run flows.$(FLOW):pipeline $(if $(DOCS),"documents=$$DOCS")
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-long: $(INSTALLED)  # what takes minutes each: many kills, many random runs
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
+
+test-latest: $(LATEST)  # with the newest of all that pyproject.toml allows, and the newest pydantic-ai
+	@$(LATEST_VENV)/bin/python -m pytest -q -n 2 --dist worksteal $(TESTS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m benchmarks
@@ -48,5 +57,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --group dev
 	@touch $@
 
+# pydantic-ai is held back by what it bundles: its core is taken by itself, and pip says what no longer fits.
+$(LATEST): pyproject.toml
+	@echo "Installing into $(LATEST_VENV) …"
+	@$(PYTHON) -m venv $(LATEST_VENV)
+	@$(LATEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(LATEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable . --group dev
+	@$(LATEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+		'pydantic-ai-slim[anthropic,google,logfire,mcp,openai,web]'
+	@$(LATEST_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E '^(prefect|pydantic-ai-slim|genai-prices) '
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(LATEST_VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

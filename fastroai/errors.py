@@ -21,11 +21,7 @@ All of them survive pickling: a Prefect task or a worker process may pass them o
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .executors.protocol import ExecutionResult
-    from .pipelines.schemas import PipelineResult
+from typing import Any
 
 
 class FastroAIError(Exception):
@@ -97,14 +93,15 @@ class StepExecutionError(FastroAIError):
         step_id: The step that failed.
         original_error: What it raised, the same object; also the `__cause__`.
         partial_result: Finished outputs, usage and ledger entries of the run, spend of the failed
-            attempts included. An `ExecutionResult` from an executor called directly; None when the
-            error was not raised by a run. Not pickled.
+            attempts included. A `PipelineResult`, or an `ExecutionResult` from an executor called
+            directly; None when the error was not raised by a run. Not pickled.
     """
 
     def __init__(self, step_id: str, original_error: BaseException) -> None:
         self.step_id = step_id
         self.original_error = original_error
-        self.partial_result: PipelineResult[Any] | ExecutionResult | None = None
+        # Any: the types of results belong to the packages above, which import this one.
+        self.partial_result: Any = None
         super().__init__(f"Step '{step_id}' failed: {_describe(original_error)}")
         self.__cause__ = original_error
 

@@ -1,0 +1,197 @@
+"""The process that `forked` forks: it imports, and waits; `python -m tests.support.fork_server KIND
+FOLDER`.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+THIRD_PARTY = (
+    "aiosqlite",
+    "asyncpg",
+    "genai_prices.data",
+    "moto.moto_server.werkzeug_app",
+    "moto.s3.responses",
+    "openai.resources",
+    "prefect.cli.worker",
+    "prefect.client.orchestration",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.events.clients",
+    "prefect.workers.process",
+    "pydantic_ai.models.function",
+    "pydantic_ai.models.openai",
+    "sqlalchemy.dialects.postgresql.asyncpg",
+    "sqlalchemy.dialects.sqlite.aiosqlite",
+)
+"""What our programs import when they run, so late that importing fastroai does not bring it."""
+
+
+def imported(kind: str) -> None:
+    """Import what programs of this kind find imported."""
+    if kind == "bare":
+        importlib.import_module("pydantic_ai")
+        return
+    for name in THIRD_PARTY:
+        importlib.import_module(name)
+    package = importlib.import_module("fastroai")
+    for module in pkgutil.walk_packages(package.__path__, "fastroai."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def serve(listener: socket.socket) -> Callable[[], Any]:
+    """Fork for each request; returns in the fork only, with the program it is to be."""
+    while True:
+        connection, _ = listener.accept()
+        size, streams, _, _ = socket.recv_fds(connection, 4, 3)
+        content = b""
+        while len(content) < int.from_bytes(size, "big"):
+            content += connection.recv(1 << 20)
+        if not os.fork():
+            listener.close()
+            program = _keep(connection, json.loads(content), streams)
+            if program is not None:
+                return program
+            os._exit(0)
+        for opened in (*streams, connection.detach()):
+            os.close(opened)
+
+
+def _keep(
+    connection: socket.socket, request: dict[str, Any], streams: list[int]
+) -> Callable[[], Any] | None:
+    """In the fork: fork again, and tell how that one ended. None when that is done."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if not child:
+        connection.close()
+        return _become(request, streams)
+    for stream in streams:
+        os.close(stream)
+    connection.sendall(child.to_bytes(4, "big"))
+    select.select([os.pidfd_open(child), connection], [], [])
+    with suppress(OSError):
+        if connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b"":
+            os.kill(child, signal.SIGKILL)  # the test that wanted it is gone
+    _, status = os.waitpid(child, 0)
+    connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
+    return None
+
+
+def _become(request: dict[str, Any], streams: list[int]) -> Callable[[], Any]:
+    if request["new_session"]:
+        os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    settled = _prefects_environment()
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    time.tzset()
+    # As in a process that a terminal starts, whatever the tests' own shell says.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=stream is sys.stderr or stream.isatty())
+    if "PYTHONUNBUFFERED" in os.environ:
+        sys.stdout.reconfigure(write_through=True)
+    if "prefect" in sys.modules and _prefects_environment() != settled:
+        _read_settings_again()
+    return _program(request["args"][1:])
+
+
+def _prefects_environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k == "HOME" or k.startswith("PREFECT_")}
+
+
+def _read_settings_again() -> None:
+    """Those of Prefect are read when it is imported; our own when they are asked for."""
+    from prefect.context import refresh_global_settings_context
+    from prefect.logging.configuration import setup_logging
+
+    refresh_global_settings_context()
+    setup_logging(incremental=False)
+
+
+def _program(arguments: list[str]) -> Callable[[], Any]:
+    """What `python ARGUMENTS` would run."""
+    main = ModuleType("__main__")
+    sys.modules["__main__"] = main
+    sys.path[:] = [*_python_path(), *sys.path]
+    first = arguments[0]
+    if first == "-m":
+        sys.path.insert(0, str(Path.cwd()))
+        sys.argv = ["-m", *arguments[2:]]
+        return lambda: runpy._run_module_as_main(arguments[1])  # type: ignore[attr-defined]
+    if first == "-c":
+        sys.path.insert(0, "")
+        sys.argv = ["-c", *arguments[2:]]
+        code = compile(arguments[1], "<string>", "exec")
+    else:
+        path = Path(first)
+        sys.path.insert(0, str(path.parent.resolve()))
+        sys.argv = arguments
+        main.__file__ = str(path.absolute())
+        code = compile(path.read_bytes(), str(path.absolute()), "exec")
+    return lambda: exec(code, main.__dict__)
+
+
+def _python_path() -> list[str]:
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [os.path.abspath(part) for part in given if part]
+
+
+def watched(owner: int) -> None:
+    """Have a process of its own look after the owner: a thread would not be forked along."""
+    server = os.getpid()
+    if os.fork():
+        return
+    try:
+        while True:
+            os.kill(owner, 0)
+            time.sleep(1)
+    except ProcessLookupError:
+        os.kill(server, signal.SIGKILL)
+        os._exit(0)
+
+
+def main(kind: str, folder: Path) -> Callable[[], Any]:
+    """Import, listen, fork."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    watched(int((folder / "owner").read_text()))
+    # Its own folder is for itself; the path a fork has comes with the request.
+    sys.path[:] = [part for part in sys.path if part not in ("", os.getcwd(), *_python_path())]
+    sys.path.insert(0, os.getcwd())
+    imported(kind)
+    del sys.path[0]
+    assert threading.active_count() == 1, threading.enumerate()
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork takes only one thread along"
+    gc.freeze()
+    address = folder / f"forked-{kind}"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{address}.partial")
+    listener.listen(64)
+    os.rename(f"{address}.partial", address)
+    return serve(listener)
+
+
+if __name__ == "__main__":
+    # At the bottom of the stack, so that a program ends as any does: with its exit hooks.
+    main(sys.argv[1], Path(sys.argv[2]))()
