@@ -40,9 +40,9 @@ PROVIDERS = UNMETERED | frozenset(
     # pydantic-ai's own, then genai-prices' ids
     """
     alibaba anthropic azure cerebras cohere crusoe deepseek elevenlabs fireworks github
-    github-copilot google groq heroku huggingface litellm meta mistral moonshotai nebius novita
-    openai openai-decisions openrouter ovhcloud perplexity sambanova snowflake system-one
-    together typesafe vercel voyageai x-ai zai arcee avian aws baseten cloudflare cursor
+    github-copilot google google-decisions groq heroku huggingface litellm meta mistral moonshotai
+    nebius novita openai openai-decisions openrouter ovhcloud perplexity sambanova snowflake
+    system-one together typesafe vercel voyageai x-ai zai arcee avian aws baseten cloudflare cursor
     databricks doubleword minimax modal quicksilverpro zhipuai huggingface_cerebras
     huggingface_fireworks-ai huggingface_groq huggingface_hyperbolic huggingface_nebius
     huggingface_novita huggingface_nscale huggingface_ovhcloud huggingface_publicai
@@ -53,6 +53,9 @@ PROVIDERS = UNMETERED | frozenset(
 
 Only these are taken off a model's name as its prefix.
 """
+
+DECISIONS = frozenset({"google-decisions", "openai-decisions"})
+"""Providers of decision models, whose hosts also serve those of a provider with other prices."""
 
 
 _HOST = re.compile(r"[\w.:-]+")

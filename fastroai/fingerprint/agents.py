@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NOT_ABOUT_THE_ANSWER = {
     "timeout": "decides whether an answer comes, not which",
     "request_timeout": "decides whether an answer comes, not which",
+    "first_event_timeout": "decides whether an answer comes, not which",
     "max_retries": "sends the same request again",
     "cache": "what the provider keeps of a prompt changes its price",
     "service_tier": "changes price and speed",

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownModelPriceError
-from ..providers import PROVIDERS, UNMETERED, host_and_port
+from ..providers import DECISIONS, PROVIDERS, UNMETERED, host_and_port
 from .endpoints import is_own_host, is_private_endpoint, plain_url
 from .model_names import BEDROCK, ModelRef
 from .money import EXACT
@@ -263,8 +263,9 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
         url = plain_url(url)
     if ref.provider in UNMETERED:
         raise _unlisted(ref, url, f"{ref.provider} does not bill by token")
-    # OpenAI serves two price lists under one URL; only the provider's name tells them apart.
-    if url and ref.provider != "openai-decisions" and _lists(None, url):
+    # OpenAI and Google serve two price lists under one URL; only the provider's name tells them
+    # apart.
+    if url and ref.provider not in DECISIONS and _lists(None, url):
         return {"provider_api_url": url}
     if ref.provider is None:
         return {"provider_id": "aws"} if BEDROCK.match(ref.model) else {}

@@ -33,6 +33,8 @@ _CONTROL_FLOW = (
     pydantic_ai_errors.ApprovalRequired,
     pydantic_ai_errors.CallDeferred,
     pydantic_ai_errors.ModelRetry,
+    # pydantic-ai has it since 2.66.
+    getattr(pydantic_ai_errors, "RetryModelRequest", pydantic_ai_errors.ModelRetry),
     pydantic_ai_errors.SkipModelRequest,
     pydantic_ai_errors.SkipToolExecution,
     pydantic_ai_errors.SkipToolValidation,

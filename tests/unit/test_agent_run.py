@@ -192,8 +192,8 @@ async def test_a_missing_key_is_named_before_anything_is_sent() -> None:
         [chunk async for chunk in agent.run_stream("Hi")]
 
 
-def test_a_model_without_a_provider_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(UserError, match=r"Unknown model: gpt-4o. Did you mean .*gpt-4o"):
+def test_a_model_without_a_provider_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"Unknown model: gpt-4o"):
         FastroAgent(model="gpt-4o")
 
 

@@ -126,6 +126,7 @@ MODEL_SETTINGS: Table = _SAME | {
         "citations",
         "extra_body",
         "extra_headers",
+        "framing_announcement",
         "frequency_penalty",
         "logit_bias",
         "max_tokens",
@@ -140,6 +141,9 @@ MODEL_SETTINGS: Table = _SAME | {
         "top_p",
     )
 }
+
+LATER = {"first_event_timeout", "framing_announcement"}
+"""Settings that pydantic-ai has since 2.66."""
 
 KEEPS = "decides whether and where a result is kept, not what it is"
 STEP_CONFIG: Table = {
@@ -173,7 +177,7 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
         (AGENT_CONFIG, set(AgentConfig.model_fields)),
         (FASTRO_AGENT, _parameters(FastroAgent.__init__)),
         (READY_AGENT, _parameters(Agent.__init__)),
-        (MODEL_SETTINGS, set(ModelSettings.__annotations__)),
+        (MODEL_SETTINGS, LATER | set(ModelSettings.__annotations__)),
         (STEP_CONFIG, {f.name for f in dataclasses.fields(StepConfig)}),
         (PIPELINE_CONFIG, {f.name for f in dataclasses.fields(PipelineConfig)}),
     ],
