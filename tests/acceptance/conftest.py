@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked
+
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 150.0
 """Seconds after which a command counts as hanging."""
@@ -24,7 +26,7 @@ def command() -> Command:
     """
 
     def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return forked.run(
             [sys.executable, "-m", module, *arguments],
             cwd=REPOSITORY,
             env=os.environ | {"PWD": str(REPOSITORY)} | environment,

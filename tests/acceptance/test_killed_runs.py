@@ -1,5 +1,5 @@
 """`kill -9` at random moments of runs that are executed again until they end: the books agree
-over all of them.
+over all of them. Of a few kills none may hit what they are meant to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def results(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(PATIENCE + 100)
-async def test_killed_thirty_times_under_prefect(
+@pytest.mark.parametrize(("kills", "least"), [(5, 0), pytest.param(30, 5, marks=pytest.mark.long)])
+async def test_killed_under_prefect_no_run_pays_twice(
+    kills: int,
+    least: int,
     provider: ProviderProcess,
     prefect_api: str,
     results: Path,
@@ -34,8 +37,8 @@ async def test_killed_thirty_times_under_prefect(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     monkeypatch.setenv("FASTROAI_LEDGER_URL", url)
-    attempts = run_killed("prefect", 30, results, provider)
-    assert sum(attempt.killed for attempt in attempts) == 30
+    attempts = run_killed("prefect", kills, results, provider)
+    assert sum(attempt.killed for attempt in attempts) == kills
     compared, entries = await books_agree(provider, attempts, url)
     assert_each_run_ended_well(attempts)
     stored = assert_no_stored_step_is_sent_again(provider.lines, attempts)
@@ -44,22 +47,28 @@ async def test_killed_thirty_times_under_prefect(
     # The kills hit: requests under way, and runs with steps behind them.
     hits = len(compared.unknown + compared.unsent)
     print(  # noqa: T201
-        f"{hits} of 30 kills hit {lost} requests, {stored} results were stored, "
+        f"{hits} of {kills} kills hit {lost} requests, {stored} results were stored, "
         f"{replayed} requests replayed"
     )
-    assert hits >= 5
-    assert stored >= 5
-    assert replayed >= 5
+    assert hits >= least
+    assert stored >= least
+    assert replayed >= least
 
 
 @pytest.mark.timeout(PATIENCE + 100)
-async def test_killed_ten_times_in_memory_nothing_is_resumed_and_nothing_is_lost(
-    provider: ProviderProcess, results: Path, monkeypatch: pytest.MonkeyPatch, postgres_url: str
+@pytest.mark.parametrize(("kills", "least"), [(4, 0), pytest.param(10, 3, marks=pytest.mark.long)])
+async def test_killed_in_memory_nothing_is_resumed_and_nothing_is_lost(
+    kills: int,
+    least: int,
+    provider: ProviderProcess,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    postgres_url: str,
 ) -> None:
     monkeypatch.setenv("FASTROAI_LEDGER_URL", postgres_url)
-    attempts = run_killed("memory", 10, results, provider)
-    assert sum(attempt.killed for attempt in attempts) == 10
+    attempts = run_killed("memory", kills, results, provider)
+    assert sum(attempt.killed for attempt in attempts) == kills
     compared, entries = await books_agree(provider, attempts, postgres_url)
     assert_each_run_ended_well(attempts)
     assert assert_replays_were_paid_for(entries) == 0
-    assert len(compared.unknown + compared.unsent) >= 3
+    assert len(compared.unknown + compared.unsent) >= least

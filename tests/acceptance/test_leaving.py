@@ -20,8 +20,10 @@ import pytest
 
 from fastroai.usage import Ledger, Totals
 from tests.acceptance.conftest import PATIENCE, REPOSITORY
+from tests.support import forked
 from tests.support.behaviours import Hang
 from tests.support.cost_table import read_cost_table
+from tests.support.prefect_server import used_home
 from tests.support.provider_process import ProviderProcess
 
 FOR_EVER = 100
@@ -110,7 +112,7 @@ class Running:
 @contextmanager
 def running(folder: Path, pipeline: str, *arguments: str, **environment: str) -> Iterator[Running]:
     (folder / "mine.py").write_text(PIPELINES)
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "fastroai.cli", "run", f"mine:{pipeline}", *arguments],
         cwd=folder,
         env=os.environ
@@ -121,9 +123,6 @@ def running(folder: Path, pipeline: str, *arguments: str, **environment: str) ->
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell has its background jobs ignore Ctrl-C, and what they start: these tests may be
-        # one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         yield Running(process)
@@ -159,7 +158,7 @@ def test_ctrl_c_while_the_temporary_server_starts_ends_both(tmp_path: Path):
 
 @pytest.mark.timeout(2 * PATIENCE)
 def test_ctrl_c_during_a_step_is_noted_by_the_temporary_server_with_what_was_spent(tmp_path: Path):
-    home = tmp_path / "home"
+    home = used_home(tmp_path / "home")
     with running(
         tmp_path, "hanging", FASTROAI_EXECUTOR="prefect", PREFECT_HOME=str(home)
     ) as command:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 from decimal import Decimal
@@ -15,12 +14,27 @@ import pytest
 
 from tests.acceptance.conftest import PATIENCE, REPOSITORY, Command
 from tests.integration.read_back import read_run, usd
+from tests.support import forked
 from tests.support.cost_table import read_cost_table
 from tests.support.provider import KEY
 from tests.support.provider_process import ProviderProcess
 
 DIGEST = ("fastroai.cli", "run", "flows.document_digest:pipeline")
+QUICK = ("fastroai.cli", "run", "quick:pipeline")
 STEPS = ("read", "summaries", "topics", "open_points", "digest")
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest as `quick:pipeline`, which does not try again: that takes its time."""
+    (tmp_path / "quick.py").write_text(
+        "from fastroai import Pipeline, PipelineConfig\n"
+        "from flows.document_digest import pipeline as patient\n"
+        "steps = {s: patient.steps[s] for s in ('read', 'topics')}\n"
+        "pipeline = Pipeline('digest', steps, {'topics': ['read']},\n"
+        "    config=PipelineConfig(retries=0), input_type=patient.input_type)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{tmp_path}")
 
 
 def test_a_digest_in_memory_shows_progress_a_result_of_its_input_and_costs_that_add_up(
@@ -115,11 +129,12 @@ def test_a_wrong_key_is_one_message_and_costs_nothing(
     assert len(provider.lines) <= 4
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_provider_that_can_not_be_reached_is_named_with_what_to_look_at(
     command: Command, documents: Path, unused_tcp_port: int
 ):
     done = command(
-        *DIGEST,
+        *QUICK,
         f"documents={documents}",
         FASTROAI_EXECUTOR="memory",
         OPENAI_API_KEY=KEY,
@@ -146,14 +161,15 @@ def test_no_key_is_one_message_and_nothing_was_sent(command: Command, documents:
     assert done.stdout == ""
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_key_in_the_dotenv_file_is_the_one_that_is_used(
     documents: Path, provider: ProviderProcess, tmp_path: Path
 ):
     (tmp_path / ".env").write_text(f"OPENAI_API_KEY={KEY}\n")
-    done = subprocess.run(
-        [sys.executable, "-m", *DIGEST, f"documents={documents}", "--executor", "memory"],
+    done = forked.run(
+        [sys.executable, "-m", *QUICK, f"documents={documents}", "--executor", "memory"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_BASE_URL": provider.base_url},
+        env=os.environ | {"OPENAI_BASE_URL": provider.base_url},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -163,13 +179,14 @@ def test_a_key_in_the_dotenv_file_is_the_one_that_is_used(
     assert "401" not in done.stderr
 
 
+@pytest.mark.usefixtures("quick")
 def test_with_a_key_the_job_asks_the_provider_and_is_not_simulated(
     command: Command, documents: Path, provider: ProviderProcess
 ):
     # The loopback provider answers in plain text, which is no structured output: what was billed is
     # shown all the same.
     done = command(
-        *DIGEST,
+        *QUICK,
         f"documents={documents}",
         FASTROAI_EXECUTOR="memory",
         OPENAI_API_KEY=KEY,

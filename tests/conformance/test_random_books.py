@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.usage import RequestUsage
@@ -180,41 +180,51 @@ def ledger_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
-# One database for all examples: they tell their runs apart, as those of one ledger have to.
-# A run takes too long to make a failing example small by running hundreds more.
-shared_fixtures = settings(
-    deadline=None,
-    phases=[Phase.reuse, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+def examples(sample: int, whole: int) -> pytest.MarkDecorator:
+    """How many runs a test makes up: a sample of them, or all."""
+    return pytest.mark.parametrize("number", [sample, pytest.param(whole, marks=pytest.mark.long)])
 
 
-@given(data=st.data(), graph=graphs(), config=configs)
-@settings(shared_fixtures, max_examples=60)
-def test_in_memory_all_sums_are_the_same(
-    ledger_url: str, data: st.DataObject, graph: Graph, config: PipelineConfig
-) -> None:
-    steps = meeting(data, graph)
-
-    async def main() -> None:
-        result = await run(graph, steps, config, "memory")
-        async with Ledger.open(ledger_url) as ledger:
-            await assert_books_balance(steps, result, ledger)
-
-    asyncio.run(main())
+def made_up(number: int) -> settings:
+    """A run takes too long to make a failing example small by running hundreds more."""
+    return settings(deadline=None, phases=[Phase.reuse, Phase.generate], max_examples=number)
 
 
-@given(data=st.data(), graph=graphs(largest=6), config=configs)
-@settings(shared_fixtures, max_examples=12)
+# One database for all runs of a test: they tell each other apart, as those of one ledger have to.
+
+
+@examples(20, 60)
+def test_in_memory_all_sums_are_the_same(ledger_url: str, number: int) -> None:
+    @given(data=st.data(), graph=graphs(), config=configs)
+    @made_up(number)
+    def sums_are_the_same(data: st.DataObject, graph: Graph, config: PipelineConfig) -> None:
+        steps = meeting(data, graph)
+
+        async def main() -> None:
+            result = await run(graph, steps, config, "memory")
+            async with Ledger.open(ledger_url) as ledger:
+                await assert_books_balance(steps, result, ledger)
+
+        asyncio.run(main())
+
+    sums_are_the_same()
+
+
+@examples(4, 12)
 def test_under_prefect_the_artifacts_add_up_to_the_same(
-    prefect_api: str, ledger_url: str, data: st.DataObject, graph: Graph, config: PipelineConfig
+    prefect_api: str, ledger_url: str, number: int
 ) -> None:
-    steps = meeting(data, graph)
+    @given(data=st.data(), graph=graphs(largest=6), config=configs)
+    @made_up(number)
+    def artifacts_add_up(data: st.DataObject, graph: Graph, config: PipelineConfig) -> None:
+        steps = meeting(data, graph)
 
-    async def main() -> None:
-        result = await run(graph, steps, config, "prefect")
-        async with Ledger.open(ledger_url) as ledger:
-            paid = await assert_books_balance(steps, result, ledger)
-        assert_artifacts_say_the_same(await read_run(result.run_id, tasks=0), result, paid)
+        async def main() -> None:
+            result = await run(graph, steps, config, "prefect")
+            async with Ledger.open(ledger_url) as ledger:
+                paid = await assert_books_balance(steps, result, ledger)
+            assert_artifacts_say_the_same(await read_run(result.run_id, tasks=0), result, paid)
 
-    asyncio.run(main())
+        asyncio.run(main())
+
+    artifacts_add_up()

@@ -22,6 +22,7 @@ from fastroai.cli import main
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRecord, LeaseRequest
 from tests.integration.read_back import read_run
+from tests.support import forked
 from tests.support.gated_run import REPOSITORY, Gate, RunProcess, prompts, until
 from tests.support.provider_process import ProviderProcess
 
@@ -207,9 +208,7 @@ async def deploy_and_run(gate: Gate) -> UUID:
 def start_worker(*options: str) -> subprocess.Popen[bytes]:
     """A worker in a process group of its own."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, *options]
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    return forked.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 async def state_of(flow_run_id: UUID | str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastroai.storage.folder import FolderStore
+from tests.support import forked
 
 LENGTH = 4_000_000
 
@@ -96,7 +97,7 @@ asyncio.run(write())
 
 def test_who_is_killed_while_writing_leaves_what_was_there_before(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, "-c", WRITES, str(tmp_path)], env=environment, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support import forked
 from tests.support.invoice import read_invoice
 from tests.support.provider import KEY, Answer
 from tests.support.provider_process import ProviderProcess
@@ -61,7 +62,7 @@ def test_an_answer_to_somebody_who_has_left_is_told_apart(provider: ProviderProc
 def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", STARTS_ONE, str(tmp_path / "invoice.jsonl")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as starter:
+    with forked.Popen(command, cwd=REPOSITORY, **pipes) as starter:
         assert starter.stdout is not None
         provider = os.pidfd_open(int(starter.stdout.readline()))
         try:

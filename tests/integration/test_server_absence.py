@@ -25,7 +25,13 @@ from prefect.events.worker import EventsWorker
 from fastroai import BaseStep, Pipeline, StepContext, StepExecutionError
 from fastroai.errors import ExecutorUnavailableError
 from tests.integration.models import PRICE, Ask, CountingModel
-from tests.support.prefect_server import prefect_settings, release_shared_dir, server_url
+from tests.support import forked
+from tests.support.prefect_server import (
+    own_server_url,
+    prefect_settings,
+    release_shared_dir,
+    used_home,
+)
 from tests.support.steps import Join, WaitsForever, soon
 
 # Not a limit on speed: left alone, Prefect's client takes minutes where ours takes seconds.
@@ -58,6 +64,13 @@ async def test_a_url_where_nothing_listens_is_refused(
     await refused(f"http://127.0.0.1:{unused_tcp_port}/api", tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit on the look for a server ends in half a second."""
+    monkeypatch.setattr("fastroai.executors._prefect.server.CHECK_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_a_url_that_never_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         await refused(f"http://127.0.0.1:{silent.getsockname()[1]}/api", tmp_path, monkeypatch)
@@ -82,7 +95,7 @@ def other_service(request: pytest.FixtureRequest) -> Iterator[str]:
         def log_message(self, *args: Any) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/api"
     server.shutdown()
@@ -90,6 +103,7 @@ def other_service(request: pytest.FixtureRequest) -> Iterator[str]:
     thread.join()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_url_of_another_service_is_refused(
     other_service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -100,9 +114,7 @@ async def test_a_url_of_another_service_is_refused(
 def mortal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A server for one test; gives the id of its process group."""
     folder = tmp_path / "server"
-    folder.mkdir()
-    (folder / "owner").write_text(str(os.getpid()))
-    url = server_url(folder)
+    url = own_server_url(folder)
     pid = int(json.loads((folder / "address.json").read_text())["pid"])
     monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "1")
     with prefect_settings(url, tmp_path / "r", monkeypatch):
@@ -212,7 +224,7 @@ async def test_a_program_whose_server_hangs_ends_all_the_same(mortal_server: int
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     async with not_for_ever():
         done = await asyncio.to_thread(
-            subprocess.run, command, env=environment, capture_output=True, text=True, timeout=170
+            forked.run, command, env=environment, capture_output=True, text=True, timeout=170
         )
     assert done.stdout == "done\n", done.stderr
     assert done.returncode == 0
@@ -221,13 +233,16 @@ async def test_a_program_whose_server_hangs_ends_all_the_same(mortal_server: int
 PROGRAM = """
 import asyncio
 from fastroai import Pipeline, step
+from prefect import get_client
 
 @step
 async def only(context):
-    return "done"
+    async with get_client() as client:
+        return (await client._client.get("/admin/settings")).json()["server"]["analytics_enabled"]
 
 print(asyncio.run(Pipeline("temporary", {"only": only}).execute({}, None)).output)
 """
+"""Runs a pipeline that says whether its server phones home."""
 
 
 def program(source: str, **variables: str | None) -> subprocess.CompletedProcess[str]:
@@ -242,7 +257,7 @@ def program(source: str, **variables: str | None) -> subprocess.CompletedProcess
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     environment = {k: v for k, v in (environment | variables).items() if v is not None}
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-c", source],
         env=environment,
         capture_output=True,
@@ -252,11 +267,12 @@ def program(source: str, **variables: str | None) -> subprocess.CompletedProcess
     )
 
 
-def test_without_a_server_the_terminal_tells_of_the_temporary_one_and_the_two_ways_out(
+def test_without_a_server_a_temporary_one_is_told_of_with_the_ways_out_and_does_not_phone_home(
     tmp_path: Path,
 ):
-    done = program(PROGRAM, PREFECT_HOME=str(tmp_path / "home"))
-    assert done.stdout.strip() == "done", done.stderr
+    home = used_home(tmp_path / "home")
+    done = program(PROGRAM, PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED=None)
+    assert done.stdout.strip() == "False", done.stderr
     assert "temporary" in done.stderr
     assert "PREFECT_API_URL" in done.stderr
     assert "FASTROAI_EXECUTOR=memory" in done.stderr
@@ -307,27 +323,6 @@ def test_a_temporary_server_that_can_not_start_is_told_with_what_it_said(
     ] in said
     assert f"PREFECT_HOME={str(home)!r}" in said
     assert "FASTROAI_EXECUTOR=memory" in said
-
-
-ASKS_THE_SERVER = """
-import asyncio
-from fastroai import Pipeline, step
-from prefect import get_client
-
-@step
-async def only(context):
-    async with get_client() as client:
-        return (await client._client.get("/admin/settings")).json()["server"]["analytics_enabled"]
-
-print(asyncio.run(Pipeline("temporary", {"only": only}).execute({}, None)).output)
-"""
-
-
-def test_the_temporary_server_does_not_phone_home(tmp_path: Path):
-    done = program(
-        ASKS_THE_SERVER, PREFECT_HOME=str(tmp_path / "home"), PREFECT_SERVER_ANALYTICS_ENABLED=None
-    )
-    assert done.stdout.strip() == "False", done.stderr
 
 
 @pytest.mark.parametrize("chosen", [True, False])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastroai.usage import EntryState, Ledger
+from tests.support import forked
 from tests.support.ledger_writers import COST
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def run_writers(*arguments: object) -> str:
     command = [sys.executable, "-m", "tests.support.ledger_writers", *map(str, arguments)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=150)
+    done = forked.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

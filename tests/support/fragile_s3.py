@@ -5,7 +5,6 @@ and kills it.
 from __future__ import annotations
 
 import http.client
-import os
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 import pytest
 
+from tests.support import forked
 from tests.support.s3 import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY, S3Request, is_of_a_request
 
 Moment = Literal["before", "during", "after"]
@@ -44,7 +44,9 @@ class FragileS3:
         self._process: subprocess.Popen[bytes] | None = None
         self._front = ThreadingHTTPServer(("127.0.0.1", 0), _front_of(self))
         self._front.daemon_threads = True
-        self._thread = threading.Thread(target=self._front.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._front.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self._thread.start()
         self.port = 0
 
@@ -63,8 +65,8 @@ class FragileS3:
         """Start it, empty but for the bucket."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fragile_s3", str(self.port), str(os.getpid())],
+        self._process = forked.Popen(
+            [sys.executable, "-m", "tests.support.fragile_s3", str(self.port)],
             cwd=_REPOSITORY,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -215,18 +217,12 @@ def fragile_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FragileS3]:
         service.close()
 
 
-def _serve(port: int, owner: int) -> None:
+def _serve(port: int) -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import run_simple
 
-    def end_with_owner() -> None:
-        while os.getppid() == owner:
-            time.sleep(0.5)
-        os._exit(0)
-
-    threading.Thread(target=end_with_owner, daemon=True).start()
     run_simple("127.0.0.1", port, DomainDispatcherApplication(create_backend_app), threaded=True)
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(int(sys.argv[1]))

@@ -18,6 +18,7 @@ from typing import Any
 from fastroai import FastroAgent, Pipeline, StepContext, step
 from fastroai.errors import FastroAIError
 from fastroai.testing import fixed_prices
+from tests.support import forked
 from tests.support.provider import InvoiceLine
 
 REPOSITORY = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ class RunProcess:
         self._log = folder / f"{time.monotonic_ns()}.log"
         arguments = [run_key, str(gate.path), str(times), *(["busy"] if busy else [])]
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = forked.Popen(
                 [sys.executable, "-m", "tests.support.gated_run", *arguments],
                 cwd=REPOSITORY,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},

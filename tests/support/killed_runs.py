@@ -32,6 +32,7 @@ from pydantic_ai.toolsets import FunctionToolset
 
 from fastroai import BaseStep, FastroAgent, Pipeline, StepConfig, StepContext, step
 from fastroai.testing import fixed_prices
+from tests.support import forked
 from tests.support.behaviours import Answer, Behaviour, Refuse, Turns
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def run_killed(
         "FASTROAI_LEASE_SECONDS": str(LEASE_SECONDS),
     }
     # In a session of its own, so that none of its processes outlives this test.
-    with subprocess.Popen(
+    with forked.Popen(
         command,
         cwd=REPOSITORY,
         env=environment,

@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRecord
+from tests.support import forked
 from tests.support.killed_runs import RESULTS, SLOWEST, WORKER, Attempt, kept
 from tests.support.provider_process import ProviderProcess
 
@@ -93,7 +94,7 @@ class Worker:
     def __init__(self, name: str) -> None:
         self.name = name
         self.began = time.time()
-        self._process = subprocess.Popen(
+        self._process = forked.Popen(
             [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL],
             cwd=REPOSITORY,
             env=os.environ | {WORKER: name},
@@ -332,7 +333,7 @@ async def _resume(runs: list[UUID]) -> None:
             await asyncio.sleep(_TICK)
     command = [sys.executable, "-m", "fastroai.cli", "runs", "resume", "--all"]
     done = await asyncio.to_thread(
-        subprocess.run, command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
+        forked.run, command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in names)

@@ -16,11 +16,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
+from tests.support import forked
 from tests.support.postgres import PostgresServer
 
 SHARED_DIR = "FASTROAI_TESTS_SHARED_DIR"
@@ -33,6 +35,13 @@ STOP_TIMEOUT = 10.0
 
 _REPOSITORY = Path(__file__).parents[2]
 _OWNER, _LOCK, _ADDRESS, _LOG = "owner", "lock", "address.json", "server.log"
+_USED, _HOME = "used-home", "server-home"
+
+_MAKES_TABLES = """
+import asyncio
+from prefect.server.database import provide_database_interface
+asyncio.run(provide_database_interface().create_db())
+"""
 
 _SERVER_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -40,6 +49,10 @@ _SERVER_ENVIRONMENT = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_LEVEL": "WARNING",
+    # What no test asks for; each event would pass through it.
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
     # Two cores for all: a slow answer is better than a failed one.
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
@@ -60,7 +73,7 @@ def release_shared_dir(folder: Path) -> None:
     """
     address = _read_address(folder)
     if address is not None:
-        _stop(int(address["pid"]))
+        _stop(int(str(address["pid"])), Path(str(address["database"])))
         # Left there by a server that a test has killed.
         shutil.rmtree(str(address["database"]), ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,6 +89,28 @@ def server_url(folder: Path) -> str:
             address = _read_address(folder)
     assert address is not None
     return str(address["url"])
+
+
+def used_home(home: Path) -> Path:
+    """Make a home of Prefect where a server has run before: making its tables takes the longest of
+    a start.
+    """
+    shared = Path(os.environ[SHARED_DIR])
+    used = shared / _USED
+    with (shared / f"{_USED}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not used.exists():
+            environment = os.environ | {"PREFECT_HOME": str(used)}
+            forked.run([sys.executable, "-c", _MAKES_TABLES], env=environment, check=True)
+    return shutil.copytree(used, home)
+
+
+def own_server_url(folder: Path) -> str:
+    """The API URL of a server for one test, which this process owns; SQLite is its database."""
+    folder.mkdir()
+    (folder / _OWNER).write_text(str(os.getpid()))
+    used_home(folder / _HOME)
+    return server_url(folder)
 
 
 @pytest.fixture(scope="session")
@@ -100,17 +135,22 @@ def prefect_api(
 @contextmanager
 def prefect_settings(url: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Point Prefect at a server: in the environment, and in the settings it has already read."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+    from prefect.context import SettingsContext, get_settings_context
 
     monkeypatch.setenv("PREFECT_API_URL", url)
     monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(results))
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_LOCAL_STORAGE_PATH: results}):
+    context = get_settings_context()
+    # Not `temporary_settings`, which reads all settings again: that takes a tenth of a second.
+    api = context.settings.api.model_copy(update={"url": url})
+    stored = context.settings.results.model_copy(update={"local_storage_path": results})
+    settings = context.settings.model_copy(update={"api": api, "results": stored})
+    with SettingsContext(profile=context.profile, settings=settings):
         yield
 
 
 def _start(folder: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    environment |= _SERVER_ENVIRONMENT | {"PREFECT_HOME": str(folder / "server-home")}
+    environment |= _SERVER_ENVIRONMENT | {"PREFECT_HOME": str(folder / _HOME)}
     with (folder / _LOG).open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.prefect_server", str(folder)],
@@ -135,14 +175,13 @@ def _start(folder: Path) -> None:
 
 
 def _healthy(folder: Path) -> bool:
-    import httpx
-
     address = _read_address(folder)
     if address is None:
         return False
     try:
-        return httpx.get(f"{address['url']}/health", timeout=5, trust_env=False).status_code == 200
-    except httpx.TransportError:
+        with urlopen(f"{address['url']}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
         return False
 
 
@@ -153,18 +192,23 @@ def _read_address(folder: Path) -> dict[str, object] | None:
         return None
 
 
-def _stop(pid: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + STOP_TIMEOUT
-        try:
-            os.killpg(pid, number)
-            os.killpg(pid, signal.SIGCONT)
-        except ProcessLookupError:
-            return
-        while time.monotonic() < deadline:
-            if not _alive(pid):
-                return
-            time.sleep(0.05)
+def _stop(pid: int, database: Path) -> None:
+    """The server at once, as nobody needs what it would still do; its database so that it leaves
+    nothing behind.
+    """
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    _ended(pid)
+    with suppress(FileNotFoundError):
+        postgres = int((database / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(postgres, signal.SIGINT)  # "fast"
+        _ended(postgres)
+
+
+def _ended(pid: int) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _alive(pid: int) -> bool:
@@ -222,8 +266,10 @@ def _database(folder: Path) -> Iterator[Path]:
     and answers nobody.
     """
     try:
-        postgres = PostgresServer()
+        postgres = None if (folder / _HOME / "prefect.db").exists() else PostgresServer()
     except FileNotFoundError:
+        postgres = None
+    if postgres is None:
         yield folder
         return
     with closing(postgres):

@@ -12,6 +12,7 @@ from typing import Self
 
 import pytest
 
+from tests.support import forked
 from tests.support.behaviours import Behaviour, to_json
 from tests.support.invoice import InvoiceLine, read_invoice
 from tests.support.provider import KEY
@@ -31,8 +32,9 @@ class ProviderProcess:
         self._invoice = invoice
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
+        self._process = forked.Popen(
             [sys.executable, "-m", "tests.support.provider", str(self._invoice)],
+            kind=forked.BARE,
             cwd=_REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -86,8 +86,9 @@ def is_of_a_request(path: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[tuple[str, list[S3Request]]]:
-    """Endpoint URL of a loopback S3 service, and the list it logs its requests in."""
+def s3_server() -> Iterator[tuple[str, S3Client, list[S3Request]]]:
+    """Endpoint URL of a loopback S3 service, a client, and the list it logs its requests in."""
+    import boto3
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -102,23 +103,7 @@ def s3_server() -> Iterator[tuple[str, list[S3Request]]]:
     )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", log
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def s3(s3_server: tuple[str, list[S3Request]], monkeypatch: pytest.MonkeyPatch) -> S3Service:
-    """A new empty bucket on a loopback S3 service; its credentials are also in the usual AWS
-    variables.
-    """
-    import boto3
-
-    url, log = s3_server
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    url = f"http://127.0.0.1:{server.server_port}"
     client = boto3.client(
         "s3",
         endpoint_url=url,
@@ -126,6 +111,23 @@ def s3(s3_server: tuple[str, list[S3Request]], monkeypatch: pytest.MonkeyPatch) 
         aws_access_key_id=ACCESS_KEY_ID,
         aws_secret_access_key=SECRET_ACCESS_KEY,
     )
+    yield url, client, log
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def s3(
+    s3_server: tuple[str, S3Client, list[S3Request]], monkeypatch: pytest.MonkeyPatch
+) -> S3Service:
+    """A new empty bucket on a loopback S3 service; its credentials are also in the usual AWS
+    variables.
+    """
+    url, client, log = s3_server
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     bucket = f"results-{uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     log.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from fastroai.cli.rendering.run_costs import print_costs
 from fastroai.cli.rendering.values import render
 from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry, total_usd
 from fastroai.pricing.token_counts import TokenCounts
+from tests.support import forked
 from tests.support.cost_table import read_cost_table
 
 JOBS = """
@@ -267,9 +267,8 @@ def test_in_memory_mode_the_command_never_imports_prefect(tmp_path: Path):
         "'prefect' not in sys.modules"
     )
     arguments = ["run", "jobs:simulated", "--executor", "memory"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = forked.run(command, kind=forked.BARE, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

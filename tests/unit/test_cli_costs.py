@@ -21,6 +21,7 @@ from fastroai.ledger.store.mapping import as_stored
 from fastroai.pricing.money import EXACT
 from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState, LedgerEntry
+from tests.support import forked
 from tests.support.command import Books, books
 from tests.support.ledger_entries import START, charged, entries, fill
 
@@ -430,7 +431,8 @@ def test_the_command_never_imports_prefect(books: Books) -> None:
         "assert main(['costs', 'what-if', '--model', 'openai:gpt-5-nano']) == 0;"
         "assert not {'prefect', 'prefect_aws', 'boto3'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = forked.run(command, kind=forked.BARE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -441,12 +443,15 @@ def test_help_loads_none_of_the_commands() -> None:
         "assert loaded == {'fastroai.cli.exit_codes', 'fastroai.cli.shutdown'}, loaded;"
         "assert not {'sqlalchemy', 'prefect', 'fastroai.ledger.ledger'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = forked.run(command, kind=forked.BARE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_reader_that_has_enough_is_no_error(books: Books) -> None:
     books.book(some())
-    command = f"{sys.executable} -m fastroai.cli costs --json | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.stderr == ""
+    command = [sys.executable, "-m", "fastroai.cli", "costs", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with forked.Popen(command, text=True, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""

@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import json
 import linecache
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pydantic_ai.models.test import TestModel
 from fastroai import BaseStep, FastroAgent, StepContext, step
 from fastroai.fingerprint import functions as source
 from fastroai.fingerprint.steps import fingerprint
+from tests.support import forked
 
 PROMPTS = '''
 """Prompts."""
@@ -413,9 +413,8 @@ if __name__ == "__main__":
 """
     (tmp_path / "prompts.py").write_text(PROMPTS)
     (tmp_path / "steps.py").write_text(STEPS + program)
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, *arguments]
+    done = forked.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == fingerprints(tmp_path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -18,6 +17,7 @@ from fastroai.errors import InputValidationError, SettingsError
 from fastroai.ledger.entries import total_usd
 from fastroai.testing import OfflineModel, ScriptedModel
 from flows.packages import Package, PackageError, collect_packages, family_of
+from tests.support import forked
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = ("document_digest", "licence_review")
@@ -39,13 +39,8 @@ def digest_of(job: Any, **inputs: Any) -> PipelineResult[Any]:
 def test_a_job_is_imported_in_memory_mode_without_prefect(name: str):
     code = f"import flows.{name}, sys; assert 'prefect' not in sys.modules"
     environment = os.environ | {"FASTROAI_EXECUTOR": "memory"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    options = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True}
+    done = forked.run([sys.executable, "-c", code], kind=forked.BARE, **options)
     assert done.returncode == 0, done.stderr
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from fastroai import errors
 from fastroai.settings import FastroAISettings
+from tests.support import forked
 
 REPOSITORY = Path(__file__).parents[2]
 README = REPOSITORY / "README.md"
@@ -28,9 +29,8 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def run(folder: Path, *arguments: str) -> str:
     environment = os.environ | {"FASTROAI_EXECUTOR": "memory"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+    done = forked.run([sys.executable, *arguments], **options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,8 +66,8 @@ def test_the_first_pipeline_is_short():
 
 @page
 def test_every_make_target_that_is_named_exists(page: Path):
-    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE))
     assert named <= targets
     assert page != README or named >= {
         "run",
@@ -84,7 +84,7 @@ def test_every_make_target_that_is_named_exists(page: Path):
 def test_the_makefile_says_which_targets_it_has():
     makefile = (REPOSITORY / "Makefile").read_text()
     phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
-    assert phony == set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert phony == set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
 def test_the_configuration_table_names_every_setting_and_no_other():

@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -26,6 +25,7 @@ from fastroai.ledger.store import LedgerStore, open_store, shared_store
 from fastroai.ledger.store.memory_store import MemoryStore
 from fastroai.ledger.store.sql_store import SqlStore
 from fastroai.usage import EntryState, Ledger, LedgerEntry
+from tests.support import forked
 from tests.support.ledger_entries import charged
 
 ALL = LedgerFilter()
@@ -258,7 +258,7 @@ def test_what_was_handed_over_is_written_when_the_process_ends(url: str) -> None
         "    for number in range(50): store.settle(charged())\n"
         "asyncio.run(main())"
     )
-    subprocess.run([sys.executable, "-c", program, url], check=True, cwd=Path(__file__).parents[2])
+    forked.run([sys.executable, "-c", program, url], check=True, cwd=Path(__file__).parents[2])
     [(count,)] = sqlite3.connect(url.removeprefix("sqlite:///")).execute(
         "SELECT count(*) FROM fastroai_outcomes"
     )
@@ -336,7 +336,7 @@ def test_sqlalchemy_is_imported_only_for_a_ledger_in_a_database() -> None:
         "    async with fastroai.usage.Ledger.open('memory://') as ledger: await ledger.totals()\n"
         "asyncio.run(main()); assert 'sqlalchemy' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    forked.run([sys.executable, "-c", program], kind=forked.BARE, check=True)
 
 
 async def test_who_only_reads_makes_no_ledger(url: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import subprocess
 import sys
 from decimal import Decimal
 from enum import StrEnum
@@ -24,6 +23,7 @@ from fastroai.simulation.local_model import estimate_tokens
 from fastroai.simulation.schema_filling import SchemaFiller
 from fastroai.simulation.sentences import sentences_of
 from fastroai.testing import OfflineModel, ScriptedModel, ToolCall, fixed_prices
+from tests.support import forked
 
 PACKAGE = """\
 Name: orchard
@@ -364,4 +364,4 @@ def test_importing_fastroai_does_not_import_the_fakes() -> None:
         "import fastroai, sys; assert not any(m.startswith('fastroai.testing') for m in "
         "sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    forked.run([sys.executable, "-c", code], kind=forked.BARE, check=True)
