@@ -285,6 +285,52 @@ class TestUpperBound:
         assert fast == 2 * plain
 
 
+class TestPremiums:
+    """What a region takes on top is within the bound, or there is none."""
+
+    @pytest.mark.parametrize(
+        ("provider", "model", "url", "context"),
+        [
+            ("anthropic", "claude-sonnet-4-6", None, {"inference_geo": "us"}),
+            ("openai", "gpt-5.4", "https://eu.api.openai.com/v1", {}),
+            ("google", "claude-haiku-4-5", "https://us-east5-aiplatform.googleapis.com", {}),
+            ("google", "gemini-3.5-flash", "https://us-east5-aiplatform.googleapis.com", {}),
+        ],
+    )
+    def test_a_request_with_one_costs_no_more(
+        self, provider: str, model: str, url: str | None, context: dict[str, object]
+    ) -> None:
+        calculator = CostCalculator()
+        most = calculator.max_cost(model, provider=provider, provider_url=url)
+        assert most is not None
+        # what costs most: all of it written to the cache for an hour
+        usage = RequestUsage(input_tokens=1000, output_tokens=100)
+        if "claude" in model:
+            usage.cache_write_tokens = usage.cache_write_1h_tokens = 1000
+        about: dict[str, Any] = {"provider": provider, "provider_url": url}
+        with_it = calculator.price(usage, model, context=context, **about).total
+        without = calculator.price(usage, model, provider=provider).total
+        assert without < with_it <= most.usd(1000, 100)
+
+    @pytest.mark.parametrize(
+        ("provider", "model", "url"),
+        [
+            ("aws", "eu.amazon.nova-pro-v1:0", "https://bedrock-runtime.eu-west-1.amazonaws.com"),
+            ("openai", "gpt-realtime-2", "https://eu.api.openai.com/v1"),
+            ("openai", "gpt-4o", "https://llm.acme.example/v1"),
+            ("openai", "gpt-4o-mini-search-preview", "https://api.openai.com/v1"),
+        ],
+    )
+    def test_where_it_is_not_known_there_is_no_bound(
+        self, provider: str, model: str, url: str
+    ) -> None:
+        assert CostCalculator().max_cost(model, provider=provider, provider_url=url) is None
+
+    @pytest.mark.parametrize("url", ["https://openrouter.ai/api/v1", "https://api.x.ai/v1"])
+    def test_whoever_states_the_bill_may_state_another_one_than_the_list(self, url: str) -> None:
+        assert bound(openai("grok-4.20" if "x.ai" in url else "openai/gpt-5-mini", url)) is None
+
+
 text = st.text(max_size=200)
 parts = st.one_of(
     st.builds(UserPromptPart, text),
@@ -303,6 +349,7 @@ messages_of_any_kind = st.lists(
     ),
     max_size=5,
 )
+HOSTS = ["https://api.openai.com/v1", "https://eu.api.openai.com/v1"]
 MODELS = ["gpt-5-mini", "gpt-5.4", "gpt-5.6-sol", "gpt-oss-120b", "o3"]
 
 
@@ -314,6 +361,7 @@ MODELS = ["gpt-5-mini", "gpt-5.4", "gpt-5.6-sol", "gpt-oss-120b", "o3"]
     answer=st.floats(0, 1),
     cached=st.floats(0, 1),
     tier=st.sampled_from([None, "flex", "priority", "default"]),
+    host=st.sampled_from(HOSTS),
 )
 def test_no_answer_within_max_tokens_costs_more_than_the_bound(
     messages: list[ModelMessage],
@@ -322,8 +370,9 @@ def test_no_answer_within_max_tokens_costs_more_than_the_bound(
     answer: float,
     cached: float,
     tier: str | None,
+    host: str,
 ) -> None:
-    model = openai(name)
+    model = openai(name, host)
     pricer = Pricer(CostCalculator())
     usd = pricer.upper_bound(model, messages, ModelSettings(max_tokens=limit), NONE)
     assert usd is not None
@@ -335,7 +384,12 @@ def test_no_answer_within_max_tokens_costs_more_than_the_bound(
     usage.cache_write_tokens = into - usage.cache_read_tokens if "5.6" in name else 0
     details = {"service_tier": tier} if tier else None
     response = ModelResponse(
-        parts=[TextPart("x")], usage=usage, model_name=name, provider_details=details
+        parts=[TextPart("x")],
+        usage=usage,
+        model_name=name,
+        provider_name="openai",
+        provider_url=host,
+        provider_details=details,
     )
     entry = settle_answer(LedgerEntry(model_asked=model.model_id), response, model, pricer)
     if entry.cost_usd is not None:
