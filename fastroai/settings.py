@@ -143,6 +143,13 @@ class FastroAISettings(BaseSettings):
             "them as unpriced, `fail` refuses them before they are sent."
         ),
     )
+    prices: Path | None = Field(
+        default=None,
+        description=(
+            "File with prices of your own, JSON or YAML: `models` with rates, and `discounts`. "
+            "Unset: list prices."
+        ),
+    )
     openai_api_key: SecretStr | None = Field(
         default=None,
         validation_alias="OPENAI_API_KEY",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from decimal import localcontext
 from typing import TYPE_CHECKING
 
 from ..errors import UnknownModelPriceError
 from ..providers import UNMETERED, provider_at
 from .max_cost import MaxCost, list_max_cost
 from .model_names import ModelRef, read_model_name
-from .money import MICROCENTS_PER_USD, usd_to_microcents
-from .overrides import Override, Overrides, Rate, Tokens
+from .money import EXACT, MICROCENTS_PER_USD, usd_to_microcents
+from .overrides import Override, Overrides, RateTable, Tokens
+from .price_file import OwnPrices, read_discounts, read_price_file
 from .price_list import Price, list_price
+from .rates import Rate
 from .token_counts import TokenCounts
 
 if TYPE_CHECKING:
@@ -35,17 +38,29 @@ class CostCalculator:
     Args:
         pricing_overrides: Rates by model name, in USD per million tokens: `input_per_mtok`,
             `output_per_mtok`, and optionally `cache_read_per_mtok` (otherwise 10 % of the input
-            rate) and `cache_write_per_mtok` (125 %). 0 is a price. Copied; change them with
+            rate), `cache_write_per_mtok` (125 %) and all others of `rates.KINDS`: audio, images,
+            an hour in the cache, and USD `per_request` or `per_web_search`. `tiers` maps service
+            tiers to rates that differ there, `batch` is one of them; `valid_from` is the day from
+            which on they hold, and a list has several such. 0 is a price. Copied; change them with
             `add_pricing_override`.
+        discounts: By what listed prices are multiplied: tables of `factor` and optionally
+            `provider`, `model`, `host` and `valid_from`. See `price_file.Discount`.
+
+    `FASTROAI_PRICES` names a file with both; what is given here comes before it.
 
     Raises:
         ValueError: A rate is missing, negative, not a finite number, or of an unknown kind.
     """
 
-    def __init__(self, pricing_overrides: Mapping[str, Mapping[str, Rate]] | None = None) -> None:
-        self._overrides = Overrides(
-            Override.parse(name, rates) for name, rates in (pricing_overrides or {}).items()
-        )
+    def __init__(
+        self,
+        pricing_overrides: Mapping[str, RateTable | Sequence[RateTable]] | None = None,
+        *,
+        discounts: Iterable[Mapping[str, object]] = (),
+    ) -> None:
+        self._overrides = Overrides.parse(pricing_overrides or {})
+        self._discounts = read_discounts(discounts)
+        self._in_file: OwnPrices | None = None
 
     def price(
         self,
@@ -77,14 +92,13 @@ class CostCalculator:
 
         Returns:
             `total` in USD, an exact `Decimal`, not rounded; `source` names data set, version and
-            matched model, or the
-            override. An override prices tokens only: searches and requests are free at it, and
-            cache writes for an hour cost as those for five minutes.
+            matched model, or the override. At an override, what it has no rate for costs what it
+            is part of; calls of tools are free then.
 
         Raises:
             UnknownModelPriceError: No price is listed. The caller decides; it is never 0.
             ValueError: `at` is naive, a count is negative, or cached counts exceed their total.
-            SettingsError: `FASTROAI_PROVIDER_HOSTS` can't be read.
+            SettingsError: `FASTROAI_PROVIDER_HOSTS` or `FASTROAI_PRICES` can't be read.
 
         Source: genai-prices.
         """
@@ -93,12 +107,27 @@ class CostCalculator:
                 f"The time of a request must be timezone-aware, got {at!r}. Use datetime.now(UTC)."
             )
         _refuse_impossible(usage)
+        asked_url = provider_url
         provider, provider_url = _billed_by(provider, provider_url)
-        if override := self._overrides.find(model, provider):
-            return override.price(usage)
-        return list_price(
+        if override := self._own_rates(model, provider, at):
+            return override.price(usage, context)
+        listed = list_price(
             usage, read_model_name(model, provider), url=provider_url, at=at, context=context
         )
+        own = self._own_prices()
+        if not own.discounts:
+            return listed
+        factor = own.factor(provider, model, asked_url, at)
+        if factor == 1:
+            return listed
+        with localcontext(EXACT):
+            fees = listed.request_fees
+            return replace(
+                listed,
+                total=listed.total * factor,
+                request_fees=None if fees is None else fees * factor,
+                source=f"{listed.source}, {factor} times as agreed",
+            )
 
     def max_cost(
         self,
@@ -119,10 +148,15 @@ class CostCalculator:
         Returns:
             None: no price is known, or what is billed can't be foreseen.
         """
+        asked_url = provider_url
         provider, provider_url = _billed_by(provider, provider_url)
-        if override := self._overrides.find(model, provider):
+        if override := self._own_rates(model, provider, at):
             return override.max_cost
-        return list_max_cost(read_model_name(model, provider), url=provider_url, at=at, tier=tier)
+        most = list_max_cost(read_model_name(model, provider), url=provider_url, at=at, tier=tier)
+        own = self._own_prices()
+        if most is None or not own.discounts:
+            return most
+        return most.times(own.highest_factor(provider, model, asked_url), fees=True)
 
     def calculate_cost(
         self,
@@ -166,7 +200,7 @@ class CostCalculator:
             )
         )
         try:
-            override = self._overrides.find(model)
+            override = self._own_rates(model)
             price = (
                 override.price(tokens) if override else _estimate(tokens, read_model_name(model))
             )
@@ -196,6 +230,24 @@ class CostCalculator:
             "cache_write_per_mtok": cache_write_per_mtok,
         }
         self._overrides.replace(Override.parse(model, rates))
+
+    def _own_rates(
+        self, model: str, provider: str | None = None, at: datetime | None = None
+    ) -> Override | None:
+        """The override that counts: of those given in code, else of the file."""
+        return self._overrides.find(model, provider, at) or self._own_prices().overrides.find(
+            model, provider, at
+        )
+
+    def _own_prices(self) -> OwnPrices:
+        """Rates of the file, and discounts of both; read once."""
+        if self._in_file is None:
+            from ..settings import load_settings  # only here: it takes its time to import
+
+            path = load_settings().prices
+            found = read_price_file(path) if path else OwnPrices()
+            self._in_file = replace(found, discounts=(*self._discounts, *found.discounts))
+        return self._in_file
 
     def microcents_to_dollars(self, microcents: int) -> float:
         """USD as a float, for display."""

@@ -33,13 +33,14 @@ class MaxCost:
     steps: tuple[tuple[int, Decimal, Decimal], ...]
     per_request: Decimal = Decimal(0)
 
-    def times(self, factor: Decimal) -> MaxCost:
-        """With a premium on tokens."""
+    def times(self, factor: Decimal, *, fees: bool = False) -> MaxCost:
+        """With a premium on tokens, and on fees where that is said."""
         if factor == 1:
             return self
         with localcontext(EXACT):
             steps = tuple((start, into * factor, out * factor) for start, into, out in self.steps)
-        return MaxCost(steps, self.per_request)
+            per_request = self.per_request * factor if fees else self.per_request
+        return MaxCost(steps, per_request)
 
     def usd(self, input_tokens: int, output_tokens: int) -> Decimal:
         """USD for at most so many tokens, exact."""

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from decimal import Decimal, localcontext
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, Protocol
 
 from ..providers import PROVIDERS
 from .max_cost import MaxCost
 from .model_names import ModelRef, read_model_name, spellings
-from .money import EXACT
 from .price_list import Price
+from .rates import KINDS, REQUIRED, Rate, Rates
 
-if TYPE_CHECKING:
-    pass
-
-
-Rate = float | Decimal
-"""USD per million tokens."""
-
-_CACHE_READ_SHARE = Decimal("0.10")
-_CACHE_WRITE_SHARE = Decimal("1.25")
-_REQUIRED = ("input_per_mtok", "output_per_mtok")
-_OPTIONAL = ("cache_read_per_mtok", "cache_write_per_mtok")
+RateTable = Mapping[str, object]
+"""Rates by name, and optionally `tiers`, `batch` and `valid_from`."""
 
 
 class Tokens(Protocol):
@@ -41,69 +33,110 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Someone's own rates for a model, in USD per million tokens, under the name they gave it."""
+    """Someone's own rates for a model, under the name they gave it.
+
+    Attributes:
+        tiers: By service tier, `batch` and `fast-mode` among them; any other one costs `rates`.
+        valid_from: From when on they hold. None: always.
+        origin: Where they are from, for the source of a price; empty for those given in code.
+    """
 
     name: str
-    input: Decimal
-    output: Decimal
-    cache_read: Decimal
-    cache_write: Decimal
+    rates: Rates
+    tiers: Mapping[str, Rates] = field(default_factory=dict)
+    valid_from: date | None = None
+    origin: str = ""
 
     @classmethod
-    def parse(cls, name: str, rates: Mapping[str, Rate | None]) -> Override:
+    def parse(cls, name: str, table: RateTable, *, origin: str = "") -> Override:
+        """Read the rates of a model.
+
+        Raises:
+            ValueError: A rate is missing, negative, not a finite number, or of an unknown kind.
+        """
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"A pricing override must name a model, got {name!r}.")
-        if not isinstance(rates, Mapping):
+        if not isinstance(table, Mapping):
             raise ValueError(
                 f"Pricing override for {name!r} must map rates to USD per million tokens, got "
-                f"{rates!r}."
+                f"{table!r}."
             )
-        if unknown := sorted(set(rates) - {*_REQUIRED, *_OPTIONAL}):
-            allowed = ", ".join((*_REQUIRED, *_OPTIONAL))
-            raise ValueError(
-                f"Pricing override for {name!r} has unknown keys {unknown}. Allowed: {allowed}."
-            )
-        given = {key: _rate(name, key, value) for key, value in rates.items() if value is not None}
-        if missing := [key for key in _REQUIRED if key not in given]:
+        rates = dict(table)
+        valid_from = read_date(rates.pop("valid_from", None), f"Pricing override for {name!r}")
+        tiers = rates.pop("tiers", None) or {}
+        if not isinstance(tiers, Mapping):
+            raise ValueError(f"Pricing override for {name!r}: tiers must map tiers to rates.")
+        if (batch := rates.pop("batch", None)) is not None:
+            tiers = {**tiers, "batch": batch}
+        base = _read_rates(name, rates)
+        if missing := [key for key in REQUIRED if key not in base]:
             raise ValueError(
                 f"Pricing override for {name!r} lacks {', '.join(missing)} (USD per million "
                 "tokens)."
             )
-        with localcontext(EXACT):
-            return cls(
-                name=name,
-                input=given["input_per_mtok"],
-                output=given["output_per_mtok"],
-                cache_read=given.get(
-                    "cache_read_per_mtok", given["input_per_mtok"] * _CACHE_READ_SHARE
-                ),
-                cache_write=given.get(
-                    "cache_write_per_mtok", given["input_per_mtok"] * _CACHE_WRITE_SHARE
-                ),
-            )
+        return cls(
+            name=name,
+            rates=Rates(base),
+            tiers={
+                str(tier): Rates({**base, **_read_rates(f"{name}, {tier}", own)})
+                for tier, own in tiers.items()
+            },
+            valid_from=valid_from,
+            origin=origin,
+        )
 
-    def price(self, tokens: Tokens) -> Price:
-        full = tokens.input_tokens - tokens.cache_read_tokens - tokens.cache_write_tokens
-        with localcontext(EXACT):
-            total = (
-                full * self.input
-                + tokens.cache_read_tokens * self.cache_read
-                + tokens.cache_write_tokens * self.cache_write
-                + tokens.output_tokens * self.output
-            ) / 1_000_000
-        return Price(total=total, source=f"override {self.name!r}")
+    def price(self, tokens: Tokens, context: Mapping[str, object] | None = None) -> Price:
+        """What usage costs; a tier that the context names and that has rates counts."""
+        tier = _tier(context) if self.tiers and context else None
+        rates = self.tiers.get(tier, self.rates) if tier else self.rates
+        total, fees = rates.usd(tokens)
+        source = f"override {self.name!r}"
+        if rates is not self.rates:
+            source = f"{source}, {tier}"
+        if self.origin:
+            source = f"{source} of {self.origin}"
+        return Price(total=total, source=source, request_fees=fees)
 
     @property
     def max_cost(self) -> MaxCost:
-        """What a request can cost at most at these rates."""
-        return MaxCost(((-1, max(self.input, self.cache_read, self.cache_write), self.output),))
+        """What a request for text can cost at most, at whichever tier."""
+        costs = [rates.max_cost for rates in (self.rates, *self.tiers.values())]
+        steps = [cost.steps[0] for cost in costs]
+        into, out = max(step[1] for step in steps), max(step[2] for step in steps)
+        return MaxCost(((-1, into, out),), max(cost.per_request for cost in costs))
 
 
-def _rate(name: str, key: str, value: Rate) -> Decimal:
-    problem = (
-        f"Pricing override for {name!r}: {key} must be a finite number of USD, 0 or more, got "
-        f"{value!r}."
-    )
+def _tier(context: Mapping[str, object]) -> str | None:
+    if context.get("processing") == "batch":
+        return "batch"
+    if context.get("speed") == "fast":
+        return "fast-mode"
+    tier = context.get("service_tier")
+    return tier if isinstance(tier, str) else None
+
+
+def _read_rates(name: str, rates: object) -> dict[str, Decimal]:
+    if not isinstance(rates, Mapping):
+        raise ValueError(f"Pricing override for {name!r} must map rates to USD, got {rates!r}.")
+    if unknown := sorted(set(map(str, rates)) - set(KINDS)):
+        raise ValueError(
+            f"Pricing override for {name!r} has unknown keys {unknown}. Allowed: "
+            f"{', '.join((*KINDS, 'tiers', 'batch', 'valid_from'))}."
+        )
+    return {
+        key: read_usd(value, f"Pricing override for {name!r}: {key}")
+        for key, value in rates.items()
+        if value is not None
+    }
+
+
+def read_usd(value: object, what: str) -> Decimal:
+    """A number of USD, 0 or more.
+
+    Raises:
+        ValueError: It is none; the message begins with `what`.
+    """
+    problem = f"{what} must be a finite number of USD, 0 or more, got {value!r}."
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise ValueError(problem)
     rate = Decimal(str(value))
@@ -112,16 +145,50 @@ def _rate(name: str, key: str, value: Rate) -> Decimal:
     return rate
 
 
+def read_date(value: object, what: str) -> date | None:
+    """A day, given as such or as `2026-11-01`.
+
+    Raises:
+        ValueError: It is none; the message begins with `what`.
+    """
+    if value is None or (isinstance(value, date) and not isinstance(value, datetime)):
+        return value
+    try:
+        return date.fromisoformat(str(value))
+    except ValueError:
+        problem = f"{what}: valid_from must be a date like 2026-11-01, got {value!r}."
+        raise ValueError(problem) from None
+
+
+def holds(valid_from: date | None, at: datetime | None) -> bool:
+    """Whether something that holds from a day on, of UTC, held at a moment; None: now."""
+    return valid_from is None or (at or datetime.now(UTC)).astimezone(UTC).date() >= valid_from
+
+
 class Overrides:
     """Overrides by model, then by provider; what counts for requests of an unknown provider is last
     in its group.
     """
 
-    def __init__(self, overrides: Iterable[Override]) -> None:
-        self._by_model: dict[str, dict[str | None, Override]] = {}
+    def __init__(self, overrides: Iterable[Override] = ()) -> None:
+        self._by_model: dict[str, dict[str | None, list[Override]]] = {}
         placed = [(read_model_name(override.name)[-1], override) for override in overrides]
         for ref, override in sorted(placed, key=lambda item: item[0].provider is None):
-            self._by_model.setdefault(ref.model, {})[ref.provider] = override
+            dated = self._by_model.setdefault(ref.model, {}).setdefault(ref.provider, [])
+            dated.append(override)
+            # The latest that holds counts, so it is looked for from the end.
+            dated.sort(key=lambda one: one.valid_from or date.min)
+
+    @classmethod
+    def parse(
+        cls, tables: Mapping[str, RateTable | Sequence[RateTable]], *, origin: str = ""
+    ) -> Overrides:
+        """Overrides from rates by model; a model may have several, each from a day on."""
+        found: list[Override] = []
+        for name, table in tables.items():
+            dated: Sequence[Any] = table if isinstance(table, list | tuple) else [table]
+            found += [Override.parse(name, one, origin=origin) for one in dated]
+        return cls(found)
 
     def replace(self, override: Override) -> None:
         """A name without a provider replaces all there is for the model; with one, what there is
@@ -132,9 +199,12 @@ class Overrides:
         if ref.provider is None:
             group.clear()
         group.pop(ref.provider, None)
-        group[ref.provider] = override
+        group[ref.provider] = [override]
 
-    def find(self, model: str, provider: str | None = None) -> Override | None:
+    def find(
+        self, model: str, provider: str | None = None, at: datetime | None = None
+    ) -> Override | None:
+        """The closest override for a model at a moment; None: now."""
         if not self._by_model:
             return None
         refs = read_model_name(model, provider)
@@ -145,9 +215,13 @@ class Overrides:
             if not (group := self._by_model.get(spelling)):
                 continue
             if ref.provider is None:
-                return next(reversed(group.values()))
-            if found := group.get(ref.provider) or group.get(None):
-                return found
+                candidates = [next(reversed(group.values()))]
+            else:
+                candidates = [group.get(ref.provider, []), group.get(None, [])]
+            for dated in candidates:
+                for override in reversed(dated):
+                    if holds(override.valid_from, at):
+                        return override
         return None
 
 
@@ -155,3 +229,6 @@ def _most_exact_first(refs: tuple[ModelRef, ...]) -> Iterator[tuple[ModelRef, st
     for ref in refs:
         for spelling in spellings(ref.model):
             yield ref, spelling
+
+
+__all__ = ["Override", "Overrides", "Rate", "RateTable", "Tokens", "holds", "read_date", "read_usd"]

@@ -1,0 +1,150 @@
+"""Prices in a file: rates of one's own, and what is taken off or put on top of listed ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from ..errors import SettingsError
+from ..providers import canonical_provider, host_and_port
+from .model_names import read_model_name, spellings
+from .overrides import Overrides, holds, read_date, read_usd
+
+
+@dataclass(frozen=True, slots=True)
+class Discount:
+    """By what listed prices are multiplied: below 1 a discount, above it a premium.
+
+    Attributes:
+        factor: For all that is billed, fees included. What an answer states as its bill stays.
+        provider: Whose prices. None: anyone's.
+        model: Of which model, and of its versions where none is named. None: of all.
+        host: At which host, which tells accounts apart (`acme.openai.azure.com`). None: at all.
+        valid_from: From when on. None: always.
+    """
+
+    factor: Decimal
+    provider: str | None = None
+    model: str | None = None
+    host: str | None = None
+    valid_from: date | None = None
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, object]) -> Discount:
+        """Read one entry of `discounts`.
+
+        Raises:
+            ValueError: It lacks a factor, or has an unknown key.
+        """
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"A discount must be a table, got {entry!r}.")
+        if unknown := sorted(set(map(str, entry)) - set(_KEYS)):
+            raise ValueError(f"A discount has unknown keys {unknown}. Allowed: {', '.join(_KEYS)}.")
+        provider, model, host = (
+            str(entry[key]).strip().lower() if entry.get(key) else None
+            for key in ("provider", "model", "host")
+        )
+        if model is not None:
+            ref = read_model_name(model)[-1]
+            provider, model = provider or ref.provider, ref.model
+        return cls(
+            factor=read_usd(entry.get("factor"), "The factor of a discount"),
+            provider=canonical_provider(provider) if provider else None,
+            model=model,
+            host=host,
+            valid_from=read_date(entry.get("valid_from"), "A discount"),
+        )
+
+    def applies(self, provider: str | None, model: str, url: str | None) -> bool:
+        """Whether it is for a request, at whichever time."""
+        refs = read_model_name(model, provider)
+        if self.provider is not None and all(ref.provider != self.provider for ref in refs):
+            return False
+        if self.host is not None and (not url or host_and_port(url)[0] != self.host):
+            return False
+        if self.model is None:
+            return True
+        return any(self.model in spellings(ref.model) for ref in refs)
+
+
+_KEYS: Final = ("provider", "model", "host", "factor", "valid_from")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPrices:
+    """What someone pays otherwise than listed."""
+
+    overrides: Overrides = field(default_factory=Overrides)
+    discounts: tuple[Discount, ...] = ()
+
+    def factor(
+        self, provider: str | None, model: str, url: str | None, at: datetime | None
+    ) -> Decimal:
+        """By what a listed price is multiplied; of several that apply, the most special one counts,
+        then the latest.
+        """
+        found = [
+            one
+            for one in self.discounts
+            if holds(one.valid_from, at) and one.applies(provider, model, url)
+        ]
+        if not found:
+            return Decimal(1)
+        return max(found, key=_rank).factor
+
+    def highest_factor(self, provider: str | None, model: str, url: str | None) -> Decimal:
+        """The highest that can apply to a request, whichever days lie between."""
+        found = [one.factor for one in self.discounts if one.applies(provider, model, url)]
+        return max([Decimal(1), *found])
+
+
+def _rank(one: Discount) -> tuple[int, date]:
+    given = sum(part is not None for part in (one.provider, one.model, one.host))
+    return given, one.valid_from or date.min
+
+
+def read_discounts(entries: Iterable[Mapping[str, object]]) -> tuple[Discount, ...]:
+    """Read a list of discounts; see `Discount`."""
+    return tuple(map(Discount.parse, entries))
+
+
+def read_price_file(path: Path) -> OwnPrices:
+    """The prices in a JSON or YAML file: `models`, rates by model as `CostCalculator` takes them,
+    and `discounts`.
+
+    Raises:
+        SettingsError: It can't be read, or says what can't be a price.
+    """
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError) as error:
+        problem = f"FASTROAI_PRICES={str(path)!r} can't be read: {error}"
+        raise SettingsError(problem) from error
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, _changed: int) -> OwnPrices:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        import yaml  # type: ignore[import-untyped]  # only for those who write it
+
+        try:
+            document = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    else:
+        document = json.loads(text, parse_float=Decimal)
+    if not isinstance(document, dict):
+        raise ValueError(f"expected a table of models and discounts, got {document!r}")
+    if unknown := sorted(set(map(str, document)) - {"models", "discounts"}):
+        raise ValueError(f"expected models and discounts, got {unknown}")
+    return OwnPrices(
+        Overrides.parse(document.get("models") or {}, origin=path.name),
+        read_discounts(document.get("discounts") or ()),
+    )
