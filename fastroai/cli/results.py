@@ -21,10 +21,6 @@ from .parsing import duration, shown
 if TYPE_CHECKING:
     from ..storage.retention import Pruned
 
-Storage = Annotated[
-    str | None,
-    Parameter(name="--storage", help="As FASTROAI_RESULT_STORAGE; default: that variable."),
-]
 _NAMED_FAILURES = 20
 
 
@@ -44,16 +40,21 @@ results = App(name="results")
 
 @results.command
 def show(
-    run: Annotated[str, Parameter(name="RUN", help="Id or name of the flow run.")],
-    step: Annotated[str, Parameter(name="STEP", help="Id of the step.")],
+    run: Annotated[str, Parameter(name="RUN")],
+    step: Annotated[str, Parameter(name="STEP")],
     /,
     *,
-    storage: Storage = None,
+    storage: str | None = None,
 ) -> None:
     """Show the record that a step of a run stored.
 
     As JSON: output, ledger entries, usage, attempts. It is shown only when a run would use it: its
     signature is valid, and made with FASTROAI_RESULT_SECRET.
+
+    Args:
+        run: Id or name of the flow run.
+        step: Id of the step.
+        storage: As FASTROAI_RESULT_STORAGE; default: that variable.
     """
     from ..executors.stored_results import read_stored_result
 
@@ -67,24 +68,21 @@ def show(
 @results.command
 def prune(
     *,
-    older_than: Annotated[
-        timedelta,
-        Parameter(
-            name="--older-than",
-            converter=_age,
-            help="90m, 24h, 30d, 2w; 1h or more, since runs may be active.",
-        ),
-    ],
-    storage: Storage = None,
-    dry_run: Annotated[
-        bool, Parameter(name="--dry-run", help="Say what would be deleted; delete nothing.")
-    ] = False,
-    as_json: Annotated[bool, Parameter(name="--json", help="The same as JSON.")] = False,
+    older_than: Annotated[timedelta, Parameter(converter=_age)],
+    storage: str | None = None,
+    dry_run: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Delete old results of steps, and old requests recorded within them.
 
     A run that would have used them pays again, so choose an age beyond the time within which runs
     are resumed. Nothing is deleted that is not a record of fastroai.
+
+    Args:
+        older_than: 90m, 24h, 30d, 2w; 1h or more, since runs may be active.
+        storage: As FASTROAI_RESULT_STORAGE; default: that variable.
+        dry_run: Say what would be deleted; delete nothing.
+        as_json: The same as JSON.
     """
     from ..executors.stored_results import prune_results
 

@@ -32,28 +32,20 @@ from .shutdown import run_until_terminated
 
 
 def run(
-    target: Annotated[
-        str,
-        Parameter(
-            name="MODULE:PIPELINE",
-            help="For example flows.document_digest:pipeline; also FILE.py:PIPELINE.",
-        ),
-    ],
+    target: Annotated[str, Parameter(name="MODULE:PIPELINE")],
     /,
-    *inputs: Annotated[
-        str,
-        Parameter(name="key=value", help="Fields of the input; a value is JSON, else it is text."),
-    ],
-    executor: Annotated[
-        Literal["memory", "prefect"] | None,
-        Parameter(name="--executor", help="Default: the pipeline's, or FASTROAI_EXECUTOR."),
-    ] = None,
-    debug: Annotated[
-        bool,
-        Parameter(name="--debug", help="Show tracebacks and Prefect's own log of the run."),
-    ] = False,
+    *inputs: Annotated[str, Parameter(name="key=value")],
+    executor: Literal["memory", "prefect"] | None = None,
+    debug: bool = False,
 ) -> int:
-    """Run a pipeline and show its result and its costs."""
+    """Run a pipeline and show its result and its costs.
+
+    Args:
+        target: For example flows.document_digest:pipeline; also FILE.py:PIPELINE.
+        inputs: Fields of the input; a value is JSON, else it is text.
+        executor: Default: the pipeline's, or FASTROAI_EXECUTOR.
+        debug: Show tracebacks and Prefect's own log of the run.
+    """
     pipeline = load_pipeline(target)
     fields = dict(_parse_input(pipeline, pair) for pair in inputs)
     # Also validated by the run; here, so that nothing is started for an input that can't be run.

@@ -41,13 +41,17 @@ def list_runs() -> None:
 
 @runs.command
 def resume(
-    *names: Annotated[str, Parameter(name="RUN", help="A run's id, or its first characters.")],
-    all_: Annotated[bool, Parameter(name="--all", help="All dead runs.")] = False,
+    *names: Annotated[str, Parameter(name="RUN")],
+    all_: Annotated[bool, Parameter(name="--all")] = False,
 ) -> int:
     """Resume dead runs where they stopped.
 
     Dead runs of deployments are put back for a worker. Others are marked as crashed, with what
     resumes them.
+
+    Args:
+        names: A run's id, or its first characters.
+        all_: All dead runs.
     """
     if bool(names) == all_:
         raise UsageError("Specify which runs to resume: RUN …, or --all.")

@@ -410,3 +410,38 @@ def test_plain_results_are_rendered_too():
     assert render(None) == "(none)"
     assert render([1, [2, 3]]) == "- 1\n- - 2\n  - 3"
     assert render([]) == ""
+
+
+@pytest.mark.parametrize("command", [[], ["results"], ["rum"], ["runs", "resum"], ["--colour"]])
+def test_a_command_that_is_missing_or_unknown_is_one_message(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main(command) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith("fastroai: ")
+    assert len(written.err.splitlines()) == 1
+    assert "".join(command[-1:]) in written.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["run"], ["costs"], ["costs", "reconcile"], ["costs", "what-if"], ["runs"], ["results"]],
+)
+def test_help_is_plain_text_where_it_is_no_terminal(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main([*command, "--help"]) == 0
+    written = capsys.readouterr()
+    assert written.err == ""
+    assert written.out.startswith(" ".join(["Usage: fastroai", *command]))
+    assert "\x1b" not in written.out
+
+
+def test_completion_is_installed_for_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--install-completion", "--shell", "bash"]) == 0
+    [script] = [path for path in tmp_path.rglob("*fastroai*") if path.is_file()]
+    assert "what-if" in script.read_text()

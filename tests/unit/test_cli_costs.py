@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from fastroai.cli.costs.report import report
 from fastroai.database.engine import Database, database_url
 from fastroai.ledger.aggregation import GROUPINGS, totals_of
 from fastroai.ledger.store.mapping import as_stored
@@ -98,6 +99,11 @@ def test_by_pipeline_unless_asked_otherwise_the_largest_first_and_a_total(books:
 def test_every_grouping(books: Books, by: str, keys: list[str]) -> None:
     books.book(some())
     assert list(books.costs("--by", by).rows()) == [*keys, "total"]
+
+
+def test_the_help_names_every_grouping() -> None:
+    assert report.__doc__ is not None
+    assert [name for name in GROUPINGS if f" {name}" not in report.__doc__] == []
 
 
 def test_days_are_those_of_utc_in_their_order(books: Books) -> None:

@@ -9,60 +9,49 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from ...ledger.aggregation import GROUPINGS, grouping
+from ...ledger.aggregation import grouping
 from ..exit_codes import UsageError
 from ..parsing import moment, shown
 
 _WHICH = Group("Which requests", sort_key=1)
 _HOW = Group("Source and format", sort_key=2)
-_MODEL = "To this model, asked or answered; gpt-5-mini also finds openai:gpt-5-mini."
 
 
 def _is_grouping(type_: object, value: str) -> None:
     grouping(value)
 
 
-By = Annotated[
-    str,
-    Parameter(
-        name="--by",
-        validator=_is_grouping,
-        help=(f"{', '.join(GROUPINGS)}, or tag:NAME for the values of one tag. Default: pipeline."),
-    ),
-]
+By = Annotated[str, Parameter(validator=_is_grouping)]
 
 
-def _which(name: str, help_: str, **options: Any) -> Parameter:
-    return Parameter(name=name, help=help_, group=_WHICH, **options)
-
-
-@Parameter(name="*")
+@Parameter(name="*", group=_WHICH)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
     """What entries must have in common; the arguments of `Ledger.totals` and `Ledger.entries` of
-    the same names.
+    the same names. Each is an option, and its text here is the option's help.
+
+    Attributes:
+        since: Sent then or later.
+        until: Sent before.
+        pipeline: Of this pipeline.
+        run_id: Of this run.
+        run_key: Of all executions under this run key.
+        step_id: Of this step, under the name that its pipeline gives it.
+        tag: With this tag, NAME=VALUE; NAME alone also finds tags of flow runs.
+        model: To this model, asked or answered; gpt-5-mini also finds openai:gpt-5-mini.
 
     Raises:
         UsageError: Nothing can lie between `since` and `until`.
     """
 
-    since: Annotated[
-        datetime | None, _which("--since", "Sent then or later.", converter=moment)
-    ] = None
-    until: Annotated[datetime | None, _which("--until", "Sent before.", converter=moment)] = None
-    pipeline: Annotated[str | None, _which("--pipeline", "Of this pipeline.")] = None
-    run_id: Annotated[str | None, _which("--run", "Of this run.")] = None
-    run_key: Annotated[str | None, _which("--run-key", "Of all executions under this run key.")] = (
-        None
-    )
-    step_id: Annotated[
-        str | None, _which("--step", "Of this step, under the name that its pipeline gives it.")
-    ] = None
-    tag: Annotated[
-        str | None,
-        _which("--tag", "With this tag, NAME=VALUE; NAME alone also finds tags of flow runs."),
-    ] = None
-    model: Annotated[str | None, _which("--model", _MODEL)] = None
+    since: Annotated[datetime | None, Parameter(converter=moment)] = None
+    until: Annotated[datetime | None, Parameter(converter=moment)] = None
+    pipeline: str | None = None
+    run_id: Annotated[str | None, Parameter(name="--run")] = None
+    run_key: str | None = None
+    step_id: Annotated[str | None, Parameter(name="--step")] = None
+    tag: str | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.since is not None and self.until is not None and self.since >= self.until:
@@ -107,29 +96,28 @@ class Filters:
                 yield f"{name} {value!r}"
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=_WHICH)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedFilters(Filters):
     """The same where `--model` means another model than the recorded one."""
 
-    model: Annotated[str | None, _which("--recorded-model", _MODEL)] = None
+    model: Annotated[str | None, Parameter(name="--recorded-model")] = None
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=_HOW)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Which ledger is read, and how what it says is shown."""
+    """Which ledger is read, and how what it says is shown.
 
-    ledger: Annotated[
-        str | None,
-        Parameter(name="--ledger", help="URL; default: FASTROAI_LEDGER_URL.", group=_HOW),
-    ] = None
-    json: Annotated[
-        bool, Parameter(name="--json", help="As JSON, exact amounts as strings.", group=_HOW)
-    ] = False
-    debug: Annotated[
-        bool, Parameter(name="--debug", help="Show tracebacks of errors.", group=_HOW)
-    ] = False
+    Attributes:
+        ledger: URL; default: FASTROAI_LEDGER_URL.
+        json: As JSON, exact amounts as strings.
+        debug: Show tracebacks of errors.
+    """
+
+    ledger: str | None = None
+    json: bool = False
+    debug: bool = False
 
 
 ALL = Filters()

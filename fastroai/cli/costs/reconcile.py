@@ -38,41 +38,12 @@ from .filters import ALL, CONFIGURED, Filters, Source
 
 
 def reconcile_invoice(
-    invoice: Annotated[
-        str,
-        Parameter(
-            name="INVOICE.csv",
-            allow_leading_hyphen=True,
-            help="CSV with a line of column names; - is stdin.",
-        ),
-    ],
+    invoice: Annotated[str, Parameter(name="INVOICE.csv", allow_leading_hyphen=True)],
     /,
     *,
-    column: Annotated[
-        Sequence[str],
-        Parameter(
-            name="--column",
-            help=(
-                "NAME=COLUMN, the invoice's own name for response_id, model, at, input_tokens, "
-                "output_tokens or cost_usd, where it is not found by itself. Repeatable."
-            ),
-        ),
-    ] = (),
-    provider: Annotated[
-        str | None,
-        Parameter(
-            name="--provider",
-            help="Whose invoice it is, for example openai; default: all requests.",
-        ),
-    ] = None,
-    tolerance: Annotated[
-        timedelta,
-        Parameter(
-            name="--tolerance",
-            converter=duration,
-            help="How far apart in time the same request may be on both sides; default: 5m.",
-        ),
-    ] = timedelta(minutes=5),
+    column: Sequence[str] = (),
+    provider: str | None = None,
+    tolerance: Annotated[timedelta, Parameter(converter=duration)] = timedelta(minutes=5),
     filters: Filters = ALL,
     source: Source = CONFIGURED,
 ) -> int:
@@ -81,6 +52,13 @@ def reconcile_invoice(
     Lists ledger entries and invoice lines without a partner, and partners that differ. Simulated,
     refused and replayed requests are ignored. Without --since and --until, the days are compared
     that the invoice covers. Exits with 0 when the books balance, with 3 when they don't.
+
+    Args:
+        invoice: CSV with a line of column names; - is stdin.
+        column: NAME=COLUMN, the invoice's own name for response_id, model, at, input_tokens,
+            output_tokens or cost_usd, where it is not found by itself. Repeatable.
+        provider: Whose invoice it is, for example openai; default: all requests.
+        tolerance: How far apart in time the same request may be on both sides; default: 5m.
     """
     lines = _invoice(invoice, column)
     filters = _with_days_of(lines, filters)

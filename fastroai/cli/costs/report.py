@@ -29,7 +29,12 @@ SEVERAL_TAGS = (
 
 
 def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONFIGURED) -> None:
-    """Show what the requests cost that the filters select."""
+    """Show what the requests cost that the filters select.
+
+    Args:
+        by: run, run_key, pipeline, step, agent, model, provider, deployment, day, tag, or tag:NAME
+            for the values of one tag. Default: pipeline.
+    """
     try:
         groups, total, booked = asyncio.run(_read(source.ledger, by, filters))
         nothing = None if groups else _nothing(source.ledger, filters, booked)

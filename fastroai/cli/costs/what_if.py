@@ -34,29 +34,23 @@ Groups = dict[str | None, WhatIf]
 
 def price_otherwise(
     *,
-    model: Annotated[
-        str | None,
-        Parameter(name="--model", help="The other model, PROVIDER:MODEL; default: as recorded."),
-    ] = None,
-    tier: Annotated[
-        str | None,
-        Parameter(name="--tier", help="The other service tier: flex, priority, default, batch, …"),
-    ] = None,
-    at: Annotated[
-        datetime | None,
-        Parameter(
-            name="--at",
-            converter=moment,
-            help="Price as of this time; default: as of when each request was sent.",
-        ),
-    ] = None,
+    model: str | None = None,
+    tier: str | None = None,
+    at: Annotated[datetime | None, Parameter(converter=moment)] = None,
     by: By = "pipeline",
     filters: RecordedFilters = ALL_RECORDED,
     source: Source = CONFIGURED,
 ) -> int:
-    """Price recorded requests on another model or service tier, one by one, at list prices.
+    """Price recorded requests on another model or service tier.
 
-    The tokens are taken as recorded; another model would count and write other ones.
+    One by one, at list prices. The tokens are taken as recorded; another model would count and
+    write other ones.
+
+    Args:
+        model: The other model, PROVIDER:MODEL; default: as recorded.
+        tier: The other service tier: flex, priority, default, batch, …
+        at: Price as of this time; default: as of when each request was sent.
+        by: As in `fastroai costs`.
     """
     if model is None and tier is None:
         raise UsageError("Specify --model PROVIDER:MODEL, --tier TIER, or both.")
