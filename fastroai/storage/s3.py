@@ -11,13 +11,24 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
 
 from ..settings import FastroAISettings
 from .object_store import CONNECTIONS, PAGE, ObjectStore, StoredObject, Threads
+
+if TYPE_CHECKING:
+    import boto3
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import (
+        DeleteTypeDef,
+        ListObjectsV2OutputTypeDef,
+        ListObjectsV2RequestTypeDef,
+    )
+
+T = TypeVar("T")
 
 PAUSES = (0.2, 1.0)
 """Seconds before listing and deleting is tried again, where that may help."""
@@ -38,7 +49,7 @@ class S3Store(ObjectStore):
     """
 
     def __init__(
-        self, bucket: str, prefix: str, client: Callable[[], Any], endpoint: str | None
+        self, bucket: str, prefix: str, client: Callable[[], S3Client], endpoint: str | None
     ) -> None:
         self.bucket = bucket
         self._prefix = PurePosixPath(prefix).as_posix() if prefix else ""
@@ -57,12 +68,14 @@ class S3Store(ObjectStore):
         """See `ObjectStore`."""
         key = self.resolve(name)
         with _as_not_found(NOT_THERE, key):
-            content: bytes = await self._ask("get_object", _read, Key=key)
-        return content
+            return await self._ask(
+                lambda client: client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            )
 
     async def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
-        await self._ask("put_object", Key=self.resolve(name), Body=content)
+        key = self.resolve(name)
+        await self._ask(lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=content))
 
     def is_transient(self, error: Exception) -> bool:
         """Whether it is a silent or an overloaded server, rather than one that says no."""
@@ -79,29 +92,42 @@ class S3Store(ObjectStore):
         """See `ObjectStore`."""
         path = self.resolve(folder)
         prefix = f"{path}/" if path else ""
-        where: dict[str, Any] = {"Prefix": prefix, "Delimiter": "/", "MaxKeys": PAGE}
+        token: str | None = None
         while True:
-            answer = await self._insist("list_objects_v2", **where)
+            answer = await self._insist(partial(self._list, prefix, token))
             found = [
                 StoredObject(listed["Key"], listed["Size"], listed["LastModified"])
                 for listed in answer.get("Contents", ())
             ]
             # A key that ends with a slash stands for the folder itself.
             yield [stored for stored in found if stored.name]
-            if not answer.get("IsTruncated"):
+            token = answer.get("NextContinuationToken")
+            if token is None:
                 return
-            where["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def _list(self, prefix: str, token: str | None, client: S3Client) -> ListObjectsV2OutputTypeDef:
+        request: ListObjectsV2RequestTypeDef = {
+            "Bucket": self.bucket,
+            "Prefix": prefix,
+            "Delimiter": "/",
+            "MaxKeys": PAGE,
+        }
+        if token is not None:
+            request["ContinuationToken"] = token
+        return client.list_objects_v2(**request)
 
     async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
         """See `ObjectStore`."""
         if not stored.size:  # has no first byte that could be asked for
             return b"", stored.modified
-        first = f"bytes=0-{size - 1}"
+
+        def read(client: S3Client) -> tuple[bytes, datetime]:
+            first = f"bytes=0-{size - 1}"
+            answer = client.get_object(Bucket=self.bucket, Key=stored.path, Range=first)
+            return answer["Body"].read(), answer["LastModified"]
+
         with _as_not_found(GONE, stored.path):
-            found: tuple[bytes, datetime] = await self._insist(
-                "get_object", _read_with_time, Key=stored.path, Range=first
-            )
-        return found
+            return await self._insist(read)
 
     async def delete(self, paths: Sequence[str]) -> dict[str, str]:
         """See `ObjectStore`."""
@@ -110,43 +136,36 @@ class S3Store(ObjectStore):
         if len(paths) == 1:
             # Not as a list of one: some services that speak S3 lack the deletion of many.
             return await self._delete_one(paths[0])
-        keys = {"Objects": [{"Key": path} for path in paths], "Quiet": True}
-        answer = await self._insist("delete_objects", Delete=keys)
+        keys: DeleteTypeDef = {"Objects": [{"Key": path} for path in paths], "Quiet": True}
+        answer = await self._insist(
+            lambda client: client.delete_objects(Bucket=self.bucket, Delete=keys)
+        )
         return {error["Key"]: _reason(error) for error in answer.get("Errors", ())}
 
     async def _delete_one(self, path: str) -> dict[str, str]:
         from botocore.exceptions import ClientError
 
         try:
-            await self._insist("delete_object", Key=path)
+            await self._insist(lambda client: client.delete_object(Bucket=self.bucket, Key=path))
         except ClientError as error:
             if self.is_transient(error):
                 raise
             return {path: _reason(error.response.get("Error", {}))}
         return {}
 
-    async def _insist(
-        self, method: str, read: Callable[[Any], Any] | None = None, **arguments: Any
-    ) -> Any:
+    async def _insist(self, call: Callable[[S3Client], T]) -> T:
         for pause in PAUSES:
             try:
-                return await self._ask(method, read, **arguments)
+                return await self._ask(call)
             except Exception as error:
                 if not self.is_transient(error):
                     raise
             await anyio.sleep(pause)
-        return await self._ask(method, read, **arguments)
+        return await self._ask(call)
 
-    async def _ask(
-        self, method: str, read: Callable[[Any], Any] | None = None, **arguments: Any
-    ) -> Any:
-        """What S3 answers, read within the thread that asks."""
-
-        def ask() -> Any:
-            answer = getattr(self._client(), method)(Bucket=self.bucket, **arguments)
-            return answer if read is None else read(answer)
-
-        return await self._threads.run(ask)
+    async def _ask(self, call: Callable[[S3Client], T]) -> T:
+        """What a call gives, answers read within the thread that asks."""
+        return await self._threads.run(lambda: call(self._client()))
 
 
 @contextmanager
@@ -162,7 +181,7 @@ def _as_not_found(codes: Collection[str], key: str) -> Iterator[None]:
         raise
 
 
-def _reason(error: Mapping[str, Any]) -> str:
+def _reason(error: Mapping[str, object]) -> str:
     return f"{error.get('Code')}: {error.get('Message')}"
 
 
@@ -190,7 +209,7 @@ def _client_of_settings(
     endpoint: str | None,
     connect_timeout: float,
     read_timeout: float,
-) -> Any:
+) -> S3Client:
     """Kept, because making one takes 0.1 s."""
     import boto3
 
@@ -199,8 +218,11 @@ def _client_of_settings(
 
 
 def make_client(
-    session: Any, options: Mapping[str, Any], connect_timeout: float, read_timeout: float
-) -> Any:
+    session: boto3.Session,
+    options: Mapping[str, Any],
+    connect_timeout: float,
+    read_timeout: float,
+) -> S3Client:
     """A client of S3 with short time limits where the options don't give their own."""
     from botocore.config import Config
 
@@ -214,12 +236,3 @@ def make_client(
     own = options.get("config")
     merged = config.merge(own) if own is not None else config
     return session.client("s3", **(dict(options) | {"config": merged}))
-
-
-def _read(answer: Any) -> bytes:
-    content: bytes = answer["Body"].read()
-    return content
-
-
-def _read_with_time(answer: Any) -> tuple[bytes, datetime]:
-    return answer["Body"].read(), answer["LastModified"]
