@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -59,12 +60,12 @@ def dying(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         block = RemoteFileSystem(basepath=f"flaky://{uuid4().hex}")
         return block, request.getfixturevalue("interrupted")
     folder = tmp_path / "r"
+    return folder, partial(lose, folder)
 
-    def lose() -> None:
-        folder.rename(tmp_path / "away")
-        folder.write_text("a file where the folder was")
 
-    return folder, lose
+def lose(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+    folder.write_text("a file where the folder was")
 
 
 @pytest.fixture
@@ -105,14 +106,12 @@ async def test_a_later_run_of_a_key_sends_nothing_that_may_be_answered(
     assert model.calls == 1
 
 
-async def test_of_two_witnesses_one_is_enough(
-    dying: tuple[Any, Callable[[], None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_of_two_witnesses_one_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The ledger of an earlier execution was lost, the name of its flow run was not."""
-    storage, die = dying
     model = CountingModel()
     key = uuid4().hex
-    for number, act in enumerate((nothing, die)):
+    folder = tmp_path / "r"
+    for number, act in enumerate((nothing, partial(lose, folder))):
         monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path}/{number}.db")
-        await fails(keyed(model, storage, ConnectionError("interrupted")), act, key)
+        await fails(keyed(model, folder, ConnectionError("interrupted")), act, key)
     assert model.calls == 1
