@@ -47,15 +47,7 @@ async def prune_results(
     `fastroai.storage.retention.prune`.
 
     Args:
-        older_than: Age from which records are deleted, at least an hour.
         storage: Where, as `FASTROAI_RESULT_STORAGE`. None: as the settings say.
-        dry_run: Find out only.
-        now: Counts as the present, timezone-aware. None: it is.
-
-    Raises:
-        ValueError: The age is below the minimum, or too large.
-        ResultStorageError: The storage can't be listed or does not answer. Says what was deleted
-            until then.
     """
     from ._prefect.blocks import open_storage_choice
 

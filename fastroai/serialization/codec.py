@@ -81,8 +81,8 @@ class Codec:
             raise TypeError(f"codec {codec!r} is not one of the declared type")
         value = self._load(codec, written)
         again = self._dump(codec, value)
-        # Text for a number, say: pydantic takes it, we never wrote it. The order of a set is the
-        # writer's.
+        # Text for a number, say: pydantic takes it, we never wrote it. What is written the same
+        # again was ours, save that the order of a set is the writer's.
         if json.dumps(again) != json.dumps(written) and not (
             codec == "declared" and Spelling(value).holds_set
         ):

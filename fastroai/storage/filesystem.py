@@ -76,6 +76,7 @@ class FileSystemStore(ObjectStore):
             yield found[start : start + PAGE]
 
     def _files(self, folder: str) -> list[StoredObject]:
+        # Several of them remember what they listed, and other processes write, too.
         self._filesystem.invalidate_cache()
         try:
             entries = self._filesystem.ls(folder, detail=True)

@@ -35,6 +35,7 @@ class FolderStore(ObjectStore):
         Raises:
             ValueError: It is outside of the folder.
         """
+        # By its text alone: a record's path is asked for often, and the disk is slow.
         resolved = os.path.normpath(os.path.join(self._folder, path))
         if resolved != self._folder and not resolved.startswith(self._folder.rstrip("/") + "/"):
             raise ValueError(f"{path!r} is outside of {self._folder!r}")
@@ -69,6 +70,7 @@ class FolderStore(ObjectStore):
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only its owner may read, as a whole or not at all."""
     _make_private_folder(path.parent)
+    # Beside the target, since a file can be put in place of another on the same disk only.
     partial = path.with_name(f".{path.name}-{uuid4().hex}")
     try:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -123,6 +123,7 @@ class ResultStore:
             Exception: The storage can't be asked, so that there may be one.
         """
         name = relative_name(self.objects, path)
+        # The newest is here, whatever the storage has under that name.
         if name in self._waiting:
             return self._signer.open(name, self._waiting[name].content)
         found = self._read_ahead.pop(name, None)
@@ -138,6 +139,7 @@ class ResultStore:
         The failure is only logged for debugging where the record has no owner.
         """
         name = relative_name(self.objects, path)
+        # What was read ahead is the record that this one replaces.
         self._read_ahead.pop(name, None)
         self._written_here.add(name)
         content = self._signer.close(name, record)
@@ -173,6 +175,7 @@ class ResultStore:
         Returns:
             Why it was not written, by the owner of each record of this run that was not.
         """
+        # From here on one loop writes, so that its last attempt is not made twice.
         if self._retrying is not None:
             self._retrying.cancel()
             await asyncio.wait({self._retrying})
@@ -206,6 +209,7 @@ class ResultStore:
         """Call the storage, for a moment also again and again; not at all while it is known to
         fail.
         """
+        # Each step would otherwise wait in turn for what the first one found out.
         if self._is_failing():
             raise ConnectionError("it failed a moment ago.")
         gives_up, pause = self._clock() + HOLD_UP_SECONDS, SHORTEST_PAUSE

@@ -93,7 +93,7 @@ async def prune(
     """
     pruned = Pruned(location=described, before=cutoff(older_than, now), dry_run=dry_run)
     try:
-        # With a prefix of that name, both folders may be one.
+        # What is below other folders is somebody else's. With a prefix of that name, both are one.
         for folder in sorted({objects.resolve(""), objects.resolve(REQUESTS)}):
             async for page in objects.pages(folder):
                 await _prune(page, objects, pruned)

@@ -87,6 +87,7 @@ class Signer:
             ValueError: It is none, it was changed or moved, or it was sealed with another secret or
                 without one.
         """
+        # Without a secret anybody can make a seal that holds, so all that expands is bounded, too.
         if stored.startswith(_GZIP):
             return self._open_sealed_inside(name, stored)
         found = self._seal_of(name, stored)
@@ -138,6 +139,7 @@ class Signer:
             digest = hashlib.sha256()
         else:
             digest = hmac.new(self.secret, digestmod=hashlib.sha256)  # type: ignore[assignment]
+        # The name is quoted: no end of it can be taken for a beginning of the content.
         digest.update(domain + json.dumps(name).encode() + b"\n")
         for part in content:
             digest.update(part)

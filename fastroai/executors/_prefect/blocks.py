@@ -51,6 +51,7 @@ async def open_storage_choice(
         raise ResultStorageError(
             f"result_storage={choice!r}: {STORAGE_FORMS}, or a Prefect storage block."
         )
+    # Asked for first: a folder of that name may be left from when it was taken for one.
     if _REFERENCE.fullmatch(choice) and (saved := await _saved_block(choice)) is not None:
         return store_of_block(saved, settings), repr(choice)
     return open_object_store(choice, settings), repr(choice)
@@ -194,6 +195,7 @@ class BlockStore(ObjectStore):
 
     async def _learn(self) -> Missing | None:
         """How two reads of what nobody wrote fail."""
+        # Twice, as a message may hold what is another each time, such as the id of a request.
         learnt = []
         for _ in range(2):
             name = f".fastroai-missing-{uuid4().hex}"

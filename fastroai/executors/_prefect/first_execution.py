@@ -22,6 +22,7 @@ async def is_first_execution(run: RunScope, pipeline: str) -> bool:
     """
     if not run.is_keyed:
         return is_first_try()
+    # A flow run that is tried again keeps its name, so its tries have to be told apart by number.
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.run_count > 1:
         return False

@@ -59,19 +59,7 @@ class StoredResult:
 async def read_stored_result(
     run: str, step_id: str, *, storage: Any = None, pipeline: Pipeline[Any, Any, Any] | None = None
 ) -> StoredResult:
-    """Find and read the result that a step of a run stored.
-
-    Args:
-        run: Id or name of the flow run.
-        step_id: The step.
-        storage: Where it is, as `FASTROAI_RESULT_STORAGE`. None: as the settings say; a local
-            record is found anyway.
-        pipeline: Decodes the output by the type that its step declares.
-
-    Raises:
-        ResultStorageError: No such run or step, nothing stored, or a record that is not believed.
-            Says which.
-    """
+    """See `fastroai.executors.stored_results.read_stored_result`."""
     async with get_client() as client:
         flow_run = await _flow_run(client, run)
         task_run = await _task_run(client, flow_run, step_id)
