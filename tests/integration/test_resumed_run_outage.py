@@ -1,5 +1,5 @@
-"""A run with a key whose storage dies: what was never paid for goes on, what may have been paid is
-not paid again.
+"""A run whose storage dies: what was never paid for goes on, what an earlier execution may have
+paid for is not paid again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from prefect import flow
 from prefect.filesystems import RemoteFileSystem
 
 from fastroai import BaseStep, Pipeline, StepConfig, StepContext
@@ -114,4 +115,31 @@ async def test_of_two_witnesses_one_is_enough(tmp_path: Path, monkeypatch: pytes
     for number, act in enumerate((nothing, partial(lose, folder))):
         monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path}/{number}.db")
         await fails(keyed(model, folder, ConnectionError("interrupted")), act, key)
+    assert model.calls == 1
+
+
+async def test_a_run_within_someones_flow_goes_on_in_the_first_try_of_all(tmp_path: Path):
+    model, folder = CountingModel(), tmp_path / "r"
+
+    @flow
+    async def outer() -> Any:
+        return await keyed(model, folder).execute({"topic": "t"}, partial(lose, folder))
+
+    assert (await outer()).output.startswith("answer:ask")
+    assert model.calls == 1
+
+
+async def test_a_run_within_someones_retried_flow_sends_nothing_that_may_be_answered(
+    tmp_path: Path,
+):
+    model, folder = CountingModel(), tmp_path / "r"
+    tries = iter((nothing, partial(lose, folder)))
+
+    @flow(retries=1)
+    async def outer() -> Any:
+        pipeline = keyed(model, folder, ConnectionError("interrupted"))
+        return await pipeline.execute({"topic": "t"}, next(tries))
+
+    with pytest.raises(StepExecutionError, match="not sent again"):
+        await outer()
     assert model.calls == 1
