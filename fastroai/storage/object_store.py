@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
 import anyio
 import anyio.to_thread
-
-from ..errors import ResultStorageError
-from ..settings import FastroAISettings
 
 T = TypeVar("T")
 
@@ -146,33 +141,3 @@ def relative_name(store: ObjectStore, path: str) -> str:
     """
     resolved, base = store.resolve(path), store.resolve("").rstrip("/")
     return resolved[len(base) + 1 :] if base and resolved.startswith(base + "/") else resolved
-
-
-def open_object_store(place: str | os.PathLike[str], settings: FastroAISettings) -> ObjectStore:
-    """The store at `s3://bucket/prefix`, any other URL that fsspec knows, or a local folder.
-
-    Nothing is asked of it yet.
-
-    Raises:
-        ResultStorageError: fsspec doesn't know the URL, or lacks a package for it.
-    """
-    from .folder import FolderStore
-
-    scheme, separator, path = str(place).partition("://")
-    if isinstance(place, Path) or not separator:
-        return FolderStore(Path(place))
-    if scheme in ("file", "local"):
-        return FolderStore(Path(path))
-    if scheme == "s3":
-        from .s3 import s3_store
-
-        return s3_store(str(place), settings)
-    from .filesystem import FileSystemStore
-
-    try:
-        return FileSystemStore.open(str(place))
-    except (ImportError, ValueError) as error:
-        raise ResultStorageError(
-            f"Results can't be stored at {place!r}: {error}. Install the package it needs, or set "
-            "FASTROAI_RESULT_STORAGE to another place."
-        ) from error

@@ -18,7 +18,8 @@ from fastroai.executors._prefect.blocks import BlockStore, store_of_block
 from fastroai.settings import load_settings
 from fastroai.storage.filesystem import FileSystemStore
 from fastroai.storage.folder import FolderStore
-from fastroai.storage.object_store import ObjectStore, open_object_store, relative_name
+from fastroai.storage.location import open_object_store
+from fastroai.storage.object_store import ObjectStore, relative_name
 from fastroai.storage.result_store import ResultStore
 from fastroai.storage.retention import prune
 from fastroai.storage.signing import Signer

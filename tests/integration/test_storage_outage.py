@@ -9,7 +9,7 @@ import pytest
 
 from fastroai.errors import ResultStorageError
 from fastroai.settings import load_settings
-from fastroai.storage.object_store import open_object_store
+from fastroai.storage.location import open_object_store
 from fastroai.storage.result_store import ResultStore
 from fastroai.storage.signing import Signer
 from tests.support.fragile_s3 import MOMENTS, FragileS3, Moment, fragile_s3

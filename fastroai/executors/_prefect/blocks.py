@@ -22,7 +22,8 @@ from ...errors import ResultStorageError
 from ...settings import STORAGE_FORMS, FastroAISettings, names_storage
 from ...storage.filesystem import FileSystemStore
 from ...storage.folder import FolderStore
-from ...storage.object_store import ObjectStore, open_object_store
+from ...storage.location import open_object_store
+from ...storage.object_store import ObjectStore
 from ...storage.s3 import S3Store, make_client
 
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9-]+")
