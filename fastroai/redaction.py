@@ -22,7 +22,7 @@ _SURE = 16
 """Characters from which a value is masked within a word, too."""
 
 _SECRET_FIELD = (
-    r"(?:password|passwd|passphrase|pwd|secret|client[_-]?secret|secret[_-]?access[_-]?key"
+    r"(?:(?:ssl)?password|passwd|passphrase|pwd|secret|client[_-]?secret|secret[_-]?access[_-]?key"
     r"|api[_-]?key|access[_-]?key|access[_-]?token|refresh[_-]?token|id[_-]?token|auth[_-]?token)"
 )
 _SECRET_HEADER = (

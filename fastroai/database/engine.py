@@ -9,15 +9,28 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Dialect, NullPool, Table, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Dialect,
+    NullPool,
+    StaticPool,
+    Table,
+    create_engine,
+    event,
+    make_url,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from ..errors import LedgerUnavailableError
+from ..redaction import redact, redact_patterns
+from .files import make_private_file, make_private_folder
 from .migrations import CURRENT, migrate, version_of
+from .registry import OPEN_LEDGERS
 from .values import Row
 
 T = TypeVar("T")
@@ -27,6 +40,7 @@ PATIENCE = 15.0
 CONNECT_PATIENCE = 5.0
 """Seconds to wait for a connection."""
 
+MEMORY_DRIVER = "memory"
 _SQLITE_DRIVERS = ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite")
 _POSTGRESQL_DRIVERS = ("postgresql", "postgres", "postgresql+asyncpg")
 
@@ -41,22 +55,50 @@ def database_url(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError:
         # The text is not shown: what can't be read can't be told from a password.
-        raise LedgerUnavailableError(f"The ledger's URL is not one. {_ALLOWED}") from None
+        raise LedgerUnavailableError(f"The ledger's URL is not valid. {_ALLOWED}") from None
+    except ValueError:
+        raise LedgerUnavailableError(
+            f"The port in the ledger's URL is not a number. {_ALLOWED}"
+        ) from None
+    if parsed.drivername == MEMORY_DRIVER:
+        return parsed
     if parsed.drivername in _SQLITE_DRIVERS:
         if parsed.database in (None, "", ":memory:"):
             raise LedgerUnavailableError(
-                f"A ledger in {url!r} would be lost at once. Use memory://, or name a file."
+                f"A ledger in {redact(url)!r} would be lost at once. Use memory://, or name a file."
             )
         return parsed.set(drivername="sqlite+pysqlite")
     if parsed.drivername in _POSTGRESQL_DRIVERS:
-        query = dict(parsed.query)
-        if "sslmode" in query:  # libpq's name for it
-            query["ssl"] = query.pop("sslmode")
-        return parsed.set(drivername="postgresql+asyncpg", query=query)
+        return _for_asyncpg(parsed)
     raise LedgerUnavailableError(f"A ledger can't be kept in {parsed.drivername!r}. {_ALLOWED}")
 
 
+def _for_asyncpg(url: URL) -> URL:
+    query = {name: _last(value) for name, value in url.query.items()}
+    if "sslmode" in query:  # libpq's name for it
+        query["ssl"] = query.pop("sslmode")
+    # Where SQLAlchemy hides it in each text it makes of a URL.
+    password = query.pop("password", url.password)
+    return url.set(drivername="postgresql+asyncpg", query=query, password=password)
+
+
+def _last(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else value[-1]
+
+
 _ALLOWED = "Allowed: sqlite:///path, postgresql://user@host/name, memory://."
+
+
+def open_database(url: URL, *, writes: bool) -> Database:
+    """A ledger's database, not connected yet; the one in memory is one for the whole process.
+
+    Args:
+        url: Of `database_url`.
+        writes: As of `Database`.
+    """
+    if url.drivername == MEMORY_DRIVER:
+        return OPEN_LEDGERS.shared(("memory", url), lambda: Database(url, writes=True))
+    return Database(url, writes=writes)
 
 
 class Database:
@@ -71,18 +113,14 @@ class Database:
 
     def __init__(self, url: URL, *, writes: bool) -> None:
         self.url = url
-        self._writes = writes
         self._lock = threading.Lock()
-        self._backend = (_SQLite if url.get_backend_name() == "sqlite" else _PostgreSQL)(
-            url, writes=writes
-        )
+        self._backend = _BACKENDS[url.get_backend_name()](url, writes=writes)
 
     @property
     def name(self) -> str:
         """The URL as it is given, without its password."""
-        return self.url.set(drivername=self.url.get_backend_name()).render_as_string(
-            hide_password=True
-        )
+        url = self.url.set(drivername=self.url.get_backend_name())
+        return redact_patterns(url.render_as_string(hide_password=True))
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Do some work in one transaction, which is committed when this returns. Blocks.
@@ -98,7 +136,7 @@ class Database:
         """
         self._guarded(lambda backend: backend.insert(inserts))
 
-    def _guarded(self, work: Callable[[_SQLite | _PostgreSQL], T]) -> T:
+    def _guarded(self, work: Callable[[_Backend], T]) -> T:
         with self._lock:
             try:
                 return work(self._backend)
@@ -125,7 +163,7 @@ class Database:
                 # Several processes may create one file at once, and SQLite does not wait for all of
                 # its locks.
                 if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise unavailable(self.name, error) from error
+                    raise self.unavailable(error) from error
                 time.sleep(0.05)
 
     def has_ledger(self) -> bool:
@@ -135,6 +173,19 @@ class Database:
             LedgerUnavailableError: They are newer than this code.
         """
         return self._guarded(lambda backend: backend.has_ledger())
+
+    def unavailable(self, error: BaseException) -> LedgerUnavailableError:
+        """The error that says which database can't be used, and why; without its password."""
+        if isinstance(error, LedgerUnavailableError):
+            return LedgerUnavailableError(*error.args)  # one to raise for each who waits
+        cause = getattr(error, "orig", None) or error
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        reason = redact(lines[0], *filter(None, [self.url.password]))
+        return LedgerUnavailableError(
+            f"The ledger in {self.name} can't be used: {reason}. Make it reachable, or set "
+            "FASTROAI_LEDGER_URL to another database, or FASTROAI_LEDGER_REQUIRED=false to go on "
+            "and book later."
+        )
 
     def close(self) -> None:
         """Close the connection. Another `run` makes a new one."""
@@ -170,6 +221,16 @@ class Insert:
         sql, names = self.compiled(dialect)
         values = itemgetter(*names)
         return sql, [values(row) for row in rows]
+
+
+class _Backend(Protocol):
+    """How one kind of database is spoken to, by one thread at a time."""
+
+    def __init__(self, url: URL, *, writes: bool) -> None: ...
+    def run(self, work: Callable[[Connection], T]) -> T: ...
+    def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None: ...
+    def has_ledger(self) -> bool: ...
+    def close(self) -> None: ...
 
 
 class _SQLite:
@@ -219,7 +280,10 @@ class _SQLite:
                 connection.close()
 
     def _connect(self) -> Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if "uri" not in self._url.query:
+            make_private_folder(self._path.parent)
+            # SQLite gives its write-ahead log and its shared memory the mode of this file.
+            make_private_file(self._path)
         engine = create_engine(
             self._url,
             poolclass=NullPool,
@@ -237,6 +301,29 @@ class _SQLite:
         except OSError:
             return None
         return stat.st_dev, stat.st_ino
+
+
+class _Memory(_SQLite):
+    """A database that lasts as long as its one connection."""
+
+    def has_ledger(self) -> bool:
+        return True
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            engine = create_engine(
+                "sqlite+pysqlite://",
+                poolclass=StaticPool,
+                connect_args={"check_same_thread": False, "isolation_level": None},
+            )
+            event.listen(engine, "begin", lambda found: found.exec_driver_sql(self._begin))
+            self._connection = engine.connect()
+        return self._connection
+
+    def close(self) -> None:
+        # Only what was left half-way: with the connection, the ledger would be gone.
+        if self._connection is not None:
+            self._connection.connection.rollback()
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
@@ -305,14 +392,8 @@ async def _close(connection: AsyncConnection) -> None:
         await connection.close()
 
 
-def unavailable(name: str, error: BaseException) -> LedgerUnavailableError:
-    """The error that says which database can't be used, and why."""
-    if isinstance(error, LedgerUnavailableError):
-        return LedgerUnavailableError(*error.args)  # one to raise for each who waits
-    cause = getattr(error, "orig", None) or error
-    reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    return LedgerUnavailableError(
-        f"The ledger in {name} can't be used: {reason}. Make it reachable, or set "
-        "FASTROAI_LEDGER_URL to another database, or FASTROAI_LEDGER_REQUIRED=false to go on and "
-        "book later."
-    )
+_BACKENDS: dict[str, type[_Backend]] = {
+    MEMORY_DRIVER: _Memory,
+    "sqlite": _SQLite,
+    "postgresql": _PostgreSQL,
+}

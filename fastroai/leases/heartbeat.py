@@ -1,6 +1,4 @@
-"""The thread that holds this process's leases: it gives signs of life, also while an event loop is
-busy.
-"""
+"""The thread that renews this process's leases, also while an event loop is busy."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from ..database.engine import unavailable
+from ..database.registry import OPEN_LEDGERS
 from ..errors import LedgerUnavailableError
 from .table import Kind, LeaseRecord, LeaseRequest, LeaseTable, Outcome
 
@@ -22,9 +20,13 @@ logger = logging.getLogger("fastroai.usage")
 T = TypeVar("T")
 
 BEATS = 3
-"""Signs of life in the time after which a silent holder counts as dead."""
+"""Heartbeats in the time after which a silent holder counts as dead."""
 _IDLE = 5.0
 """Seconds without anything to do after which the connection is closed."""
+_EXIT_PATIENCE = 5.0
+"""Seconds a process waits at its end for its last leases to be given up."""
+
+Clock = Callable[[], float]
 
 
 def now() -> float:
@@ -43,21 +45,24 @@ class Lease:
 
     Attributes:
         lost: Somebody else has taken it, or declared its holder dead.
-        seen: When it was certainly held, by `now`.
+        seen: When it was certainly held, by the heartbeat's clock.
         outcome: How the run ended that holds it, if that has to be reported when it is released.
     """
 
-    def __init__(self, claim: LeaseRequest, seen: float, on_loss: Callable[[], None]) -> None:
+    def __init__(
+        self, claim: LeaseRequest, seen: float, on_loss: Callable[[], None], clock: Clock = now
+    ) -> None:
         self.claim = claim
         self.lost = False
         self.seen = seen
         self.outcome: Outcome | None = None
         self._on_loss = on_loss
+        self._clock = clock
 
     @property
     def is_certain(self) -> bool:
         """Whether nobody else can have taken it yet."""
-        return not self.lost and now() - self.seen < self.claim.seconds
+        return not self.lost and self._clock() - self.seen < self.claim.seconds
 
     def lose(self) -> None:
         """Note that somebody else has it, and say so; called in the heartbeat's thread."""
@@ -70,10 +75,14 @@ class Heartbeat:
     any.
 
     Futures that are given out hold what the table said, or a `LedgerUnavailableError`.
+
+    Args:
+        clock: Seconds that nobody sets; they pass while the machine sleeps, too.
     """
 
-    def __init__(self, table: LeaseTable) -> None:
+    def __init__(self, table: LeaseTable, *, clock: Clock = now) -> None:
         self._table = table
+        self._clock = clock
         self._queue: SimpleQueue[tuple[Callable[[], Any] | None, Future[Any]]] = SimpleQueue()
         self._held: dict[str, Lease] = {}
         self._beat_at = 0.0
@@ -81,6 +90,7 @@ class Heartbeat:
         self._unreported: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="fastroai-heartbeat", daemon=True)
         self._thread.start()
+        OPEN_LEDGERS.add(self)
 
     def take(self, claim: LeaseRequest, on_loss: Callable[[], None]) -> Future[Lease | LeaseRecord]:
         """Take something; the result is who holds it where it is not free.
@@ -89,13 +99,13 @@ class Heartbeat:
         """
 
         def work() -> Lease | LeaseRecord:
-            seen = now()
+            seen = self._clock()
             holding = self._table.take(claim)
             if holding is not None:
                 return holding
             due = seen + claim.seconds / BEATS
             self._beat_at = min(self._beat_at, due) if self._held else due
-            lease = self._held[claim.token] = Lease(claim, seen, on_loss)
+            lease = self._held[claim.token] = Lease(claim, seen, on_loss, self._clock)
             return lease
 
         return self._submit(work)
@@ -140,7 +150,7 @@ class Heartbeat:
         return self._submit(work)
 
     def confirm(self) -> Future[None]:
-        """Give a sign of life now, and find out what was lost."""
+        """Renew what is held now, and find out what was lost."""
         return self._submit(self._beat)
 
     def holdings(self, kind: Kind) -> Future[list[LeaseRecord]]:
@@ -152,6 +162,10 @@ class Heartbeat:
         self._queue.put((None, Future()))
         self._thread.join(timeout)
 
+    def close_at_exit(self) -> None:
+        """Do what was asked for so far, for at most some seconds."""
+        self.stop(_EXIT_PATIENCE)
+
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
         self._queue.put((work, future))
@@ -159,12 +173,12 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:
-            if self._held and now() >= self._beat_at:
+            if self._held and self._clock() >= self._beat_at:
                 with suppress(LedgerUnavailableError):  # said; the next beat tries again
                     self._beat()
             try:
                 work, future = self._queue.get(
-                    timeout=max(0.0, self._beat_at - now()) if self._held else _IDLE
+                    timeout=max(0.0, self._beat_at - self._clock()) if self._held else _IDLE
                 )
             except Empty:
                 if not self._held:
@@ -175,7 +189,7 @@ class Heartbeat:
             try:
                 result = work()
             except Exception as error:
-                _settle(future, future.set_exception, unavailable(self._table.name, error))
+                _settle(future, future.set_exception, self._table.database.unavailable(error))
             else:
                 _settle(future, future.set_result, result)
         self._table.close()
@@ -189,15 +203,15 @@ class Heartbeat:
         if not self._held:
             return
         shortest = min(lease.claim.seconds for lease in self._held.values())
-        seen = now()
+        seen = self._clock()
         try:
             lost = self._table.renew(list(self._held))
         except Exception as error:
-            self._beat_at = now() + shortest / BEATS / 4
-            failure = unavailable(self._table.name, error)
+            self._beat_at = self._clock() + shortest / BEATS / 4
+            failure = self._table.database.unavailable(error)
             if not self._failing:
                 logger.warning(
-                    "No sign of life could be given for runs of this process: %s", failure
+                    "The heartbeat of this process's runs could not be written: %s", failure
                 )
             self._failing = True
             raise failure from error

@@ -238,13 +238,9 @@ class GuardedStore:
         """Book a request that is about to be sent, and make sure that the run may still send it.
 
         Raises:
-            RunLeaseError: It may not; the request is booked as refused.
+            RunLeaseError: It may not; `RequestRecorder.intend` books the request as refused.
             LedgerUnavailableError: It can't be booked, and it is required that it is.
         """
         await self._store.intend(entry)
-        try:
-            for held in self._held:
-                await held.check()
-        except BaseException as error:
-            self._store.settle(entry.not_sent(error))  # as the run's own ledger books it
-            raise
+        for held in self._held:
+            await held.check()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
 from typing import TYPE_CHECKING
 
-from ..database.location import MEMORY, configured_url, default_url
+from ..database.location import configured_url, default_url
+from ..database.registry import OPEN_LEDGERS
 
 if TYPE_CHECKING:
     from .heartbeat import Heartbeat
@@ -20,33 +18,21 @@ def configured_heartbeat() -> Heartbeat:
     Raises:
         LedgerUnavailableError: The URL is of no database a ledger can be kept in.
     """
-    from ..database.engine import Database, database_url
+    return shared_heartbeat(configured_url() or default_url())
+
+
+def shared_heartbeat(url: str) -> Heartbeat:
+    """What holds this process's leases in a ledger.
+
+    Raises:
+        LedgerUnavailableError: The URL is of no database a ledger can be kept in.
+    """
+    # Only here: a run without a run_key needs neither leases nor SQLAlchemy.
+    from ..database.engine import database_url, open_database
     from .heartbeat import Heartbeat
-    from .table import MemoryTable, SqlTable
+    from .table import LeaseTable
 
-    url = configured_url() or default_url()
-    with _sharing:
-        key = url, os.getpid()  # after a fork, the thread and what it holds are the parent's
-        if key not in _heartbeats:
-            table = (
-                MemoryTable()
-                if url == MEMORY
-                else SqlTable(Database(database_url(url), writes=True))
-            )
-            _heartbeats[key] = Heartbeat(table)
-        return _heartbeats[key]
+    def make() -> Heartbeat:
+        return Heartbeat(LeaseTable(open_database(database_url(url), writes=True)))
 
-
-_sharing = threading.Lock()
-_heartbeats: dict[tuple[str, int], Heartbeat] = {}
-
-
-@atexit.register
-def _stop_heartbeats() -> None:
-    for (_, pid), heartbeat in _heartbeats.items():
-        if pid == os.getpid():
-            heartbeat.stop(_EXIT_PATIENCE)
-
-
-_EXIT_PATIENCE = 5.0
-"""Seconds a process waits at its end for its last leases to be given up."""
+    return OPEN_LEDGERS.shared(("heartbeat", url), make)

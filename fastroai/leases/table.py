@@ -1,35 +1,38 @@
 """Who is at work on what: leases in a ledger's database, which end by themselves when their holder
 dies.
+
+The wall clock's times in the table are for people: a clock that is set would let a living holder's
+lease be taken. A holder counts as dead when somebody who wants its lease has watched, on a clock
+that nobody sets, that it was not renewed for as long as it lasts.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, TypeVar
+from datetime import datetime
+from typing import Literal, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    case,
     cast,
     delete,
     func,
     literal,
-    or_,
     select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..database.engine import Database
-from ..database.values import moment
+from ..database.values import Row, moment
 from .schema import leases
 
 T = TypeVar("T")
@@ -53,7 +56,7 @@ class LeaseRequest:
     """What somebody wants to hold.
 
     Attributes:
-        seconds: How long it stays held after the last sign of life.
+        seconds: How long it stays held after the last heartbeat.
         pipeline: For people, like `run_key`.
     """
 
@@ -73,268 +76,250 @@ class LeaseRecord:
 
     Attributes:
         since: When it was taken.
-        silent: Seconds since the last heartbeat, by the clock that all holders share.
+        silent: Seconds since the last heartbeat, by the wall clock that all holders share.
+        beat: Another number after each heartbeat.
         outcome: How the run ended, where only that is left to be reported.
     """
 
     claim: LeaseRequest
     since: datetime
     silent: float
+    beat: int
     outcome: Outcome | None = None
 
     @property
     def is_alive(self) -> bool:
-        """Whether it may not be taken yet.
+        """Whether it seems to be held, by the wall clock: what a person is told.
 
         A clock that was set back does not keep the dead alive.
         """
         return abs(self.silent) <= self.claim.seconds
 
+    @property
+    def process_is_gone(self) -> bool:
+        """Whether it seems dead and its process is no longer on this machine.
 
-class LeaseTable(Protocol):
-    """Where leases are kept. Each call is atomic, for all who share the place."""
+        Neither is enough: a clock may be set, and machines may have the same name.
+        """
+        if self.is_alive or self.claim.host != socket.gethostname():
+            return False
+        return not _has_process(self.claim.pid)
 
-    name: str
+
+class LeaseTable:
+    """Leases in the database of a ledger. Each call is atomic, for all who share it.
+
+    Args:
+        clock: Seconds that pass alike for all and that nobody sets.
+        wall_clock: Microseconds since 1970, for SQLite; a server has its own.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self.database = database
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._prepared = False
+        self._watched: dict[tuple[Kind, str], _Watch] = {}
 
     def take(self, claim: LeaseRequest) -> LeaseRecord | None:
         """Take what is free, whose holder is dead, or that one holds oneself; else say who holds
         it.
+
+        Ask again to find a holder dead: this is how it is watched.
         """
-        ...
+        return self._run(lambda connection: self._take(connection, claim))
 
     def renew(self, tokens: Collection[str]) -> set[str]:
-        """Give a sign of life for some holdings; returns those that are no longer held."""
-        ...
+        """Write a heartbeat for some holdings; returns those that are no longer held."""
+        return self._run(lambda connection: self._renew(connection, tokens))
 
     def release(self, token: str) -> None:
         """End a holding, if it is still there; or forget its outcome."""
-        ...
-
-    def end(self, token: str, outcome: Outcome) -> None:
-        """End a flow run's holding, and keep its outcome until that is released, too, or the flow
-        run is taken again.
-        """
-        ...
-
-    def expire(self, token: str) -> None:
-        """Let anybody report an outcome from now on: its process has given that up."""
-        ...
-
-    def ended(self) -> list[LeaseRecord]:
-        """Flow runs whose outcome is kept, the oldest first. Their process still reports those that
-        are alive.
-        """
-        ...
-
-    def holdings(self, kind: Kind) -> list[LeaseRecord]:
-        """All of a kind, those of the dead too, the oldest first."""
-        ...
-
-    def close(self) -> None:
-        """Close what is open; the next call opens it again."""
-        ...
-
-
-class SqlTable:
-    """Leases in the database of a ledger."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._prepared = False
-        self.name = database.name
-
-    def take(self, claim: LeaseRequest) -> LeaseRecord | None:
-        """See `LeaseTable.take`."""
-        return self._run(lambda connection: _take(connection, claim))
-
-    def renew(self, tokens: Collection[str]) -> set[str]:
-        """See `LeaseTable.renew`."""
-        return self._run(lambda connection: _renew(connection, tokens))
-
-    def release(self, token: str) -> None:
-        """See `LeaseTable.release`."""
         self._run(
             lambda connection: connection.execute(delete(leases).where(leases.c.token == token))
         )
 
     def end(self, token: str, outcome: Outcome) -> None:
-        """See `LeaseTable.end`."""
-        self._run(lambda connection: _end(connection, token, outcome))
+        """End a flow run's holding, and keep its outcome until that is released, too, or the flow
+        run is taken again.
+        """
+        self._run(lambda connection: self._end(connection, token, outcome))
 
     def expire(self, token: str) -> None:
-        """See `LeaseTable.expire`."""
+        """Let anybody report an outcome from now on: its process has given that up."""
         mine = update(leases).where(leases.c.token == token, leases.c.kind.in_(_ENDED))
         self._run(lambda connection: connection.execute(mine.values(duration=0)))
 
     def ended(self) -> list[LeaseRecord]:
-        """See `LeaseTable.ended`."""
-        return self._run(lambda connection: _read(connection, leases.c.kind.in_(_ENDED)))
+        """Flow runs whose outcome is kept, the oldest first. Their process still reports those that
+        are alive.
+        """
+        return self._run(lambda connection: self._read(connection, leases.c.kind.in_(_ENDED)))
 
     def holdings(self, kind: Kind) -> list[LeaseRecord]:
-        """See `LeaseTable.holdings`."""
-        return self._run(lambda connection: _read(connection, leases.c.kind == kind))
+        """All of a kind, those of the dead too, the oldest first."""
+        return self._run(lambda connection: self._read(connection, leases.c.kind == kind))
 
     def close(self) -> None:
-        """See `LeaseTable.close`."""
-        self._database.close()
+        """Close the connection; the next call opens it again."""
+        self.database.close()
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         if not self._prepared:
-            self._database.prepare()
+            self.database.prepare()
         self._prepared = False  # should this fail, the tables may be gone
-        result = self._database.run(work)
+        result = self.database.run(work)
         self._prepared = True
         return result
 
-
-def _take(connection: Connection, claim: LeaseRequest) -> LeaseRecord | None:
-    """See `LeaseTable.take`. One statement decides."""
-    now = _now(connection)
-    insert: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(leases)
-    row = {
-        "kind": claim.kind,
-        "name": claim.name,
-        "token": claim.token,
-        "host": claim.host,
-        "pid": claim.pid,
-        "pipeline": claim.pipeline,
-        "run_key": claim.run_key,
-        "since": now,
-        "renewed_at": now,
-        "duration": round(claim.seconds * 1e6),
-    }
-    free = or_(
-        leases.c.token == claim.token, func.abs(now - leases.c.renewed_at) > leases.c.duration
-    )
-    taking = insert.values(row).on_conflict_do_update(
-        index_elements=["kind", "name"],
-        set_={column: insert.excluded[column] for column in row if column not in ("kind", "name")},
-        where=free,
-    )
-    if connection.execute(taking).rowcount:
+    def _take(self, connection: Connection, claim: LeaseRequest) -> LeaseRecord | None:
+        asked_at = self._clock()
+        row = self._row(connection, claim)
+        if not _insert(connection, row):
+            found = self._read(connection, _names(claim))
+            if not found:  # it was released between the two statements
+                return self._take(connection, claim)
+            [held] = found
+            if not (self._is_silent(held, asked_at) or held.process_is_gone):
+                return held
+            # Only as it was seen: a heartbeat, or somebody else, may have come between.
+            as_seen = (leases.c.token == held.claim.token) & (leases.c.renewed_at == held.beat)
+            taking = update(leases).where(_names(claim), as_seen).values(row)
+            if not connection.execute(taking).rowcount:
+                return self._take(connection, claim)
+        self._watched.pop((claim.kind, claim.name), None)
         if claim.kind == "flow_run":
             _forget_outcome(connection, claim.name)
         return None
-    held = _read(connection, (leases.c.kind == claim.kind) & (leases.c.name == claim.name))
-    # It may have been released between the two statements.
-    return held[0] if held else _take(connection, claim)
+
+    def _is_silent(self, held: LeaseRecord, asked_at: float) -> bool:
+        """Whether there was no heartbeat, as long as it was watched, for longer than the lease
+        lasts.
+        """
+        key = held.claim.kind, held.claim.name
+        watch = self._watched.get(key)
+        if watch is None or (watch.token, watch.beat) != (held.claim.token, held.beat):
+            self._watched[key] = _Watch(held.claim.token, held.beat, since=self._clock())
+            return False
+        return asked_at - watch.since > held.claim.seconds
+
+    def _end(self, connection: Connection, token: str, outcome: Outcome) -> None:
+        mine = (leases.c.token == token) & (leases.c.kind == "flow_run")
+        name = connection.scalar(select(leases.c.name).where(mine))
+        if name is None:
+            return
+        _forget_outcome(connection, name)
+        [kind] = [kind for kind, meant in _ENDED.items() if meant == outcome]
+        ended = update(leases).where(mine)
+        connection.execute(ended.values(kind=kind, renewed_at=self._now(connection)))
+
+    def _renew(self, connection: Connection, tokens: Collection[str]) -> set[str]:
+        mine = leases.c.token.in_(tokens)
+        now = self._now(connection)
+        # Another value each time, even on a clock that was set back to where it was before: a
+        # change of it is what shows others that the holder lives.
+        changed = case((leases.c.renewed_at == now, now + 1), else_=now)
+        renewed = connection.execute(update(leases).where(mine).values(renewed_at=changed))
+        if renewed.rowcount == len(tokens):
+            return set()
+        return set(tokens) - set(connection.scalars(select(leases.c.token).where(mine)))
+
+    def _read(self, connection: Connection, where: ColumnElement[bool]) -> list[LeaseRecord]:
+        now = self._now(connection).label("now")
+        rows = connection.execute(
+            select(leases, now).where(where).order_by(leases.c.since, leases.c.name)
+        )
+        return [
+            LeaseRecord(
+                claim=LeaseRequest(
+                    kind="flow_run" if row["kind"] in _ENDED else row["kind"],
+                    name=row["name"],
+                    seconds=row["duration"] / 1e6,
+                    pipeline=row["pipeline"],
+                    run_key=row["run_key"],
+                    token=row["token"],
+                    host=row["host"],
+                    pid=row["pid"],
+                ),
+                since=moment(row["since"]),
+                silent=(row["now"] - row["renewed_at"]) / 1e6,
+                beat=row["renewed_at"],
+                outcome=_ENDED.get(row["kind"]),
+            )
+            for row in rows.mappings()
+        ]
+
+    def _row(self, connection: Connection, claim: LeaseRequest) -> Row:
+        now = self._now(connection)
+        return {
+            "kind": claim.kind,
+            "name": claim.name,
+            "token": claim.token,
+            "host": claim.host,
+            "pid": claim.pid,
+            "pipeline": claim.pipeline,
+            "run_key": claim.run_key,
+            "since": now,
+            "renewed_at": now,
+            "duration": round(claim.seconds * 1e6),
+        }
+
+    def _now(self, connection: Connection) -> ColumnElement[int]:
+        """Microseconds since 1970: of the server that machines share, or of the machine that
+        processes share.
+        """
+        if connection.dialect.name == "postgresql":
+            # Not now(), which stands still within a transaction, even one that waits for a row.
+            return cast(func.extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
+        return literal(self._wall_clock(), BigInteger)
 
 
-def _end(connection: Connection, token: str, outcome: Outcome) -> None:
-    """See `LeaseTable.end`."""
-    mine = (leases.c.token == token) & (leases.c.kind == "flow_run")
-    name = connection.scalar(select(leases.c.name).where(mine))
-    if name is None:
-        return
-    _forget_outcome(connection, name)
-    [kind] = [kind for kind, meant in _ENDED.items() if meant == outcome]
-    connection.execute(update(leases).where(mine).values(kind=kind, renewed_at=_now(connection)))
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """What was seen of a holding, and since when that has not changed."""
+
+    token: str
+    beat: int
+    since: float
+
+
+def _insert(connection: Connection, row: Row) -> bool:
+    """Take what nobody holds, or what one holds oneself; whether that was so."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    insert = dialect.insert(leases).values(row)
+    return bool(
+        connection.execute(
+            insert.on_conflict_do_update(
+                index_elements=["kind", "name"],
+                set_={"renewed_at": insert.excluded.renewed_at},
+                where=leases.c.token == row["token"],
+            )
+        ).rowcount
+    )
 
 
 def _forget_outcome(connection: Connection, name: str) -> None:
     connection.execute(delete(leases).where(leases.c.name == name, leases.c.kind.in_(_ENDED)))
 
 
-def _renew(connection: Connection, tokens: Collection[str]) -> set[str]:
-    """See `LeaseTable.renew`."""
-    mine = leases.c.token.in_(tokens)
-    if connection.execute(
-        update(leases).where(mine).values(renewed_at=_now(connection))
-    ).rowcount == len(tokens):
-        return set()
-    return set(tokens) - set(connection.scalars(select(leases.c.token).where(mine)))
+def _names(claim: LeaseRequest) -> ColumnElement[bool]:
+    return (leases.c.kind == claim.kind) & (leases.c.name == claim.name)
 
 
-def _read(connection: Connection, where: ColumnElement[bool]) -> list[LeaseRecord]:
-    now = _now(connection).label("now")
-    rows = connection.execute(
-        select(leases, now).where(where).order_by(leases.c.since, leases.c.name)
-    )
-    return [
-        LeaseRecord(
-            claim=LeaseRequest(
-                kind="flow_run" if row["kind"] in _ENDED else row["kind"],
-                name=row["name"],
-                seconds=row["duration"] / 1e6,
-                pipeline=row["pipeline"],
-                run_key=row["run_key"],
-                token=row["token"],
-                host=row["host"],
-                pid=row["pid"],
-            ),
-            since=moment(row["since"]),
-            silent=(row["now"] - row["renewed_at"]) / 1e6,
-            outcome=_ENDED.get(row["kind"]),
-        )
-        for row in rows.mappings()
-    ]
-
-
-def _now(connection: Connection) -> ColumnElement[int]:
-    """Microseconds since 1970: of the server that machines share, or of the machine that processes
-    share.
-    """
-    if connection.dialect.name == "postgresql":
-        # Not now(), which stands still within a transaction, even one that waits for a row.
-        return cast(func.extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
-    return literal(time.time_ns() // 1000, BigInteger)
-
-
-class MemoryTable:
-    """Leases among the threads and event loops of one process."""
-
-    name = "memory://"
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[tuple[Kind, str], tuple[LeaseRequest, datetime, float]] = {}
-
-    def take(self, claim: LeaseRequest) -> LeaseRecord | None:
-        """See `LeaseTable.take`."""
-        with self._lock:
-            held = self._held.get((claim.kind, claim.name))
-            if (
-                held is not None
-                and held[0].token != claim.token
-                and (holding := _holding(held)).is_alive
-            ):
-                return holding
-            self._held[claim.kind, claim.name] = claim, datetime.now(UTC), time.monotonic()
-            return None
-
-    def renew(self, tokens: Collection[str]) -> set[str]:
-        """See `LeaseTable.renew`."""
-        with self._lock:
-            mine = {key: held for key, held in self._held.items() if held[0].token in tokens}
-            for key, (claim, since, _) in mine.items():
-                self._held[key] = claim, since, time.monotonic()
-        return set(tokens) - {claim.token for claim, _, _ in mine.values()}
-
-    def release(self, token: str) -> None:
-        """See `LeaseTable.release`."""
-        with self._lock:
-            self._held = {key: held for key, held in self._held.items() if held[0].token != token}
-
-    def end(self, token: str, outcome: Outcome) -> None:
-        """See `LeaseTable.end`. Nobody else could report it: it is only released."""
-        self.release(token)
-
-    def expire(self, token: str) -> None:
-        """See `LeaseTable.expire`."""
-
-    def ended(self) -> list[LeaseRecord]:
-        """See `LeaseTable.ended`."""
-        return []
-
-    def holdings(self, kind: Kind) -> list[LeaseRecord]:
-        """See `LeaseTable.holdings`."""
-        with self._lock:
-            return [_holding(held) for held in self._held.values() if held[0].kind == kind]
-
-    def close(self) -> None:
-        """It stays until the process ends."""
-
-
-def _holding(held: tuple[LeaseRequest, datetime, float]) -> LeaseRecord:
-    claim, since, renewed = held
-    return LeaseRecord(claim=claim, since=since, silent=time.monotonic() - renewed)
+def _has_process(pid: int) -> bool:
+    """Whether there is a process of this number here; also where that can't be found out."""
+    if os.name != "posix":  # elsewhere this would be a real signal
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from datetime import UTC
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, date
 from decimal import Decimal
 from typing import Any
 
-from ..pricing.money import EXACT
+from ..pricing.money import EXACT, plain
 from ..pricing.token_counts import TokenCounts
-from .entries import Attribution, EntryState, LedgerEntry
+from .entries import DIMENSIONS, SPEND, ZERO_USD, EntryState, LedgerEntry
 
-ZERO_USD = Decimal(0)
 _NO_TOKENS = TokenCounts()
 TOKEN_NAMES = tuple(field.name for field in fields(TokenCounts))
 
@@ -99,35 +98,51 @@ def totals_of(entries: Iterable[LedgerEntry], by: str | None = None) -> tuple[To
     return sums or (() if by else (Totals(),))
 
 
-def grouping(by: str | None) -> Callable[[LedgerEntry], Iterable[str | None]]:
-    """The function from an entry to the keys of the groups that it is in.
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How entries are grouped.
+
+    Attributes:
+        parts: Names of what the keys are made of: a dimension, a column of the ledger, or a part
+            of `part_of`.
+        keys: From the values of these, the keys of the groups that an entry is in.
+    """
+
+    parts: tuple[str, ...]
+    keys: Callable[..., tuple[str | None, ...]]
+
+    def __call__(self, entry: LedgerEntry) -> tuple[str | None, ...]:
+        return self.keys(*(part_of(entry, name) for name in self.parts))
+
+
+def part_of(entry: LedgerEntry, name: str) -> Any:
+    """One value of an entry that keys are made of."""
+    if name == "day":
+        return entry.sent_at.astimezone(UTC).date()
+    holder = entry if hasattr(entry, name) else entry.attribution
+    return getattr(holder, name)
+
+
+def grouping(by: str | None) -> Grouping:
+    """How entries are grouped by a name; by None, all are one group.
 
     Raises:
         ValueError: Entries can't be grouped so.
     """
     if by is None:
-        return lambda entry: (None,)
-    if by == "tag":
-        return lambda entry: labels(entry.attribution)
+        return Grouping((), lambda: (None,))
     if by.startswith("tag:"):
         name = by.removeprefix("tag:")
-        return lambda entry: (entry.attribution.tags.get(name),)
-    if by not in _KEYS:
+        return Grouping(("tags",), lambda tags: (tags.get(name),))
+    if by not in GROUPINGS:
         raise ValueError(
-            f"Entries can't be grouped by {by!r}. Allowed: {', '.join(_KEYS)}, tag, tag:NAME."
+            f"Entries can't be grouped by {by!r}. Allowed: {', '.join(GROUPINGS)}, tag:NAME."
         )
-    key = _KEYS[by]
-    return lambda entry: (key(entry),)
+    return GROUPINGS[by]
 
 
-def labels(at: Attribution) -> tuple[str | None, ...]:
-    """The tags of an entry, each as `name=value`, and those of its flow run; (None,) without
-    any.
-    """
-    return (
-        *(f"{name}={value}" for name, value in at.tags.items()),
-        *dict.fromkeys(at.flow_tags),
-    ) or (None,)
+def _one_key(value: str | None) -> tuple[str | None, ...]:
+    return (value,)
 
 
 def step_key(pipeline: str | None, step_id: str | None) -> str | None:
@@ -135,18 +150,30 @@ def step_key(pipeline: str | None, step_id: str | None) -> str | None:
     return "/".join(part for part in (pipeline, step_id) if part is not None) or None
 
 
-_KEYS: dict[str, Callable[[LedgerEntry], str | None]] = {
-    "run": lambda e: e.attribution.run_id,
-    "run_key": lambda e: e.attribution.run_key,
-    "pipeline": lambda e: e.attribution.pipeline,
-    "step": lambda e: step_key(e.attribution.pipeline, e.attribution.step_id),
-    "agent": lambda e: e.agent,
-    "model": lambda e: e.model,
-    "provider": lambda e: e.provider,
-    "deployment": lambda e: e.attribution.deployment,
-    "day": lambda e: e.sent_at.astimezone(UTC).date().isoformat(),
+def _day_key(day: date) -> tuple[str | None, ...]:
+    return (day.isoformat(),)
+
+
+def _tag_keys(tags: Mapping[str, str], flow_tags: tuple[str, ...]) -> tuple[str | None, ...]:
+    """Each tag as `name=value`, and those of the flow run; (None,) without any."""
+    own = (f"{name}={value}" for name, value in tags.items())
+    return (*own, *dict.fromkeys(flow_tags)) or (None,)
+
+
+_OF_ATTRIBUTION = {
+    {"run_id": "run", "step_id": "step"}.get(name, name): Grouping((name,), _one_key)
+    for name in DIMENSIONS
 }
-GROUPINGS = (*_KEYS, "tag")
+GROUPINGS: dict[str, Grouping] = {
+    **_OF_ATTRIBUTION,
+    "step": Grouping(("pipeline", "step_id"), lambda *parts: (step_key(*parts),)),
+    "agent": Grouping(("agent",), _one_key),
+    "model": Grouping(("model",), _one_key),
+    "provider": Grouping(("provider",), _one_key),
+    "day": Grouping(("day",), _day_key),
+    "tag": Grouping(("tags", "flow_tags"), _tag_keys),
+}
+"""By name; each dimension of an attribution is one."""
 
 
 def merged(parts: Iterable[Totals]) -> tuple[Totals, ...]:
@@ -179,26 +206,48 @@ class _Sum:
             self._tokens[name] += getattr(part.tokens, name)
 
     def as_totals(self, key: str | None) -> Totals:
-        sums = self._counts | self._amounts
+        sums = self._counts | {name: plain(usd) for name, usd in self._amounts.items()}
         return Totals(key=key, tokens=TokenCounts(**self._tokens), **sums)
 
 
 def _of_one(entry: LedgerEntry, key: str | None) -> Totals:
-    count, replayed, cost = (
-        entry.request_count,
-        entry.state is EntryState.REPLAYED,
-        entry.cost_usd or ZERO_USD,
+    return totals_of_state(
+        key,
+        entry.state,
+        simulated=entry.simulated,
+        count=entry.request_count,
+        tokens=entry.tokens,
+        cost_usd=entry.cost_usd or ZERO_USD,
+        upper_bound_usd=entry.upper_bound_usd or ZERO_USD,
     )
-    spent = cost if entry.is_spend else ZERO_USD
-    unsettled = entry.state is EntryState.UNSETTLED
-    return Totals(
-        key=key,
-        requests=0 if replayed else count,
-        simulated=count if entry.simulated and not replayed else 0,
-        tokens=entry.tokens if entry.is_spend else _NO_TOKENS,
-        cost_usd=spent,
-        simulated_usd=spent if entry.simulated else ZERO_USD,
-        upper_bound_usd=(entry.upper_bound_usd or ZERO_USD) if unsettled else ZERO_USD,
-        replayed_usd=cost if replayed else ZERO_USD,
-        **{entry.state.value: count},
+
+
+def totals_of_state(
+    key: str | None,
+    state: EntryState,
+    *,
+    simulated: bool,
+    count: int,
+    tokens: TokenCounts,
+    cost_usd: Decimal,
+    upper_bound_usd: Decimal,
+) -> Totals:
+    """What requests of one state amount to: the only place that says which state counts as what.
+
+    Args:
+        count: Of the requests, all of this state, all simulated or none.
+        tokens: Theirs, like the amounts.
+    """
+    of_state: dict[str, Any] = {state.value: count}
+    if state is EntryState.REPLAYED:
+        return Totals(key=key, replayed_usd=cost_usd, **of_state)
+    sent = Totals(key=key, requests=count, simulated=count if simulated else 0, **of_state)
+    if state not in SPEND:
+        return sent
+    return replace(
+        sent,
+        tokens=tokens,
+        cost_usd=cost_usd,
+        simulated_usd=cost_usd if simulated else ZERO_USD,
+        upper_bound_usd=upper_bound_usd if state is EntryState.UNSETTLED else ZERO_USD,
     )

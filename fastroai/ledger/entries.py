@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from enum import StrEnum
@@ -58,19 +58,24 @@ class Attribution:
 
     def of_step(self, step_id: str, attempt: int, dispatch: int) -> Attribution:
         """The same run's, for a dispatch of one of its steps."""
-        # Every step makes one: `replace` would take several times as long.
-        return Attribution(
-            run_id=self.run_id,
-            run_key=self.run_key,
-            pipeline=self.pipeline,
-            step_id=step_id,
-            attempt=attempt,
-            dispatch=dispatch,
-            tags=self.tags,
-            deployment=self.deployment,
-            flow_tags=self.flow_tags,
-        )
+        # Every step makes one. This copies whatever fields there are, in less than half of the time
+        # that `replace` takes.
+        copy = object.__new__(Attribution)
+        for name in _FIELDS:
+            _set(copy, name, getattr(self, name))
+        _set(copy, "step_id", step_id)
+        _set(copy, "attempt", attempt)
+        _set(copy, "dispatch", dispatch)
+        return copy
 
+
+_FIELDS = tuple(field.name for field in fields(Attribution))
+_set = object.__setattr__  # the dataclass is frozen
+
+DIMENSIONS = tuple(field.name for field in fields(Attribution) if field.type == "str | None")
+"""What entries are booked by, each a text column of a ledger's tables, by which they are grouped
+too. One more needs its field here and a migration; to select by it, its field in `LedgerFilter`.
+"""
 
 _NO_TOKENS = TokenCounts()
 
@@ -135,10 +140,7 @@ class LedgerEntry:
         return replace(self, state=state, settled_at=datetime.now(UTC), **changes)  # type: ignore[arg-type]  # kwargs of replace
 
     def not_sent(self, error: BaseException) -> LedgerEntry:
-        """This entry when booking it failed, so that its request was not sent.
-
-        The same whoever says so.
-        """
+        """This entry when booking it failed, so that its request was not sent."""
         reason = f"{NOT_SENT}{type(error).__name__} while it was booked."
         return replace(self, state=EntryState.REFUSED, settled_at=self.sent_at, error=reason)
 
@@ -176,7 +178,6 @@ NOT_SENT = "Not sent: "
 SPEND = frozenset({EntryState.CHARGED, EntryState.UNPRICED, EntryState.UNSETTLED})
 """The states whose cost counts."""
 
-
 ZERO_USD = Decimal(0)
 
 
@@ -205,8 +206,7 @@ def replays(entries: Iterable[LedgerEntry], attribution: Attribution) -> Iterato
 
 
 def spend_of(entry: LedgerEntry | None) -> Decimal:
-    return (
-        entry.cost_usd
-        if entry is not None and entry.is_spend and entry.cost_usd is not None
-        else ZERO_USD
-    )
+    """What is known to have been spent on an entry; nothing without one."""
+    if entry is None or entry.cost_usd is None or not entry.is_spend:
+        return ZERO_USD
+    return entry.cost_usd

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypedDict
 
-from .entries import EntryState, LedgerEntry
+from .entries import EntryState
+
+
+class FilterFields(TypedDict, total=False):
+    """The fields of a `LedgerFilter`, as keyword arguments."""
+
+    id: str | None
+    run_id: str | None
+    run_key: str | None
+    pipeline: str | None
+    step_id: str | None
+    model: str | None
+    tag: str | None
+    since: datetime | None
+    until: datetime | None
+    state: EntryState | None
+    simulated: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,10 +30,17 @@ class LedgerFilter:
     """What entries must have in common; None: anything.
 
     Attributes:
+        id: One entry.
+        run_id: One execution.
+        run_key: All executions of one piece of work.
+        pipeline: A pipeline's name.
+        step_id: A step's id.
         model: As it was asked for or as it answered; `gpt-5-mini` also selects `openai:gpt-5-mini`.
         tag: `team=search`, or `team` for any value. A bare name also selects the tags of flow runs.
         since: Sent at this time or later, timezone-aware.
         until: Sent before this time, timezone-aware.
+        state: What is known of the request.
+        simulated: Whether an offline model answered.
 
     Raises:
         ValueError: A time is naive.
@@ -35,8 +59,7 @@ class LedgerFilter:
     simulated: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("since", "until"):
-            value = getattr(self, name)
+        for name, value in (("since", self.since), ("until", self.until)):
             if value is not None and value.utcoffset() is None:
                 raise ValueError(
                     f"{name} must be timezone-aware, got {value!r}. Use datetime(..., tzinfo=UTC)."
@@ -48,40 +71,5 @@ class LedgerFilter:
         name, equals, value = (self.tag or "").partition("=")
         return name, value if equals else None
 
-    def matches(self, entry: LedgerEntry) -> bool:
-        """Whether an entry is asked for."""
-        at = entry.attribution
-        return (
-            all(
-                wanted is None or wanted == found
-                for wanted, found in (
-                    (self.id, entry.id),
-                    (self.run_id, at.run_id),
-                    (self.run_key, at.run_key),
-                    (self.pipeline, at.pipeline),
-                    (self.step_id, at.step_id),
-                    (self.state, entry.state),
-                    (self.simulated, entry.simulated),
-                )
-            )
-            and (self.since is None or entry.sent_at >= self.since)
-            and (self.until is None or entry.sent_at < self.until)
-            and self._has_model(entry)
-            and self._has_tag(entry)
-        )
 
-    def _has_model(self, entry: LedgerEntry) -> bool:
-        asked = entry.model_asked or ""
-        return (
-            self.model is None
-            or self.model in (asked, entry.model_answered)
-            or asked.partition(":")[2] == self.model
-        )
-
-    def _has_tag(self, entry: LedgerEntry) -> bool:
-        if self.tag is None:
-            return True
-        name, value = self.tag_parts
-        if value is not None:
-            return entry.attribution.tags.get(name) == value
-        return name in entry.attribution.tags or name in entry.attribution.flow_tags
+EVERYTHING = LedgerFilter()

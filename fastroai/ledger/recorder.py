@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from typing import Protocol
 
 from ..errors import LedgerUnavailableError
 from ..pricing.money import EXACT
+from ..redaction import redact
 from .entries import ZERO_USD, Attribution, LedgerEntry, replays, spend_of
 
 
@@ -65,9 +67,10 @@ class RequestRecorder:
     async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent. A store has it on disk when this returns.
 
+        When this raises, the request must not be sent, and it is booked as refused.
+
         Raises:
-            LedgerUnavailableError: It can't be booked, and it is required that it is. The request
-                must not be sent.
+            LedgerUnavailableError: It can't be booked, and it is required that it is.
         """
         self._note(entry)
         if self._store is None:
@@ -75,8 +78,8 @@ class RequestRecorder:
         try:
             await self._store.intend(entry)
         except BaseException as error:
-            # The store books the same, as soon as it can.
-            self._note(entry.not_sent(error))
+            # A cancellation, too: it may come after the intent was written.
+            self.record(entry.not_sent(error))
             raise
 
     def record(self, entry: LedgerEntry) -> None:
@@ -85,6 +88,8 @@ class RequestRecorder:
         Synchronous, so that a request can be settled while its coroutine is being cancelled or
         closed.
         """
+        if entry.error is not None:
+            entry = replace(entry, error=redact(entry.error))
         self._note(entry)
         if self._store is not None:
             self._store.settle(entry)

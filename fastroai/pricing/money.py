@@ -33,3 +33,9 @@ def microcents_to_usd(microcents: int) -> Decimal:
     """The amount in USD, exact."""
     with localcontext(EXACT):
         return Decimal(microcents) / MICROCENTS_PER_USD
+
+
+def plain(usd: Decimal) -> Decimal:
+    """The same amount without trailing zeros, and without an exponent."""
+    usd = EXACT.normalize(usd)
+    return usd if int(usd.as_tuple().exponent) <= 0 else EXACT.quantize(usd, Decimal(1))

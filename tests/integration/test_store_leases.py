@@ -1,24 +1,25 @@
-"""Leases in a ledger's database: one holder at a time, signs of life, and what becomes of the
-dead.
-"""
+"""Leases in a ledger's database: one holder at a time, heartbeats, and what becomes of the dead."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 
-from fastroai.database.engine import Database, database_url
+from fastroai.database.engine import Database, database_url, open_database
 from fastroai.errors import LedgerUnavailableError
 from fastroai.leases.heartbeat import Heartbeat, Lease
-from fastroai.leases.table import LeaseRecord, LeaseRequest, LeaseTable, MemoryTable, SqlTable
+from fastroai.leases.table import LeaseRecord, LeaseRequest, LeaseTable
 
 HOUR = 3_600_000_000
 
@@ -32,14 +33,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql", "memory"])
 def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LeaseTable]:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
     if request.param == "memory":
-        yield MemoryTable()
-        return
-    name = "postgres_url" if request.param == "postgresql" else None
-    url = request.getfixturevalue(name) if name else f"sqlite:///{tmp_path / 'ledger.db'}"
-    sql = SqlTable(Database(database_url(url), writes=True))
-    yield sql
-    sql.close()
+        url = f"memory://{uuid4()}"
+    opened = LeaseTable(open_database(database_url(url), writes=True))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_to_take_ones_own_again_is_harmless(table: LeaseTable) -> None:
     assert table.take(mine) is None
 
 
-def test_what_a_silent_holder_had_is_taken_and_its_next_sign_of_life_tells_it(
+def test_what_a_silent_holder_had_is_taken_and_its_next_heartbeat_tells_it(
     table: LeaseTable,
 ) -> None:
     silent, speaking, next_one = claim(0.001), claim(name="mine"), claim()
@@ -100,16 +101,146 @@ def test_a_silent_holder_whose_lease_nobody_took_still_has_it(table: LeaseTable)
     assert table.renew([silent.token]) == set()
 
 
+class Clock:
+    """Seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Machine:
+    """A process's view of the leases: its connection, its clock, and its wall clock."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self.wall = 1_800_000_000_000_000
+        self.table = LeaseTable(
+            Database(database_url(url), writes=True),
+            clock=clock,
+            wall_clock=lambda: self.wall + int(clock() * 1e6),
+        )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def machines(url: str, clock: Clock) -> Iterator[tuple[Machine, Machine]]:
+    both = Machine(url, clock), Machine(url, clock)
+    yield both
+    for machine in both:
+        machine.table.close()
+
+
+def move_clocks(machine: Machine, others: Machine, shift: int) -> None:
+    """Set the wall clock of one machine, or of the server that both ask for the time."""
+    machine.wall += shift
+    if "postgresql" in machine.table.database.name:
+        # What it wrote before looks to be from another time now.
+        moved = text("UPDATE fastroai_leases SET renewed_at = renewed_at - :shift")
+        others.table.database.run(lambda connection: connection.execute(moved, {"shift": shift}))
+
+
 @pytest.mark.parametrize("shift", [-HOUR, HOUR])
-def test_a_clock_that_was_set_does_not_keep_the_dead_alive(url: str, shift: int) -> None:
-    database = Database(database_url(url), writes=True)
-    table = SqlTable(database)
-    table.take(claim())
-    moved = text("UPDATE fastroai_leases SET renewed_at = renewed_at + :shift")
-    database.run(lambda connection: connection.execute(moved, {"shift": shift}))
-    assert not table.holdings("run_key")[0].is_alive
-    assert table.take(claim()) is None
-    table.close()
+@pytest.mark.parametrize("moved", ["holder", "waiter"])
+def test_a_clock_that_is_set_takes_no_lease_of_the_living(
+    machines: tuple[Machine, Machine], clock: Clock, shift: int, moved: str
+) -> None:
+    holder, waiter = machines
+    held, wanted = claim(30), claim(30)
+    assert holder.table.take(held) is None
+    assert waiter.table.take(wanted) is not None
+    move_clocks(holder if moved == "holder" else waiter, waiter, shift)
+    for _ in range(12):
+        assert waiter.table.take(wanted) is not None
+        clock.seconds += 9
+        assert waiter.table.take(wanted) is not None
+        assert holder.table.renew([held.token]) == set()
+    assert waiter.table.take(wanted) is not None
+
+
+@pytest.mark.parametrize("shift", [-HOUR, 0, HOUR])
+def test_a_dead_holders_lease_is_taken_within_a_lease_whatever_the_clock_says(
+    machines: tuple[Machine, Machine], clock: Clock, shift: int
+) -> None:
+    holder, waiter = machines
+    held, wanted = claim(30), claim(30)
+    assert holder.table.take(held) is None
+    assert waiter.table.take(wanted) is not None
+    move_clocks(waiter, waiter, shift)
+    # The move itself may look like a heartbeat.
+    assert waiter.table.take(wanted) is not None
+    clock.seconds += 30
+    assert waiter.table.take(wanted) is not None
+    clock.seconds += 0.1
+    assert waiter.table.take(wanted) is None
+    assert holder.table.renew([held.token]) == {held.token}
+
+
+def test_a_heartbeat_shows_although_the_wall_clock_stands_still(
+    machines: tuple[Machine, Machine], clock: Clock
+) -> None:
+    holder, waiter = machines
+    held, wanted = claim(30), claim(30)
+    holder.table.take(held)
+    for _ in range(3):
+        assert waiter.table.take(wanted) is not None
+        clock.seconds += 20
+        holder.wall = waiter.wall = holder.wall - 20_000_000
+        holder.table.renew([held.token])
+
+
+def test_of_two_that_watched_a_holder_die_one_gets_its_lease(
+    url: str, machines: tuple[Machine, Machine], clock: Clock
+) -> None:
+    holder, first = machines
+    second = Machine(url, clock)
+    holder.table.take(claim(30))
+    mine, theirs = claim(30), claim(30)
+    assert first.table.take(mine) is not None
+    assert second.table.take(theirs) is not None
+    clock.seconds += 31
+    assert first.table.take(mine) is None
+    found = second.table.take(theirs)
+    assert found is not None
+    assert found.claim.token == mine.token
+    second.table.close()
+
+
+def test_what_a_process_of_this_machine_left_long_ago_is_taken_at_once(url: str) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    clock = Clock()
+    there, here = Machine(url, clock), Machine(url, clock)
+    there.table.take(replace(claim(30), pid=child.pid))
+    assert here.table.take(claim(30)) is not None  # it may just not have beaten yet
+    move_clocks(here, here, HOUR)
+    assert here.table.take(claim(30)) is None
+    there.table.take(replace(claim(30, name="elsewhere"), pid=child.pid, host="elsewhere"))
+    move_clocks(here, here, HOUR)
+    assert here.table.take(claim(30, name="elsewhere")) is not None
+    there.table.close()
+    here.table.close()
+
+
+def test_a_holder_of_the_version_before_is_seen_to_live(url: str, clock: Clock) -> None:
+    holder, waiter = Machine(url, clock), Machine(url, clock)
+    held, wanted = claim(30), claim(30)
+    holder.table.take(held)
+    old_way = text("UPDATE fastroai_leases SET renewed_at = :now")
+    for number in range(4):
+        assert waiter.table.take(wanted) is not None
+        clock.seconds += 20
+        values = {"now": holder.wall + 20_000_000 * number}
+        holder.table.database.run(
+            lambda connection, values=values: connection.execute(old_way, values)
+        )
+    holder.table.close()
+    waiter.table.close()
 
 
 def test_of_four_processes_one_gets_it(url: str) -> None:
@@ -131,7 +262,7 @@ ROUNDS = 25
 
 
 def take_at_once(url: str, ready: Any, results: Any) -> None:
-    table = SqlTable(Database(database_url(url), writes=True))
+    table = LeaseTable(Database(database_url(url), writes=True))
     taken = []
     for number in range(ROUNDS):
         ready.wait(60)
@@ -172,7 +303,7 @@ async def test_a_heartbeat_hears_of_a_loss_and_is_asked_for_it(
 async def test_a_database_that_is_gone_is_an_error_and_no_loss(tmp_path: Path) -> None:
     folder = tmp_path / "ledger"
     heartbeat = Heartbeat(
-        SqlTable(Database(database_url(f"sqlite:///{folder / 'ledger.db'}"), writes=True))
+        LeaseTable(Database(database_url(f"sqlite:///{folder / 'ledger.db'}"), writes=True))
     )
     lease = await asyncio.wrap_future(heartbeat.take(claim(), lambda: None))
     assert isinstance(lease, Lease)

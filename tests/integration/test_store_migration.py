@@ -5,6 +5,11 @@ alone.
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,9 +17,10 @@ from typing import Any
 import pytest
 from sqlalchemy import inspect, text
 
-from fastroai.database.engine import Database, database_url
+from fastroai.database.engine import Database, database_url, open_database
 from fastroai.database.migrations import CURRENT, MIGRATIONS, metadata, version_of
 from fastroai.errors import LedgerUnavailableError
+from fastroai.leases.table import LeaseTable
 from fastroai.ledger.store import open_store
 from fastroai.usage import EntryState, Ledger
 from tests.support.ledger_entries import charged
@@ -80,6 +86,35 @@ async def test_a_ledger_of_version_1_is_brought_up_to_date_with_all_it_holds(url
     assert (totals.requests, totals.cost_usd) == (3, Decimal("1.000123456789"))
     assert new.attribution.deployment == "d"
     assert await asyncio.to_thread(read, url, version_of) == CURRENT
+
+
+BEFORE = Path(__file__).parents[1] / "support" / "ledger_before"
+"""A ledger of version 3, written before rooms moved: entries of all states, and a lease; then what
+that code read from it.
+"""
+
+
+async def test_a_ledger_of_the_version_before_gives_the_same_entries_and_totals(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((BEFORE / "ledger.sql").read_text())
+    expected = json.loads((BEFORE / "expected.json").read_text())
+    async with Ledger.open(f"sqlite:///{path}", create=False) as ledger:
+        assert {entry.state for entry in await ledger.entries()} == set(EntryState)
+        assert plain(await ledger.entries()) == expected["entries"]
+        for by, totals in expected["totals"].items():
+            assert plain(await ledger.totals(None if by == "None" else by)) == totals
+    table = LeaseTable(open_database(database_url(f"sqlite:///{path}"), writes=True))
+    [holding] = table.holdings("run_key")
+    assert (holding.claim.run_key, holding.claim.pid, holding.is_alive) == ("march", 7, False)
+    table.close()
+
+
+def plain(found: Sequence[Any]) -> Any:
+    """Entries or totals as the fixture has them."""
+    return json.loads(json.dumps([asdict(one) for one in found], default=str))
 
 
 async def test_the_tables_are_what_the_code_says_they_are(url: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from fastroai.errors import LedgerUnavailableError
 from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.recorder import RequestRecorder
 from fastroai.ledger.store import LedgerStore, open_store
 from fastroai.ledger.store.outbox import read_entries
 from fastroai.usage import EntryState, Ledger, LedgerEntry
@@ -93,7 +94,7 @@ async def test_a_required_ledger_that_goes_away_refuses_intents_and_keeps_outcom
     await store.intend(LedgerEntry(id="before"))
     close_off(url)
     with pytest.raises(LedgerUnavailableError):
-        await store.intend(LedgerEntry(id="meanwhile"))
+        await RequestRecorder(store).intend(LedgerEntry(id="meanwhile"))
     store.settle(charged("0.5", id="before"))
     with pytest.raises(LedgerUnavailableError):
         await store.flush()
@@ -249,7 +250,7 @@ async def test_a_postgresql_server_that_restarts_is_found_again(
     await store.flush()
     postgres_server.stop()
     with pytest.raises(LedgerUnavailableError):
-        await store.intend(LedgerEntry(id="refused"))
+        await RequestRecorder(store).intend(LedgerEntry(id="refused"))
     await book(tolerant, "kept")
     postgres_server.start()
     await book(store, "after")

@@ -100,6 +100,31 @@ selections = st.builds(
 )
 
 
+def fits(selection: LedgerFilter, entry: LedgerEntry) -> bool:
+    """What the database is asked for, said again and plainly."""
+    at = entry.attribution
+    same = (
+        (selection.id, entry.id),
+        (selection.run_id, at.run_id),
+        (selection.run_key, at.run_key),
+        (selection.pipeline, at.pipeline),
+        (selection.step_id, at.step_id),
+        (selection.state, entry.state),
+        (selection.simulated, entry.simulated),
+    )
+    asked = entry.model_asked or ""
+    models = (None, asked, entry.model_answered, asked.partition(":")[2] or None)
+    name, value = selection.tag_parts
+    named = value is None and (name in at.tags or name in at.flow_tags)
+    return (
+        all(wanted is None or wanted == found for wanted, found in same)
+        and (selection.since is None or entry.sent_at >= selection.since)
+        and (selection.until is None or entry.sent_at < selection.until)
+        and (selection.model is None or selection.model in models)
+        and (selection.tag is None or named or (value is not None and at.tags.get(name) == value))
+    )
+
+
 def fill(database: Database, booked: list[LedgerEntry]) -> None:
     """Make these the entries of a ledger."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from datetime import datetime
 from decimal import Decimal
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,12 +14,12 @@ from hypothesis import strategies as st
 
 from fastroai.database.engine import Database, database_url
 from fastroai.ledger.aggregation import GROUPINGS, Totals, totals_of
-from fastroai.ledger.entries import total_usd
-from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.entries import DIMENSIONS, Attribution, total_usd
+from fastroai.ledger.filters import FilterFields, LedgerFilter
 from fastroai.ledger.store.mapping import as_stored
 from fastroai.ledger.store.queries import read_entries, read_totals
 from fastroai.usage import EntryState, LedgerEntry
-from tests.support.ledger_entries import charged, entries, fill, selections
+from tests.support.ledger_entries import START, charged, entries, fill, fits, selections
 
 by_any = st.sampled_from([None, *GROUPINGS, "tag:team", 'tag:a"b'])
 
@@ -42,7 +44,7 @@ def test_totals_in_the_database_are_the_sums_of_the_entries(
     fill(database, booked)
     stored = sorted(map(as_stored, booked), key=lambda entry: (entry.sent_at, entry.id))
     found = database.run(lambda connection: read_entries(connection, selection))
-    assert found == [entry for entry in stored if selection.matches(entry)]
+    assert found == [entry for entry in stored if fits(selection, entry)]
     totals = database.run(lambda connection: read_totals(connection, selection, by))
     assert totals == totals_of(found, by)
 
@@ -124,3 +126,27 @@ def test_entries_of_one_tag_value_are_a_group() -> None:
         "team=b": 2,
         "nightly": 4,
     }
+
+
+def test_the_keywords_of_a_filter_are_its_fields() -> None:
+    assert get_type_hints(FilterFields) == get_type_hints(LedgerFilter)
+
+
+def test_every_field_of_a_filter_selects(database: Database) -> None:
+    """A field that is added must be a condition, too."""
+    given: dict[str, Any] = {"since": START, "until": START, "state": EntryState.CHARGED}
+    for field in fields(LedgerFilter):
+        selection = LedgerFilter(**{field.name: given.get(field.name, "x")})
+        database.run(lambda connection, wanted=selection: read_entries(connection, wanted))
+
+
+def test_each_dimension_of_an_attribution_is_a_grouping() -> None:
+    names = {"run_id": "run", "step_id": "step"}
+    assert {names.get(name, name) for name in DIMENSIONS} <= set(GROUPINGS)
+
+
+def test_an_attribution_of_a_step_has_all_that_its_run_has() -> None:
+    whole = Attribution(**{name: name for name in DIMENSIONS}, tags={"a": "b"}, flow_tags=("c",))
+    of_step = whole.of_step("asked", 2, 3)
+    assert of_step == replace(whole, step_id="asked", attempt=2, dispatch=3)
+    assert [f.name for f in fields(Attribution) if getattr(of_step, f.name) == f.default] == []

@@ -12,10 +12,10 @@ from operator import attrgetter
 
 from rich.console import Console
 
-from ...database.location import MEMORY
+from ...database.location import MEMORY, configured_url
 from ...errors import LedgerNotFoundError
 from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, merged
-from ...ledger.ledger import Ledger, ledger_url
+from ...ledger.ledger import Ledger
 from ...pricing.money import EXACT
 from ..rendering.console import console, printable, prose
 from ..rendering.tables import Amount, Cell, Column, exact, percent, print_table
@@ -76,7 +76,7 @@ def _nothing(url: str | None, filters: Filters, booked: int) -> str:
     if booked:
         others = f"{booked:,} others" if booked > 1 else "one other"
         return f"No request matches: {printable(str(filters))}. The ledger has {others}."
-    if (url or ledger_url()) == MEMORY:
+    if (url or configured_url()) == MEMORY:
         return (
             f"A ledger in {MEMORY} ends with the process that writes it. Name a database with "
             "--ledger."

@@ -112,13 +112,19 @@ async def resume_run(run: TrackedRun) -> str:
     claim = LeaseRequest(
         kind="flow_run", name=str(run.flow_run.id), seconds=load_settings().lease_seconds
     )
-    taken = await asyncio.wrap_future(heartbeat.take(claim, lambda: None))
-    if not isinstance(taken, Lease):
-        raise RunLeaseError(
-            f"Flow run {run.flow_run.name!r} ({run.flow_run.id}) is alive: process "
-            f"{taken.claim.pid} on {taken.claim.host}, last heartbeat {taken.silent:.1f} s ago. It "
-            f"counts as dead after {taken.claim.seconds:g} s without one."
-        )
+    while True:
+        taken = await asyncio.wrap_future(heartbeat.take(claim, lambda: None))
+        if isinstance(taken, Lease):
+            break
+        if taken.is_alive:
+            raise RunLeaseError(
+                f"Flow run {run.flow_run.name!r} ({run.flow_run.id}) is alive: process "
+                f"{taken.claim.pid} on {taken.claim.host}, last heartbeat {taken.silent:.1f} s "
+                f"ago. It counts as dead after {taken.claim.seconds:g} s without one."
+            )
+        # It seems dead by the wall clock, which may have been set: until its lease has been watched
+        # for as long as it lasts, it can't be taken.
+        await asyncio.sleep(min(1.0, claim.seconds / 10))
     try:
         async with get_client() as client:
             return await _put_back(client, run)

@@ -1,24 +1,23 @@
 """Where ledgers are kept: SQLite, PostgreSQL, or memory.
 
-SQLAlchemy is imported when one in a database is opened.
+SQLAlchemy is imported when one is opened.
 """
 
 from __future__ import annotations
 
-import threading
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ...database.location import MEMORY, configured_url, user_folder
+from ...database.location import configured_url, user_folder
+from ...database.registry import OPEN_LEDGERS
 from ...errors import LedgerUnavailableError
 from ..entries import LedgerEntry
 
 if TYPE_CHECKING:
     from ..aggregation import Totals
     from ..filters import LedgerFilter
-    from .memory_store import MemoryStore
+    from .sql_store import SqlStore
 
 
 class LedgerStore(Protocol):
@@ -85,13 +84,9 @@ async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
     Raises:
         LedgerUnavailableError: As `open_store`; the next call tries again.
     """
-    with _sharing:
-        store = _shared.get((url, required))
-        if store is None:
-            store = _shared[url, required] = _make(url, required, None)
-    if (url, required) not in _ready:
+    store = OPEN_LEDGERS.shared(("store", url, required), lambda: _make(url, required, None))
+    if not store.is_ready:
         await store.ready()
-        _ready.add((url, required))
     return store
 
 
@@ -99,26 +94,15 @@ async def flush_shared(url: str) -> None:
     """Write what runs of this process have booked in a ledger; what can't be written now is kept
     instead.
     """
-    for store in [store for (shared, _), store in _shared.items() if shared == url]:
-        with suppress(LedgerUnavailableError):
-            await store.flush()
+    from .sql_store import SqlStore
+
+    for store in OPEN_LEDGERS.all_shared(SqlStore):
+        if store.url == url:
+            with suppress(LedgerUnavailableError):
+                await store.flush()
 
 
-_shared: dict[tuple[str, bool], LedgerStore] = {}
-_ready: set[tuple[str, bool]] = set()
-_sharing = threading.Lock()
-
-
-@cache
-def _in_memory() -> MemoryStore:
-    from .memory_store import MemoryStore
-
-    return MemoryStore()
-
-
-def _make(url: str, required: bool, outbox_folder: Path | None) -> LedgerStore:
-    if url == MEMORY:
-        return _in_memory()
+def _make(url: str, required: bool, outbox_folder: Path | None) -> SqlStore:
     from .sql_store import SqlStore
 
     return SqlStore(

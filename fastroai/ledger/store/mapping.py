@@ -10,10 +10,11 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ...database.values import Row, microseconds, moment
-from ...pricing.money import EXACT
+from ...pricing.money import EXACT, plain
 from ...pricing.token_counts import TokenCounts
+from ...redaction import redact
 from ..aggregation import TOKEN_NAMES
-from ..entries import Attribution, EntryState, LedgerEntry
+from ..entries import DIMENSIONS, Attribution, EntryState, LedgerEntry
 
 _LARGEST = 2**63 - 1
 _PLACES = 12
@@ -22,9 +23,8 @@ _PLACES = 12
 INTENT_TEXTS = ("agent", "model_asked", "provider_host", "service_tier", "replay_of")
 OUTCOME_TEXTS = (
     "model_answered", "provider", "service_tier", "response_id",
-    "price_source", "price_version", "error",
+    "price_source", "price_version",
 )  # fmt: skip
-_ATTRIBUTION_TEXTS = ("run_id", "run_key", "pipeline", "step_id", "deployment")
 
 _encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
 
@@ -35,7 +35,7 @@ def intent_row(entry: LedgerEntry) -> Row:
     amounts, exact = _amounts(upper_bound=entry.upper_bound_usd)
     return {
         "id": _text(entry.id),
-        **{name: _text(getattr(at, name)) for name in _ATTRIBUTION_TEXTS},
+        **{name: _text(getattr(at, name)) for name in DIMENSIONS},
         **{name: _text(getattr(entry, name)) for name in INTENT_TEXTS},
         **amounts,
         "exact": exact,
@@ -61,6 +61,7 @@ def outcome_row(entry: LedgerEntry) -> Row:
         "state": entry.state.value,
         "settled_at": microseconds(entry.settled_at or datetime.now(UTC)),
         **{name: _text(getattr(entry, name)) for name in OUTCOME_TEXTS},
+        "error": None if entry.error is None else _text(redact(entry.error)),
         **{name: _whole(getattr(entry.tokens, name)) for name in TOKEN_NAMES},
         "further_usage": _json(
             {_text(str(key)): value for key, value in entry.further_usage.items()}
@@ -81,7 +82,7 @@ def entry_from(row: Mapping[Any, Any]) -> LedgerEntry:
         id=row["id"],
         state=EntryState(row["o_state"]) if settled else EntryState.UNSETTLED,
         attribution=Attribution(
-            **{name: row[name] for name in _ATTRIBUTION_TEXTS},
+            **{name: row[name] for name in DIMENSIONS},
             attempt=row["attempt"],
             dispatch=row["dispatch"],
             tags=json.loads(row["tags"] or "{}"),
@@ -90,6 +91,7 @@ def entry_from(row: Mapping[Any, Any]) -> LedgerEntry:
         **{name: row[name] for name in INTENT_TEXTS if name != "service_tier"},
         **{name: row[f"o_{name}"] for name in OUTCOME_TEXTS if name != "service_tier"},
         service_tier=row[f"{prefix}service_tier"],
+        error=row["o_error"],
         sent_at=moment(row["sent_at"]),
         settled_at=moment(row["o_settled_at"]) if settled else None,
         tokens=TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES})
@@ -129,8 +131,7 @@ def to_units(usd: Decimal) -> int | None:
 
 def from_units(units: int) -> Decimal:
     """The amount in USD, exact, without trailing zeros."""
-    usd = EXACT.normalize(EXACT.scaleb(Decimal(units), -_PLACES))
-    return usd if usd.as_tuple().exponent <= 0 else EXACT.quantize(usd, Decimal(1))  # type: ignore[operator]  # finite
+    return plain(EXACT.scaleb(Decimal(units), -_PLACES))
 
 
 def tags_json(tags: Mapping[str, str]) -> str | None:

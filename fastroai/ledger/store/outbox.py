@@ -14,6 +14,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import URL
 
+from ...database.files import make_private_folder, open_private_file
 from ..entries import LedgerEntry
 from .mapping import as_stored
 
@@ -121,10 +122,10 @@ class Outbox:
 
     def _open(self) -> IO[bytes]:
         if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(self._folder)
             path = self._folder / f"{self._prefix}-{os.getpid()}-{uuid4().hex[:8]}.jsonl"
             opening = path.with_suffix(".opening")
-            file = opening.open("ab+", buffering=0)
+            file = open_private_file(opening)
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Only now under the name by which files are taken over.

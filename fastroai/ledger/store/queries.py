@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
@@ -13,6 +15,7 @@ from sqlalchemy import (
     Connection,
     FromClause,
     Row,
+    RowMapping,
     and_,
     case,
     exists,
@@ -26,17 +29,15 @@ from sqlalchemy import (
 from ...database.values import microseconds, moment
 from ...pricing.token_counts import TokenCounts
 from ..aggregation import (
-    AMOUNTS,
-    COUNTS,
     TOKEN_NAMES,
+    Grouping,
     Totals,
     grouping,
-    labels,
     merged,
-    step_key,
     totals_of,
+    totals_of_state,
 )
-from ..entries import SPEND, Attribution, EntryState, LedgerEntry
+from ..entries import DIMENSIONS, EntryState, LedgerEntry
 from ..filters import LedgerFilter
 from .mapping import entry_from, flow_tag_fragments, from_units, tag_fragments
 from .schema import intents, outcomes
@@ -48,12 +49,25 @@ _HALF = 1_000_000
 _i, _o = intents.c, outcomes.c
 _later = outcomes.alias("later")
 _known = _o.entry_id.is_not(None)
-_state = func.coalesce(_o.state, EntryState.UNSETTLED.value)
+_state = func.coalesce(_o.state, EntryState.UNSETTLED.value).label("state")
 _exact = case((_known, _o.exact), else_=_i.exact)
 _upper_bound = case((_known, _o.upper_bound), else_=_i.upper_bound)
-_model = func.coalesce(_i.model_asked, _o.model_answered)
-_is_spend = _state.in_([state.value for state in SPEND])
-_is_replay = _state == EntryState.REPLAYED.value
+
+_PARTS: dict[str, ColumnElement[Any]] = {
+    **{name: _i[name] for name in (*DIMENSIONS, "agent", "tags", "flow_tags")},
+    "provider": _o.provider,
+    "model": func.coalesce(_i.model_asked, _o.model_answered).label("model"),
+    # As a parameter it would be another expression for PostgreSQL each time.
+    "day": (_i.sent_at // literal_column(str(_DAY), BigInteger)).label("day"),
+}
+"""What the keys of groups are made of."""
+
+_DECODE: dict[str, Callable[[Any], Any]] = {
+    "tags": lambda text: json.loads(text or "{}"),
+    "flow_tags": lambda text: tuple(json.loads(text or "[]")),
+    "day": lambda number: moment(number * _DAY).date(),
+}
+"""How parts that are not texts are made of their columns."""
 
 
 def read_entries(connection: Connection, selection: LedgerFilter) -> list[LedgerEntry]:
@@ -75,8 +89,8 @@ def read_totals(
     connection: Connection, selection: LedgerFilter, by: str | None
 ) -> tuple[Totals, ...]:
     """The sums of the selected entries, as `totals_of` makes them, worked out by the database."""
-    grouping(by)  # refuses what entries can't be grouped by
-    columns = _columns(by)
+    group = grouping(by)
+    columns = [*(_PARTS[name] for name in group.parts), _state, _i.simulated]
     where = _conditions(connection, selection)
     statement = (
         select(*columns, *_sums())
@@ -84,7 +98,7 @@ def read_totals(
         .where(*where, _exact.is_(None))
         .group_by(*columns)
     )
-    parts = [part for row in connection.execute(statement) for part in _parts(row, by)]
+    parts = [part for row in connection.execute(statement) for part in _parts(row, group)]
     # Amounts that are not whole numbers of 1e-12 USD are rare, and no database adds them up
     # exactly.
     return merged([*parts, *totals_of(_read(connection, [*where, _exact.is_not(None)]), by)])
@@ -98,33 +112,42 @@ def _entries() -> FromClause:
 
 
 def _conditions(connection: Connection, selection: LedgerFilter) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = [
-        column == value
-        for column, value in (
-            (_i.id, selection.id),
-            (_i.run_id, selection.run_id),
-            (_i.run_key, selection.run_key),
-            (_i.pipeline, selection.pipeline),
-            (_i.step_id, selection.step_id),
-            (_state, selection.state and selection.state.value),
-            (_i.simulated, selection.simulated),
-        )
-        if value is not None
-    ]
-    if selection.since is not None:
-        found.append(_i.sent_at >= microseconds(selection.since))
-    if selection.until is not None:
-        found.append(_i.sent_at < microseconds(selection.until))
-    if (model := selection.model) is not None:
-        bare = and_(_contains(connection, _i.model_asked, [":"]), _after_colon(connection) == model)
-        found.append(or_(_i.model_asked == model, _o.model_answered == model, bare))
-    if selection.tag is not None:
-        name, value = selection.tag_parts
-        has_tag = _contains(connection, _i.tags, tag_fragments(name, value))
+    columns: dict[str, ColumnElement[Any]] = {
+        **{name: _i[name] for name in DIMENSIONS},
+        "id": _i.id,
+        "state": _state,
+        "simulated": _i.simulated,
+    }
+    found: list[ColumnElement[bool]] = []
+    for field in fields(selection):
+        value = getattr(selection, field.name)
         if value is None:
-            has_tag = or_(has_tag, _contains(connection, _i.flow_tags, flow_tag_fragments(name)))
-        found.append(has_tag)
+            continue
+        if field.name in columns:
+            found.append(columns[field.name] == value)
+        elif field.name == "since":
+            found.append(_i.sent_at >= microseconds(value))
+        elif field.name == "until":
+            found.append(_i.sent_at < microseconds(value))
+        elif field.name == "model":
+            found.append(_has_model(connection, value))
+        elif field.name == "tag":
+            found.append(_has_tag(connection, *selection.tag_parts))
+        else:
+            raise NotImplementedError(f"Entries can't be selected by {field.name!r}.")
     return found
+
+
+def _has_model(connection: Connection, model: str) -> ColumnElement[bool]:
+    bare = and_(_contains(connection, _i.model_asked, [":"]), _after_colon(connection) == model)
+    return or_(_i.model_asked == model, _o.model_answered == model, bare)
+
+
+def _has_tag(connection: Connection, name: str, value: str | None) -> ColumnElement[bool]:
+    has_tag = _contains(connection, _i.tags, tag_fragments(name, value))
+    if value is not None:
+        return has_tag
+    return or_(has_tag, _contains(connection, _i.flow_tags, flow_tag_fragments(name)))
 
 
 def _contains(connection: Connection, column: Any, fragments: Iterable[str]) -> ColumnElement[bool]:
@@ -137,72 +160,38 @@ def _after_colon(connection: Connection) -> ColumnElement[str]:
     return func.substr(_i.model_asked, position(_i.model_asked, ":") + 1)
 
 
-def _columns(by: str | None) -> list[ColumnElement[Any]]:
-    """What the rows of the sums are grouped by: from each group's values its key is made."""
-    if by is None:
-        return []
-    if by.startswith("tag"):
-        return [_i.tags, _i.flow_tags]
-    columns: dict[str, list[Any]] = {
-        "run": [_i.run_id],
-        "run_key": [_i.run_key],
-        "pipeline": [_i.pipeline],
-        "step": [_i.pipeline, _i.step_id],
-        "agent": [_i.agent],
-        "model": [_model.label("model")],
-        "provider": [_o.provider],
-        "deployment": [_i.deployment],
-        # As a parameter it would be another expression for PostgreSQL each time.
-        "day": [(_i.sent_at // literal_column(str(_DAY), BigInteger)).label("day")],
-    }
-    return columns[by]
-
-
-def _keys(values: tuple[Any, ...], by: str | None) -> Iterable[str | None]:
-    if by is None:
-        return (None,)
-    if by == "step":
-        return (step_key(*values),)
-    if by == "day":
-        return (moment(values[0] * _DAY).date().isoformat(),)
-    if by.startswith("tag"):
-        tags, flow_tags = json.loads(values[0] or "{}"), tuple(json.loads(values[1] or "[]"))
-        if by == "tag":
-            return labels(Attribution(tags=tags, flow_tags=flow_tags))
-        return (tags.get(by.removeprefix("tag:")),)
-    return (values[0],)
-
-
 def _sums() -> Iterator[ColumnElement[Any]]:
-    counted = _i.request_count
-    yield _sum(counted, ~_is_replay).label("requests")
-    for state in EntryState:
-        yield _sum(counted, _state == state.value).label(state.value)
-    yield _sum(counted, and_(_i.simulated, ~_is_replay)).label("simulated")
+    yield _sum(_i.request_count).label("count")
     for name in TOKEN_NAMES:
-        yield _sum(outcomes.c[name], _is_spend).label(name)
-    amounts: dict[str, tuple[Any, ColumnElement[bool]]] = {
-        "cost_usd": (_o.cost, _is_spend),
-        "simulated_usd": (_o.cost, and_(_is_spend, _i.simulated)),
-        "upper_bound_usd": (_upper_bound, _state == EntryState.UNSETTLED.value),
-        "replayed_usd": (_o.cost, _is_replay),
-    }
-    for name, (amount, condition) in amounts.items():
-        yield _sum(amount // literal(_HALF), condition).label(f"{name}_high")
-        yield _sum(amount % literal(_HALF), condition).label(f"{name}_low")
+        yield _sum(_o[name]).label(name)
+    for name, amount in (("cost", _o.cost), ("upper_bound", _upper_bound)):
+        yield _sum(amount // literal(_HALF)).label(f"{name}_high")
+        yield _sum(amount % literal(_HALF)).label(f"{name}_low")
 
 
-def _sum(value: Any, condition: ColumnElement[bool]) -> ColumnElement[Any]:
-    return func.coalesce(func.sum(case((condition, value), else_=0)), 0)
+def _sum(value: Any) -> ColumnElement[Any]:
+    return func.coalesce(func.sum(value), 0)
 
 
-def _parts(row: Row[Any], by: str | None) -> Iterator[Totals]:
+def _parts(row: Row[Any], group: Grouping) -> Iterator[Totals]:
     found = row._mapping
-    sums: dict[str, Any] = {name: int(found[name]) for name in COUNTS}
+    values = (_DECODE.get(name, _as_it_is)(found[name]) for name in group.parts)
     tokens = TokenCounts(**{name: int(found[name]) for name in TOKEN_NAMES})
-    sums |= {
-        name: from_units(int(found[f"{name}_high"]) * _HALF + int(found[f"{name}_low"]))
-        for name in AMOUNTS
-    }
-    for key in _keys(tuple(row)[: len(_columns(by))], by):
-        yield Totals(key=key, tokens=tokens, **sums)
+    for key in group.keys(*values):
+        yield totals_of_state(
+            key,
+            EntryState(found["state"]),
+            simulated=bool(found["simulated"]),
+            count=int(found["count"]),
+            tokens=tokens,
+            cost_usd=_usd(found, "cost"),
+            upper_bound_usd=_usd(found, "upper_bound"),
+        )
+
+
+def _usd(sums: RowMapping, name: str) -> Decimal:
+    return from_units(int(sums[f"{name}_high"]) * _HALF + int(sums[f"{name}_low"]))
+
+
+def _as_it_is(text: Any) -> Any:
+    return text

@@ -1,30 +1,20 @@
-"""The ledger's tables, and how older ones become these."""
+"""The ledger's tables."""
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    SmallInteger,
-    Table,
-    Text,
-)
+from sqlalchemy import BigInteger, Boolean, Column, SmallInteger, Table, Text
 
 from ...database.migrations import metadata
+from ..entries import DIMENSIONS
 
 intents = Table(
     "fastroai_intents",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("run_id", Text),
-    Column("run_key", Text),
-    Column("pipeline", Text),
-    Column("step_id", Text),
+    *(Column(name, Text) for name in DIMENSIONS),
     Column("attempt", BigInteger, nullable=False),
     Column("dispatch", BigInteger, nullable=False),
     Column("tags", Text),  # a JSON object, keys sorted
-    Column("deployment", Text),
     Column("flow_tags", Text),  # a JSON list
     Column("agent", Text),
     Column("model_asked", Text),

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import os
 import threading
-import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from ...database.engine import Database, database_url, unavailable
+from ...database.engine import database_url, open_database
+from ...database.registry import OPEN_LEDGERS
 from ...errors import LedgerNotFoundError
 from ..aggregation import Totals
 from ..entries import LedgerEntry
@@ -33,8 +31,8 @@ _EXIT_PATIENCE = 60.0
 
 
 class SqlStore:
-    """A ledger in SQLite or PostgreSQL, for any number of coroutines, event loops, threads and
-    processes.
+    """A ledger in SQLite, PostgreSQL or memory, for any number of coroutines, event loops, threads
+    and processes.
 
     Args:
         url: In SQLAlchemy's form.
@@ -46,18 +44,22 @@ class SqlStore:
     """
 
     def __init__(self, url: str, *, required: bool, outbox_folder: Path) -> None:
-        self._url = database_url(url)
+        self.url = url
+        """As it was given, with its password."""
+        self.is_ready = False
+        """Whether it was ready once."""
+        self._database_url = database_url(url)
         self._required = required
-        self._spill_folder = outbox_folder
+        self._outbox_folder = outbox_folder
         self._starting = threading.RLock()
         self._start()
-        _stores.add(self)
 
     def _start(self) -> None:
         self._pid = os.getpid()
         self._intended: set[str] = set()
-        self._reader = Database(self._url, writes=False)
+        self._reader = open_database(self._database_url, writes=False)
         self._writer: Writer | None = None
+        OPEN_LEDGERS.add(self)
 
     def _running(self) -> Writer:
         writer = self._writer
@@ -66,12 +68,13 @@ class SqlStore:
         with self._starting:
             if self._pid != os.getpid():
                 # After a fork: the thread and the connections are the parent's.
-                _inherited.append((self._writer, self._reader))
+                OPEN_LEDGERS.inherit(self._writer, self._reader)
                 self._start()
             if self._writer is None:
-                spill = Outbox(self._spill_folder, self._url)
                 self._writer = Writer(
-                    Database(self._url, writes=True), spill, required=self._required
+                    open_database(self._database_url, writes=True),
+                    Outbox(self._outbox_folder, self._database_url),
+                    required=self._required,
                 )
             return self._writer
 
@@ -85,7 +88,7 @@ class SqlStore:
         try:
             exists = await asyncio.to_thread(self._reader.has_ledger)
         except Exception as error:
-            raise unavailable(self._reader.name, error) from error
+            raise self._reader.unavailable(error) from error
         if not exists:
             raise LedgerNotFoundError(f"There is no ledger in {self._reader.name} yet.")
 
@@ -97,23 +100,17 @@ class SqlStore:
             LedgerUnavailableError: It can't be reached or brought up to date, and it is required.
         """
         await self._written(Write(waiter=_waiter()))
+        self.is_ready = True
 
     async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent. It is committed when this returns.
 
-        When this raises, the request must not be sent; it is then booked as refused, as soon as
-        that is possible.
-
         Raises:
-            LedgerUnavailableError: It can't be booked, and it is required that it is.
+            LedgerUnavailableError: It can't be booked, and it is required that it is. The request
+                must not be sent; `RequestRecorder.intend` books that.
         """
         write = Write.of(entry, intent=True, waiter=_waiter())
-        try:
-            written = await self._written(write)
-        except BaseException as error:
-            self.settle(entry.not_sent(error))
-            raise
-        if written:
+        if await self._written(write):
             self._intended.add(entry.id)
 
     def settle(self, entry: LedgerEntry) -> None:
@@ -161,6 +158,10 @@ class SqlStore:
             writer.stop(timeout)
         self._reader.close()
 
+    def close_at_exit(self) -> None:
+        """The same, blocking, for as long as a process may take to end."""
+        self.close_now(_EXIT_PATIENCE)
+
     def _hand_over(self, write: Write) -> None:
         # One that is being closed in another thread may not have seen it. To write it twice is
         # harmless.
@@ -177,20 +178,9 @@ class SqlStore:
         try:
             return await asyncio.to_thread(self._reader.run, work)
         except Exception as error:
-            raise unavailable(self._reader.name, error) from error
-
-
-_stores: weakref.WeakSet[SqlStore] = weakref.WeakSet()
-_inherited: list[object] = []
+            raise self._reader.unavailable(error) from error
 
 
 def _waiter() -> Waiter:
     loop = asyncio.get_running_loop()
     return Waiter(loop, loop.create_future())
-
-
-@atexit.register
-def _close_all() -> None:
-    for store in list(_stores):
-        with suppress(Exception):
-            store.close_now(_EXIT_PATIENCE)

@@ -8,12 +8,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from ...database.engine import Database, Insert, unavailable
+from ...database.engine import Database, Insert
 from ...database.values import Row
 from ...errors import LedgerUnavailableError
 from ..entries import LedgerEntry
@@ -69,16 +69,25 @@ class Writer:
     """Writes what it is handed, in as few commits as it can, and never gives anything up.
 
     Handing over works in any thread, also in code that the garbage collector runs. What can't be
-    written goes into the spill and is tried again until it is.
+    written goes into the outbox and is tried again until it is.
 
     Args:
         required: Whether an intent that can't be written fails its waiter, or is kept like all
             else.
+        clock: Seconds that never go back, by which writing is tried again.
     """
 
-    def __init__(self, database: Database, spill: Outbox, *, required: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        *,
+        required: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._database = database
-        self._spill = spill
+        self._outbox = outbox
         self._required = required
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._intents, self._outcomes = Insert(intents), Insert(outcomes)
@@ -100,7 +109,7 @@ class Writer:
         return not self._ended
 
     def stop(self, timeout: float | None = None) -> None:
-        """Write all that was handed over, or leave it in the spill, and end."""
+        """Write all that was handed over, or leave it in the outbox, and end."""
         self._queue.put(None)
         self._thread.join(timeout)
 
@@ -122,18 +131,18 @@ class Writer:
                 self._keep(batch)
                 self._answer(dict.fromkeys(batch, error))
                 self._plan_retry(after_a_try=True)
-        if len(self._spill):
-            where = self._spill.path or "memory"
+        if len(self._outbox):
+            where = self._outbox.path or "memory"
             logger.warning(
-                "%d ledger entries for %s are left in %s.", len(self._spill), self._name, where
+                "%d ledger entries for %s are left in %s.", len(self._outbox), self._name, where
             )
-        self._spill.close()
+        self._outbox.close()
         self._database.close()
 
     def _next(self) -> tuple[list[Write], bool]:
         """What to write next, and whether to go on after it."""
         batch: list[Write] = []
-        timeout = None if self._retry_at is None else max(0.0, self._retry_at - time.monotonic())
+        timeout = None if self._retry_at is None else max(0.0, self._retry_at - self._clock())
         try:
             while len(batch) < _LARGEST_BATCH:
                 write = self._queue.get(timeout=timeout)
@@ -155,28 +164,39 @@ class Writer:
 
     def _handle(self, batch: Sequence[Write], *, last: bool) -> None:
         markers = [write for write in batch if write.entry is None]
-        due = self._retry_at is not None and time.monotonic() >= self._retry_at
-        waited_for = bool(markers) or (self._required and any(write.waiter for write in batch))
-        was_down, tries = (
-            self._down,
-            due or last or waited_for or not self._down or self._error is None,
-        )
+        due = self._retry_at is not None and self._clock() >= self._retry_at
+        was_down = self._down
+        tries = self._is_worth_a_try(batch, due=due or last)
         failed = self._commit(batch) if tries else dict.fromkeys(batch, self._error)
+        # An intent whose request is refused for it is not kept: it is booked as refused instead.
         self._keep(write for write in failed if not (self._required and write.waiter))
         self._answer({write: failed.get(write) for write in batch if write.entry is not None})
         recovered = was_down and not self._down
-        if len(self._spill) and (recovered or ((due or last or markers) and not failed)):
+        asked_for = due or last or bool(markers)
+        # After the answers: those who wait for this batch don't wait for what was kept before it.
+        if len(self._outbox) and (recovered or (asked_for and not failed)):
             self._write_kept()
         if markers:
-            error = self._error if len(self._spill) or not self._prepared else None
+            # They come last, because they ask for all that was handed over, also long ago.
+            error = self._error if len(self._outbox) or not self._prepared else None
             self._answer(dict.fromkeys(markers, error))
         self._plan_retry(after_a_try=tries)
 
+    def _is_worth_a_try(self, batch: Sequence[Write], *, due: bool) -> bool:
+        """Whether to ask the database, or to keep a batch at once.
+
+        Each try of one that is gone takes seconds, in which all others wait: while it is down,
+        outcomes are only kept. Whoever waits for an answer gets one from the database, though.
+        """
+        if due or not self._down or self._error is None:
+            return True
+        return any(w.waiter is not None and (self._required or w.entry is None) for w in batch)
+
     def _plan_retry(self, *, after_a_try: bool) -> None:
-        if not self._down and not len(self._spill):
+        if not self._down and not len(self._outbox):
             self._retry_at, self._pause = None, _SHORTEST_PAUSE
         elif after_a_try or self._retry_at is None:
-            self._retry_at = time.monotonic() + self._pause
+            self._retry_at = self._clock() + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _commit(self, batch: Sequence[Write]) -> Failures:
@@ -207,19 +227,20 @@ class Writer:
         self._prepared = True
         if self._error is None:
             self._down = False  # nothing was tried before
-        self._spill.adopt()
+        self._outbox.adopt()
 
     def _missed(self, error: Exception) -> None:
+        reason = self._database.unavailable(error)
         if not self._down or self._error is None:
-            logger.warning("%s", unavailable(self._name, error))
-        self._down, self._error = True, unavailable(self._name, error)
+            logger.warning("%s", reason)
+        self._down, self._error = True, reason
 
     def _keep(self, writes: Iterable[Write]) -> None:
         if entries := [write.entry for write in writes if write.entry is not None]:
-            self._spill.keep(entries)
+            self._outbox.keep(entries)
 
     def _write_kept(self) -> None:
-        entries, left = self._spill.entries(), []
+        entries, left = self._outbox.entries(), []
         for start in range(0, len(entries), _LARGEST_BATCH):
             failed = self._commit(
                 [Write.of(e, intent=True) for e in entries[start : start + _LARGEST_BATCH]]
@@ -229,7 +250,7 @@ class Writer:
                 left += entries[start + _LARGEST_BATCH :]
                 break
         if len(left) < len(entries):
-            self._spill.replace(left)
+            self._outbox.replace(left)
             logger.warning(
                 "%d ledger entries were written to %s late.", len(entries) - len(left), self._name
             )
@@ -238,12 +259,13 @@ class Writer:
         """Tell those who wait, each in its own loop."""
         answers: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
         for write, error in results.items():
-            if write.waiter is not None:
-                refused = (
-                    unavailable(self._name, error) if self._required and error is not None else None
-                )
-                answer = write.waiter.future, error is None, refused
-                answers.setdefault(write.waiter.loop, []).append(answer)
+            if write.waiter is None:
+                continue
+            refused = None
+            if self._required and error is not None:
+                refused = self._database.unavailable(error)
+            answer = write.waiter.future, error is None, refused
+            answers.setdefault(write.waiter.loop, []).append(answer)
         for loop, those in answers.items():
             with suppress(RuntimeError):  # the loop is closed, and with it whoever waited
                 loop.call_soon_threadsafe(_resolve, those)
