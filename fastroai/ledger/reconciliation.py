@@ -124,24 +124,27 @@ def read_invoice(
             a value can't be read; the message says which.
     """
     reader = csv.DictReader(rows)
-    names = {_plain(name): name for name in reader.fieldnames or ()}
+    found = _columns_in(list(reader.fieldnames or ()), columns or {})
+    return tuple(_line(reader.line_num, row, found) for row in reader if any(row.values()))
+
+
+def _columns_in(header: list[str], given: Mapping[str, str]) -> dict[str, str]:
+    """What an invoice calls our columns; those that it lacks are left out."""
+    names = {_plain(name): name for name in header}
     found: dict[str, str] = {}
     for ours, theirs in COLUMNS.items():
-        wanted = (columns[ours],) if columns and ours in columns else theirs
-        if known := [names[_plain(name)] for name in wanted if _plain(name) in names]:
+        wanted = (given[ours],) if ours in given else theirs
+        known = [names[_plain(name)] for name in wanted if _plain(name) in names]
+        if known:
             found[ours] = known[0]
-        elif columns and ours in columns:
-            raise ValueError(
-                f"The invoice has no column {columns[ours]!r}. It has "
-                f"{list(reader.fieldnames or ())}."
-            )
-    if not {"response_id", "model"} & set(found):
+        elif ours in given:
+            raise ValueError(f"The invoice has no column {given[ours]!r}. It has {header}.")
+    if "response_id" not in found and "model" not in found:
         raise ValueError(
             "The invoice has no column for the response id or the model. It has "
-            f"{list(reader.fieldnames or ())}; known are "
-            f"{', '.join(COLUMNS['response_id'] + COLUMNS['model'])}."
+            f"{header}; known are {', '.join(COLUMNS['response_id'] + COLUMNS['model'])}."
         )
-    return tuple(_line(reader.line_num, row, found) for row in reader if any(row.values()))
+    return found
 
 
 def reconcile(
@@ -217,10 +220,8 @@ class _Matching:
         """
         pairs: list[tuple[LedgerEntry, InvoiceLine]] = []
         waiting, passed = deque(entries), list[LedgerEntry]()
-        timed = sorted(
-            ((line.at, line) for line in lines if line.at is not None), key=itemgetter(0)
-        )
-        for at, line in timed:
+        timed = [(line.at, line) for line in lines if line.at is not None]
+        for at, line in sorted(timed, key=itemgetter(0)):
             while waiting and waiting[0].sent_at < at - self._tolerance:
                 passed.append(waiting.popleft())
             latest = at + self._tolerance
@@ -228,18 +229,28 @@ class _Matching:
             if entry is not None and entry.sent_at <= latest:
                 waiting.remove(entry)
                 pairs.append((entry, line))
-        left = [*passed, *waiting]
-        for line in (line for line in lines if line.at is None):
-            if (entry := next((e for e in left if _may_be_one(e, line)), None)) is not None:
-                left.remove(entry)
-                pairs.append((entry, line))
-        return pairs
+        untimed = [line for line in lines if line.at is None]
+        return pairs + _in_order([*passed, *waiting], untimed)
 
     def _drop_matched(self) -> None:
         entries = {match.entry.id for match in self._matches}
         lines = {id(match.line) for match in self._matches}
         self.entries = [entry for entry in self.entries if entry.id not in entries]
         self.lines = [line for line in self.lines if id(line) not in lines]
+
+
+def _in_order(
+    entries: list[LedgerEntry], lines: list[InvoiceLine]
+) -> list[tuple[LedgerEntry, InvoiceLine]]:
+    """Each line with the first entry left that it may be of."""
+    pairs: list[tuple[LedgerEntry, InvoiceLine]] = []
+    left = list(entries)
+    for line in lines:
+        entry = next((e for e in left if _may_be_one(e, line)), None)
+        if entry is not None:
+            left.remove(entry)
+            pairs.append((entry, line))
+    return pairs
 
 
 def _may_be_one(entry: LedgerEntry, line: InvoiceLine) -> bool:

@@ -111,23 +111,22 @@ def what_if(
 def _reprice(
     entry: LedgerEntry, model: str | None, tier: str | None, at: datetime, prices: CostCalculator
 ) -> Repriced:
-    if not any(getattr(entry.tokens, name) for name in ("input_tokens", "output_tokens")):
+    if not (entry.tokens.input_tokens or entry.tokens.output_tokens):
         return Repriced(entry, None, "Its tokens are not known.")
     if entry.request_count != 1:
         return Repriced(
             entry, None, f"It is a sum of {entry.request_count} requests; prices are per request."
         )
-    tier = tier or entry.service_tier
+    recorded = None if entry.provider_host is None else f"https://{entry.provider_host}"
     try:
         price = prices.price(
             _Usage(entry),  # type: ignore[arg-type]  # it has the counters of a RequestUsage that prices look at
             model or entry.model_answered or entry.model_asked or "",
+            # Another model is priced where its own name says, not where this one was answered.
             provider=None if model else _provider(entry),
-            provider_url=None
-            if model or entry.provider_host is None
-            else f"https://{entry.provider_host}",
+            provider_url=None if model else recorded,
             at=at,
-            context=tier_context(tier),
+            context=tier_context(tier or entry.service_tier),
         )
     except UnknownModelPriceError as error:
         return Repriced(entry, None, error.reason)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, localcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .model_names import ModelRef
 from .money import EXACT
@@ -115,23 +115,32 @@ def _max_cost_on(key: _ById, day: date, fast: bool) -> MaxCost | None:
     into: list[Decimal | TieredPrices] = []
     out: list[Decimal | TieredPrices] = []
     fees = [Decimal(0)]
-    for prices in _prices_that_may_apply(key.model, day, fast):
-        for name, price in vars(prices).items():
-            if price is None or (name.endswith(PER_THOUSAND) and name != "requests_kcount"):
-                continue
-            if name == "requests_kcount":
-                fees.append(price / 1000)
-            elif not name.endswith("_mtok"):
-                return None
-            elif name.startswith("output_"):
-                out.append(price)
-            elif not any(kind in name for kind in ("audio", "image", "video")):
-                into.append(price)
-    starts = {tier.start for price in (*into, *out) for tier in getattr(price, "tiers", ())}
-    steps = tuple(
-        (start, _highest(into, start), _highest(out, start)) for start in sorted({-1, *starts})
-    )
+    for name, price in _rates(key.model, day, fast):
+        if name == "requests_kcount":
+            fees.append(price / 1000)
+        elif name.endswith(PER_THOUSAND):
+            continue  # of tools, which requests for text alone don't use
+        elif not name.endswith("_mtok"):
+            return None
+        elif name.startswith("output_"):
+            out.append(price)
+        elif not _NOT_TEXT.search(name):
+            into.append(price)
+    tiers = {tier.start for price in (*into, *out) for tier in getattr(price, "tiers", ())}
+    starts = sorted({-1, *tiers})
+    steps = tuple((start, _highest(into, start), _highest(out, start)) for start in starts)
     return MaxCost(steps, max(fees))
+
+
+_NOT_TEXT = re.compile("audio|image|video")
+
+
+def _rates(model: ModelInfo, day: date, fast: bool) -> Iterator[tuple[str, Any]]:
+    """Each rate that may apply, by genai-prices' name."""
+    for prices in _prices_that_may_apply(model, day, fast):
+        for name, price in vars(prices).items():
+            if price is not None:
+                yield name, price
 
 
 def _prices_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[ModelPrice]:
@@ -139,27 +148,34 @@ def _prices_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[
     and of all tiers.
     """
 
-    def starts_by(constraint: object, day: date) -> bool:
-        """Whether a dated price is in force; those of an hour come round every day."""
-        start = getattr(constraint, "start_date", None)
-        return start is None or day >= start
-
     before, after = day - timedelta(days=1), day + timedelta(days=1)
-    if isinstance(model.prices, list):
-        yield model.prices[0].prices  # what counts where no condition is met
-        for conditional in reversed(model.prices):
-            constraint = conditional.constraint
-            if starts_by(constraint, after):
-                yield conditional.prices
-            if (constraint is None or hasattr(constraint, "start_date")) and starts_by(
-                constraint, before
-            ):
-                break
-    else:
-        yield model.prices
+    yield from _standard_prices(model, before, after)
     for variant in model.price_variants or ():
-        if ("speed" not in variant.when or fast) and starts_by(variant.constraint, after):
+        may_apply = fast or "speed" not in variant.when
+        if may_apply and _starts_by(variant.constraint, after):
             yield variant.prices
+
+
+def _standard_prices(model: ModelInfo, before: date, after: date) -> Iterator[ModelPrice]:
+    if not isinstance(model.prices, list):
+        yield model.prices
+        return
+    yield model.prices[0].prices  # what counts where no condition is met
+    for conditional in reversed(model.prices):
+        constraint = conditional.constraint
+        if _starts_by(constraint, after):
+            yield conditional.prices
+        # The latest dated price that was in force before ends what may apply; those of an hour
+        # come round every day.
+        is_dated = constraint is None or hasattr(constraint, "start_date")
+        if is_dated and _starts_by(constraint, before):
+            return
+
+
+def _starts_by(constraint: object, day: date) -> bool:
+    """Whether a dated price is in force; those of an hour come round every day."""
+    start = getattr(constraint, "start_date", None)
+    return start is None or day >= start
 
 
 def _highest(prices: Iterable[Decimal | TieredPrices], start: int) -> Decimal:

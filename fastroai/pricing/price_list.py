@@ -82,63 +82,72 @@ def list_price(
         UnknownModelPriceError: None of the readings is listed.
         ValueError: The counts contradict each other.
     """
-    from genai_prices import calc_price
-
     when = at or datetime.now(UTC)
     counts = _counts(usage)
     tags = {key: value for key, value in (context or {}).items() if isinstance(value, str)}
     refusal: UnknownModelPriceError | None = None
     for ref in refs:
         try:
-            where = where_listed(ref, url)
-            with localcontext(EXACT):
-                found = calc_price(
-                    counts,
-                    ref.model,
-                    genai_request_timestamp=when,
-                    price_context=tags or None,
-                    **where,
-                )
-                fees = _request_fees(found, usage)
-            if tags and (tier := unlisted_tier(found.provider, found.model, tags)):
-                raise _unlisted(ref, url, f"the price list does not have its service tier {tier!r}")
-            if name := _unlisted_fee(found, usage) or _unlisted_rate(found, usage):
-                raise _unlisted(ref, url, f"the price list does not have what its {name} cost")
-            factor = regional_factor(
-                found.provider.id, premium_name(found.provider, found.model, ref), url, tags
-            )
-            if isinstance(factor, str):
-                raise _unlisted(ref, url, factor)
+            return _price_of(ref, counts, usage, url, when, tags)
         except UnknownModelPriceError as error:
-            refusal = refusal or error
-        except LookupError:
-            refusal = refusal or _unlisted(ref, url, "the price list does not have it")
-        else:
-            version = _version(found.auto_update_timestamp)
-            by = "" if where else ", by model name"
-            source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
-            total = found.total_price
-            if factor != NONE:
-                with localcontext(EXACT):
-                    total = fees + (total - fees) * factor
-                source = f"{source}, {factor} times for its region"
-            return Price(total=total, source=source, request_fees=fees, version=version)
+            refusal = refusal or error  # that of the likeliest reading
     raise refusal or UnknownModelPriceError("No price is listed: no model is named.")
+
+
+def _price_of(
+    ref: ModelRef,
+    counts: Usage,
+    usage: object,
+    url: str | None,
+    when: datetime,
+    tags: Mapping[str, str],
+) -> Price:
+    """The price of one reading of a model's name."""
+    from genai_prices import calc_price
+
+    where = where_listed(ref, url)
+    try:
+        with localcontext(EXACT):
+            found = calc_price(
+                counts,
+                ref.model,
+                genai_request_timestamp=when,
+                price_context=dict(tags) or None,
+                **where,
+            )
+            fees = _request_fees(found, usage)
+    except LookupError:
+        raise _unlisted(ref, url, "the price list does not have it") from None
+    if tags and (tier := unlisted_tier(found.provider, found.model, tags)):
+        raise _unlisted(ref, url, f"the price list does not have its service tier {tier!r}")
+    if name := _unlisted_fee(found, usage) or _unlisted_rate(found, usage):
+        raise _unlisted(ref, url, f"the price list does not have what its {name} cost")
+    factor = regional_factor(
+        found.provider.id, premium_name(found.provider, found.model, ref), url, tags
+    )
+    if isinstance(factor, str):
+        raise _unlisted(ref, url, factor)
+    version = _version(found.auto_update_timestamp)
+    by = "" if where else ", by model name"
+    source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
+    total = found.total_price
+    if factor != NONE:
+        with localcontext(EXACT):
+            total = fees + (total - fees) * factor
+        source = f"{source}, {factor} times for its region"
+    return Price(total=total, source=source, request_fees=fees, version=version)
 
 
 def further_usage(usage: object) -> dict[str, float]:
     """What a usage object counts besides the tokens that the ledger has fields for, under
     genai-prices' names.
     """
-    return {
-        name: value
-        for name, value in vars(usage).items()
-        if value
-        and name in _further_names()
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and isfinite(value)
-    }
+    counted = ((name, value) for name, value in vars(usage).items() if name in _further_names())
+    return {name: value for name, value in counted if value and _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def tier_context(tier: str | None) -> dict[str, str]:
@@ -192,10 +201,8 @@ def _unlisted_fee(found: PriceCalculation, usage: object) -> str | None:
     if found.provider.id == "perplexity":  # its searches are in the price of a request
         return None
     for name in _BILLED_TOOLS:
-        if (
-            getattr(usage, name, None)
-            and getattr(found.model_price, name + PER_THOUSAND, None) is None
-        ):
+        listed = getattr(found.model_price, name + PER_THOUSAND, None)
+        if listed is None and getattr(usage, name, None):
             return name.replace("_", " ")
     return None
 

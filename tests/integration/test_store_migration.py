@@ -103,18 +103,26 @@ async def test_a_ledger_of_the_version_before_gives_the_same_entries_and_totals(
     expected = json.loads((BEFORE / "expected.json").read_text())
     async with Ledger.open(f"sqlite:///{path}", create=False) as ledger:
         assert {entry.state for entry in await ledger.entries()} == set(EntryState)
-        assert plain(await ledger.entries()) == expected["entries"]
+        assert as_far_as(expected["entries"], await ledger.entries()) == expected["entries"]
         for by, totals in expected["totals"].items():
-            assert plain(await ledger.totals(None if by == "None" else by)) == totals
+            found = await ledger.totals(None if by == "None" else by)
+            assert as_far_as(totals, found) == totals
     table = LeaseTable(open_database(database_url(f"sqlite:///{path}"), writes=True))
     [holding] = table.holdings("run_key")
     assert (holding.claim.run_key, holding.claim.pid, holding.is_alive) == ("march", 7, False)
     table.close()
 
 
-def plain(found: Sequence[Any]) -> Any:
-    """Entries or totals as the fixture has them."""
-    return json.loads(json.dumps([asdict(one) for one in found], default=str))
+def as_far_as(before: Sequence[dict[str, Any]], found: Sequence[Any]) -> Any:
+    """Entries or totals as the fixture has them; fields that came later are left out."""
+
+    def same_fields(old: Any, new: Any) -> Any:
+        if not isinstance(old, dict):
+            return new
+        return {name: same_fields(value, new.get(name)) for name, value in old.items()}
+
+    new = json.loads(json.dumps([asdict(one) for one in found], default=str))
+    return [same_fields(*pair) for pair in zip(before, new, strict=True)]
 
 
 async def test_the_tables_are_what_the_code_says_they_are(url: str) -> None:

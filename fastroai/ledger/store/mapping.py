@@ -26,6 +26,8 @@ OUTCOME_TEXTS = (
     "price_source", "price_version",
 )  # fmt: skip
 
+_INTENT_ONLY = tuple(name for name in INTENT_TEXTS if name != "service_tier")
+
 _encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
 
 
@@ -76,34 +78,49 @@ def entry_from(row: Mapping[Any, Any]) -> LedgerEntry:
     those are None without.
     """
     settled = row["o_state"] is not None
-    prefix = "o_" if settled else ""
-    exact = json.loads(row[f"{prefix}exact"] or "{}")
     return LedgerEntry(
         id=row["id"],
-        state=EntryState(row["o_state"]) if settled else EntryState.UNSETTLED,
-        attribution=Attribution(
-            **{name: row[name] for name in DIMENSIONS},
-            attempt=row["attempt"],
-            dispatch=row["dispatch"],
-            tags=json.loads(row["tags"] or "{}"),
-            flow_tags=tuple(json.loads(row["flow_tags"] or "[]")),
-        ),
-        **{name: row[name] for name in INTENT_TEXTS if name != "service_tier"},
-        **{name: row[f"o_{name}"] for name in OUTCOME_TEXTS if name != "service_tier"},
-        service_tier=row[f"{prefix}service_tier"],
-        error=row["o_error"],
+        attribution=_attribution_from(row),
+        **{name: row[name] for name in _INTENT_ONLY},
         sent_at=moment(row["sent_at"]),
-        settled_at=moment(row["o_settled_at"]) if settled else None,
-        tokens=TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES})
-        if settled
-        else TokenCounts(),
-        further_usage=json.loads(row["o_further_usage"] or "{}"),
-        cost_usd=_amount("cost", row["o_cost"], exact),
-        request_fees_usd=_amount("request_fees", row["o_request_fees"], exact),
-        upper_bound_usd=_amount("upper_bound", row[f"{prefix}upper_bound"], exact),
         request_count=row["request_count"],
         simulated=bool(row["simulated"]),
+        **(_outcome_from(row) if settled else _no_outcome_from(row)),
     )
+
+
+def _attribution_from(row: Mapping[Any, Any]) -> Attribution:
+    return Attribution(
+        **{name: row[name] for name in DIMENSIONS},
+        attempt=row["attempt"],
+        dispatch=row["dispatch"],
+        tags=json.loads(row["tags"] or "{}"),
+        flow_tags=tuple(json.loads(row["flow_tags"] or "[]")),
+    )
+
+
+def _no_outcome_from(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """The fields that an outcome would restate."""
+    exact = json.loads(row["exact"] or "{}")
+    return {
+        "service_tier": row["service_tier"],
+        "upper_bound_usd": _amount("upper_bound", row["upper_bound"], exact),
+    }
+
+
+def _outcome_from(row: Mapping[Any, Any]) -> dict[str, Any]:
+    exact = json.loads(row["o_exact"] or "{}")
+    return {
+        **{name: row[f"o_{name}"] for name in OUTCOME_TEXTS},
+        "state": EntryState(row["o_state"]),
+        "error": row["o_error"],
+        "settled_at": moment(row["o_settled_at"]),
+        "tokens": TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES}),
+        "further_usage": json.loads(row["o_further_usage"] or "{}"),
+        "cost_usd": _amount("cost", row["o_cost"], exact),
+        "request_fees_usd": _amount("request_fees", row["o_request_fees"], exact),
+        "upper_bound_usd": _amount("upper_bound", row["o_upper_bound"], exact),
+    }
 
 
 def as_stored(entry: LedgerEntry) -> LedgerEntry:
@@ -175,13 +192,11 @@ def _amount(name: str, units: int | None, exact: Mapping[str, str]) -> Decimal |
 
 
 def _without_impossible_cost(entry: LedgerEntry) -> LedgerEntry:
-    if (
-        entry.cost_usd is None
-        or entry.cost_usd.is_finite()
-        or entry.state is not EntryState.CHARGED
-    ):
+    if entry.state is not EntryState.CHARGED or entry.cost_usd is None:
         return entry
-    reason = f"The price that was worked out is {entry.cost_usd}, which is no amount of money."
+    if entry.cost_usd.is_finite():
+        return entry
+    reason = f"The calculated price is {entry.cost_usd}, which is not an amount of money."
     return replace(entry, cost_usd=None, state=EntryState.UNPRICED, error=reason)
 
 

@@ -163,23 +163,24 @@ class Writer:
                     yield write
 
     def _handle(self, batch: Sequence[Write], *, last: bool) -> None:
-        markers = [write for write in batch if write.entry is None]
-        due = self._retry_at is not None and self._clock() >= self._retry_at
+        due = last or (self._retry_at is not None and self._clock() >= self._retry_at)
         was_down = self._down
-        tries = self._is_worth_a_try(batch, due=due or last)
+        tries = self._is_worth_a_try(batch, due=due)
         failed = self._commit(batch) if tries else dict.fromkeys(batch, self._error)
         # An intent whose request is refused for it is not kept: it is booked as refused instead.
         self._keep(write for write in failed if not (self._required and write.waiter))
         self._answer({write: failed.get(write) for write in batch if write.entry is not None})
+
+        # After those answers: who waits for this batch does not wait for what was kept before it.
+        markers = [write for write in batch if write.entry is None]
         recovered = was_down and not self._down
-        asked_for = due or last or bool(markers)
-        # After the answers: those who wait for this batch don't wait for what was kept before it.
-        if len(self._outbox) and (recovered or (asked_for and not failed)):
+        asked_for = (due or bool(markers)) and not failed
+        if len(self._outbox) and (recovered or asked_for):
             self._write_kept()
-        if markers:
-            # They come last, because they ask for all that was handed over, also long ago.
-            error = self._error if len(self._outbox) or not self._prepared else None
-            self._answer(dict.fromkeys(markers, error))
+
+        # Markers come last, because they ask for all that was handed over, also long ago.
+        is_behind = len(self._outbox) or not self._prepared
+        self._answer(dict.fromkeys(markers, self._error if is_behind else None))
         self._plan_retry(after_a_try=tries)
 
     def _is_worth_a_try(self, batch: Sequence[Write], *, due: bool) -> bool:
@@ -240,20 +241,19 @@ class Writer:
             self._outbox.keep(entries)
 
     def _write_kept(self) -> None:
-        entries, left = self._outbox.entries(), []
+        entries = self._outbox.entries()
+        left: list[LedgerEntry] = []
         for start in range(0, len(entries), _LARGEST_BATCH):
-            failed = self._commit(
-                [Write.of(e, intent=True) for e in entries[start : start + _LARGEST_BATCH]]
-            )
+            batch = entries[start : start + _LARGEST_BATCH]
+            if self._down:  # since this loop began: each further try would take as long
+                left += batch
+                continue
+            failed = self._commit([Write.of(entry, intent=True) for entry in batch])
             left += [write.entry for write in failed if write.entry is not None]
-            if self._down:
-                left += entries[start + _LARGEST_BATCH :]
-                break
-        if len(left) < len(entries):
+        written = len(entries) - len(left)
+        if written:
             self._outbox.replace(left)
-            logger.warning(
-                "%d ledger entries were written to %s late.", len(entries) - len(left), self._name
-            )
+            logger.warning("%d ledger entries were written to %s late.", written, self._name)
 
     def _answer(self, results: Mapping[Write, Exception | None]) -> None:
         """Tell those who wait, each in its own loop."""
