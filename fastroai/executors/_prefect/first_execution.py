@@ -7,8 +7,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
-from ...database.location import default_url
-from ...ledger.ledger import Ledger, ledger_url
+from ...database.location import configured_url, default_url
+from ...ledger.ledger import Ledger
 from .run_scope import RunScope, is_first_try
 
 
@@ -35,7 +35,7 @@ async def is_first_execution(run: RunScope, pipeline: str) -> bool:
 
 
 async def _is_booked_alone(flow_run: FlowRun, pipeline: str, key: str) -> bool:
-    url = ledger_url() or default_url()
+    url = configured_url() or default_url()
     if url.startswith("memory:"):  # what other processes booked is not there
         return False
     async with Ledger.open(url, create=False) as ledger:
