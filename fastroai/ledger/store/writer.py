@@ -244,12 +244,12 @@ class Writer:
         entries = self._outbox.entries()
         left: list[LedgerEntry] = []
         for start in range(0, len(entries), _LARGEST_BATCH):
-            batch = entries[start : start + _LARGEST_BATCH]
-            if self._down:  # since this loop began: each further try would take as long
-                left += batch
-                continue
-            failed = self._commit([Write.of(entry, intent=True) for entry in batch])
+            end = start + _LARGEST_BATCH
+            failed = self._commit([Write.of(entry, intent=True) for entry in entries[start:end]])
             left += [write.entry for write in failed if write.entry is not None]
+            if self._down:  # each further try would take as long
+                left += entries[end:]
+                break
         written = len(entries) - len(left)
         if written:
             self._outbox.replace(left)
