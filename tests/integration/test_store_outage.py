@@ -126,6 +126,20 @@ async def test_a_ledger_that_is_not_required_books_later(url: str, spill: Path) 
     await store.close()
 
 
+async def test_a_flush_alone_finds_the_ledger_again_and_writes_what_was_kept(
+    url: str, spill: Path
+) -> None:
+    close_off(url)
+    store = await open_store(url, required=False, outbox_folder=spill)
+    await book(store, "kept")
+    await store.flush()
+    assert len(files(spill)) == 1
+    open_up(url)
+    await store.flush()
+    assert await states(url) == {"kept": EntryState.CHARGED}
+    await store.close()
+
+
 async def test_entries_outlive_the_deletion_of_the_file_they_wait_in(url: str, spill: Path) -> None:
     close_off(url)
     store = await open_store(url, required=False, outbox_folder=spill)
