@@ -99,7 +99,7 @@ class PrefectExecutor(PlanExecutor):
             ExecutorUnavailableError: No Prefect server answers; nothing was run.
             ResultStorageError: Results could not be kept; nothing was run.
             RunLeaseError: It is executed from within itself; or another process took it over, as
-                this one gave no sign of life.
+                this one had no heartbeat.
         """
         attribution = Attribution(run_key=run_key, pipeline=name, tags=tags or {})
         ended: list[ExecutionResult | BaseException] = []

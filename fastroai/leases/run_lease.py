@@ -41,7 +41,7 @@ async def only_execution(
 
     Raises:
         RunLeaseError: It is asked for from within the run that holds it; or it was lost meanwhile
-            to another process, because this one gave no sign of life: then the block was cancelled.
+            to another process, because it had no heartbeat: then the block was cancelled.
         LedgerUnavailableError: The ledger can't be reached, and must be.
     """
     if run_key is None:
@@ -172,9 +172,8 @@ class _Loss:
 
 def _lost(what: str, claim: LeaseRequest) -> RunLeaseError:
     return RunLeaseError(
-        "This process gave no sign of life for longer than "
-        f"FASTROAI_LEASE_SECONDS={claim.seconds:g}, so another took over {what}. "
-        "It was stopped here, and sends nothing more; what it had finished is kept."
+        f"Lost the lease on {what}: no heartbeat for FASTROAI_LEASE_SECONDS={claim.seconds:g}, so "
+        "another process took over. Stopped here, nothing more is sent; finished steps are kept."
     )
 
 
@@ -188,7 +187,7 @@ async def _take(
             taken = await asyncio.wrap_future(heartbeat.take(claim, on_loss))
             if isinstance(taken, Lease):
                 if waits:
-                    logger.warning("%s goes on here now.", _capital(what))
+                    logger.warning("%s continues here.", _capital(what))
                 return taken
             if not waits:
                 logger.warning("%s", _notice(what, taken))
@@ -202,8 +201,8 @@ async def _take(
 def _notice(what: str, by: LeaseRecord) -> str:
     return (
         f"{_capital(what)} is executed by process {by.claim.pid} on {by.claim.host} since "
-        f"{by.since:%Y-%m-%d %H:%M:%S} UTC. This one waits until that ends, and then finds its "
-        f"results; should it be dead, at most {by.claim.seconds:g} s."
+        f"{by.since:%Y-%m-%d %H:%M:%S} UTC. Waiting for it to finish, to reuse its results; "
+        f"if it is dead, at most {by.claim.seconds:g} s."
     )
 
 

@@ -102,7 +102,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
                 texts; no step has run.
             LedgerUnavailableError: The ledger can't be written, and must be; no step has run.
             RunLeaseError: It is executed from within itself, or another process took it over as
-                this one gave no sign of life.
+                this one had no heartbeat.
             StepExecutionError: A step failed; `partial_result` says what was finished and spent.
         """
         from ..executors import get_executor

@@ -59,9 +59,9 @@ async def test_killed_workers_leave_runs_that_others_finish_without_paying_twice
     print(  # noqa: T201
         f"{killing.done} kills hit {killing.hit} runs, {hits} with requests under way; {lost} "
         f"answers were lost, {stored} results were stored, {replayed} requests replayed. Without a "
-        f"sign of life: {killing.unheard}. {time.monotonic() - began:.0f} s"
+        f"heartbeat: {killing.unheard}. {time.monotonic() - began:.0f} s"
     )
-    # A worker was killed before its run had given a sign of life.
+    # A worker was killed before its run had had a heartbeat.
     assert killing.unheard
     assert killing.done == kills
     # The kills hit: requests under way, and runs with steps behind them.

@@ -77,7 +77,7 @@ async def waiting_behind(
     """A second process that waits for the first one, which waits at the gate."""
     await until(lambda: gate.is_reached or holder.process.poll() is not None)
     other = start(**options)
-    await other.says("This one waits until that ends")
+    await other.says("Waiting for it to finish")
     return other
 
 
@@ -111,7 +111,7 @@ async def test_a_holder_that_was_killed_is_followed_by_the_one_that_waits(
     holder = start()
     other = await waiting_behind(holder, gate, start)
     holder.kill()
-    await other.says("goes on here now")
+    await other.says("continues here")
     gate.open()
     assert (await other.ended())["states"] == ["replayed", "charged"]
     assert prompts(provider.lines) == ["first", "second"]
@@ -123,13 +123,13 @@ async def test_a_holder_that_slept_until_another_took_over_stops_and_sends_nothi
     holder = start()
     other = await waiting_behind(holder, gate, start)
     holder.process.send_signal(signal.SIGSTOP)
-    await other.says("goes on here now")
+    await other.says("continues here")
     gate.open()
     assert (await other.ended())["states"] == ["replayed", "charged"]
     holder.process.send_signal(signal.SIGCONT)
     ended = await holder.ended()
     assert ended["error"] == "RunLeaseError"
-    assert "another took over the run of 'gated'" in ended["said"]
+    assert "Lost the lease on the run of 'gated'" in ended["said"]
     assert prompts(provider.lines) == ["first", "second"]
     async with Ledger.open() as ledger:
         sent = [entry.state for entry in await ledger.entries() if entry.is_spend]
@@ -147,7 +147,7 @@ async def test_a_holder_whose_event_loop_is_busy_keeps_its_lease(
     holder = start(busy=True)
     other = await waiting_behind(holder, gate, start, busy=True)
     await asyncio.sleep(9)
-    assert "goes on here now" not in other.output
+    assert "continues here" not in other.output
     gate.open()
     assert (await holder.ended())["states"] == ["charged"] * 2
     assert (await other.ended())["states"] == ["replayed"] * 2

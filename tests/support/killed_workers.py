@@ -150,14 +150,14 @@ class Killing:
     """Starts runs of a deployment, kills them with their worker, and has another take them up.
 
     Args:
-        kills: How often, not counting those that no run had given a sign of life before.
+        kills: How often, not counting those that no run had had a heartbeat before.
         results: An empty folder. For each flow run it gets a folder with one for each step.
 
     Attributes:
         attempts: By worker and run. Those of a run one after the other.
         done: How many kills there were.
         hit: How many runs they hit.
-        unheard: State, and number of steps done, of runs that gave no sign of life yet, or no
+        unheard: State, and number of steps done, of runs that had no heartbeat yet, or no
             longer, when they were killed.
     """
 
@@ -236,7 +236,7 @@ class Killing:
 
     def _when_one_has_started(self) -> Moment:
         """When the worker has started a run's process, which takes seconds until it gives a
-        sign of life.
+        heartbeat.
         """
         return lambda: bool(self._worker.descendants)
 
