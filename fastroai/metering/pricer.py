@@ -16,12 +16,14 @@ from pydantic_ai.usage import RequestUsage
 from ..errors import SettingsError, UnknownModelPriceError
 from ..ledger.entries import LedgerEntry
 from ..pricing.calculator import CostCalculator
+from ..pricing.endpoints import on_domain
 from ..pricing.max_cost import MaxCost
 from ..pricing.money import microcents_to_usd
 from ..pricing.price_list import Price, tier_context
 from ..pricing.token_counts import TokenCounts
+from ..providers import canonical_provider
 from .billed_tools import unpriced_extra
-from .models import endpoint, merged, sends_setting
+from .models import endpoint, innermost, merged, sends_setting
 from .raw_answers import RawAnswer, inference_geo
 from .service_tiers import asked_service_tier, billed_service_tier
 from .stated_bills import litellm_estimate, stated_bill, who_states_bills
@@ -30,6 +32,7 @@ from .usage_reading import UnknownUsageError, read_usage, sane_counts
 
 logger = logging.getLogger("fastroai.agent")
 _LONGEST_REASON: Final = 500
+_STATE_BILLS: Final = frozenset({"openrouter", "perplexity", "x-ai", "litellm"})
 _warned: set[str] = set()
 
 _Asked = tuple[str, str | None, str | None]
@@ -47,6 +50,8 @@ class Pricer:
         self._calculator = calculator
         self._known: set[_Asked] = set()
         self._max_costs: dict[_Asked, MaxCost | None] = {}
+        self._unpriced: set[str] = set()
+        """Ids of models of which an answer had no price."""
 
     def price(
         self,
@@ -60,6 +65,14 @@ class Pricer:
         Where the answer states its bill, that is the price; what the list says otherwise is noted
         in its source.
         """
+        usage, price = self._price(response, model, entry, raw)
+        if isinstance(price, str):
+            self._unpriced.add(model.model_id)
+        return usage, price
+
+    def _price(
+        self, response: ModelResponse, model: Model, entry: LedgerEntry, raw: RawAnswer | None
+    ) -> tuple[RequestUsage, Price | str]:
         name = response.model_name or model.model_name
         usage = response.usage
         try:
@@ -141,7 +154,8 @@ class Pricer:
         `fail`.
 
         What is looked for is the price of the model as it is asked for. Simulated models are never
-        refused, nor models behind Pydantic AI's gateway, which tells the price with the answer.
+        refused, nor models behind those who tell the price with the answer, nor a deployment at
+        Azure, whose model only the answer names, until one of its answers had no price.
 
         Raises:
             UnknownModelPriceError: No price is known. The message names model, provider, host and
@@ -161,6 +175,8 @@ class Pricer:
             asked = (model.model_id, endpoint(model), tier)
             if asked in self._known:
                 return
+            if self._is_told_by_the_answer(model) and model.model_id not in self._unpriced:
+                return
             self._calculator.price(
                 RequestUsage(),
                 model.model_name,
@@ -178,6 +194,12 @@ class Pricer:
                 "FASTROAI_UNPRICED is 'fail'; with 'warn' it is sent and booked as unpriced."
             ) from error
         self._known.add(asked)
+
+    def _is_told_by_the_answer(self, model: Model) -> bool:
+        url = endpoint(model)
+        if url and on_domain(url, "azure.com"):
+            return canonical_provider(model.system) in ("azure", "openai")
+        return _states_bill(model)
 
     def upper_bound(
         self,
@@ -225,9 +247,7 @@ class Pricer:
             or type(calculator).price is not CostCalculator.price
         ):
             return None
-        if model.model_id.startswith("gateway/") or who_states_bills(
-            model.system, endpoint(model)
-        ) in ("openrouter", "perplexity", "x-ai", "litellm"):
+        if _states_bill(model) or model.model_id.startswith("gateway/"):
             return None
         return calculator.max_cost(
             model.model_name,
@@ -246,6 +266,12 @@ class Pricer:
         if name not in _warned:
             _warned.add(name)
             logger.warning("Requests to model %r are recorded without a price. %s", name, error)
+
+
+def _states_bill(model: Model) -> bool:
+    if type(innermost(model)).__name__ == "XaiModel":
+        return False  # it speaks gRPC, where the answer is not seen
+    return who_states_bills(model.system, endpoint(model)) in _STATE_BILLS
 
 
 def describe_error(error: BaseException) -> str:

@@ -280,6 +280,20 @@ class TestRequirePrice:
         with pytest.raises(UnknownModelPriceError):
             pricer.require_price(openai(url="http://127.0.0.1:8000/v1"))
 
+    def test_a_name_that_only_the_answer_explains_passes_until_it_did_not(self) -> None:
+        pricer = Pricer(CostCalculator())
+        azure = openai("our-deployment", "https://acme.openai.azure.com/openai/v1")
+        router = openai("acme/new-model", "https://openrouter.ai/api/v1")
+        for model in (azure, router):
+            pricer.require_price(model)
+            answer = ModelResponse(
+                [TextPart("Hi")], usage=RequestUsage(input_tokens=1), model_name="no-such-model"
+            )
+            entry = settle_answer(LedgerEntry(model_asked=model.model_id), answer, model, pricer)
+            assert entry.state is EntryState.UNPRICED
+            with pytest.raises(UnknownModelPriceError):
+                pricer.require_price(model)
+
     def test_a_tier_without_a_price_is_refused(self) -> None:
         pricer = Pricer(CostCalculator())
         pricer.require_price(openai("gpt-4"))
