@@ -37,6 +37,9 @@ def stated_bill(
     told = usages(raw.documents)[-1:] if raw is not None else []
     usage = told[0] if told else _as_told(response)
     usd = litellm_estimate(raw)
+    if usd is None and raw is not None and "x-litellm-version" in raw.headers:
+        # At the end of a stream, where it is told to (include_cost_in_streaming_usage).
+        usd = _amount(usage.get("cost")) or None
     if usd is None and not any(name in usage for name in ("cost", "cost_in_usd_ticks")):
         return None  # nearly always; to ask whose host it is takes longer
     biller = who_states_bills(response.provider_name, url)

@@ -239,6 +239,12 @@ class TestStatedBills:
         headers = {"x-litellm-response-cost": cost}
         assert await costs(chat(), base_url=f"https://{host}/v1", headers=headers) == usd
 
+    async def test_litellms_at_the_end_of_a_stream(self) -> None:
+        answer = chunks(None, {**TOKENS, "cost": 0.0006})
+        at = {"base_url": "https://litellm.acme-corp.com/v1"}
+        assert await costs(answer, headers={"x-litellm-version": "1.91.0"}, **at) == "0.0006"
+        assert await costs(answer, **at) == UNKNOWN
+
     async def test_a_difference_to_the_list_is_recorded(self) -> None:
         at = {"client": "openai-chat", "base_url": XAI, "model": "grok-4.20", "why": ""}
         answer = {"json": chat("grok-4.20", cost_in_usd_ticks=99)}
