@@ -31,6 +31,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic_ai.agent import AbstractAgent
 
 from ..agent.agent import FastroAgent
 from ..pipelines.agent_step import AgentStepWrapper
@@ -91,9 +92,12 @@ class Describer:
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, Any]] = {}
         self._home: CodeOrigin | None = None
+        self._agents: list[Any] = []
 
     def step(self, step: Any) -> Any:
         """A step, whatever kind it is of."""
+        if isinstance(step, FunctionStep) and step.version is not None:
+            return self._versioned(step)
         if isinstance(step, FunctionStep):
             return ["step function", self.root(step.function), self._declared(step.function)]
         if isinstance(step, AgentStepWrapper):
@@ -101,6 +105,13 @@ class Describer:
         with self._at(origin_of_class(type(step))):
             code = [self.value(type(step)), describe_fields(step, self)]
             return ["step class", code, self._declared(type(step).execute, type(step))]
+
+    def _versioned(self, step: FunctionStep) -> Any:
+        """A step by its version, its declared output and the agents that its code reaches."""
+        self.root(step.function)
+        # Each by itself: their order, and what else the code holds, must not count.
+        agents = [digest(Describer().value(agent)) for agent in self._agents]
+        return ["step version", step.version, Describer()._declared(step.function), sorted(agents)]
 
     def root(self, value: Any) -> Any:
         """Something of whoever wrote it: its own home is the one in which code is followed."""
@@ -143,6 +154,8 @@ class Describer:
         """A description, or where the same object was described before, the number it then got."""
         if id(value) in self._seen:
             return ["seen", self._seen[id(value)][0]]
+        if isinstance(value, FastroAgent | AbstractAgent):
+            self._agents.append(value)
         # kept, so that no other object gets its id
         self._seen[id(value)] = (len(self._seen), value)
         return describe()

@@ -22,9 +22,12 @@ class FunctionStep(BaseStep[Any, Any]):
     worker thread.
     """
 
-    def __init__(self, function: StepFunction, config: StepConfig) -> None:
+    def __init__(
+        self, function: StepFunction, config: StepConfig, version: str | None = None
+    ) -> None:
         self.function = function
         self.config = config
+        self.version = version
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004  # the bound method of a callable object is what is awaited
         )
@@ -49,29 +52,36 @@ def step(function: StepFunction, /) -> FunctionStep: ...
 
 
 @overload
-def step(**config: Any) -> Callable[[StepFunction], FunctionStep]: ...
+def step(
+    *, version: str | None = None, **config: Any
+) -> Callable[[StepFunction], FunctionStep]: ...
 
 
 def step(
-    function: StepFunction | None = None, /, **config: Any
+    function: StepFunction | None = None, /, *, version: str | None = None, **config: Any
 ) -> FunctionStep | Callable[[StepFunction], FunctionStep]:
     """Make a step of a function that takes a `StepContext`; as `@step` or as `@step(retries=2,
     timeout=30)`.
 
     Args:
         function: A coroutine function, or a plain one, which runs in a worker thread.
+        version: Stands for the step's code when its stored results are looked up: they are reused
+            until you change it, whatever you edit. The agents that the step uses, its output type
+            and its input still count. None: a fingerprint of the code; see docs/caching.md.
         **config: Fields of `StepConfig`; those not given are inherited from the pipeline.
 
     Raises:
         TypeError: A keyword is not a field of `StepConfig`, or the decorated object is not
             callable.
-        ValueError: A value no engine could honour.
+        ValueError: A value no engine could honour, or an empty version.
     """
+    if version is not None and not version:
+        raise ValueError("version must not be empty. Give for example version='1', or none.")
     resolved = StepConfig(**config)
 
     def decorate(function: StepFunction) -> FunctionStep:
         if not callable(function):
             raise TypeError(f"@step decorates a function, not {function!r}.")
-        return FunctionStep(function, resolved)
+        return FunctionStep(function, resolved, version)
 
     return decorate if function is None else decorate(function)

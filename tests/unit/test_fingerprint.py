@@ -583,3 +583,37 @@ def test_output_functions_and_markers_count():
         for output in outputs
     ]
     assert len(set(found)) == len(outputs)
+
+
+class TestVersions:
+    """`@step(version=…)` stands for the code; agents and output types still count."""
+
+    @staticmethod
+    def asks(prompt: str, version: str | None, output: type = str, more: str = "") -> str:
+        agent = FastroAgent(model=TestModel(), system_prompt=prompt)
+
+        async def ask(context: StepContext[None]) -> str:
+            return (await context.run(agent, more)).output
+
+        async def ask_and_count(context: StepContext[None]) -> str:
+            count = len(context.get_input("text", ""))
+            return f"{count} {(await context.run(agent, more)).output}"
+
+        function = ask_and_count if more else ask
+        function.__annotations__["return"] = output
+        return fingerprint(step(version=version)(function))
+
+    def test_edited_code_with_the_same_version_keeps_the_fingerprint(self) -> None:
+        assert self.asks("p", "1") == self.asks("p", "1", more="Count.")
+        assert self.asks("p", None) != self.asks("p", None, more="Count.")
+
+    def test_another_version_is_another_fingerprint(self) -> None:
+        assert len({self.asks("p", version) for version in ("1", "2", None)}) == 3
+
+    def test_the_agents_of_a_step_and_its_output_still_count(self) -> None:
+        assert self.asks("p", "1") != self.asks("q", "1")
+        assert self.asks("p", "1") != self.asks("p", "1", output=int)
+
+    def test_an_empty_version_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="version must not be empty"):
+            step(version="")
