@@ -19,6 +19,7 @@ from ..leases.run_lease import only_execution
 from ..ledger.entries import Attribution
 from ..pipelines.config import Durable
 from ..pipelines.plan import ExecutionPlan
+from ..redaction import redact
 from ..settings import load_settings
 from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.links import links_to_run
@@ -207,7 +208,8 @@ def _result(
         raise failure
     if failure is not None and failure is not ended and not isinstance(failure, Abort):
         # The steps are done and paid for; that Prefect could not note the end must not lose them.
-        logger.warning("Prefect could not record the end of the run of %r: %s", name, failure)
+        message = "Prefect could not record the end of the run of %r: %s"
+        logger.warning(message, name, redact(str(failure)))
     if isinstance(ended, BaseException):
         raise ended
     return ended

@@ -15,6 +15,7 @@ from anyio import to_thread
 from pydantic_ai import exceptions as pydantic_ai_errors
 
 from ..errors import CostBudgetExceededError, DispatchSkippedError
+from ..redaction import redact
 
 logger = logging.getLogger("fastroai.tools")
 
@@ -98,7 +99,8 @@ def safe_tool(
     def explain(error: Exception) -> str:
         if isinstance(error, TimeoutError):
             return on_timeout or f"Tool timed out after {max_retries} attempts"
-        return on_error.replace("{error}", str(error)) if on_error else f"Tool failed: {error}"
+        text = redact(str(error))
+        return on_error.replace("{error}", text) if on_error else f"Tool failed: {text}"
 
     def decorate(func: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
         name = getattr(func, "__name__", type(func).__name__)
@@ -116,7 +118,8 @@ def safe_tool(
                     # other.
                     if isinstance(error, _CONTROL_FLOW) and not isinstance(error, TimeoutError):
                         raise
-                    what = "timed out" if isinstance(error, TimeoutError) else f"failed: {error!r}"
+                    is_timeout = isinstance(error, TimeoutError)
+                    what = "timed out" if is_timeout else f"failed: {redact(repr(error))}"
                     logger.warning(
                         "Tool %s %s (attempt %d of %d)", name, what, attempt, max_retries
                     )

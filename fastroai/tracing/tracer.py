@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
+
+from ..redaction import redact
 
 # Imported at once, as pydantic-ai does the same when Logfire is there: being lazy would save
 # nothing.
@@ -74,7 +77,8 @@ class SimpleTracer:
     ) -> None:
         """Log an error at ERROR, with its traceback."""
         fields = {**_renamed(context or {}, _LOG_KEYS), "trace_id": trace_id}
-        self.logger.error("ERROR %s: %s", type(error).__name__, error, extra=fields, exc_info=error)
+        message = "ERROR %s: %s"
+        _log_error(self.logger, fields, error, message, type(error).__name__, redact(str(error)))
 
 
 _current_span: ContextVar[str | None] = ContextVar("fastroai_current_span", default=None)
@@ -118,10 +122,33 @@ class _LoggedSpan:
         elif isinstance(error, GeneratorExit):
             self._logger.info("CLOSED %s after %.0f ms", self._name, milliseconds, extra=fields)
         else:
-            message = "FAILED %s after %.0f ms: %s"
-            self._logger.error(
-                message, self._name, milliseconds, error, extra=fields, exc_info=error
-            )
+            message, text = "FAILED %s after %.0f ms: %s", redact(str(error))
+            _log_error(self._logger, fields, error, message, self._name, milliseconds, text)
+
+
+def _log_error(
+    logger: logging.Logger,
+    fields: Mapping[str, Any],
+    error: BaseException,
+    message: str,
+    *args: object,
+) -> None:
+    """Log an error with its traceback, in which secrets are masked."""
+    if not logger.isEnabledFor(logging.ERROR):
+        return
+    path, line, function, _ = logger.findCaller(stacklevel=3)
+    exc_info = (type(error), error, error.__traceback__)
+    record = logger.makeRecord(
+        logger.name, logging.ERROR, path, line, message, args, exc_info, function, fields
+    )
+    # What formatters write instead of the traceback that they would make.
+    record.exc_text = redacted_traceback(error)
+    logger.handle(record)
+
+
+def redacted_traceback(error: BaseException) -> str:
+    """An error's traceback with its causes, in which secrets are masked."""
+    return redact("".join(traceback.format_exception(error)).rstrip())
 
 
 class LogfireTracer:
@@ -145,12 +172,23 @@ class LogfireTracer:
         """A Logfire span; yields a fresh UUID, which is its attribute `trace_id`."""
         trace_id = str(uuid4())
         fields = _renamed(attributes, {"trace_id"})
+        failure: Exception | None = None
         with self._logfire.span(name, _tags=["fastroai"], trace_id=trace_id, **fields) as span:
             self._spans[trace_id] = span
             try:
                 yield trace_id
+            except Exception as error:
+                text = redacted_traceback(error)
+                if text == "".join(traceback.format_exception(error)).rstrip():
+                    raise
+                # Logfire would record the error as it is.
+                span.set_level("error")
+                span.set_attribute("exception.stacktrace", text)
+                failure = error
             finally:
                 del self._spans[trace_id]
+        if failure is not None:
+            raise failure
 
     def log_metric(self, trace_id: str, name: str, value: Any) -> None:
         """A Logfire info message, and an OpenTelemetry attribute `fastroai.<name>` of the span
@@ -170,12 +208,13 @@ class LogfireTracer:
         self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
     ) -> None:
         """A Logfire error message with the exception."""
+        has_secrets = redact(str(error)) != str(error)
         self._logfire.error(
             "{error_type}: {error_message}",
             error_type=type(error).__name__,
-            error_message=str(error),
+            error_message=redact(str(error)),
             trace_id=trace_id,
-            _exc_info=error,
+            _exc_info=False if has_secrets else error,
             _tags=["fastroai", "error"],
             **_renamed(context or {}, {"error_type", "error_message", "trace_id"}),
         )

@@ -24,6 +24,7 @@ from pydantic_core import to_jsonable_python
 
 from ...ledger.aggregation import totals_of, with_unknown
 from ...ledger.entries import EntryState, LedgerEntry, total_usd
+from ...redaction import redact
 from ...settings import load_settings
 
 logger = logging.getLogger("fastroai.executors")
@@ -144,7 +145,8 @@ def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | N
 
 async def write_output_artifact(pipeline: str, output: object) -> None:
     """Show a run's output as the Markdown artifact `output-<pipeline>`; never raises."""
-    text = json.dumps(to_jsonable_python(output, fallback=repr), indent=2, ensure_ascii=False)
+    content = to_jsonable_python(output, fallback=repr)
+    text = redact(json.dumps(content, indent=2, ensure_ascii=False))
     if len(text) > LONGEST_OUTPUT:
         text = f"{text[:LONGEST_OUTPUT]}\n… ({len(text):,} characters in all)"
     try:
@@ -155,7 +157,7 @@ async def write_output_artifact(pipeline: str, output: object) -> None:
                 description=f"Output of {pipeline}",
             )
     except Exception as error:
-        message = repr(error)
+        message = redact(repr(error))
         logger.warning("The output of %r could not be shown in Prefect: %s", pipeline, message)
 
 
@@ -255,7 +257,7 @@ class ArtifactWriter:
         failures = [table.failure for table in self._unwritten if table.failure is not None]
         reason = f"no answer within {self._timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
         if failures:
-            reason = repr(failures[-1])
+            reason = redact(repr(failures[-1]))
         keys = [str(table.artifact.key) for table in self._unwritten]
         names = ", ".join(keys[:NAMED])
         if len(keys) > NAMED:

@@ -19,6 +19,7 @@ from ...leases.table import LeaseRequest, Outcome
 from ...ledger.entries import Attribution
 from ...settings import FastroAISettings
 from ..protocol import ExecutionResult
+from .error_texts import mask_secrets
 
 NOT_STORED = "ResultsNotStored"
 """Name of the state of a run whose steps are done while some of their results are not stored."""
@@ -69,6 +70,9 @@ async def flow_run_lease(
         # The state of the flow run is another's to report now; this is how Prefect ends without
         # one.
         raise Abort(str(error)) from error
+    except Exception as error:
+        mask_secrets(error)  # before Prefect makes a state and logs of it
+        raise
 
 
 def _release_when_reported(flow_run: FlowRun, lease: Lease) -> None:

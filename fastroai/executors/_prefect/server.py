@@ -16,6 +16,7 @@ from prefect.settings import (
 )
 
 from ...errors import ExecutorUnavailableError
+from ...redaction import redact
 from .shutdown import ANSWER_SECONDS, exit_without_a_silent_server
 from .temporary_server import start_temporary_server
 
@@ -39,10 +40,10 @@ async def check_server() -> None:
             await client.api_version()
     except Exception as error:
         raise ExecutorUnavailableError(
-            f"No Prefect server answers at PREFECT_API_URL={url!r} ({type(error).__name__}: "
-            f"{error}). Nothing was "
-            "run or spent. Start one with `prefect server start`, correct the URL, or run in "
-            "process with FASTROAI_EXECUTOR=memory."
+            f"No Prefect server answers at PREFECT_API_URL={redact(repr(url))} "
+            f"({type(error).__name__}: {redact(str(error))}). Nothing was run or spent. Start one "
+            "with `prefect server start`, correct the URL, or run in process with "
+            "FASTROAI_EXECUTOR=memory."
         ) from error
 
 

@@ -33,6 +33,7 @@ from .caching import (
     digest_or_unique,
     resolve_cache_policy,
 )
+from .error_texts import mask_secrets
 from .journal import journal_of
 from .options import PrefectOptions
 from .results import (
@@ -218,6 +219,7 @@ class StepTasks:
                 record = await run_step(self._session, node, self._attempts[step_id])
             stored, identified = self._stored_form(node, record)
         except BaseException as error:
+            mask_secrets(error)
             self._errors[step_id] = error
             raise
         self._live[step_id] = record

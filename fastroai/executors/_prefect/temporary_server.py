@@ -24,6 +24,7 @@ from prefect.settings import (
 )
 
 from ...errors import ExecutorUnavailableError
+from ...redaction import redact
 from ...settings import process_environment
 
 NOTICE = (
@@ -73,8 +74,8 @@ async def start_temporary_server() -> None:
         if not isinstance(error, Exception):
             raise
         raise ExecutorUnavailableError(
-            f"The temporary Prefect server did not start: {error}. Its files are in PREFECT_HOME="
-            f"{str(PREFECT_HOME.value())!r}. {_REMEDY}"
+            f"The temporary Prefect server did not start: {redact(str(error))}. Its files are in "
+            f"PREFECT_HOME={str(PREFECT_HOME.value())!r}. {_REMEDY}"
         ) from error
 
 

@@ -27,6 +27,7 @@ from ...errors import FastroAIError, RunLeaseError
 from ...leases.heartbeat import Lease
 from ...leases.shared import configured_heartbeat
 from ...leases.table import LeaseRecord, LeaseRequest, Outcome
+from ...redaction import redact
 from ...settings import load_settings
 from .flow_run_lease import NOT_STORED
 
@@ -158,7 +159,9 @@ async def report_own_ended_runs() -> None:
             for line in await report_ended_runs():
                 logger.warning("%s", line)
     except Exception as error:  # the next run, or `fastroai runs`, tries again
-        logger.warning("Runs that ended earlier could not be reported to Prefect: %s", error)
+        logger.warning(
+            "Runs that ended earlier could not be reported to Prefect: %s", redact(str(error))
+        )
 
 
 async def report_ended_runs() -> list[str]:
