@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, get_origin
 
@@ -44,14 +44,14 @@ _BUILT = frozenset({"validator"})
 _PRIVATE = ("_id", "_instructions", "_source", "_registry")
 
 
-def is_part_of_an_agent(value: Any) -> bool:
+def is_part_of_an_agent(value: object) -> bool:
     """Whether this module knows what counts about an object: pydantic-ai's own ones, and what is
     derived from them.
     """
     return isinstance(value, _PARTS) or type(value).__module__.partition(".")[0] == "pydantic_ai"
 
 
-def describe_agent(agent: FastroAgent[Any], describer: Describer) -> Any:
+def describe_agent(agent: FastroAgent[Any], describer: Describer) -> object:
     """An agent as its runs use it.
 
     Its name, hooks, prices and retries of a request do not change an answer.
@@ -66,7 +66,7 @@ def describe_agent(agent: FastroAgent[Any], describer: Describer) -> Any:
     ]
 
 
-def describe_part(value: Any, describer: Describer) -> Any:
+def describe_part(value: object, describer: Describer) -> object:
     """A pydantic-ai object by what counts about it."""
     if isinstance(value, AbstractAgent):
         return _ready_agent(value, describer)
@@ -78,7 +78,7 @@ def describe_part(value: Any, describer: Describer) -> Any:
     ]
 
 
-def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = None) -> Any:
+def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = None) -> object:
     while isinstance(agent, WrapperAgent):
         agent = agent.wrapped
     if not isinstance(agent, Agent):
@@ -119,7 +119,7 @@ def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = N
     }
 
 
-def _model(model: Any, describer: Describer) -> Any:
+def _model(model: object, describer: Describer) -> object:
     """A model by its names; where it is reached, and by which key, is left out."""
     while isinstance(model, WrapperModel):
         model = model.wrapped
@@ -132,7 +132,7 @@ def _model(model: Any, describer: Describer) -> Any:
     return [type(model).__qualname__, model.model_id, _settings(model.settings, describer)]
 
 
-def _settings(settings: Any, describer: Describer) -> Any:
+def _settings(settings: object, describer: Describer) -> object:
     if isinstance(settings, Mapping):
         return sorted(
             [name, describer.value(value)]
@@ -142,7 +142,7 @@ def _settings(settings: Any, describer: Describer) -> Any:
     return _member(settings, describer)
 
 
-def _answers(capability: Any) -> bool:
+def _answers(capability: object) -> bool:
     """Whether a capability may change answers; those that make runs durable only keep them."""
     return not type(capability).__module__.startswith("pydantic_ai.durable_exec")
 
@@ -156,11 +156,11 @@ def _given_to_all() -> list[Any]:
     ]
 
 
-def _plain_agent_capabilities() -> Any:
+def _plain_agent_capabilities() -> Sequence[AbstractCapability[Any]]:
     return Agent()._root_capability.capabilities
 
 
-def _kind(value: Any, describer: Describer) -> Any:
+def _kind(value: object, describer: Describer) -> object:
     """A library's class by its name; someone's own by its code."""
     cls = type(value)
     return _label(cls) if cls.__module__.partition(".")[0] in _LIBRARIES else describer.root(cls)
@@ -170,38 +170,33 @@ def _label(cls: type) -> str:
     return f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}"
 
 
-def _state(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object was given beyond the defaults, by name; what is worked out from that is left
-    out.
-    """
-    defaults: dict[str, Any] = {}
-    if dataclasses.is_dataclass(value):
-        own = {
-            f.name: f.default for f in dataclasses.fields(value) if f.init and f.name not in _BUILT
-        }
-        defaults = {
-            name: default for name, default in own.items() if default is not dataclasses.MISSING
-        }
-        names = [name for name in own if not name.startswith("_")]
+def _state(value: object) -> Iterator[tuple[str, object]]:
+    """What an object was given beyond the defaults, by name; without what is derived from that."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if f.init and f.name not in _BUILT]
+        names = [f.name for f in fields]
+        defaults = {f.name: f.default for f in fields}
     else:
         slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-        names = [
-            name for name in (*getattr(value, "__dict__", {}), *slots) if not name.startswith("_")
-        ]
-    for name in sorted({*names, *_PRIVATE} - _MEANS):
+        names = [*getattr(value, "__dict__", {}), *slots]
+        defaults = {}
+    public = {name for name in names if not name.startswith("_")}
+    for name in sorted({*public, *_PRIVATE} - _MEANS):
         item = getattr(value, name, None)
-        if (
-            item is None
-            or item is False
-            or (isinstance(item, list | tuple | dict | str) and not item)
-        ):
+        if _is_empty(item):
             continue
-        if name in defaults and type(item) is type(defaults[name]) and item == defaults[name]:
-            continue
-        yield name, item
+        default = defaults.get(name, dataclasses.MISSING)
+        if type(item) is not type(default) or item != default:
+            yield name, item
 
 
-def _member(value: Any, describer: Describer) -> Any:
+def _is_empty(item: object) -> bool:
+    if isinstance(item, list | tuple | dict | str):
+        return not item
+    return item is None or item is False
+
+
+def _member(value: object, describer: Describer) -> object:
     """A part of an agent's definition: functions and types are followed wherever they are
     defined.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MACHINERY = frozenset({"_abc_impl", "model_fields", "model_computed_fields"})
 
 
-def describe_class(cls: type, describer: Describer) -> Any:
+def describe_class(cls: type, describer: Describer) -> object:
     """A class: its bases, fields and schema, its methods' code, its attributes' values."""
     bases = [describer.value(base) for base in cls.__bases__ if base is not object]
     schema = json_schema(cls) if _has_schema(cls) else None
@@ -32,7 +32,7 @@ def describe_class(cls: type, describer: Describer) -> Any:
     ]
 
 
-def describe_fields(value: Any, describer: Describer) -> Any:
+def describe_fields(value: object, describer: Describer) -> object:
     """What an object holds, by name. Values that a `cached_property` keeps are none of its own."""
     if isinstance(value, BaseModel):
         held = {name: getattr(value, name, None) for name in type(value).model_fields}
@@ -49,7 +49,7 @@ def describe_fields(value: Any, describer: Describer) -> Any:
     ]
 
 
-def json_schema(hint: Any) -> Any:
+def json_schema(hint: object) -> object:
     """The JSON schema of a type, docstrings and descriptions included, as a model is shown it; else
     its name.
     """
@@ -57,13 +57,14 @@ def json_schema(hint: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=512)
-def _schema_of_class(cls: type) -> Any:
+def _schema_of_class(cls: type) -> object:
     return _schema(cls)
 
 
-def _schema(hint: Any) -> Any:
+def _schema(hint: object) -> object:
     try:
-        return TypeAdapter(hint).json_schema()
+        adapter: TypeAdapter[object] = TypeAdapter(hint)  # type: ignore[arg-type]  # any hint
+        return adapter.json_schema()
     except Exception:  # any type that pydantic can't describe still has a name
         return getattr(hint, "__qualname__", type(hint).__qualname__)
 
@@ -77,7 +78,7 @@ def _slots(cls: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _fields(cls: type, describer: Describer) -> Any:
+def _fields(cls: type, describer: Describer) -> object:
     """Defaults, and how pydantic's validators are applied, where a schema does not say it."""
     if issubclass(cls, Enum):
         return [[name, describer.value(member.value)] for name, member in cls.__members__.items()]
@@ -88,7 +89,7 @@ def _fields(cls: type, describer: Describer) -> Any:
         ]
         private = [
             [n, describer.value(a.default), describer.value(a.default_factory)]
-            for n, a in _private(cls)
+            for n, a in sorted(cls.__private_attributes__.items())
         ]
         applied = [
             [kind.name, name, describer.value(decorator.info)]
@@ -105,23 +106,19 @@ def _fields(cls: type, describer: Describer) -> Any:
     return None
 
 
-def _pydantic_field(field: Any, describer: Describer) -> Any:
+def _pydantic_field(field: Any, describer: Describer) -> object:
     default = [describer.value(field.default), describer.value(field.default_factory)]
     return [default, describer.parts(field.annotation), describer.value(field.metadata)]
 
 
-def _private(cls: type[BaseModel]) -> Any:
-    return sorted(cls.__private_attributes__.items())
-
-
-def _members(cls: type, describer: Describer) -> Any:
+def _members(cls: type, describer: Describer) -> object:
     written = [
         (name, item) for name, item in sorted(vars(cls).items()) if _is_written(cls, name, item)
     ]
     return [[name, _member(item, describer)] for name, item in written]
 
 
-def _member(item: Any, describer: Describer) -> Any:
+def _member(item: object, describer: Describer) -> object:
     if isinstance(item, staticmethod | classmethod):
         return [type(item).__name__, describer.value(item.__func__)]
     if isinstance(item, property):
@@ -134,7 +131,7 @@ def _member(item: Any, describer: Describer) -> Any:
     return describer.value(item)
 
 
-def _is_written(cls: type, name: str, item: Any) -> bool:
+def _is_written(cls: type, name: str, item: object) -> bool:
     """Whether a class's attribute stands in its source, and was not put there by Python or a
     library.
     """

@@ -13,8 +13,11 @@ import linecache
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import CodeType
-from typing import Any
+from types import CodeType, MethodType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .steps import Describer
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _Place = tuple[str, int]
@@ -212,7 +215,7 @@ def _global_names(code: CodeType) -> Iterator[str]:
         yield from _global_names(nested)
 
 
-def _normalised(node: _Function) -> Any:
+def _normalised(node: _Function) -> object:
     """A function's node as plain lists, without what its definition line only decorates and its
     docstring.
     """
@@ -222,7 +225,7 @@ def _normalised(node: _Function) -> Any:
     return _plain_fields(node, fields)
 
 
-def _plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> Any:
+def _plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> object:
     kept = sorted(
         (name, value)
         for name, value in fields.items()
@@ -231,7 +234,7 @@ def _plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> Any:
     return [type(node).__name__, [[name, _plain(value)] for name, value in kept]]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, ast.Constant):
         return _constant(value.value)
     if isinstance(value, ast.JoinedStr):
@@ -259,7 +262,7 @@ def _plain_pieces(pieces: list[ast.expr]) -> list[Any]:
     return plain
 
 
-def _constant(value: Any) -> Any:
+def _constant(value: object) -> object:
     """A constant in the code as text and type; sets in an order that no hash seed changes."""
     if isinstance(value, CodeType):
         return _compiled(value)
@@ -274,7 +277,7 @@ def _constant(value: Any) -> Any:
     return [type(value).__name__, value if isinstance(value, str) else repr(value)]
 
 
-def _compiled(code: CodeType) -> Any:
+def _compiled(code: CodeType) -> object:
     """What a compiled function does; where it stands is left out."""
     return [
         code.co_name,
@@ -343,3 +346,14 @@ def _imports(node: _Function) -> Iterator[LocalImport]:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def describe_method(method: MethodType, describer: Describer) -> list[object]:
+    """A bound method by its function and its object."""
+    return ["method", describer.value(method.__func__), describer.value(method.__self__)]
+
+
+def describe_partial(partial: functools.partial[object], describer: Describer) -> list[object]:
+    """A partial by its function and the arguments it has."""
+    parts = (partial.func, partial.args, partial.keywords)
+    return ["partial", *(describer.value(part) for part in parts)]

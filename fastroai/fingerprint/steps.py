@@ -11,7 +11,7 @@ import logging
 import re
 import string
 from collections import UserDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -42,7 +42,25 @@ from ..serialization.canonical_json import digest
 from .agents import describe_agent, describe_part, is_part_of_an_agent
 from .classes import describe_class, describe_fields, json_schema
 from .code_origin import CodeOrigin, origin_of_class, origin_of_function, origin_of_module
-from .functions import LocalImport, compiled_identity, rebound_globals, source_of
+from .functions import (
+    LocalImport,
+    compiled_identity,
+    describe_method,
+    describe_partial,
+    rebound_globals,
+    source_of,
+)
+from .values import (
+    describe_builtin,
+    describe_enum,
+    describe_mapping,
+    describe_namespace,
+    describe_path,
+    describe_pattern,
+    describe_sequence,
+    describe_template,
+    describe_text,
+)
 
 logger = logging.getLogger("fastroai.pipelines")
 
@@ -90,11 +108,11 @@ class Describer:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[int, Any]] = {}
+        self._seen: dict[int, tuple[int, object]] = {}
         self._home: CodeOrigin | None = None
         self._agents: list[Any] = []
 
-    def step(self, step: Any) -> Any:
+    def step(self, step: Any) -> object:
         """A step, whatever kind it is of."""
         if isinstance(step, FunctionStep) and step.version is not None:
             return self._versioned(step)
@@ -106,14 +124,14 @@ class Describer:
             code = [self.value(type(step)), describe_fields(step, self)]
             return ["step class", code, self._declared(type(step).execute, type(step))]
 
-    def _versioned(self, step: FunctionStep) -> Any:
+    def _versioned(self, step: FunctionStep) -> object:
         """A step by its version, its declared output and the agents that its code reaches."""
         self.root(step.function)
         # Each by itself: their order, and what else the code holds, must not count.
         agents = [digest(Describer().value(agent)) for agent in self._agents]
         return ["step version", step.version, Describer()._declared(step.function), sorted(agents)]
 
-    def root(self, value: Any) -> Any:
+    def root(self, value: object) -> object:
         """Something of whoever wrote it: its own home is the one in which code is followed."""
         inner = value
         while True:
@@ -135,7 +153,7 @@ class Describer:
         with self._at(home):
             return self.value(value)
 
-    def value(self, value: Any) -> Any:
+    def value(self, value: object) -> object:
         """Data by its content, code by what it does, anything else (clients, locks, files) by its
         type's name.
         """
@@ -145,12 +163,12 @@ class Describer:
             return value if self._home is None else self._home.place(value)
         for kinds, describe in _DESCRIBERS:
             if isinstance(value, kinds):
-                return describe(self, value)
+                return describe(value, self)
         if is_part_of_an_agent(value):
             return self.once(value, lambda: describe_part(value, self))
         return self._object(value)
 
-    def once(self, value: Any, describe: Callable[[], Any]) -> Any:
+    def once(self, value: object, describe: Callable[[], object]) -> object:
         """A description, or where the same object was described before, the number it then got."""
         if id(value) in self._seen:
             return ["seen", self._seen[id(value)][0]]
@@ -160,11 +178,11 @@ class Describer:
         self._seen[id(value)] = (len(self._seen), value)
         return describe()
 
-    def hint(self, hint: Any) -> Any:
+    def hint(self, hint: object) -> object:
         """A type as the model or the next step sees it, with the code of the classes in it."""
         return [json_schema(hint), self.parts(hint)]
 
-    def parts(self, hint: Any) -> Any:
+    def parts(self, hint: object) -> object:
         """The code of the classes and validators in a type."""
         if isinstance(hint, type):
             with self._at(origin_of_class(hint)):
@@ -191,7 +209,7 @@ class Describer:
         finally:
             self._home = outer
 
-    def _declared(self, function: Any, cls: type | None = None) -> Any:
+    def _declared(self, function: Any, cls: type | None = None) -> object:
         """The output type that code declares, as far as it can be resolved."""
         try:
             hints = [get_type_hints(function, include_extras=True).get("return")]
@@ -204,10 +222,11 @@ class Describer:
 
     # Code
 
-    def _function(self, function: Any) -> Any:
+    def function(self, function: FunctionType) -> object:
+        """A function by its code and what that refers to; once."""
         return self.once(function, lambda: self._describe_function(function))
 
-    def _describe_function(self, function: Any) -> Any:
+    def _describe_function(self, function: Any) -> object:
         closure = [
             [name, self._cell(cell)]
             for name, cell in zip(
@@ -245,7 +264,7 @@ class Describer:
             name = importlib.util.resolve_name(local.module, module.get("__package__"))
             if self._home is None or not self._home.holds(name):
                 return
-            value: Any = importlib.import_module(name)
+            value: object = importlib.import_module(name)
             if local.name is not None:
                 held = vars(value)
                 value = (
@@ -257,13 +276,13 @@ class Describer:
             return
         yield from self._global(local.bound, value, uses)
 
-    def _cell(self, cell: Any) -> Any:
+    def _cell(self, cell: Any) -> object:
         try:
             return self.value(cell.cell_contents)
         except ValueError:  # not filled yet: the function refers to a name that is defined later
             return ["empty"]
 
-    def _global(self, name: str, value: Any, uses: Any) -> Iterator[Any]:
+    def _global(self, name: str, value: object, uses: Any) -> Iterator[Any]:
         """What a function finds under a name of its module, through the attributes it takes of it
         where these say.
         """
@@ -284,7 +303,7 @@ class Describer:
             yield [f"{name}.__doc__", value.__doc__]
 
     def _of_module(self, name: str, module: ModuleType, path: tuple[str, ...]) -> Iterator[Any]:
-        value: Any = module
+        value: object = module
         taken = [name]
         for attribute in path:
             if not isinstance(value, ModuleType):
@@ -296,42 +315,13 @@ class Describer:
         if self._follows(origin_of_module(module)) or isinstance(value, str | bytes | int | float):
             yield [".".join(taken), self.value(value)]
 
-    def _method(self, method: Any) -> Any:
-        return ["method", self.value(method.__func__), self.value(method.__self__)]
-
-    def _partial(self, partial: Any) -> Any:
-        return [
-            "partial",
-            self.value(partial.func),
-            self.value(partial.args),
-            self.value(partial.keywords),
-        ]
-
-    def _class(self, cls: Any) -> Any:
+    def type(self, cls: type) -> object:
+        """A class: an own one by its code, another by its name."""
         if not self.is_own(cls):
             return ["type", _label(cls)]
         return self.once(cls, lambda: describe_class(cls, self))
 
-    # Data
-
-    def _enum(self, member: Any) -> Any:
-        return ["enum", self.value(type(member)), member.name, self.value(member.value)]
-
-    def _sequence(self, items: Any) -> Any:
-        kind = "tuple" if isinstance(items, tuple) else "list"
-        if kind == "list":
-            return self.once(items, lambda: [kind, *map(self._item, items)])
-        return [kind, *map(self._item, items)]  # Python may make one object of equal tuples
-
-    def _item(self, item: Any) -> Any:
-        """Of a function in a list its docstring too: it may be one of tools, and the model reads
-        it.
-        """
-        return (
-            [self.value(item), item.__doc__] if isinstance(item, FunctionType) else self.value(item)
-        )
-
-    def _set(self, items: Any) -> Any:
+    def set(self, items: Iterable[object]) -> object:
         """In an order that no hash seed changes: each item is described as if it were the only
         one.
         """
@@ -342,16 +332,7 @@ class Describer:
         self._seen = seen
         return ["set", *sorted(described, key=digest)]
 
-    def _mapping(self, items: Any) -> Any:
-        return self.once(
-            items,
-            lambda: [
-                "mapping",
-                *([self.value(key), self.value(item)] for key, item in items.items()),
-            ],
-        )
-
-    def _object(self, value: Any) -> Any:
+    def _object(self, value: object) -> object:
         from ..pipelines.pipeline import Pipeline  # it imports the plan, which imports this
 
         if isinstance(value, Pipeline):
@@ -372,76 +353,55 @@ class Describer:
             return ["hint", self.hint(value)]
         return ["type", _label(type(value))]
 
-    def _instance(self, value: Any) -> Any:
+    def _instance(self, value: object) -> object:
         return self.once(
             value, lambda: ["instance", self.value(type(value)), describe_fields(value, self)]
         )
 
-    def _pipeline(self, pipeline: Any) -> Any:
+    def _pipeline(self, pipeline: Any) -> object:
         nodes = pipeline.plan.steps.items()
         return [
             "pipeline",
             [[id_, list(node.dependencies), self.value(node.step)] for id_, node in nodes],
         ]
 
-    def _text(self, value: Any) -> Any:
-        return [type(value).__name__, self.value(str.__str__(value))]
-
-    def _path(self, value: Any) -> Any:
-        return ["path", self.value(value.as_posix())]
-
-    def _builtin(self, function: Any) -> Any:
-        owner = function.__self__
-        return [
-            "builtin",
-            function.__qualname__,
-            None if isinstance(owner, ModuleType) else self.value(owner),
-        ]
-
 
 _MISSING: Any = object()
 
 # The first that fits; a kind stands before those it is derived from.
-_DESCRIBERS: tuple[tuple[Any, Callable[[Describer, Any], Any]], ...] = (
-    (Enum, Describer._enum),
-    (str, Describer._text),
-    (int, lambda _, number: ["int", hex(number)]),
-    ((float, complex), lambda _, number: [type(number).__name__, repr(number)]),
-    ((bytes, bytearray), lambda _, content: ["bytes", content.hex()]),
-    (StepConfig, lambda _, config: ["step config"]),
-    (FastroAgent, lambda self, agent: self.once(agent, lambda: describe_agent(agent, self))),
-    (BaseStep, lambda self, step: self.once(step, lambda: self.step(step))),
-    (FunctionType, Describer._function),
-    (MethodType, Describer._method),
-    (BuiltinFunctionType, Describer._builtin),
-    (functools.partial, Describer._partial),
-    (type, Describer._class),
-    (ModuleType, lambda _, module: ["module", module.__name__.partition(".")[0]]),
-    ((SecretStr, SecretBytes), lambda _, secret: ["secret"]),
-    (PurePath, Describer._path),
-    (_TEXTUAL, lambda _, value: [type(value).__name__, str(value)]),
-    (re.Pattern, lambda self, pattern: ["pattern", self.value(pattern.pattern), pattern.flags]),
-    (
-        string.Template,
-        lambda self, template: [
-            "template",
-            self.value(type(template)),
-            self.value(template.template),
-        ],
-    ),
-    (SimpleNamespace, lambda self, value: self._mapping(vars(value))),
-    (_SEQUENCES, Describer._sequence),
-    ((set, frozenset), Describer._set),
-    (_MAPPINGS, Describer._mapping),
+_DESCRIBERS: tuple[tuple[type | tuple[type, ...], Callable[[Any, Describer], object]], ...] = (
+    (Enum, describe_enum),
+    (str, describe_text),
+    (int, lambda number, _: ["int", hex(number)]),
+    ((float, complex), lambda number, _: [type(number).__name__, repr(number)]),
+    ((bytes, bytearray), lambda content, _: ["bytes", content.hex()]),
+    (StepConfig, lambda config, _: ["step config"]),
+    (FastroAgent, lambda agent, self: self.once(agent, lambda: describe_agent(agent, self))),
+    (BaseStep, lambda step, self: self.once(step, lambda: self.step(step))),
+    (FunctionType, lambda function, self: self.function(function)),
+    (MethodType, describe_method),
+    (BuiltinFunctionType, describe_builtin),
+    (functools.partial, describe_partial),
+    (type, lambda cls, self: self.type(cls)),
+    (ModuleType, lambda module, _: ["module", module.__name__.partition(".")[0]]),
+    ((SecretStr, SecretBytes), lambda secret, _: ["secret"]),
+    (PurePath, describe_path),
+    (_TEXTUAL, lambda value, _: [type(value).__name__, str(value)]),
+    (re.Pattern, describe_pattern),
+    (string.Template, describe_template),
+    (SimpleNamespace, describe_namespace),
+    (_SEQUENCES, describe_sequence),
+    ((set, frozenset), lambda items, self: self.set(items)),
+    (_MAPPINGS, describe_mapping),
 )
 
 
-def _label(value: Any) -> str:
+def _label(value: type) -> str:
     """A name that says the same whichever module of its package something moved to."""
     return f"{value.__module__.partition('.')[0]}.{value.__qualname__}"
 
 
-def _static_member(cls: type, path: tuple[str, ...]) -> Any:
+def _static_member(cls: type, path: tuple[str, ...]) -> object:
     """What a class's attribute is, looked up without running any code; `_MISSING` where that does
     not tell.
     """
@@ -461,7 +421,7 @@ def _static_member(cls: type, path: tuple[str, ...]) -> Any:
     return found
 
 
-def _is_data(value: Any) -> bool:
+def _is_data(value: object) -> bool:
     if isinstance(value, list | tuple | set | frozenset):
         return all(map(_is_data, value))
     if isinstance(value, dict):
