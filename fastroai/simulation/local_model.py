@@ -95,7 +95,8 @@ class LocalModel(Model[None]):
         if self._delay:
             await asyncio.sleep(self._delay)
         response = await self.answer(messages, settings, parameters)
-        response.model_name = response.model_name or self._model_name
+        if not response.model_name:
+            response.model_name = self._model_name
         if not response.usage.has_values() and not response.usage.unmeasured_requests:
             response.usage = estimate_usage(messages, parameters, response)
         return response
@@ -217,7 +218,7 @@ def _texts_of(messages: Iterable[ModelMessage]) -> Iterator[str]:
         )
 
 
-def _text_of_part(part: Any) -> str:
+def _text_of_part(part: object) -> str:
     if isinstance(part, UserPromptPart):
         return prompt_text(part)
     if isinstance(part, ToolCallPart):
@@ -231,7 +232,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def structured_part(
-    value: Any, parameters: ModelRequestParameters, *, name: str = ""
+    value: object, parameters: ModelRequestParameters, *, name: str = ""
 ) -> ModelResponsePart:
     """A structured output as this request wants it: a call of its output tool, or JSON as text.
 
@@ -245,8 +246,7 @@ def structured_part(
         return TextPart(to_json(value).decode())
     tool = next((tool for tool in tools if name and tool.name.endswith(f"_{name}")), tools[0])
     if not isinstance(value, Mapping):
-        # pydantic-ai wraps what is no object into one with a single field.
-        value = {
-            next(iter(tool.parameters_json_schema.get("properties", {"response": None}))): value
-        }
+        # pydantic-ai wraps a value that is not an object into one with a single field.
+        fields = tool.parameters_json_schema.get("properties", {"response": None})
+        value = {next(iter(fields)): value}
     return ToolCallPart(tool.name, to_json(value).decode())

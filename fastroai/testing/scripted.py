@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic_ai.messages import (
@@ -85,19 +85,20 @@ class ScriptedModel(LocalModel):
         reply = self._next_reply()
         if callable(reply) and not isinstance(reply, type):
             reply = reply(messages, _info(messages, settings, parameters))
-            if inspect.isawaitable(reply):
-                reply = await reply
-        if isinstance(reply, BaseException) or (
-            isinstance(reply, type) and issubclass(reply, BaseException)
-        ):
+        if inspect.isawaitable(reply):
+            reply = await reply
+        if isinstance(reply, BaseException):
             raise reply
-        response = (
-            copy(reply)
-            if isinstance(reply, ModelResponse)
-            else ModelResponse(parts=_parts(reply, parameters))
-        )
-        response.provider_response_id = response.provider_response_id or f"scripted-{self._given}"
-        response.usage = copy(response.usage if self._fixed_usage is None else self._fixed_usage)
+        if isinstance(reply, type) and issubclass(reply, BaseException):
+            raise reply
+        if isinstance(reply, ModelResponse):
+            response = copy(reply)
+        else:
+            response = ModelResponse(parts=_parts(reply, parameters))
+        if not response.provider_response_id:
+            response.provider_response_id = f"scripted-{self._given}"
+        usage = response.usage if self._fixed_usage is None else self._fixed_usage
+        response.usage = copy(usage)
         return response
 
     def _next_reply(self) -> Reply:
@@ -114,20 +115,15 @@ class ScriptedModel(LocalModel):
 def _parts(reply: Reply, parameters: ModelRequestParameters) -> list[ModelResponsePart]:
     if isinstance(reply, str):
         return [TextPart(reply)]
-    if isinstance(reply, ToolCall):
-        return [_call(reply)]
-    if isinstance(reply, Sequence) and reply and all(isinstance(item, ToolCall) for item in reply):
-        return [_call(item) for item in reply]
+    calls = reply if isinstance(reply, Sequence) and reply else [reply]
+    if all(isinstance(call, ToolCall) for call in calls):
+        return [_call(call) for call in calls]
     return [structured_part(to_jsonable_python(reply), parameters, name=type(reply).__name__)]
 
 
 def _call(call: ToolCall) -> ToolCallPart:
-    args = to_json(dict(call.args)).decode()
-    return (
-        ToolCallPart(call.name, args)
-        if call.id is None
-        else ToolCallPart(call.name, args, tool_call_id=call.id)
-    )
+    part = ToolCallPart(call.name, to_json(dict(call.args)).decode())
+    return part if call.id is None else replace(part, tool_call_id=call.id)
 
 
 def _info(

@@ -20,10 +20,10 @@ _covered: WeakSet[QueueService[Any]] = WeakSet()
 
 
 def exit_without_a_silent_server() -> None:
-    """Have the services of this process give up at its exit, if their server is silent then.
+    """Have Prefect's services of this process give up at its exit if their server is silent then.
 
-    Each tries for many minutes otherwise. As long as the process lives they go on: the server may
-    come back.
+    Otherwise each retries for many minutes. While the process lives they go on: the server may come
+    back.
     """
     # A temporary server ends with this process, in an order of its own.
     if not PREFECT_API_URL.value():
@@ -31,7 +31,7 @@ def exit_without_a_silent_server() -> None:
     new = [service for service in QueueService._instances.values() if service not in _covered]  # type: ignore[misc]
     if new:
         _covered.update(new)
-        # As theirs, which come before `atexit`; the last one registered is the first one called.
+        # Where the services register their own exit: the last one registered is called first.
         threading._register_atexit(copy_context().run, _give_up_if_silent, new)  # type: ignore[attr-defined]
 
 
