@@ -163,7 +163,7 @@ async def test_a_run_that_the_server_saw_ending_leaves_nothing(server: Restartab
         return "done"
 
     pipeline = Pipeline("seen", {"only": only}, executor="prefect")
-    result = await pipeline.execute({}, None)
+    await pipeline.execute({}, None)
     await asyncio.create_task(pipeline.to_flow()())
     await records_are(lambda records: not records)
     assert "No active or dead runs." in await runs()

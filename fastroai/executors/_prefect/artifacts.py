@@ -91,23 +91,26 @@ def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) ->
 
 def _row(head: Row, entries: Iterable[LedgerEntry]) -> Row:
     entries = list(entries)
-    sent = [e for e in entries if e.state is not EntryState.REPLAYED]
+    replayed = [e for e in entries if e.state is EntryState.REPLAYED]
     spend = [e for e in entries if e.is_spend]
     return head | {
-        "requests": sum(e.request_count for e in sent),
-        "replayed": len(entries) - len(sent),
+        "requests": _requests(e for e in entries if e.state is not EntryState.REPLAYED),
+        "replayed": len(replayed),
         "input_tokens": sum(e.tokens.input_tokens for e in spend),
         "output_tokens": sum(e.tokens.output_tokens for e in spend),
         "cost_usd": with_unknown(plain_usd(total_usd(spend)), spend),
-        "requests_without_price": sum(e.request_count for e in spend if e.cost_usd is None),
-        "saved_usd": _saved([e for e in entries if e.state is EntryState.REPLAYED]),
+        "requests_without_price": _requests(e for e in spend if e.cost_usd is None),
+        "saved_usd": _saved(replayed),
     }
 
 
+def _requests(entries: Iterable[LedgerEntry]) -> int:
+    return sum(entry.request_count for entry in entries)
+
+
 def _saved(replayed: list[LedgerEntry]) -> str:
-    return with_unknown(
-        plain_usd(sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0))), replayed
-    )
+    costs = (entry.cost_usd or Decimal(0) for entry in replayed)
+    return with_unknown(plain_usd(sum(costs, Decimal(0))), replayed)
 
 
 def _dollars(amount: str) -> str:
@@ -123,24 +126,26 @@ def plain_usd(amount: Decimal) -> str:
 def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | None = None) -> str:
     """The line above a table, in Markdown."""
     entries = tuple(entries)
-    sent = sum(e.request_count for e in entries if e.state is not EntryState.REPLAYED)
     replayed = [e for e in entries if e.state is EntryState.REPLAYED]
     spend = [e for e in entries if e.is_spend]
+    sent = _requests(e for e in entries if e.state is not EntryState.REPLAYED)
     cost = _dollars(with_unknown(plain_usd(total_usd(spend)), spend))
-    parts = [f"**{title}**: **{cost}** for {sent} request{'' if sent == 1 else 's'}"]
+    parts = [f"**{title}**: **{cost}** for {_counted(sent, 'request')}"]
     if attempts is not None:
-        parts.append(f"{attempts} attempt{'' if attempts == 1 else 's'}")
+        parts.append(_counted(attempts, "attempt"))
     if replayed:
         parts.append(f"{len(replayed)} replayed, which saved {_dollars(_saved(replayed))}")
     [totals] = totals_of(spend)
     if totals.share_priced is not None and totals.share_priced < 1:
-        parts.append(
-            f"{floor(totals.share_priced * 100)} % of the requests are priced, the rest is not "
-            "included"
-        )
+        percent = floor(totals.share_priced * 100)
+        parts.append(f"{percent} % of the requests are priced, the rest is not included")
     if any(e.simulated for e in entries):
         parts.append("simulated by an offline model at the listed model's prices, nothing was paid")
     return " · ".join(parts)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 async def write_output_artifact(pipeline: str, output: object) -> None:
