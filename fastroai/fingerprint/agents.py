@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import Any, get_origin
 
 from pydantic_ai import Agent
 from pydantic_ai.agent import AbstractAgent, WrapperAgent
@@ -19,9 +19,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.toolsets import AbstractToolset
 
 from ..agent.agent import FastroAgent
-
-if TYPE_CHECKING:
-    from .steps import Describer
+from .describer import Describer
 
 NOT_ABOUT_THE_ANSWER = {
     "timeout": "decides whether an answer comes, not which",

@@ -7,12 +7,11 @@ import functools
 import inspect
 from enum import Enum
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
-from typing import TYPE_CHECKING, Any, is_typeddict
+from typing import Any, is_typeddict
 
 from pydantic import BaseModel, TypeAdapter
 
-if TYPE_CHECKING:
-    from .steps import Describer
+from .describer import Describer
 
 # Kept on classes by what made them, and not said in their source.
 _MACHINERY = frozenset({"_abc_impl", "model_fields", "model_computed_fields"})

@@ -91,7 +91,7 @@ def fingerprint(step: BaseStep[Any, Any]) -> str:
     and the output type it declares. Of other packages' code the names count. docs/caching.md has
     the whole list.
     """
-    describer = Describer()
+    describer = StepDescriber()
     try:
         return digest(describer.once(step, lambda: describer.step(step)))
     # an object whose attributes raise, or nested too deep: no reason not to run the step
@@ -102,7 +102,7 @@ def fingerprint(step: BaseStep[Any, Any]) -> str:
         return f"unidentified-{uuid4()}"
 
 
-class Describer:
+class StepDescriber:
     """Turns what a step refers to into plain lists that say the same in every process; made anew
     for each step.
     """
@@ -128,8 +128,13 @@ class Describer:
         """A step by its version, its declared output and the agents that its code reaches."""
         self.root(step.function)
         # Each by itself: their order, and what else the code holds, must not count.
-        agents = [digest(Describer().value(agent)) for agent in self._agents]
-        return ["step version", step.version, Describer()._declared(step.function), sorted(agents)]
+        agents = [digest(StepDescriber().value(agent)) for agent in self._agents]
+        return [
+            "step version",
+            step.version,
+            StepDescriber()._declared(step.function),
+            sorted(agents),
+        ]
 
     def root(self, value: object) -> object:
         """Something of whoever wrote it: its own home is the one in which code is followed."""
@@ -369,7 +374,7 @@ class Describer:
 _MISSING: Any = object()
 
 # The first that fits; a kind stands before those it is derived from.
-_DESCRIBERS: tuple[tuple[type | tuple[type, ...], Callable[[Any, Describer], object]], ...] = (
+_DESCRIBERS: tuple[tuple[type | tuple[type, ...], Callable[[Any, StepDescriber], object]], ...] = (
     (Enum, describe_enum),
     (str, describe_text),
     (int, lambda number, _: ["int", hex(number)]),

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .steps import Describer
+from .describer import Describer
 
 
 def describe_enum(member: Enum, describer: Describer) -> list[object]:
