@@ -13,10 +13,8 @@ import linecache
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import CodeType, MethodType
+from types import CodeType
 from typing import Any
-
-from .describer import Describer
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _Place = tuple[str, int]
@@ -345,14 +343,3 @@ def _imports(node: _Function) -> Iterator[LocalImport]:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
-
-
-def describe_method(method: MethodType, describer: Describer) -> list[object]:
-    """A bound method by its function and its object."""
-    return ["method", describer.value(method.__func__), describer.value(method.__self__)]
-
-
-def describe_partial(partial: functools.partial[object], describer: Describer) -> list[object]:
-    """A partial by its function and the arguments it has."""
-    parts = (partial.func, partial.args, partial.keywords)
-    return ["partial", *(describer.value(part) for part in parts)]

@@ -45,8 +45,6 @@ from .code_origin import CodeOrigin, origin_of_class, origin_of_function, origin
 from .functions import (
     LocalImport,
     compiled_identity,
-    describe_method,
-    describe_partial,
     rebound_globals,
     source_of,
 )
@@ -54,7 +52,9 @@ from .values import (
     describe_builtin,
     describe_enum,
     describe_mapping,
+    describe_method,
     describe_namespace,
+    describe_partial,
     describe_path,
     describe_pattern,
     describe_sequence,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 from .describer import Describer
@@ -75,3 +76,14 @@ def describe_pattern(pattern: re.Pattern[str], describer: Describer) -> list[obj
 def describe_template(template: string.Template, describer: Describer) -> list[object]:
     """A template of Python's own kind."""
     return ["template", describer.value(type(template)), describer.value(template.template)]
+
+
+def describe_method(method: MethodType, describer: Describer) -> list[object]:
+    """A bound method by its function and its object."""
+    return ["method", describer.value(method.__func__), describer.value(method.__self__)]
+
+
+def describe_partial(partial: functools.partial[object], describer: Describer) -> list[object]:
+    """A partial by its function and the arguments it has."""
+    parts = (partial.func, partial.args, partial.keywords)
+    return ["partial", *(describer.value(part) for part in parts)]
