@@ -1,1 +1,1 @@
-"""What a deployment needs besides the pipelines."""
+"""Parts of a deployment besides the pipelines."""

@@ -1,4 +1,4 @@
-"""The flows that prefect.yaml deploys: each pipeline of flows/ under a name of this module."""
+"""Flows that prefect.yaml deploys: each pipeline of flows/ under a name of this module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fastroai: LLM pipelines over pydantic-ai that run as Prefect flows, with books that balance."""
+"""fastroai: LLM pipelines over pydantic-ai that run as Prefect flows, with exact costs."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""Names of those who send bills, as pydantic-ai and genai-prices call them."""
+"""Names of billing providers, as pydantic-ai and genai-prices call them."""
 
 from __future__ import annotations
 

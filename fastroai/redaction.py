@@ -1,4 +1,4 @@
-"""Masks the secrets we know of in text that leaves the process: `redact(text)`.
+"""Masks known secrets in text that leaves the process: `redact(text)`.
 
 For paths of errors, at the last place before text is kept or shown. It masks the values of secret
 settings and of environment variables named like credentials, passwords in URLs and connection

@@ -1,6 +1,4 @@
-"""Digest of the documents at a path or URI: a summary of each, what they share, and what they leave
-open.
-"""
+"""Digest of the documents at a path or URI: summaries, shared topics and open points."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Review of installed packages: their licences against a policy, what those ask for, and how the
-packages changed.
+"""Review of installed packages: licences checked against a policy, their duties, and recent
+changes.
 """
 
 from __future__ import annotations

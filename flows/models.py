@@ -1,4 +1,4 @@
-"""Which model the jobs use, and how they ask it about many things at once."""
+"""Choice of the jobs' model, and concurrent calls of it."""
 
 from __future__ import annotations
 

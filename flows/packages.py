@@ -1,4 +1,4 @@
-"""What the metadata of installed packages says: licence, licence text, changes."""
+"""Metadata of installed packages: licence, licence text, changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents: what sends model requests, counts them and prices them."""
+"""Agents: send model requests, count them and price them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what a pydantic-ai run says of itself into a ChatResponse."""
+"""Builds a ChatResponse from a finished pydantic-ai run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an agent is configured with, and what a call of it gives back."""
+"""Configuration of an agent, and the response of a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one message when it fails."""
+"""Exit codes, and the one message of a command that fails."""
 
 from __future__ import annotations
 

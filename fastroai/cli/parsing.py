@@ -1,4 +1,4 @@
-"""Times and durations, as the command line takes and shows them."""
+"""Times and durations on the command line."""
 
 from __future__ import annotations
 

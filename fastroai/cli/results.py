@@ -1,6 +1,4 @@
-"""`fastroai results`: what a step of a run left in storage, and what is old enough to be deleted
-from there.
-"""
+"""`fastroai results`: shows and deletes stored results of steps."""
 
 from __future__ import annotations
 

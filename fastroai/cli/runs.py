@@ -1,4 +1,4 @@
-"""`fastroai runs`: which runs are active under Prefect, which died, and how they go on."""
+"""`fastroai runs`: lists active and dead runs under Prefect, and resumes dead ones."""
 
 from __future__ import annotations
 

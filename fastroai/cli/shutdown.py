@@ -1,4 +1,4 @@
-"""How the command ends when it is told to, and when a step's thread does not."""
+"""Ends the command on signals, also while a step's thread goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database behind a ledger: its address, its connections, one transaction at a time."""
+"""The database behind a ledger: its URL, its connections, one transaction at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which ledger is meant: as configured, or this user's own."""
+"""The URL of the ledger: as configured, or this user's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The versions of the tables, and how older ones become these."""
+"""Versions of the tables, and the migrations between them."""
 
 from __future__ import annotations
 

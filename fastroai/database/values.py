@@ -1,4 +1,4 @@
-"""Rows and times as the tables keep them."""
+"""Rows and times in the form that the tables store."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Executors: what runs a pipeline, and the parts to write one of. Each is imported only when it is
-asked for.
-"""
+"""Executors run pipelines; each is imported when it is used. Also parts to write your own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""InMemoryExecutor: runs a plan in the caller's process and event loop, with no server and no
-storage.
-"""
+"""InMemoryExecutor: runs a plan in the caller's event loop, without server or storage."""
 
 from __future__ import annotations
 

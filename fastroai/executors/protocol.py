@@ -1,4 +1,4 @@
-"""Executor: what runs a pipeline.
+"""Executor: the protocol of everything that runs a pipeline.
 
 Anything with this `execute` can be given as `Pipeline(executor=…)`.
 """

@@ -1,4 +1,4 @@
-"""The ready queue: a step starts the moment its own dependencies are done.
+"""The ready queue: a step starts as soon as its own dependencies are done.
 
 One scheduler for all executors.
 """

@@ -1,4 +1,4 @@
-"""RunSession: one execution of a plan, with all that its steps share."""
+"""RunSession: one execution of a plan, with everything its steps share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""run_step(): the only place where a step's code is executed, the same under every engine."""
+"""run_step(): the only place where a step's code is executed, the same under every executor."""
 
 from __future__ import annotations
 

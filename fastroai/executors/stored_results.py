@@ -1,4 +1,4 @@
-"""What runs under Prefect left in their storage: read, and deleted when it is old."""
+"""Stored results of runs under Prefect: reading them, and deleting old ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What an agent's answers depend on: models, prompts, settings, tools and output types, as plain
-lists.
-"""
+"""Agents as plain lists: models, prompts, settings, tools and output types."""
 
 from __future__ import annotations
 

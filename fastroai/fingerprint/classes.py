@@ -1,4 +1,4 @@
-"""What a class does and what an object of it holds, as plain lists."""
+"""Classes and the fields of their objects as plain lists."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Whose code something is: what is followed when a step is fingerprinted, and what is known by its
-name only.
-"""
+"""Origin of code: own code is followed by a fingerprint, libraries count by name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a function's code says, told from its source: the same on every machine and Python
-version.
-"""
+"""The code of functions from their source, the same on every machine and Python version."""
 
 from __future__ import annotations
 

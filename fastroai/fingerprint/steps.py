@@ -1,6 +1,4 @@
-"""Fingerprints: the identity of a step's code and configuration, stable across processes and
-machines.
-"""
+"""fingerprint(): the identity of a step's code and configuration, stable across processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread that renews this process's leases, also while an event loop is busy."""
+"""The thread that takes and renews the leases of this process, also while an event loop is busy."""
 
 from __future__ import annotations
 

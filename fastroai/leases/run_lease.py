@@ -1,4 +1,4 @@
-"""One execution of a piece of work at a time, over all processes that share a ledger."""
+"""One execution of a piece of work at a time, across all processes that share a ledger."""
 
 from __future__ import annotations
 

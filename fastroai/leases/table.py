@@ -1,5 +1,4 @@
-"""Who is at work on what: leases in a ledger's database, which end by themselves when their holder
-dies.
+"""Leases in a ledger's database; they expire when their holder dies.
 
 The wall clock's times in the table are for people: a clock that is set would let a living holder's
 lease be taken. A holder counts as dead when somebody who wants its lease has watched, on a clock

@@ -1,1 +1,1 @@
-"""The ledger: one entry for each model request that was really sent."""
+"""The ledger: one entry for each model request that was sent."""

@@ -1,4 +1,4 @@
-"""What entries of a ledger add up to."""
+"""Sums of ledger entries, in total and in groups."""
 
 from __future__ import annotations
 

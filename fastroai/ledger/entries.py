@@ -1,4 +1,4 @@
-"""The ledger: one entry for each model request that was really sent."""
+"""Ledger entries: one for each model request that was sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which entries of a ledger are asked for."""
+"""Filters of ledger entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a ledger: its entries, and what they add up to."""
+"""Ledger: reads entries and their sums."""
 
 from __future__ import annotations
 

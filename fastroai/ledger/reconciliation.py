@@ -1,4 +1,4 @@
-"""A ledger beside a provider's invoice: which entries and which lines have no partner."""
+"""Reconciles a ledger with a provider's invoice: finds entries and lines without a partner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What recorded usage would have cost on another model, or at another service tier."""
+"""Costs of recorded usage on another model, or at another service tier."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The HTTP attempts behind one call of a model: their clients are told to make one, and any further
-one is booked.
-"""
+"""HTTP attempts of a model call: clients are configured to make one; others are booked."""
 
 from __future__ import annotations
 

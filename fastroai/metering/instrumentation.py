@@ -1,6 +1,4 @@
-"""Agents of pydantic-ai that a step or a tool runs by itself: their requests are booked like all
-others.
-"""
+"""Books the requests of pydantic-ai agents that a step or a tool runs directly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that counts its requests: intent before the send, outcome after it."""
+"""A model that books its requests: intent before sending, outcome afterwards."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What is beneath the wrappers of a model: the one that sends, what it is sent with, and where
-to.
-"""
+"""Unwraps models: the one that sends, its settings and its URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of a model request: its tokens, its price, its state."""
+"""Outcome of a model request: tokens, price and state."""
 
 from __future__ import annotations
 

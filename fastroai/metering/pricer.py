@@ -1,4 +1,4 @@
-"""Asks a calculator what requests cost; whatever that raises, a paid answer is not lost."""
+"""Prices requests with a calculator; an error of it never loses a paid answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The books of one agent run's requests: intent before the send, outcome after it."""
+"""Books the requests of one agent run: intent before sending, outcome afterwards."""
 
 from __future__ import annotations
 

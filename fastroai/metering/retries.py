@@ -1,6 +1,4 @@
-"""Which failures pass: of a model request, which is sent again, and of a step, which is tried
-again.
-"""
+"""Transient and permanent errors: of model requests and of steps."""
 
 from __future__ import annotations
 

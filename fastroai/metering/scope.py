@@ -1,4 +1,4 @@
-"""Where the requests of the running code are booked."""
+"""The books of the running code's requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By which service tier a request is billed: as the answer says, or as it was asked for."""
+"""The service tier that bills a request: as reported in the response, else as requested."""
 
 from __future__ import annotations
 

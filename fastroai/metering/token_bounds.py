@@ -1,4 +1,4 @@
-"""How many tokens a model request can have at most, known before it is answered."""
+"""The most tokens that a model request can have, known before it is sent."""
 
 from __future__ import annotations
 

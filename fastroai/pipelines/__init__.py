@@ -1,4 +1,4 @@
-"""Pipelines: steps, their configuration, and what a run gives back."""
+"""Pipelines: steps, their configuration, and results."""
 
 from ..errors import (
     CostBudgetExceededError,

@@ -1,4 +1,4 @@
-"""BaseStep: what every step of a pipeline is."""
+"""BaseStep: base class of all steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step is handed: inputs, dependency outputs, deps, and the way to call agents."""
+"""StepContext: inputs, dependency outputs, deps, and calls of agents."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a run of a pipeline gives back: usage per step and in total, conversation state, the
-result.
-"""
+"""Result of a pipeline's run: usage per step and in total, conversation state, output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the attempts of one step share within a run: its books, its journal, its limits."""
+"""State that the attempts of one step share within a run: books, journal, limits."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a model request costs: price list, own rates, exact amounts."""
+"""Prices of model requests: price list, custom rates, exact amounts."""

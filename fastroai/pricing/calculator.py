@@ -1,4 +1,4 @@
-"""What model requests cost: your own rates first, then the price list."""
+"""CostCalculator: prices model requests by custom rates first, then by the price list."""
 
 from __future__ import annotations
 

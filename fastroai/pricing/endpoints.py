@@ -1,4 +1,4 @@
-"""Endpoints that are on nobody's price list: this machine, private networks."""
+"""Endpoints without list prices: this machine, private networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model request can cost at most, by the price list."""
+"""The most that a model request can cost, by the price list."""
 
 from __future__ import annotations
 

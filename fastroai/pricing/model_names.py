@@ -1,4 +1,4 @@
-"""What the name of a model may mean: who serves it, and which other names it goes by."""
+"""Meanings of a model's name: its provider, and its other names."""
 
 from __future__ import annotations
 

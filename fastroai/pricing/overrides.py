@@ -1,4 +1,4 @@
-"""Rates of one's own, which come before the price list."""
+"""Custom rates, which take precedence over the price list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which price list entry a model request is billed by; the only module that uses genai-prices."""
+"""Finds the price list entry of a model request; the only module that uses genai-prices."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What was answered once is not asked again."""
+"""Replay of answered requests and finished tool calls."""

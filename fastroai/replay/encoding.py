@@ -1,4 +1,4 @@
-"""Values as a journal keeps them."""
+"""Values in the form that a journal stores."""
 
 from __future__ import annotations
 

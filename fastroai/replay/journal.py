@@ -1,4 +1,4 @@
-"""What was answered within a step: when the step is tried again, nothing of it is asked again."""
+"""Journal of a step: answered requests are not sent again when the step is retried."""
 
 from __future__ import annotations
 

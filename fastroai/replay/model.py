@@ -1,4 +1,4 @@
-"""A model that answers from a journal what was answered before."""
+"""A model that answers from a journal if it can."""
 
 from __future__ import annotations
 

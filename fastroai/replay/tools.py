@@ -1,4 +1,4 @@
-"""Results of tool calls, from the journal where they are known."""
+"""Results of tool calls from the journal, if it has them."""
 
 from __future__ import annotations
 

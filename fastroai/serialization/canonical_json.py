@@ -1,6 +1,4 @@
-"""Canonical JSON: one text for one value, wherever it is made; the ground of every fingerprint and
-cache key.
-"""
+"""Canonical JSON: one text for one value everywhere; the base of fingerprints and cache keys."""
 
 from __future__ import annotations
 

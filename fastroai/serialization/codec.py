@@ -1,6 +1,4 @@
-"""Values of a declared type as plain JSON: what comes back is what was given, or nothing is
-stored.
-"""
+"""Values of a declared type as plain JSON; only values that can be read back equal are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two values are the same for a program: equal, and of equal types all the way down."""
+"""Compares two values as a program sees them: equal, and of equal types all the way down."""
 
 from __future__ import annotations
 

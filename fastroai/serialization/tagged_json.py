@@ -1,6 +1,4 @@
-"""Python's own values as JSON: a closed list of builtin types, each by a tag; nothing is looked up
-by a name.
-"""
+"""Python values as JSON: a closed list of builtin types, each with a tag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the models of this package share: they answer in this process, at once or as a stream."""
+"""Base of models that answer in this process, at once or as a stream."""
 
 from __future__ import annotations
 

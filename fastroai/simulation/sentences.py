@@ -1,4 +1,4 @@
-"""The sentences of a text, and those of them that are about something."""
+"""Sentences of a text, ranked by what they are about."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where results are kept, signed, and deleted when they are old."""
+"""Storage of results: reading, writing, signing and retention."""

@@ -1,4 +1,4 @@
-"""Sealed records in one storage: read once, written now or as soon as the storage takes them."""
+"""Signed records in one storage: read once, written now or as soon as the storage accepts them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Old records, deleted from a storage: results of steps, and the requests that were answered within
-them.
-"""
+"""Deletes old records from a storage: step results, and answered requests of steps."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Sealed records: what is read is what was written, under that name; with a secret, by someone who
-knows it.
-"""
+"""Signed records: detects changed or moved content; with a secret, also forged content."""
 
 from __future__ import annotations
 

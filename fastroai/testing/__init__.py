@@ -1,6 +1,4 @@
-"""Fakes for tests and for runs without a key: models that answer in process, and prices that
-stay.
-"""
+"""Fakes for tests and for runs without a key: models that answer in process, and fixed prices."""
 
 from ..simulation.offline import OfflineModel
 from .prices import fixed_prices

@@ -1,4 +1,4 @@
-"""Prices that no price list can change under a test."""
+"""Fixed prices for tests."""
 
 from __future__ import annotations
 

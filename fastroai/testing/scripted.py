@@ -1,4 +1,4 @@
-"""ScriptedModel: answers what a test wrote down."""
+"""ScriptedModel: gives the answers that a test lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools that answer the model with a text instead of failing its run."""
+"""Tools that return an error text to the model instead of failing its run."""
 
 from .decorators import DEFAULT_TOOL_MAX_RETRIES, DEFAULT_TOOL_TIMEOUT, safe_tool
 from .toolsets import FunctionToolsetBase, SafeToolset

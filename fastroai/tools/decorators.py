@@ -1,6 +1,4 @@
-"""`safe_tool`: bounds a tool in time, tries it again, and turns its failure into an answer the
-model can read.
-"""
+"""`safe_tool`: limits a tool's time, retries it, and returns its error text to the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where runs report what they do."""
+"""Tracers: report what runs do."""
 
 from .tracer import LogfireTracer, NoOpTracer, SimpleTracer, Tracer
 

@@ -1,4 +1,4 @@
-"""Tracers: to the log, to Logfire, to nowhere."""
+"""Tracers that report to a logger, to Logfire, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Money: what requests cost, and the ledger they are booked in."""
+"""Costs of requests, and the ledger in which they are booked."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""`fastroai costs`: what the ledger adds up to, beside an invoice, and at other prices."""
+"""`fastroai costs`: sums of the ledger, comparison with invoices, and other prices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ledger beside a provider's invoice, on a terminal."""
+"""`fastroai costs reconcile`: compares a ledger with a provider's invoice."""
 
 from __future__ import annotations
 

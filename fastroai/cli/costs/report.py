@@ -1,4 +1,4 @@
-"""What the requests in a ledger cost, in groups."""
+"""`fastroai costs`: costs of a ledger's requests in groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded requests at other prices, on a terminal."""
+"""`fastroai costs what-if`: recorded requests at other prices."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the commands show on a terminal."""
+"""Output of the commands on a terminal."""

@@ -1,4 +1,4 @@
-"""What a run cost, as a table that adds up."""
+"""The cost table of a run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The parts of the Prefect adapter, its own business."""
+"""Private parts of the Prefect adapter."""

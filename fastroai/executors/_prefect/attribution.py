@@ -1,4 +1,4 @@
-"""Whom a flow run's requests are booked to: its id, its tags, the deployment it belongs to."""
+"""Attribution of a flow run's requests: its id, tags and deployment."""
 
 from __future__ import annotations
 

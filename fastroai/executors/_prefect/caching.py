@@ -1,4 +1,4 @@
-"""Cache keys: when a stored step result may be used instead of running the step."""
+"""Cache keys: decide when a stored result is used instead of running the step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The lease of a flow run: its heartbeat while the steps run, then its outcome until the server has
-it.
-"""
+"""The lease of a flow run: heartbeat while its steps run, then its outcome until it is reported."""
 
 from __future__ import annotations
 

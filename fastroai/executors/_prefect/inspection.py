@@ -1,6 +1,4 @@
-"""Stored results for people: which record a step of a run left, whether it is believed, and what it
-holds.
-"""
+"""Stored results for people: the record of a step, whether it is valid, and its content."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A step's journal in the storage of its results: what was answered is not asked again by another
-process.
-"""
+"""A step's journal in its result storage: other processes do not send answered requests again."""
 
 from __future__ import annotations
 

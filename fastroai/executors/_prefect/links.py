@@ -1,4 +1,4 @@
-"""Where Prefect's UI shows a run and its costs."""
+"""Links to a run and its costs in Prefect's UI."""
 
 from __future__ import annotations
 

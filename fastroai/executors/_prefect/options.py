@@ -1,4 +1,4 @@
-"""What a PrefectExecutor was constructed with."""
+"""The arguments of a PrefectExecutor."""
 
 from __future__ import annotations
 

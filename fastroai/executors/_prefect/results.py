@@ -1,6 +1,4 @@
-"""Step results: what Prefect is handed to store of a finished step, and the record that is read
-back.
-"""
+"""Step results: the record that Prefect stores of a finished step, and its decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the executions of one run have in common, wherever in someone's flow the pipeline stands."""
+"""The identity that the executions of one run share, wherever in a flow the pipeline runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Where each step of a run keeps its result: opened and probed before anything is spent, flushed at
-the end.
-"""
+"""Result storage of a run's steps: probed before anything is spent, flushed at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which Prefect server a run talks to, and what to say when there is none."""
+"""Checks the Prefect server before a run, and stops waiting for a silent one."""
 
 from __future__ import annotations
 

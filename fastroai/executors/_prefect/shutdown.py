@@ -1,6 +1,4 @@
-"""Prefect's services, which send logs and states in the background: no exit of a process waits for
-a dead server.
-"""
+"""Keeps the exit of a process from waiting for a dead Prefect server."""
 
 from __future__ import annotations
 

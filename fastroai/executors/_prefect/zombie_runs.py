@@ -1,5 +1,5 @@
-"""Flow runs that Prefect's server takes for running: those whose process died are put back to be
-run, those that ended while the server was unreachable are ended there.
+"""Flow runs that Prefect's server wrongly shows as running: dead ones are resumed, ended ones
+reported.
 """
 
 from __future__ import annotations

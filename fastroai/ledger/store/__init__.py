@@ -1,4 +1,4 @@
-"""Where ledgers are kept: SQLite, PostgreSQL, or memory.
+"""Stores of ledgers: SQLite, PostgreSQL, or memory.
 
 SQLAlchemy is imported when one is opened.
 """

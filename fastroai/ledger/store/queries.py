@@ -1,4 +1,4 @@
-"""What is read from a ledger's tables: entries, and their sums."""
+"""Queries of a ledger's tables: entries, and their sums."""
 
 from __future__ import annotations
 

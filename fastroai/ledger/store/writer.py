@@ -1,6 +1,4 @@
-"""The thread that writes a ledger: what many coroutines hand over meanwhile shares the next
-commit.
-"""
+"""The thread that writes a ledger: entries that arrive during a commit share the next one."""
 
 from __future__ import annotations
 
