@@ -66,12 +66,7 @@ def _prefer(name: str, folder: Path) -> None:
     """
     top, _, rest = name.partition(".")
     spec = PathFinder.find_spec(top, [str(folder)])
-    if spec is None or top == "fastroai":
-        return
-    places = list(spec.submodule_search_locations or [])
-    is_plain_folder = spec.origin is None
-    first = rest.partition(".")[0]
-    if is_plain_folder and not (first and PathFinder.find_spec(first, places)):
+    if spec is None or top == "fastroai" or not _holds(spec, rest):
         return
     loaded = sys.modules.get(top)
     if loaded is not None and _origin(loaded.__spec__) == _origin(spec):
@@ -79,8 +74,17 @@ def _prefer(name: str, folder: Path) -> None:
     for other in list(sys.modules):
         if f"{other}.".startswith(f"{top}."):
             del sys.modules[other]
-    if is_plain_folder:
+    if spec.origin is None:
         sys.modules[top] = module_from_spec(spec)
+
+
+def _holds(spec: ModuleSpec, submodule: str) -> bool:
+    """Whether a folder is meant: one without `__init__.py` may hold anything."""
+    if spec.origin is not None:
+        return True
+    first = submodule.partition(".")[0]
+    places = list(spec.submodule_search_locations or [])
+    return bool(first) and PathFinder.find_spec(first, places) is not None
 
 
 def _origin(spec: ModuleSpec | None) -> object:

@@ -7,7 +7,7 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal, localcontext
@@ -219,17 +219,8 @@ def _line_json(line: InvoiceLine) -> dict[str, object]:
 
 
 def _show(out: Console, found: Reconciliation, filters: Filters) -> None:
-    matched, asked = len(found.matches), f" ({filters})" if filters else ""
-    prose(
-        out,
-        f"{_many(matched + len(found.entries), 'ledger entry', 'ledger entries')} beside "
-        f"{_many(matched + len(found.lines), 'invoice line', 'invoice lines')}{asked}",
-    )
-    ways = ", ".join(
-        f"{number:,} by {by.replace('_', ' ')}"
-        for by, number in Counter(m.by for m in found.matches).items()
-    )
-    prose(out, f"{_many(matched, 'pair', 'pairs')}{f': {ways}' if ways else ''}")
+    for line in _headline(found, filters):
+        prose(out, line)
     if found.entries:
         prose(out, f"\nEntries without an invoice line: {len(found.entries):,}\n")
         print_table(out, _ENTRY_COLUMNS, [_entry_row(entry) for entry in found.entries])
@@ -246,6 +237,17 @@ def _show(out: Console, found: Reconciliation, filters: Filters) -> None:
     ours, theirs, apart = amounts([booked, billed, EXACT.subtract(billed, booked)])
     prose(out, f"\nLedger {ours} USD, invoice {theirs} USD, difference {apart} USD.")
     prose(out, "The books balance." if found.is_balanced else "The books do not balance.")
+
+
+def _headline(found: Reconciliation, filters: Filters) -> Iterator[str]:
+    pairs = len(found.matches)
+    entries = _many(pairs + len(found.entries), "ledger entry", "ledger entries")
+    lines = _many(pairs + len(found.lines), "invoice line", "invoice lines")
+    asked = f" ({filters})" if filters else ""
+    yield f"{entries} beside {lines}{asked}"
+    counts = Counter(match.by.replace("_", " ") for match in found.matches)
+    ways = ", ".join(f"{number:,} by {by}" for by, number in counts.items())
+    yield f"{_many(pairs, 'pair', 'pairs')}{f': {ways}' if ways else ''}"
 
 
 _ENTRY_COLUMNS = (

@@ -35,19 +35,27 @@ def print_costs(out: Console, entries: Sequence[LedgerEntry], steps: Iterable[st
         entries: A run's ledger entries.
         steps: Step ids in the order in which they are listed, also without requests.
     """
-    groups: dict[str, dict[str, list[LedgerEntry]]] = {step_id: {} for step_id in steps}
-    for entry in entries:
-        model = entry.model_answered or entry.model_asked or "unknown"
-        models = groups.setdefault(entry.attribution.step_id or "-", {})
-        models.setdefault(model, []).append(entry)
     rows = [
         (step_id, model, *_measures(group))
-        for step_id, models in groups.items()
-        for model, group in (models or {"-": []}).items()
+        for step_id, models in _grouped(entries, steps).items()
+        for model, group in models.items()
     ]
     print_table(out, _COLUMNS, rows, total=("total", "", *_measures(entries)))
     for remark in (*_simulated(entries), *_unpriced(entries), *_refused(entries)):
         out.print(Text(printable(remark)), soft_wrap=True)
+
+
+Groups = dict[str, dict[str, list[LedgerEntry]]]
+
+
+def _grouped(entries: Iterable[LedgerEntry], steps: Iterable[str]) -> Groups:
+    """Entries by step and model; a step without any has an empty group of model `-`."""
+    groups: Groups = {step_id: {} for step_id in steps}
+    for entry in entries:
+        model = entry.model_answered or entry.model_asked or "unknown"
+        models = groups.setdefault(entry.attribution.step_id or "-", {})
+        models.setdefault(model, []).append(entry)
+    return {step_id: models or {"-": []} for step_id, models in groups.items()}
 
 
 def _measures(entries: Sequence[LedgerEntry]) -> tuple[Cell, ...]:

@@ -71,22 +71,10 @@ def print_table(
         total: The row below a second ruler; none without it.
         bars: An amount for each row, drawn as part of the largest where there is room.
     """
-    lines = [*rows, total] if total else rows
-    places = places_of(cell.usd for line in lines for cell in line if isinstance(cell, Amount))
-    drawn = [
-        _Drawn(column, [_text(line[number], places) for line in lines])
-        for number, column in enumerate(columns)
-    ]
+    drawn = _drawn(columns, [*rows, total] if total else rows)
     shown = _that_fit(drawn, out.width)
-    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.header_style = table.footer_style = "cyan"
+    table = _empty_table(shown, out.width)
     table.show_footer = bool(total)
-    narrowest = _together(part.narrowest for part in shown)
-    if narrowest > out.width:
-        # The terminal wraps such lines; rich would cut amounts off.
-        table.width = narrowest
-    for part in shown:
-        part.add_to(table)
     room = out.width - _together(part.least for part in shown) - _GAP
     if room < _BAR or out.options.ascii_only:
         bars = ()
@@ -133,6 +121,26 @@ class _Drawn:
             no_wrap=self.is_number,
             overflow="fold",
         )
+
+
+def _drawn(columns: Sequence[Column], lines: Sequence[Sequence[Cell]]) -> list[_Drawn]:
+    places = places_of(cell.usd for line in lines for cell in line if isinstance(cell, Amount))
+    return [
+        _Drawn(column, [_text(line[number], places) for line in lines])
+        for number, column in enumerate(columns)
+    ]
+
+
+def _empty_table(shown: Sequence[_Drawn], width: int) -> Table:
+    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.header_style = table.footer_style = "cyan"
+    for part in shown:
+        part.add_to(table)
+    narrowest = _together(part.narrowest for part in shown)
+    if narrowest > width:
+        # The terminal wraps such lines; rich would cut amounts off.
+        table.width = narrowest
+    return table
 
 
 def _that_fit(drawn: Sequence[_Drawn], width: int) -> list[_Drawn]:
