@@ -135,23 +135,25 @@ def _connect(kind: str) -> socket.socket:
 
 
 def _start(kind: str, folder: Path, address: Path) -> None:
-    with (folder / f"forked-{kind}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fork_server", kind, str(folder)],
-            cwd=REPOSITORY,
-            # Of Prefect's settings only those that all tests have.
-            env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_API")},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.fork_server", kind, str(folder)],
+        cwd=REPOSITORY,
+        # Of Prefect's settings only those that all tests have.
+        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_API_URL")},
+        stdin=subprocess.DEVNULL,
+        # A pipe, whoever it is for: with a file, its forks would seek in what they write to.
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
     deadline = time.monotonic() + START_TIMEOUT
     while not address.exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            said = (folder / f"forked-{kind}.log").read_text()
-            raise RuntimeError(f"No process to fork from: {said[-2000:]}")
+            process.kill()
+            raise RuntimeError(f"No process to fork from: {process.stdout.read()!r}")
         time.sleep(0.02)
+    process.stdout.close()
     # It outlives this object, which would say so.
     process.returncode = 0
 
@@ -161,6 +163,6 @@ def _read(connection: socket.socket, size: int) -> bytes:
     while len(content) < size:
         part = connection.recv(size - len(content))
         if not part:
-            raise RuntimeError("The process that is forked ended; its log says why")
+            raise RuntimeError("The process that is forked has ended")
         content += part
     return content
