@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +17,7 @@ import pytest
 
 from fastroai import Pipeline, StepContext, StepExecutionError, step
 from fastroai.errors import LedgerUnavailableError, RunLeaseError
+from fastroai.leases.heartbeat import BEATS
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRequest
 from fastroai.usage import EntryState, Ledger
@@ -26,6 +29,7 @@ from tests.support.steps import Give
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(500)]
 
 Start = Callable[..., RunProcess]
+RENEWED = "SELECT renewed_at FROM fastroai_leases WHERE kind = 'run_key'"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -141,12 +145,21 @@ async def test_a_holder_whose_event_loop_is_busy_keeps_its_lease(
     provider: ProviderProcess,
     gate: Gate,
     start: Start,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "4")
+    monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "1.5")
     holder = start(busy=True)
     other = await waiting_behind(holder, gate, start, busy=True)
-    await asyncio.sleep(9)
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger:
+        renewed: set[int] = set()
+
+        def outlived_its_lease() -> bool:
+            """By its heartbeat, which is told from here."""
+            renewed.update(at for (at,) in ledger.execute(RENEWED))
+            return len(renewed) > 2 * BEATS
+
+        await until(outlived_its_lease)
     assert "continues here" not in other.output
     gate.open()
     assert (await holder.ended())["states"] == ["charged"] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -20,8 +21,10 @@ from fastroai.database.engine import Database, database_url, open_database
 from fastroai.errors import LedgerUnavailableError
 from fastroai.leases.heartbeat import Heartbeat, Lease
 from fastroai.leases.table import LeaseRecord, LeaseRequest, LeaseTable
+from tests.support import forked
 
 HOUR = 3_600_000_000
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -247,18 +250,26 @@ def test_of_four_processes_one_gets_it(url: str) -> None:
     database = Database(database_url(url), writes=True)
     database.prepare()
     database.close()
-    context = get_context("spawn")
-    ready, results = context.Barrier(4), context.Queue()
-    others = [context.Process(target=take_at_once, args=(url, ready, results)) for _ in range(4)]
-    for other in others:
-        other.start()
-    taken = [results.get(timeout=120) for _ in others]
-    for other in others:
-        other.join()
+    program = f"from {__name__} import four_at_once; four_at_once({url!r})"
+    command = [sys.executable, "-c", program]
+    done = forked.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=150)
+    taken = json.loads(done.stdout)
     assert [sum(round_) for round_ in zip(*taken, strict=True)] == [1] * ROUNDS
 
 
 ROUNDS = 25
+
+
+def four_at_once(url: str) -> None:
+    """In a process that has one thread only: it is forked."""
+    context = get_context("fork")
+    ready, results = context.Barrier(4), context.Queue()
+    others = [context.Process(target=take_at_once, args=(url, ready, results)) for _ in range(4)]
+    for other in others:
+        other.start()
+    sys.stdout.write(json.dumps([results.get(timeout=120) for _ in others]))
+    for other in others:
+        other.join()
 
 
 def take_at_once(url: str, ready: Any, results: Any) -> None:
