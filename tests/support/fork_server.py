@@ -176,11 +176,9 @@ def main(kind: str, folder: Path) -> Callable[[], Any]:
     """Import, listen, fork."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     watched(int((folder / "owner").read_text()))
-    # Its own folder is for itself; the path a fork has comes with the request.
-    sys.path[:] = [part for part in sys.path if part not in ("", os.getcwd(), *_python_path())]
-    sys.path.insert(0, os.getcwd())
     imported(kind)
-    del sys.path[0]
+    # A fork has its own folder, and its own PYTHONPATH.
+    del sys.path[: 1 + len(_python_path())]
     assert threading.active_count() == 1, threading.enumerate()
     assert len(os.listdir("/proc/self/task")) == 1, "a fork takes only one thread along"
     gc.freeze()
