@@ -64,6 +64,25 @@ def show(
 
 
 @results.command
+def why(
+    run: Annotated[str, Parameter(name="RUN", help="Id or name of the flow run.")],
+    step: Annotated[str, Parameter(name="STEP", help="Id of the step.")],
+    /,
+    *,
+    storage: Storage = None,
+) -> None:
+    """Say why a step was executed although results of it are stored.
+
+    Compares what its key is made of with those of results that were stored before: code, input,
+    outputs of its dependencies, names, scope.
+    """
+    from ..executors.stored_results import explain_miss
+
+    explanation = asyncio.run(explain_miss(run, step, storage=storage))
+    sys.stdout.writelines(f"{line}\n" for line in explanation.lines())
+
+
+@results.command
 def prune(
     *,
     older_than: Annotated[timedelta, Parameter(converter=_age)],

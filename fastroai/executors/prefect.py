@@ -23,6 +23,7 @@ from ..redaction import redact
 from ..settings import load_settings
 from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.links import links_to_run
+from ._prefect.misses import MissExplanation, StoredBefore, explain_miss
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
 from ._prefect.tasks import literal_name
@@ -41,15 +42,17 @@ if TYPE_CHECKING:
     from ..tracing.tracer import Tracer
 
 __all__ = [
+    "MissExplanation",
     "PrefectExecutor",
+    "StoredBefore",
     "TrackedRun",
     "check_server",
+    "explain_miss",
     "links_to_run",
     "report_ended_runs",
     "resume_run",
     "tracked_runs",
 ]
-
 
 logger = logging.getLogger("fastroai.executors")
 

@@ -11,8 +11,9 @@ from ..storage.retention import Pruned, cutoff, prune
 if TYPE_CHECKING:
     from ..pipelines.pipeline import Pipeline
     from ._prefect.inspection import StoredResult
+    from ._prefect.misses import MissExplanation
 
-__all__ = ["Pruned", "cutoff", "prune_results", "read_stored_result"]
+__all__ = ["Pruned", "cutoff", "explain_miss", "prune_results", "read_stored_result"]
 
 
 async def read_stored_result(
@@ -34,6 +35,19 @@ async def read_stored_result(
     from ._prefect.inspection import read_stored_result
 
     return await read_stored_result(run, step_id, storage=storage, pipeline=pipeline)
+
+
+async def explain_miss(run: str, step_id: str, *, storage: Any = None) -> MissExplanation:
+    """Say why a step of a run was executed although results of it are stored.
+
+    Args: as of `read_stored_result`.
+
+    Raises:
+        ResultStorageError: No such run or step, or it stored no result that could be compared.
+    """
+    from ._prefect.misses import explain_miss
+
+    return await explain_miss(run, step_id, storage=storage)
 
 
 async def prune_results(

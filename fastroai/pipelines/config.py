@@ -64,12 +64,16 @@ class StepConfig(metaclass=_RemembersGiven):
             model request and each tool call that returned. `"step"`: nothing within it, only the
             finished step. None: as the executor, which says `"request"`.
 
-    `persist_result`, `result_storage` and those that begin with `cache_` have no effect in memory.
+        formerly: The step's id before it was renamed; on a `PipelineConfig`, the pipeline's name.
+            Results that were stored under it are found. It is not inherited.
+
+    `persist_result`, `result_storage`, `formerly` and those that begin with `cache_` have no effect
+    in memory.
 
     Raises:
         ValueError: A value is of another type, a number is negative or not finite, `retry_delay` is
             an empty list, `durable` or a cache policy's name is unknown, an expiration is not
-            positive or longer than 100 years, or a scope is not a text or empty.
+            positive or longer than 100 years, or a scope or a former name is not a text or empty.
     """
 
     timeout: float | None = None
@@ -82,6 +86,7 @@ class StepConfig(metaclass=_RemembersGiven):
     durable: Durable | None = None
     cache_expiration: float | timedelta | None = None
     cache_scope: str | None = None
+    formerly: str | None = None
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -202,6 +207,8 @@ def _check_cache(config: StepConfig) -> None:
             raise ValueError(
                 f"cache_policy={policy!r} is unknown: give {names} or a Prefect CachePolicy."
             )
+    if config.formerly is not None and not (isinstance(config.formerly, str) and config.formerly):
+        raise ValueError(f"formerly={config.formerly!r}: give the name before it was changed.")
     if scope is not None and not (isinstance(scope, str) and scope):
         raise ValueError(
             f"cache_scope={scope!r}: give a text that is not empty, for example a tenant's id."
@@ -241,6 +248,8 @@ def resolve_config(*layers: StepConfig | None) -> StepConfig:
     for layer in layers:
         if layer is not None:
             given: set[str] = layer.__dict__.get("_given", set())
+            if isinstance(layer, PipelineConfig):
+                given = given - {"formerly"}  # the pipeline's own
             values.update((name, getattr(layer, name)) for name in _LAYERED if name in given)
     return StepConfig(**values)
 

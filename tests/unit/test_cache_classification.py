@@ -157,6 +157,7 @@ STEP_CONFIG: Table = {
     "cache_expiration": NotInKey(1, timedelta(days=1), "how long, not what"),
     "cache_scope": InKey("a", "b"),
     "durable": NotInKey("step", "request", KEEPS),
+    "formerly": NotInKey(None, "a", "where else to look"),
 }
 PIPELINE_CONFIG: Table = STEP_CONFIG | {
     "trace": NotInKey(True, False, "watches"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.context import TaskRunContext
 
 from ...errors import PipelineValidationError
+from ...pipelines.plan import ExecutionPlan
 from ...serialization.canonical_json import digest
 from ...settings import CachePolicyName
 from .run_scope import UNIDENTIFIED, RunScope
@@ -74,6 +75,26 @@ class CacheKey:
         """SHA-256 of all fields as canonical JSON, in hex."""
         return digest(_fields(self))
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields, to be kept beside a result: they tell why it is not found."""
+        return _fields(self)
+
+
+def former_identities(identity: StepIdentity, plan: ExecutionPlan) -> Iterator[StepIdentity]:
+    """What an execution was before its pipeline, its step or those it depends on were renamed."""
+    names = {id_: node.config.formerly or id_ for id_, node in plan.steps.items()}
+    former = dataclasses.replace(
+        identity,
+        step_id=names[identity.step_id],
+        dependencies={names[id_]: value for id_, value in identity.dependencies.items()},
+    )
+    pipelines = dict.fromkeys((identity.pipeline, plan.config.formerly or identity.pipeline))
+    for pipeline in pipelines:
+        for named in (identity, former):
+            candidate = dataclasses.replace(named, pipeline=pipeline)
+            if candidate != identity:
+                yield candidate
+
 
 def _fields(value: StepIdentity | CacheKey) -> dict[str, Any]:
     """The fields as they are: `dataclasses.asdict` copies all that they hold."""
@@ -101,6 +122,8 @@ class StepCachePolicy(CachePolicy):
 
     run: RunScope | None = None
     """None: everywhere."""
+    found_under: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By step id, the key of an earlier name under which its result is stored."""
 
     def compute_key(
         self,
@@ -109,15 +132,19 @@ class StepCachePolicy(CachePolicy):
         flow_parameters: dict[str, Any],
         **kwargs: Any,
     ) -> str | None:
-        """The digest of a `CacheKey`."""
+        """The digest of the step's `CacheKey`."""
         identity = inputs["identity"]
+        return self.found_under.get(identity["step_id"]) or self.key_of(identity).digest()
+
+    def key_of(self, identity: dict[str, Any]) -> CacheKey:
+        """Under what the result of an execution is stored."""
         if self.run is None:
-            return CacheKey(identity, None).digest()
+            return CacheKey(identity, None)
         if self.run.is_keyed:
             # The same piece of work may go on with another input: the record says which values the
             # step had read.
             identity = identity | {"inputs": "as read"}
-        return CacheKey(identity, self.run.text).digest()
+        return CacheKey(identity, self.run.text)
 
 
 def resolve_cache_policy(choice: Any, default: CachePolicyName, run: RunScope) -> CachePolicy:

@@ -75,13 +75,21 @@ class _StoredRecord(BaseModel):
     attempts: StrictInt
     duration_ms: StrictInt
     reads: dict[str, str]
+    key: dict[str, Any] | None = None
+    """What the record's key is made of; older records don't say."""
 
 
-def encode_record(record: StepRecord, codec: StepCodec, reads: Mapping[str, str]) -> dict[str, Any]:
+def encode_record(
+    record: StepRecord,
+    codec: StepCodec,
+    reads: Mapping[str, str],
+    key: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """A step's record as the plain JSON that is stored.
 
     Args:
         reads: Digest of each value of the run's input that the step has read.
+        key: What the record's key is made of.
     """
     stored = _StoredRecord(
         step_id=record.step_id,
@@ -91,13 +99,15 @@ def encode_record(record: StepRecord, codec: StepCodec, reads: Mapping[str, str]
         attempts=record.attempts,
         duration_ms=record.duration_ms,
         reads=dict(reads),
+        key=key,
     )
     return _as_json(stored)
 
 
 def _as_json(stored: _StoredRecord) -> dict[str, Any]:
     # The output is JSON already, and may hold text that pydantic does not encode.
-    return stored.model_dump(mode="json", exclude={"output"}) | {"output": stored.output}
+    unwritten = {"output"} if stored.key is not None else {"output", "key"}
+    return stored.model_dump(mode="json", exclude=unwritten) | {"output": stored.output}
 
 
 def unstorable_record(record: StepRecord) -> dict[str, Any]:
@@ -111,8 +121,11 @@ def unstorable_record(record: StepRecord) -> dict[str, Any]:
     }
 
 
-def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
+def decode_record(stored: Any, codec: StepCodec, formerly: str | None = None) -> StepRecord:
     """A step's record as it was stored, marked as replayed.
+
+    Args:
+        formerly: Id of the step before it was renamed.
 
     Raises:
         ResultStorageError: It is not a record of this step.
@@ -127,12 +140,12 @@ def decode_record(stored: Any, codec: StepCodec) -> StepRecord:
         raise ResultStorageError(
             f"The stored result of step '{codec.step_id}' can't be read: {error}"
         ) from error
-    if content.step_id != codec.step_id:
+    if content.step_id not in (codec.step_id, formerly):
         raise ResultStorageError(
             f"What is stored for step '{codec.step_id}' is of step '{content.step_id}'."
         )
     return StepRecord(
-        step_id=content.step_id,
+        step_id=codec.step_id,
         output=codec.decode(content.output),
         entries=content.entries,
         usage=content.usage,

@@ -10,6 +10,7 @@ from typing import Any
 from prefect.filesystems import WritableFileSystem
 from pydantic import PrivateAttr
 
+from ...errors import ResultStorageError
 from ...pipelines.plan import ExecutionPlan
 from ...serialization.strict_json import loads_strictly
 from ...settings import FastroAISettings
@@ -67,6 +68,20 @@ class StepStorage(WritableFileSystem):
                 raise ValueError(f"{path!r} was made of another input")
         self._checked = record
         return record
+
+    async def has(self, key: str) -> bool:
+        """Whether there is a valid record.
+
+        Raises:
+            ResultStorageError: The storage can't be asked, so that nothing may be paid for again.
+        """
+        try:
+            await self.read_path(str(self._resolve_path(key)))
+        except (FileNotFoundError, ValueError):
+            return False
+        except Exception as error:
+            raise ResultStorageError(f"Cannot read results at {key!r}: {error}") from error
+        return True
 
     async def write_path(self, path: str, content: bytes) -> None:
         """Write a record; one that can't be written yet waits in the process."""

@@ -28,9 +28,11 @@ from ..step import may_retry, run_step
 from ..step_codec import StepCodec
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
 from .caching import (
+    StepCachePolicy,
     StepIdentity,
     digest_of_input,
     digest_or_unique,
+    former_identities,
     resolve_cache_policy,
 )
 from .error_texts import mask_secrets
@@ -44,6 +46,7 @@ from .results import (
     unstorable_record,
 )
 from .run_scope import run_scope
+from .run_storage import StepStorage
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -138,6 +141,7 @@ class StepTasks:
         self._flow_run_id = flow_run_id
         self._inputs_digest = digest_or_unique(dict(session.inputs))
         self.scope = run_scope(session.name, self._inputs_digest, session.identity.run_key)
+        self._found_under: dict[str, str] = {}
         self._tasks = {
             step_id: StepTask(
                 _make_task(self, node, options.default_task_config, storages[step_id]),
@@ -156,7 +160,10 @@ class StepTasks:
 
     def cache_policy(self, choice: Any) -> CachePolicy:
         """When results of a step may be reused, by its choice."""
-        return resolve_cache_policy(choice, self._session.settings.cache_policy, self.scope)
+        policy = resolve_cache_policy(choice, self._session.settings.cache_policy, self.scope)
+        if isinstance(policy, StepCachePolicy):
+            policy.found_under = self._found_under
+        return policy
 
     @property
     def task_run_ids(self) -> tuple[UUID, ...]:
@@ -184,6 +191,7 @@ class StepTasks:
     async def _run_task(self, node: PlannedStep, task: Task[[dict[str, Any]], Any]) -> StepRecord:
         step_id = node.step_id
         identity = self._identity(node)
+        await self._find_under_former_names(node, identity)
         wait_for = [self._states[dependency] for dependency in node.dependencies]
         run_task: Any = task  # Prefect types the call of an async task as if it were not awaited
         # Quoted, or Prefect would look for states in each field of it.
@@ -204,7 +212,24 @@ class StepTasks:
             # Copied, because with_options() refuses a storage that was not saved to the server.
             refreshed = copy.copy(task)
             refreshed.refresh_cache = True
+            self._found_under.pop(step_id, None)
             return await self._run_task(node, refreshed)
+
+    async def _find_under_former_names(self, node: PlannedStep, identity: StepIdentity) -> None:
+        """Have Prefect look under an earlier name where only that has a result."""
+        task = self._tasks[node.step_id].task
+        policy, storage = task.cache_policy, task.result_storage
+        former = list(former_identities(identity, self._session.plan))
+        if not former or not task.persist_result or not isinstance(policy, StepCachePolicy):
+            return
+        own, *others = (policy.key_of(one.as_parameter()).digest() for one in (identity, *former))
+        assert isinstance(storage, StepStorage)
+        if await storage.has(own):
+            return
+        for key in others:
+            if await storage.has(key):
+                self._found_under[node.step_id] = key
+                return
 
     async def execute(self, node: PlannedStep) -> Any:
         """The body of a step's task: run the step, and give what is to be stored."""
@@ -253,7 +278,10 @@ class StepTasks:
         """
         step_task = self._tasks[node.step_id]
         try:
-            stored = encode_record(record, step_task.codec, self._reads(node))
+            policy, key = step_task.task.cache_policy, None
+            if isinstance(policy, StepCachePolicy):
+                key = policy.key_of(self._identity(node).as_parameter()).as_json()
+            stored = encode_record(record, step_task.codec, self._reads(node), key)
         except ResultStorageError as error:
             if _asks_for_storage(node):
                 raise
@@ -290,7 +318,7 @@ class StepTasks:
 
     def _replay(self, node: PlannedStep, stored: StoredStep) -> StepRecord:
         """Take a stored record instead of running the step; its requests are booked as replayed."""
-        record = decode_record(stored, self._tasks[node.step_id].codec)
+        record = decode_record(stored, self._tasks[node.step_id].codec, node.config.formerly)
         step_state = self._session.step_state(node.step_id)
         if record.entries:
             self._session.recorder.replay(record.entries, step_state.next_attribution())
