@@ -1,7 +1,7 @@
 """How long the way of one request is: distinct functions of fastroai until it is sent.
 
-python -m benchmarks.request_path [memory|prefect]: two steps, one request, after a first run that
-makes what is made once.
+python -m benchmarks.request_path [memory|prefect]: two steps, one request of the true OpenAI
+client, whose transport answers here. A first run makes what is made once.
 """
 
 from __future__ import annotations
@@ -13,15 +13,29 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from pydantic_ai.messages import ModelMessage
-from pydantic_ai.models.function import AgentInfo
+import httpx2
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
 
 import fastroai
 from fastroai import FastroAgent, Pipeline, StepContext, step
-from fastroai.testing import ScriptedModel, fixed_prices
+from fastroai.testing import fixed_prices
 
 PACKAGE = str(Path(fastroai.__file__).parent)
-NOT_COUNTED = (f"{PACKAGE}/testing", f"{PACKAGE}/simulation")
+ANSWER = {
+    "id": "answer-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "gpt-5-mini",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "answered"},
+        }
+    ],
+    "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
+}
 
 
 class Tracing:
@@ -33,10 +47,7 @@ class Tracing:
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> None:
         code = frame.f_code
-        if not self.on or event != "call" or code in self.codes:
-            return
-        path = code.co_filename
-        if path.startswith(PACKAGE) and not path.startswith(NOT_COUNTED):
+        if self.on and event == "call" and code.co_filename.startswith(PACKAGE):
             self.codes[code] = None
 
 
@@ -44,11 +55,13 @@ async def trace(executor: str) -> Tracing:
     """What is called between `execute` and the request of the second step."""
     tracing = Tracing()
 
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> str:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         tracing.on = False
-        return "answered"
+        return httpx2.Response(200, json=ANSWER)
 
-    model = ScriptedModel(answer, repeat=True)
+    client = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))
+    provider = OpenAIProvider(api_key="unused", http_client=client)
+    model = OpenAIChatModel("gpt-5-mini", provider=provider)
     agent = FastroAgent(model=model, cost_calculator=fixed_prices())
 
     @step
