@@ -65,16 +65,21 @@ def show(
 
 @results.command
 def why(
-    run: Annotated[str, Parameter(name="RUN", help="Id or name of the flow run.")],
-    step: Annotated[str, Parameter(name="STEP", help="Id of the step.")],
+    run: Annotated[str, Parameter(name="RUN")],
+    step: Annotated[str, Parameter(name="STEP")],
     /,
     *,
-    storage: Storage = None,
+    storage: str | None = None,
 ) -> None:
     """Say why a step was executed although results of it are stored.
 
     Compares what its key is made of with those of results that were stored before: code, input,
     outputs of its dependencies, names, scope.
+
+    Args:
+        run: Id or name of the flow run.
+        step: Id of the step.
+        storage: As FASTROAI_RESULT_STORAGE; default: that variable.
     """
     from ..executors.stored_results import explain_miss
 
