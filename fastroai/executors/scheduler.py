@@ -49,8 +49,12 @@ class _Schedule:
         self._run_one = run_one
         self._limit = plan.config.max_concurrency
         self._go_on = plan.config.on_error == "continue"
-        self._missing = {step_id: len(node.dependencies) for step_id, node in plan.steps.items()}
-        self._ready = deque(node for node in plan.steps.values() if not node.dependencies)
+        self._missing: dict[str, int] = {}
+        self._ready: deque[PlannedStep] = deque()
+        for step_id, node in plan.steps.items():
+            self._missing[step_id] = len(node.dependencies)
+            if not node.dependencies:
+                self._ready.append(node)
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._cancelled = False

@@ -129,7 +129,7 @@ class RunSession(RunBooks):
         """Report to a span what its requests came to, as the ledger has them: replayed ones are no
         spend.
         """
-        if not self._is_traced or span_id is None:
+        if span_id is None:
             return
         if booked := tuple(entries):
             usage = StepUsage.from_entries(booked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from ..metering.retries import is_permanent
 from ..pipelines.config import retry_delay
@@ -58,14 +57,23 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
         node.config,
         state=state,
     )
+    seconds = node.config.timeout
     async with session.span(f"step.{node.step_id}") as span_id:
         try:
             with state.own_scope():
-                output = await _execute(node, context, attempt)
+                async with asyncio.timeout(seconds or None) as deadline:
+                    output = await node.step.execute(context)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise TimeoutError(
+                f"Step '{node.step_id}' timed out after {seconds}s (attempt "
+                f"{attempt}/{node.config.retries + 1}). Its `timeout` bounds one attempt."
+            ) from error
         finally:
-            session.log_metrics(
-                span_id, (e for e in state.entries if e.attribution.attempt == attempt)
-            )
+            if span_id is not None:
+                entries = [e for e in state.entries if e.attribution.attempt == attempt]
+                session.log_metrics(span_id, entries)
     if state.entries:
         # What a step's record says was paid must not be unknown to the ledger after a crash.
         await session.recorder.flush()
@@ -76,20 +84,3 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
 def may_retry(session: RunSession, node: PlannedStep, error: BaseException) -> bool:
     """Whether the step may be retried after this error."""
     return not (is_permanent(error) or session.step_state(node.step_id).is_final(error))
-
-
-async def _execute(node: PlannedStep, context: StepContext[Any], attempt: int) -> Any:
-    seconds = node.config.timeout
-    if not seconds:
-        return await node.step.execute(context)
-    try:
-        async with asyncio.timeout(seconds) as deadline:
-            return await node.step.execute(context)
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        raise TimeoutError(
-            f"Step '{node.step_id}' timed out after {seconds}s (attempt "
-            f"{attempt}/{node.config.retries + 1}). "
-            "Its `timeout` bounds one attempt."
-        ) from error

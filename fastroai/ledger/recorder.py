@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
+from operator import attrgetter
 from typing import Protocol
 
 from ..errors import LedgerUnavailableError
 from ..pricing.money import EXACT
 from ..redaction import redact
 from .entries import ZERO_USD, Attribution, LedgerEntry, replays, spend_of
+
+_dispatch_of = attrgetter("step_id", "attempt", "dispatch")
 
 
 class DurableLedger(Protocol):
@@ -136,7 +139,7 @@ class RequestRecorder:
             self._entries[entry.id] = entry
             if before is None:
                 self._by_step.setdefault(step_id, {})[entry.id] = None
-                self._by_dispatch.setdefault(_dispatch_key(entry.attribution), []).append(entry.id)
+                self._by_dispatch.setdefault(_dispatch_of(entry.attribution), []).append(entry.id)
             self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), delta)
             self._usd = EXACT.add(self._usd, delta)
 
@@ -147,7 +150,7 @@ class RequestRecorder:
 
     def of_ids(self, ids: Iterable[str]) -> tuple[LedgerEntry, ...]:
         """What is known of some entries now."""
-        return tuple(self._entries[id_] for id_ in ids)
+        return tuple(map(self._entries.__getitem__, ids))
 
     @property
     def step_ids(self) -> tuple[str, ...]:
@@ -156,18 +159,12 @@ class RequestRecorder:
 
     def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
         """The entries booked to one step."""
-        return tuple(self._entries[id_] for id_ in tuple(self._by_step.get(step_id, ())))
+        return self.of_ids(tuple(self._by_step.get(step_id, ())))
 
     def of_dispatch(self, attribution: Attribution) -> tuple[LedgerEntry, ...]:
         """The entries booked to one agent call, those of agents that its tools called included."""
-        return tuple(
-            self._entries[id_] for id_ in self._by_dispatch.get(_dispatch_key(attribution), ())
-        )
+        return self.of_ids(self._by_dispatch.get(_dispatch_of(attribution), ()))
 
     def spent_usd(self, step_id: str | None = None) -> Decimal:
         """Known spend in USD, exact: of one step, or of the whole run when no step is named."""
         return self._usd if step_id is None else self._step_usd.get(step_id, ZERO_USD)
-
-
-def _dispatch_key(attribution: Attribution) -> tuple[str | None, int, int]:
-    return attribution.step_id, attribution.attempt, attribution.dispatch

@@ -6,6 +6,7 @@ import logging
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -64,7 +65,6 @@ class Send:
         "_left",
         "_model",
         "_over",
-        "_reached",
         "_sees_wire",
         "_status",
         "_token",
@@ -72,6 +72,7 @@ class Send:
         "book",
         "entry",
         "raw",
+        "reached",
     )
 
     def __init__(
@@ -87,7 +88,9 @@ class Send:
         self._intend = intend
         self.book = book
         self._begun = self._sees_wire = self._left = self._over = False
-        self._watched = self._reached = False
+        self._watched = False
+        self.reached = False
+        """Whether the client of the model was asked to send something, wherever to."""
         self._status: int | None = None
         self.raw: RawAnswer | None = None
         """The last answer that was received, as it came."""
@@ -109,7 +112,7 @@ class Send:
         Synchronous, like all settling: a task may be being cancelled.
         """
         left: bool | None = self._left if self._sees_wire else None
-        if self._watched and not self._reached:
+        if self._watched and not self.reached:
             left = False  # it never came to the client: a mistake in what was to be sent
         self.book(settle_failure(self.entry, error, left=left, status=self._status))
 
@@ -118,10 +121,6 @@ class Send:
         refreshed.
         """
         return self._host is None or url.host == self._host
-
-    def reach(self) -> None:
-        """The client of the model was asked to send something, wherever to."""
-        self._reached = True
 
     async def begin(self) -> None:
         """A client starts on a request.
@@ -171,7 +170,8 @@ def sdk_obeys(model: Model) -> bool:
     """
     if model.provider is None or "max_retries" in model.unsupported_settings:
         return False
-    return _copies_itself(getattr(model, "client", None))
+    client: type = type(getattr(model, "client", None))
+    return _copies_itself(client)
 
 
 def client_retries(model: Model) -> int:
@@ -227,10 +227,11 @@ def retry_nothing(model: Model) -> None:
         events.unregister(f"needs-retry.{service}", unique_id=f"retry-config-{service}")
 
 
-def _copies_itself(client: object) -> bool:
+@lru_cache(maxsize=256)
+def _copies_itself(client: type) -> bool:
     # pydantic-ai 2.62 hands this client's AWS profile to a copy that anthropic 2.12 gives it
     # already: TypeError.
-    return all(base.__name__ != "AsyncAnthropicBedrock" for base in type(client).__mro__)
+    return all(base.__name__ != "AsyncAnthropicBedrock" for base in client.__mro__)
 
 
 def _watch_client(model: Model) -> bool:
@@ -302,7 +303,7 @@ async def _before_http_request(request: Any) -> None:
     send = _sending.get()
     if send is None:
         return
-    send.reach()
+    send.reached = True
     if request.method != "POST" or not send.is_for(request.url):
         return
     others = request.extensions.get("trace")
@@ -354,7 +355,7 @@ def _status(received: tuple[Any, ...]) -> int:
 
 def _before_boto_send(**event: Any) -> None:
     if (send := _sending.get()) is not None:
-        send.reach()
+        send.reached = True
         from_thread.run(send.leave)
 
 
@@ -363,6 +364,7 @@ def _after_boto_send(response_dict: dict[str, Any] | None = None, **event: Any) 
         send.answered(response_dict["status_code"])
 
 
+@lru_cache(maxsize=1024)
 def _host(url: str | None) -> str | None:
     try:
         return urlsplit(url or "").hostname

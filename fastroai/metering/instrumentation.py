@@ -14,7 +14,7 @@ from pydantic_ai import Agent
 from ..pricing.calculator import CostCalculator
 from ..replay.tools import ToolJournal
 from .meter import RequestMeter
-from .model import is_metered
+from .model import COUNTING
 from .scope import current_scope
 
 logger = logging.getLogger("fastroai.agent")
@@ -66,6 +66,6 @@ def _booked(iterate: Callable[..., Any]) -> Any:
 
 def _counts_itself(call: Mapping[str, Any]) -> bool:
     """Whether it is a FastroAgent that runs the agent."""
-    return is_metered(call.get("model")) or any(
-        isinstance(capability, RequestMeter) for capability in call.get("capabilities") or ()
-    )
+    if isinstance(call.get("model"), COUNTING):
+        return True
+    return any(isinstance(one, RequestMeter) for one in call.get("capabilities") or ())

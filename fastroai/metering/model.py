@@ -7,6 +7,7 @@ import copy
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic_ai.messages import ModelResponse
@@ -35,7 +36,7 @@ class MeteredModel(RequestWrapper):
         self._target = Target(wrapped)
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        send, response = await self._insist(request, lambda one: one.answer_of(self.wrapped))
+        send, response = await self._insist(request, RequestOfModel.answer_of)
         self._books.answered(send, self._target, response)
         return response
 
@@ -43,7 +44,7 @@ class MeteredModel(RequestWrapper):
     async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
         async with AsyncExitStack() as stack:
             send, stream = await self._insist(
-                request, lambda one: stack.enter_async_context(one.stream_of(self.wrapped))
+                request, lambda one, model: stack.enter_async_context(one.stream_of(model))
             )
             try:
                 yield stream
@@ -53,13 +54,16 @@ class MeteredModel(RequestWrapper):
             self._books.streamed(send, self._target, stream, None)
 
     async def _insist(
-        self, request: RequestOfModel, attempt: Callable[[RequestOfModel], Awaitable[AnswerT]]
+        self,
+        request: RequestOfModel,
+        attempt: Callable[[RequestOfModel, Model], Awaitable[AnswerT]],
     ) -> tuple[Send, AnswerT]:
         """Send a request until it is answered or fails for good; each send is booked."""
         books, target = self._books, self._target
-        books.output_tools.update([tool.name for tool in request.parameters.output_tools])
+        for tool in request.parameters.output_tools:
+            books.output_tools.add(tool.name)
         retries = books.retries_of(target, request.settings)
-        one = request.with_settings(settings_for_one_attempt(target.sender, request.settings))
+        one = replace(request, settings=settings_for_one_attempt(target.sender, request.settings))
         foreseen = books.foresee(target, one)
         sends = 0
         while True:
@@ -67,7 +71,7 @@ class MeteredModel(RequestWrapper):
             sends += 1
             try:
                 with send:
-                    return send, await attempt(one)
+                    return send, await attempt(one, self.wrapped)
             except BaseException as error:
                 send.fail(error)
                 delay = retry_delay(error, sends) if sends <= retries else None
@@ -112,9 +116,8 @@ class MeteredParts(RequestWrapper):
         return request.stream_of(self._metered_copy)
 
 
-def is_metered(model: object) -> bool:
-    """Whether a model counts its requests."""
-    return isinstance(model, MeteredModel | MeteredParts | JournaledModel)
+COUNTING = (MeteredModel, MeteredParts, JournaledModel)
+"""Models that count their requests."""
 
 
 def metered_model(model: Model, books: RequestBooks) -> Model:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
-from functools import partial
+from functools import lru_cache, partial
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, StreamedResponse
@@ -44,6 +46,7 @@ class Target:
         self.client_retries = client_retries(self.sender)
 
 
+@lru_cache(maxsize=1024)
 def _host(url: str | None) -> str | None:
     """Host of a provider's URL, with its port where one is written; never credentials."""
     try:
@@ -126,6 +129,8 @@ class RequestBooks:
 
     async def _intend(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
         entry = LedgerEntry(
+            id=str(uuid4()),
+            sent_at=datetime.now(UTC),
             attribution=self._attribution,
             agent=self._agent,
             model_asked=target.asked,

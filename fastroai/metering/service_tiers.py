@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ _GOOGLE_CLOUD_TIERS = {
     "pt_only": "provisioned",
 }
 
+_SAYS_TIER = re.compile(r"(service_tier|_speed)$")
+
 _SILENT = frozenset({"anthropic", "aws", "google"})
 """Providers of whose answers pydantic-ai keeps no tier, or not always: they give the one that is
 asked for.
@@ -48,7 +51,7 @@ def asked_service_tier(model: Model, settings: ModelSettings | None) -> str | No
     """
     own = merged(model.settings, settings)
     # Nearly always there is nothing to find.
-    if not any(name.endswith(("service_tier", "_speed")) for name in own):
+    if not any(map(_SAYS_TIER.search, own)):
         return None
     unified = own.get("service_tier")
     if model.system in ("google-cloud", "google-vertex"):

@@ -105,13 +105,16 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
                 this one had no heartbeat.
             StepExecutionError: A step failed; `partial_result` says what was finished and spent.
         """
-        from ..executors import get_executor
+        from ..executors import PlanExecutor, get_executor
 
         inputs = self.validate_input(input_data)
-        options = _run_options(run_key, tags)
+        options = {"name": self.name} | _run_options(run_key, tags)
         executor = get_executor(self.executor)
         try:
-            execution = await self._run_on(executor, inputs, deps, tracer, options)
+            if isinstance(executor, PlanExecutor):
+                execution = await executor.execute_plan(self._plan, inputs, deps, tracer, **options)
+            else:
+                execution = await self._run_on(executor, inputs, deps, tracer, options)
         except StepExecutionError as error:
             raise self.with_partial_result(error) from error.original_error
         return self.result_of(execution)
@@ -124,12 +127,9 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         tracer: Tracer | None,
         options: dict[str, Any],
     ) -> ExecutionResult:
-        from ..executors import ExecutionResult, PlanExecutor, open_session
+        """Run on an executor that knows nothing of sessions: its steps find the one open here."""
+        from ..executors import ExecutionResult, open_session
 
-        options["name"] = self.name
-        if isinstance(executor, PlanExecutor):
-            return await executor.execute_plan(self._plan, inputs, deps, tracer, **options)
-        # An executor that knows nothing of sessions: its steps find the one that is open here.
         async with open_session(self._plan, inputs, deps, None, **options) as session:
             given = (self.steps, self.dependencies, inputs, deps, tracer, self.config)
             try:

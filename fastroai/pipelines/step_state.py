@@ -138,18 +138,15 @@ class StepState:
     def next_attribution(self) -> Attribution:
         """Whom the next dispatch is booked to."""
         self.dispatches += 1
-        return self._attribution(self.dispatches)
+        return self.books.identity.of_step(self.step_id, self.attempt, self.dispatches)
 
     def own_scope(self) -> AbstractContextManager[DispatchScope]:
         """Books what the step's code sends without `StepContext.run` to the step, as dispatch 0."""
-        return self.scope_of(self._attribution(0))
+        return self.scope_of(self.books.identity.of_step(self.step_id, self.attempt, 0))
 
     def scope_of(self, attribution: Attribution) -> AbstractContextManager[DispatchScope]:
         """Books the requests of a dispatch, and records their answers."""
         return dispatch_scope(self.books.recorder, attribution, self.journal, self.books)
-
-    def _attribution(self, dispatch: int) -> Attribution:
-        return self.books.identity.of_step(self.step_id, self.attempt, dispatch)
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:

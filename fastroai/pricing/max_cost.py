@@ -44,9 +44,11 @@ class MaxCost:
 
     def usd(self, input_tokens: int, output_tokens: int) -> Decimal:
         """USD for at most so many tokens, exact."""
+        into = out = Decimal(0)
+        for more_than, input_rate, output_rate in self.steps:
+            if input_tokens > more_than:
+                into, out = max(into, input_rate), max(out, output_rate)
         with localcontext(EXACT):
-            rates = [(into, out) for more_than, into, out in self.steps if input_tokens > more_than]
-            into, out = max(i for i, _ in rates), max(o for _, o in rates)
             return self.per_request + (input_tokens * into + output_tokens * out) / 1_000_000
 
 

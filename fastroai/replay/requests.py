@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_ai import RunContext
@@ -22,10 +22,6 @@ class RequestOfModel:
     settings: ModelSettings | None
     parameters: ModelRequestParameters
     run_context: RunContext[Any] | None = None
-
-    def with_settings(self, settings: ModelSettings | None) -> RequestOfModel:
-        """The same with other settings."""
-        return replace(self, settings=settings)
 
     async def answer_of(self, model: Model) -> ModelResponse:
         """Ask a model for its whole answer."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from operator import attrgetter
 from typing import Any
 
 from ...database.values import Row, microseconds, moment
@@ -26,6 +27,7 @@ OUTCOME_TEXTS = (
     "price_source", "price_version",
 )  # fmt: skip
 
+_dimensions_of, _intent_texts_of = attrgetter(*DIMENSIONS), attrgetter(*INTENT_TEXTS)
 _INTENT_ONLY = tuple(name for name in INTENT_TEXTS if name != "service_tier")
 
 _encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
@@ -37,8 +39,8 @@ def intent_row(entry: LedgerEntry) -> Row:
     amounts, exact = _amounts(upper_bound=entry.upper_bound_usd)
     return {
         "id": _text(entry.id),
-        **{name: _text(getattr(at, name)) for name in DIMENSIONS},
-        **{name: _text(getattr(entry, name)) for name in INTENT_TEXTS},
+        **dict(zip(DIMENSIONS, map(_text, _dimensions_of(at)), strict=True)),
+        **dict(zip(INTENT_TEXTS, map(_text, _intent_texts_of(entry)), strict=True)),
         **amounts,
         "exact": exact,
         "attempt": _whole(at.attempt),
@@ -178,11 +180,15 @@ def flow_tag_fragments(name: str) -> tuple[str, ...]:
 
 
 def _amounts(**amounts: Decimal | None) -> tuple[dict[str, int | None], str | None]:
-    known = {name: usd for name, usd in amounts.items() if usd is not None and usd.is_finite()}
-    if not known:
-        return dict.fromkeys(amounts), None
-    units = {name: to_units(known[name]) if name in known else None for name in amounts}
-    return units, _json({name: str(usd) for name, usd in known.items() if units[name] is None})
+    units: dict[str, int | None] = dict.fromkeys(amounts)
+    exact: dict[str, str] = {}
+    for name, usd in amounts.items():
+        if usd is None or not usd.is_finite():
+            continue
+        units[name] = to_units(usd)
+        if units[name] is None:
+            exact[name] = str(usd)
+    return units, _json(exact)
 
 
 def _amount(name: str, units: int | None, exact: Mapping[str, str]) -> Decimal | None:
