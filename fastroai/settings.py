@@ -227,6 +227,9 @@ _VARIABLES = tuple(
     for name, field in FastroAISettings.model_fields.items()
 )
 _cached: tuple[object, FastroAISettings] | None = None
+"""Of the process, as the environment is: each run asks for its settings, and parsing them takes
+milliseconds.
+"""
 
 
 def _environment_key() -> object:

@@ -60,8 +60,10 @@ def resume(
 
 async def _read_runs() -> tuple[list[str], list[TrackedRun], int]:
     from ..executors.prefect import report_ended_runs, tracked_runs
+    from ..settings import load_settings
 
-    return await report_ended_runs(), *await tracked_runs()
+    settings = load_settings()
+    return await report_ended_runs(settings), *await tracked_runs(settings)
 
 
 async def _on_server(work: Coroutine[Any, Any, T]) -> T:
@@ -77,13 +79,15 @@ async def _on_server(work: Coroutine[Any, Any, T]) -> T:
 
 async def _resume_chosen(names: Sequence[str]) -> int:
     from ..executors.prefect import resume_run, tracked_runs
+    from ..settings import load_settings
 
-    found, _ = await tracked_runs()
+    settings = load_settings()
+    found, _ = await tracked_runs(settings)
     chosen = [_find(name, found) for name in names] or [run for run in found if run.is_dead]
     code = 0
     for run in chosen:
         try:
-            sys.stdout.write(await resume_run(run) + "\n")
+            sys.stdout.write(await resume_run(run, settings) + "\n")
         except FastroAIError as error:
             complain(error)
             code = FAILED

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..settings import FastroAISettings
 
 MEMORY = "memory://"
 
@@ -12,10 +16,9 @@ def default_url() -> str:
     return f"sqlite:///{user_folder() / 'ledger.db'}"
 
 
-def configured_url() -> str | None:
-    from ..settings import load_settings
-
-    url = load_settings().ledger_url
+def configured_url(settings: FastroAISettings) -> str | None:
+    """What `FASTROAI_LEDGER_URL` names, with its password."""
+    url = settings.ledger_url
     return None if url is None else url.get_secret_value()
 
 

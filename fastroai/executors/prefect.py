@@ -23,7 +23,7 @@ from ..redaction import redact
 from ..settings import load_settings
 from ._prefect.flow import build_call, build_flow, run_in_flow
 from ._prefect.links import links_to_run
-from ._prefect.misses import MissExplanation, StoredBefore, explain_miss
+from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
 from ._prefect.tasks import literal_name
@@ -47,7 +47,6 @@ __all__ = [
     "StoredBefore",
     "TrackedRun",
     "check_server",
-    "explain_miss",
     "links_to_run",
     "report_ended_runs",
     "resume_run",
@@ -105,6 +104,7 @@ class PrefectExecutor(PlanExecutor):
             RunLeaseError: It is executed from within itself; or another process took it over, as
                 this one had no heartbeat.
         """
+        settings = load_settings()
         attribution = Attribution(run_key=run_key, pipeline=name, tags=tags or {})
         ended: list[ExecutionResult | BaseException] = []
         sigterm_handler = signal.getsignal(signal.SIGTERM)
@@ -113,7 +113,7 @@ class PrefectExecutor(PlanExecutor):
             try:
                 with _terminated_as_before(sigterm_handler):
                     result = await run_in_flow(
-                        plan, inputs, deps, tracer, attribution, self._options, held
+                        plan, inputs, deps, tracer, attribution, self._options, settings, held
                     )
                 ended.append(result)
                 return result
@@ -125,10 +125,10 @@ class PrefectExecutor(PlanExecutor):
 
         if FlowRunContext.get() is None:
             await check_server()
-            await report_own_ended_runs()
+            await report_own_ended_runs(settings)
         named = {} if run_key is None else {"flow_run_name": literal_name(run_key)}
         flow: Any = build_call(name, plan, body, named | dict(self._options.flow_config))
-        async with only_execution(name, run_key, load_settings(), leases_around()) as held:
+        async with only_execution(name, run_key, settings, leases_around()) as held:
             failure = await _run_to_its_end(flow, name)
         return _result(name, ended[-1] if ended else None, failure)
 

@@ -224,7 +224,8 @@ async def open_session(
         SettingsError: A variable has a value it may not have.
     """
     identity = Attribution(run_id=str(uuid4()), run_key=run_key, pipeline=name, tags=tags or {})
-    store, settings = await configured_store(), load_settings()
+    settings = load_settings()
+    store = await configured_store(settings)
     async with RunSession(
         plan, inputs, deps, tracer, identity=identity, store=store, settings=settings
     ) as session:

@@ -89,6 +89,7 @@ def _decoded_conversation(stored: dict[str, Any]) -> ConversationState[Any]:
 
 
 _declarations: WeakKeyDictionary[BaseStep[Any, Any], DeclaredOutput] = WeakKeyDictionary()
+"""Kept for as long as their steps, which outlive runs."""
 
 
 def _declared_once(step: BaseStep[Any, Any]) -> DeclaredOutput:

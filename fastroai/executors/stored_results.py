@@ -34,7 +34,9 @@ async def read_stored_result(
     """
     from ._prefect.inspection import read_stored_result
 
-    return await read_stored_result(run, step_id, storage=storage, pipeline=pipeline)
+    return await read_stored_result(
+        run, step_id, settings=load_settings(), storage=storage, pipeline=pipeline
+    )
 
 
 async def explain_miss(run: str, step_id: str, *, storage: Any = None) -> MissExplanation:
@@ -47,7 +49,7 @@ async def explain_miss(run: str, step_id: str, *, storage: Any = None) -> MissEx
     """
     from ._prefect.misses import explain_miss
 
-    return await explain_miss(run, step_id, storage=storage)
+    return await explain_miss(run, step_id, settings=load_settings(), storage=storage)
 
 
 async def prune_results(

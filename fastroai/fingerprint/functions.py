@@ -129,6 +129,9 @@ def _find(code: CodeType) -> tuple[_Function | None, bool]:
 
 
 _modules: dict[str, _Module] = {}
+"""By file, parsed once for all functions in it; not an lru_cache, because a file that was edited is
+parsed again.
+"""
 
 
 def _parsed(filename: str) -> _Module:

@@ -63,26 +63,26 @@ async def only_execution(
             "which would wait for itself. Give the inner one another run_key."
         )
     what = f"the run of {pipeline!r} with run_key={run_key!r}"
-    async with hold(claim, what, required=settings.ledger_required) as lease:
+    async with hold(claim, what, settings) as lease:
         yield held if lease is None else (*held, lease)
 
 
 @asynccontextmanager
 async def hold(
-    claim: LeaseRequest, what: str, *, required: bool
+    claim: LeaseRequest, what: str, settings: FastroAISettings
 ) -> AsyncIterator[HeldLease | None]:
     """Hold something while the block runs; wait before it while another does. Gives None where it
     can't be held, and need not be.
 
     Args:
         what: For messages.
-        required: Whether the block must not run while the ledger can't be reached.
+        settings: Which ledger, and whether the block must not run while that can't be reached.
 
     Raises:
         RunLeaseError: It was lost; the block was cancelled.
         LedgerUnavailableError: The ledger can't be reached, and must be.
     """
-    heartbeat = configured_heartbeat()
+    heartbeat, required = configured_heartbeat(settings), settings.ledger_required
     task = asyncio.current_task()
     assert task is not None
     loss = _Loss(task)
@@ -112,7 +112,7 @@ class HeldLease:
 
     def __init__(self, heartbeat: Heartbeat, lease: Lease, what: str, required: bool) -> None:
         self.lease = lease
-        self._heartbeat = heartbeat
+        self.heartbeat = heartbeat
         self._what = what
         self._required = required
 
@@ -125,7 +125,7 @@ class HeldLease:
         """
         if not self.lease.is_certain:
             try:
-                await asyncio.wrap_future(self._heartbeat.confirm())
+                await asyncio.wrap_future(self.heartbeat.confirm())
             except LedgerUnavailableError:
                 if self._required:
                     raise

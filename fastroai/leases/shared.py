@@ -8,17 +8,18 @@ from ..database.location import configured_url, default_url
 from ..database.registry import OPEN_LEDGERS
 
 if TYPE_CHECKING:
+    from ..settings import FastroAISettings
     from .heartbeat import Heartbeat
 
 
-def configured_heartbeat() -> Heartbeat:
+def configured_heartbeat(settings: FastroAISettings) -> Heartbeat:
     """What holds leases in the ledger that `FASTROAI_LEDGER_URL` names, or else the default one;
     one per process.
 
     Raises:
         LedgerUnavailableError: The URL is of no database a ledger can be kept in.
     """
-    return shared_heartbeat(configured_url() or default_url())
+    return shared_heartbeat(configured_url(settings) or default_url())
 
 
 def shared_heartbeat(url: str) -> Heartbeat:

@@ -40,7 +40,11 @@ class Ledger:
             LedgerNotFoundError: There is none, and none was to be made.
             LedgerUnavailableError: It can't be opened, or brought up to date.
         """
-        url = url or configured_url() or default_url()
+        if url is None:
+            # Only here: a ledger that is named needs no settings, which take their time to import.
+            from ..settings import load_settings
+
+            url = configured_url(load_settings()) or default_url()
         await flush_shared(url)
         store = await open_store(url, create=create)
         try:

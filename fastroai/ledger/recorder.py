@@ -33,7 +33,8 @@ class RequestRecorder:
     Args:
         store: Where each entry is also written, the intent before its request is sent. None:
             nowhere.
-        refuses_unpriced: Whether `FASTROAI_UNPRICED` is `fail`. None: as it is when first asked.
+        refuses_unpriced: Whether `FASTROAI_UNPRICED` is `fail`. None, for one made by
+            hand: as it is when first asked.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class RequestRecorder:
             SettingsError: A variable has a value it may not have.
         """
         if self._refuses_unpriced is None:
-            # only here: pydantic-settings takes its time to import
+            # A run hands it down; nothing did for a recorder that is made by hand.
             from ..settings import load_settings
 
             self._refuses_unpriced = load_settings().unpriced == "fail"

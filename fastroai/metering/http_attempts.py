@@ -39,6 +39,7 @@ _RETRY_COUNTS: Final = (
 _GOOGLE_ATTEMPTS: Final = 5
 """Of google-genai, where its retry options name none."""
 
+# Ambient, because between a call of a model and the hooks of its HTTP client stands the SDK.
 _sending: ContextVar[Send | None] = ContextVar("fastroai_send", default=None)
 
 
@@ -270,7 +271,9 @@ def _watch_client(model: Model) -> bool:
 
 
 _loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop]] = WeakKeyDictionary()
-"""In which loop each HTTP client was used first."""
+"""In which loop each HTTP client was used first; of the process, as clients are the user's and
+outlive runs.
+"""
 
 
 def _warn_of_another_loop(http_client: object, model: Model) -> None:

@@ -34,6 +34,7 @@ logger = logging.getLogger("fastroai.agent")
 _LONGEST_REASON: Final = 500
 _STATE_BILLS: Final = frozenset({"openrouter", "perplexity", "x-ai", "litellm"})
 _warned: set[str] = set()
+"""Models without a price, of the process: each run has a pricer, and a warning each is too many."""
 
 _Asked = tuple[str, str | None, str | None]
 """A model's id, the URL of its API and a service tier."""

@@ -30,7 +30,9 @@ _scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope",
 
 
 _booked_agents: list[bool] = []
-"""Whether agents that a step runs by itself are booked; empty until the first scope opens."""
+"""Whether agents that a step runs by itself are booked; empty until the first scope opens. Of the
+process, as the method of pydantic-ai that is replaced for it.
+"""
 
 
 class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scope(ledger):`
@@ -68,12 +70,18 @@ def current_scope() -> DispatchScope | None:
     return _scope.get()
 
 
-async def scope_outside_of_runs() -> DispatchScope | None:
+async def scope_outside_of_runs() -> DispatchScope:
     """Where an agent that is called by itself is booked: in the ledger of `FASTROAI_LEDGER_URL`, if
-    that is set.
+    that is set, as the settings are now: such a call is an entry of its own.
 
     Raises:
         LedgerUnavailableError: It can't be used, and must be.
+        SettingsError: A variable has a value it may not have.
     """
-    store = await configured_store()
-    return None if store is None else DispatchScope(RequestRecorder(store), UNATTRIBUTED)
+    from ..settings import load_settings  # only here: pydantic-settings takes its time to import
+
+    settings = load_settings()
+    recorder = RequestRecorder(
+        await configured_store(settings), refuses_unpriced=settings.unpriced == "fail"
+    )
+    return DispatchScope(recorder, UNATTRIBUTED)

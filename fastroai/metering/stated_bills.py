@@ -9,10 +9,11 @@ from typing import Final
 from pydantic_ai.messages import ModelResponse
 
 from ..ledger.entries import LedgerEntry
+from ..pricing.calculator import named_provider
 from ..pricing.endpoints import is_private_endpoint, on_domain
 from ..pricing.money import EXACT
 from ..pricing.price_list import Price, is_listed_host
-from ..providers import canonical_provider, provider_at
+from ..providers import canonical_provider
 from .raw_answers import Json, RawAnswer, count, usages
 
 _LITELLM_HEADER: Final = "x-litellm-response-cost"
@@ -69,9 +70,7 @@ def who_states_bills(provider: str | None, url: str | None) -> str | None:
     """
     if not url:
         return canonical_provider(provider) if provider else None
-    from ..settings import load_settings  # only here: pydantic-settings takes its time to import
-
-    if named := provider_at(url, load_settings().provider_hosts):
+    if named := named_provider(url):
         return named
     if is_private_endpoint(url):
         return None

@@ -208,6 +208,8 @@ def _of_tool(tool: ToolDefinition) -> int:
     return size + _of_schema(returned) if returned else size
 
 
+# From run to run, because tools keep their schemas, and measuring one means to write its JSON; by
+# identity, because a schema has no hash.
 _schemas: dict[int, tuple[Mapping[str, Any], int]] = {}
 _MOST_SCHEMAS = 1024
 

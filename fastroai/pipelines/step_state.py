@@ -67,8 +67,6 @@ async def find_state(step_id: str) -> StepState:
         LedgerUnavailableError: It can't be used, and must be.
     """
     scope = current_scope() or await scope_outside_of_runs()
-    if scope is None:
-        return StepState(step_id, RunBooks())
     run = scope.run
     books = run if isinstance(run, RunBooks) else RunBooks(scope.attribution, scope.ledger)
     state = books.step_state(step_id)

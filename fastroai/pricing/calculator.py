@@ -242,7 +242,9 @@ class CostCalculator:
     def _own_prices(self) -> OwnPrices:
         """Rates of the file, and discounts of both; read once."""
         if self._in_file is None:
-            from ..settings import load_settings  # only here: it takes its time to import
+            # A calculator is made by a user, outside of any run that could hand settings down; only
+            # here, because they take their time to import.
+            from ..settings import load_settings
 
             path = load_settings().prices
             found = read_price_file(path) if path else OwnPrices()
@@ -274,10 +276,17 @@ def _billed_by(provider: str | None, url: str | None) -> tuple[str | None, str |
     """
     if not url:
         return provider, None
-    from ..settings import load_settings  # only here: pydantic-settings takes its time to import
-
-    named = provider_at(url, load_settings().provider_hosts)
+    named = named_provider(url)
     return (named, None) if named else (provider, url)
+
+
+def named_provider(url: str) -> str | None:
+    """Whom `FASTROAI_PROVIDER_HOSTS` names for a URL."""
+    # Asked by calculators, which users make outside of any run; only here, because settings take
+    # their time to import.
+    from ..settings import load_settings
+
+    return provider_at(url, load_settings().provider_hosts)
 
 
 def _refuse_impossible(usage: Tokens) -> None:

@@ -81,6 +81,7 @@ class SimpleTracer:
         _log_error(self.logger, fields, error, message, type(error).__name__, redact(str(error)))
 
 
+# Ambient, because the code between two spans is the user's.
 _current_span: ContextVar[str | None] = ContextVar("fastroai_current_span", default=None)
 
 

@@ -26,6 +26,7 @@ from fastroai import (
 from fastroai.errors import LedgerUnavailableError
 from fastroai.ledger.entries import total_usd
 from fastroai.ledger.store import configured_store
+from fastroai.settings import load_settings
 from fastroai.testing import ScriptedModel, ToolCall, fixed_prices
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.conformance.third_party import AnyExecutor
@@ -51,7 +52,7 @@ def close_off(database: Path) -> None:
 
 
 async def all_is_written() -> None:
-    store = await configured_store()
+    store = await configured_store(load_settings())
     assert store is not None
     await store.flush()
 

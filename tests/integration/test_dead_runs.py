@@ -21,6 +21,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from fastroai.cli import main
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRecord, LeaseRequest
+from fastroai.settings import load_settings
 from tests.integration.read_back import read_run
 from tests.support import forked
 from tests.support.gated_run import REPOSITORY, Gate, RunProcess, prompts, until
@@ -61,7 +62,7 @@ async def runs(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def holdings() -> list[LeaseRecord]:
-    return await asyncio.wrap_future(configured_heartbeat().holdings("flow_run"))
+    return await asyncio.wrap_future(configured_heartbeat(load_settings()).holdings("flow_run"))
 
 
 async def dead(flow_run_id: str) -> None:
@@ -159,8 +160,8 @@ async def test_what_ended_after_all_is_forgotten_and_what_is_unknown_is_left_alo
         await client.set_flow_run_state(ended, _completed(), force=True)
     for id_ in (ended, unknown):
         claim = LeaseRequest(kind="flow_run", name=str(id_), seconds=0.001)
-        await asyncio.wrap_future(configured_heartbeat().take(claim, lambda: None))
-    configured_heartbeat().stop(5)  # as if its process had died
+        await asyncio.wrap_future(configured_heartbeat(load_settings()).take(claim, lambda: None))
+    configured_heartbeat(load_settings()).stop(5)  # as if its process had died
     # This process has no heartbeat any more: another one looks.
     command = [sys.executable, "-m", "fastroai", "runs"]
     listed = await asyncio.to_thread(

@@ -10,7 +10,8 @@ import pytest
 
 from fastroai import Pipeline, PipelineConfig, StepConfig, StepContext, step
 from fastroai.cli import main
-from fastroai.executors.prefect import MissExplanation, PrefectExecutor, explain_miss
+from fastroai.executors.prefect import MissExplanation, PrefectExecutor
+from fastroai.executors.stored_results import explain_miss
 from tests.integration.models import CountingModel
 
 pytestmark = pytest.mark.usefixtures("prefect_api")

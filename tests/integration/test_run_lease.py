@@ -20,6 +20,7 @@ from fastroai.errors import LedgerUnavailableError, RunLeaseError
 from fastroai.leases.heartbeat import BEATS
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRequest
+from fastroai.settings import load_settings
 from fastroai.usage import EntryState, Ledger
 from tests.support.gated_run import Gate, RunProcess, prompts, until
 from tests.support.models import counted_agent
@@ -87,10 +88,11 @@ async def waiting_behind(
 
 async def left_over() -> list[str]:
     """Leases that nobody gave up."""
+    heartbeat = configured_heartbeat(load_settings())
     return [
         holding.claim.name
         for kind in ("run_key", "flow_run")
-        for holding in await asyncio.wrap_future(configured_heartbeat().holdings(kind))  # type: ignore[arg-type]
+        for holding in await asyncio.wrap_future(heartbeat.holdings(kind))  # type: ignore[arg-type]
     ]
 
 
@@ -256,7 +258,7 @@ async def test_a_run_that_ends_badly_gives_its_leases_up(outcome: str) -> None:
 @pytest.mark.usefixtures("sqlite_ledger")
 async def test_whoever_stops_waiting_leaves_nothing_behind() -> None:
     claim = LeaseRequest(kind="run_key", name='["waits", "k"]', seconds=60)
-    await asyncio.wrap_future(configured_heartbeat().take(claim, lambda: None))
+    await asyncio.wrap_future(configured_heartbeat(load_settings()).take(claim, lambda: None))
     pipeline: Pipeline[Any, Any, int] = Pipeline("waits", {"a": Give(1)})
     run = asyncio.create_task(pipeline.execute({}, None, run_key="k"))
     await asyncio.sleep(0.5)
@@ -264,7 +266,7 @@ async def test_whoever_stops_waiting_leaves_nothing_behind() -> None:
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
-    await asyncio.wrap_future(configured_heartbeat().release(claim.token))
+    await asyncio.wrap_future(configured_heartbeat(load_settings()).release(claim.token))
     assert await left_over() == []
 
 

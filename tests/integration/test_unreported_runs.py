@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from fastroai import Pipeline, StepContext, StepExecutionError, step
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRecord
+from fastroai.settings import load_settings
 from tests.integration.test_server_absence import forget_events_worker
 from tests.support.gated_run import REPOSITORY, Gate, RunProcess, prompts, until
 from tests.support.prefect_server import prefect_settings
@@ -59,7 +60,7 @@ async def runs(*arguments: str) -> str:
 
 
 async def ended() -> list[LeaseRecord]:
-    return await asyncio.wrap_future(configured_heartbeat().ended())
+    return await asyncio.wrap_future(configured_heartbeat(load_settings()).ended())
 
 
 async def records_are(expected: Callable[[list[LeaseRecord]], bool]) -> None:

@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRecord
+from fastroai.settings import load_settings
 from tests.support import forked
 from tests.support.killed_runs import RESULTS, SLOWEST, WORKER, Attempt, kept
 from tests.support.provider_process import ProviderProcess
@@ -318,7 +319,7 @@ def _output(folder: Path) -> Any:
 
 
 async def _holdings() -> list[LeaseRecord]:
-    return await asyncio.wrap_future(configured_heartbeat().holdings("flow_run"))
+    return await asyncio.wrap_future(configured_heartbeat(load_settings()).holdings("flow_run"))
 
 
 async def _resume(runs: list[UUID]) -> None:

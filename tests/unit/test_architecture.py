@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.support import forked
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,84 @@ def test_only_settings_reads_the_environment() -> None:
         for line in environment_reads(ast.parse(path.read_text()))
     ]
     assert readers == []
+
+
+ENTRIES = {
+    "agent.agent": "an agent is made by a user, and its model with OpenAI's key",
+    "cli.costs.report": "a command",
+    "cli.runs": "a command",
+    "executors": "get_executor",
+    "executors._prefect.flow": "a flow of to_flow, called by anybody",
+    "executors.prefect": "execute",
+    "executors.session": "open_session",
+    "executors.stored_results": "reading, explaining and pruning results",
+    "ledger.ledger": "Ledger.open",
+    "ledger.recorder": "a recorder made by hand",
+    "metering.scope": "an agent that is called by itself",
+    "pricing.calculator": "a calculator is made by a user, outside of runs",
+    "settings": "what is secret",
+}
+"""The modules that read settings, and why each of them begins something."""
+
+
+def test_settings_are_read_where_something_begins_and_handed_down_from_there() -> None:
+    readers = {
+        module.removeprefix("fastroai.")
+        for module, path in MODULES.items()
+        if module.startswith("fastroai")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "load_settings"
+    }
+    assert readers == set(ENTRIES)
+
+
+def test_all_state_of_the_process_has_its_reason_beside_it() -> None:
+    """Context variables, caches and locks of a module: a comment at them, or a string below."""
+    bare = [
+        f"{module}:{line}"
+        for module, path in MODULES.items()
+        if module.startswith("fastroai")
+        for line in states_without_reason(path.read_text())
+    ]
+    assert bare == []
+
+
+def states_without_reason(source: str) -> Iterator[int]:
+    """The lines on which a module makes something that it changes later, and doesn't say why."""
+    tree, lines = ast.parse(source), ["", *source.splitlines()]
+    changed = {
+        name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names
+    }
+    for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            continue
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+        if ast.unparse(target) not in changed and not _is_state(statement.value):
+            continue
+        is_commented = "#" in lines[statement.lineno - 1] + lines[statement.lineno]
+        is_described = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+        if not is_commented and not is_described:
+            yield statement.lineno
+
+
+def _is_state(value: ast.expr) -> bool:
+    """Whether a value is an empty container, or of a class that is there to be changed."""
+    if isinstance(value, ast.Dict | ast.List):
+        return ast.unparse(value) in {"{}", "[]"}
+    if not isinstance(value, ast.Call):
+        return False
+    made = ast.unparse(value.func).rpartition(".")[2]
+    if made in {"set", "dict", "list"}:
+        return not value.args
+    return made in {"ContextVar", "Lock", "RLock", "OpenLedgers"} or made.startswith("Weak")
+
+
+@pytest.mark.parametrize("made", ["{}", "set()", "ContextVar('x')", "threading.Lock()"])
+def test_state_without_a_reason_is_found(made: str) -> None:
+    assert list(states_without_reason(f"a = 1\n\n_kept = {made}\nb = 2\n")) == [3]
+    assert list(states_without_reason(f"a = 1\n\n_kept = {made}\n'Why.'\n")) == []
+    assert list(states_without_reason(f"# why\n_kept = {made}\n")) == []
+    assert list(states_without_reason("_kept = None\ndef f():\n    global _kept\n")) == [1]
 
 
 def test_every_module_says_in_a_line_what_it_is_for() -> None:

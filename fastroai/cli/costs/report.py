@@ -76,7 +76,9 @@ def _nothing(url: str | None, filters: Filters, booked: int) -> str:
     if booked:
         others = f"{booked:,} others" if booked > 1 else "one other"
         return f"No request matches: {printable(str(filters))}. The ledger has {others}."
-    if (url or configured_url()) == MEMORY:
+    from ...settings import load_settings  # only here: most reports need no settings
+
+    if (url or configured_url(load_settings())) == MEMORY:
         return (
             f"A ledger in {MEMORY} ends with the process that writes it. Name a database with "
             "--ledger."

@@ -25,7 +25,6 @@ from pydantic_core import to_jsonable_python
 from ...ledger.aggregation import totals_of, with_unknown
 from ...ledger.entries import EntryState, LedgerEntry, total_usd
 from ...redaction import redact
-from ...settings import load_settings
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -148,14 +147,16 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-async def write_output_artifact(pipeline: str, output: object) -> None:
-    """Show a run's output as the Markdown artifact `output-<pipeline>`; never raises."""
+async def write_output_artifact(pipeline: str, output: object, *, timeout: float) -> None:
+    """Show a run's output as the Markdown artifact `output-<pipeline>`, within some seconds; never
+    raises.
+    """
     content = to_jsonable_python(output, fallback=repr)
     text = redact(json.dumps(content, indent=2, ensure_ascii=False))
     if len(text) > LONGEST_OUTPUT:
         text = f"{text[:LONGEST_OUTPUT]}\n… ({len(text):,} characters in all)"
     try:
-        async with asyncio.timeout(load_settings().artifact_timeout):
+        async with asyncio.timeout(timeout):
             await acreate_markdown_artifact(
                 f"```json\n{text}\n```",
                 key=f"output-{_slug(pipeline, separator='-')}",

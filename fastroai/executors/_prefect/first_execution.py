@@ -7,12 +7,11 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
-from ...database.location import configured_url, default_url
 from ...ledger.ledger import Ledger
 from .run_scope import RunScope, is_first_try
 
 
-async def is_first_execution(run: RunScope, pipeline: str) -> bool:
+async def is_first_execution(run: RunScope, pipeline: str, ledger_url: str) -> bool:
     """Whether it is certain that nobody executed the run before that is active here.
 
     Of a run with a key, two must agree that they know no other execution: the ledger, where each
@@ -28,14 +27,13 @@ async def is_first_execution(run: RunScope, pipeline: str) -> bool:
         return False
     key = run.text.partition(":")[2]
     try:
-        booked = await _is_booked_alone(context.flow_run, pipeline, key)
+        booked = await _is_booked_alone(context.flow_run, pipeline, key, ledger_url)
         return booked and await _is_named_alone(context.flow_run, key)
     except Exception:  # whoever can't be asked knows of one
         return False
 
 
-async def _is_booked_alone(flow_run: FlowRun, pipeline: str, key: str) -> bool:
-    url = configured_url() or default_url()
+async def _is_booked_alone(flow_run: FlowRun, pipeline: str, key: str, url: str) -> bool:
     if url.startswith("memory:"):  # what other processes booked is not there
         return False
     async with Ledger.open(url, create=False) as ledger:

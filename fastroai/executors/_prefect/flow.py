@@ -22,7 +22,7 @@ from ...ledger.store import configured_store
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
 from ...serialization.canonical_json import digest
-from ...settings import load_settings
+from ...settings import FastroAISettings, load_settings
 from ..protocol import ExecutionResult
 from ..scheduler import run_plan
 from ..session import RunSession, leases_around
@@ -44,12 +44,14 @@ async def run_in_flow(
     tracer: Any,
     attribution: Attribution,
     options: PrefectOptions,
+    settings: FastroAISettings,
     held: Held | None = None,
 ) -> ExecutionResult:
     """Run a plan's steps as tasks of the flow run that is active here.
 
     Args:
         attribution: What the caller says of the run; the flow run adds what it knows.
+        settings: As they were when the run began.
         held: The leases of this run and of those around it. None: those around it.
 
     Raises:
@@ -61,8 +63,8 @@ async def run_in_flow(
     context = FlowRunContext.get()
     assert context is not None, "called within a flow run"
     assert context.flow_run is not None
-    flow_run, settings = context.flow_run, load_settings()
-    store = await configured_store(default_url())
+    flow_run = context.flow_run
+    store = await configured_store(settings, default_url())
     around = leases_around() if held is None else held
     async with flow_run_lease(flow_run, attribution, settings) as lease:
         leases = around if lease is None else (*around, lease)
@@ -137,18 +139,21 @@ def build_flow(
         )
 
     async def run_pipeline(inputs: Any = None) -> Any:
+        settings = load_settings()
         validated = pipeline.validate_input({} if inputs is None else inputs)
         async with _live_deps(deps, deps_factory) as live:
             try:
                 attribution = Attribution(pipeline=pipeline.name)
                 execution = await run_in_flow(
-                    pipeline.plan, validated, live, tracer, attribution, options
+                    pipeline.plan, validated, live, tracer, attribution, options, settings
                 )
             except StepExecutionError as error:
                 raise pipeline.with_partial_result(error) from error.original_error
         result = pipeline.result_of(execution)
         if publish_output:
-            await write_output_artifact(pipeline.name, result.output)
+            await write_output_artifact(
+                pipeline.name, result.output, timeout=settings.artifact_timeout
+            )
         return _as_ended(result, execution)
 
     _dress(run_pipeline, pipeline, module)

@@ -10,9 +10,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 
 from ...errors import RunLeaseError
-from ...leases.heartbeat import Lease
 from ...leases.run_lease import HeldLease, hold
-from ...leases.shared import configured_heartbeat
 from ...leases.table import LeaseRequest, Outcome
 from ...ledger.entries import Attribution
 from ...settings import FastroAISettings
@@ -53,12 +51,12 @@ async def flow_run_lease(
     )
     what = f"the flow run {flow_run.name!r} of {attribution.pipeline!r}"
     try:
-        async with hold(request, what, required=settings.ledger_required) as held:
+        async with hold(request, what, settings) as held:
             if held is None:
                 yield None
                 return
             held.lease.outcome = "crashed"
-            _release_when_reported(flow_run, held.lease)
+            _release_when_reported(flow_run, held)
             try:
                 yield held
             except Exception:
@@ -73,16 +71,16 @@ async def flow_run_lease(
         raise
 
 
-def _release_when_reported(flow_run: FlowRun, lease: Lease) -> None:
+def _release_when_reported(flow_run: FlowRun, held: HeldLease) -> None:
     """Forget the outcome once the engine, which runs in this asyncio task, has reported it."""
-    heartbeat = configured_heartbeat()
+    heartbeat, token = held.heartbeat, held.lease.claim.token
 
     def release(_: object) -> None:
         # The engine notes a state on its flow run when the server has accepted it.
         if flow_run.state is not None and flow_run.state.is_final():
-            heartbeat.release(lease.claim.token)
+            heartbeat.release(token)
         else:
-            heartbeat.expire(lease.claim.token)
+            heartbeat.expire(token)
 
     task = asyncio.current_task()
     assert task is not None

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
 from ...errors import ResultStorageError
 from ...serialization.strict_json import loads_strictly
-from ...settings import load_settings
+from ...settings import FastroAISettings
 from ..step_codec import StepCodec
 from .results import StoredStep, decode_record
 from .run_storage import StepStorage, open_store
@@ -55,7 +55,12 @@ class StoredResult:
 
 
 async def read_stored_result(
-    run: str, step_id: str, *, storage: Any = None, pipeline: Pipeline[Any, Any, Any] | None = None
+    run: str,
+    step_id: str,
+    *,
+    settings: FastroAISettings,
+    storage: Any = None,
+    pipeline: Pipeline[Any, Any, Any] | None = None,
 ) -> StoredResult:
     """See `fastroai.executors.stored_results.read_stored_result`."""
     async with get_client() as client:
@@ -68,7 +73,6 @@ async def read_stored_result(
             f"Step '{step_id}' of run {flow_run.name!r} stored no result: its task is "
             f"{state.name if state else 'new'}."
         )
-    settings = load_settings()
     if Path(key).is_absolute() and storage is None:
         storage, key = Path(key).parent, Path(key).name
     store = await open_store(storage if storage is not None else settings.result_storage, settings)

@@ -17,12 +17,14 @@ class StoredJournal:
         store: Where.
         run: The run that the step belongs to.
         pipeline: Its name.
+        ledger_url: The ledger in which its requests are booked.
     """
 
-    def __init__(self, store: ResultStore, run: RunScope, pipeline: str) -> None:
+    def __init__(self, store: ResultStore, run: RunScope, pipeline: str, ledger_url: str) -> None:
         self._store = store
         self._run = run
         self._pipeline = pipeline
+        self._ledger_url = ledger_url
         self._is_first: bool | None = None
 
     async def read(self, key: str) -> bytes | None:
@@ -46,7 +48,7 @@ class StoredJournal:
     async def _nothing_was_recorded(self) -> bool:
         # Asked only when the storage fails, and once for a step.
         if self._is_first is None:
-            self._is_first = await is_first_execution(self._run, self._pipeline)
+            self._is_first = await is_first_execution(self._run, self._pipeline, self._ledger_url)
         return self._is_first
 
     async def write(self, key: str, content: bytes) -> None:
@@ -55,14 +57,20 @@ class StoredJournal:
 
 
 def journal_of(
-    run: RunScope, pipeline: str, step_id: str, scope: str | None, store: ResultStore | None
+    run: RunScope,
+    pipeline: str,
+    step_id: str,
+    scope: str | None,
+    store: ResultStore | None,
+    ledger_url: str,
 ) -> Journal:
     """The journal of a step of a run.
 
     Args:
         scope: The step's `cache_scope`: tenants do not share answers either.
         store: None: what is answered is known in this process only.
+        ledger_url: The ledger in which the run's requests are booked.
     """
     step = digest([run.text, pipeline, step_id, scope])
-    stored = None if store is None else StoredJournal(store, run, pipeline)
+    stored = None if store is None else StoredJournal(store, run, pipeline, ledger_url)
     return Journal(step, stored)

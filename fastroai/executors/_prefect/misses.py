@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -20,6 +21,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.client.schemas.sorting import TaskRunSort
 
 from ...errors import ResultStorageError
+from ...settings import FastroAISettings
 from .inspection import read_stored_result
 
 LOOKED_AT = 20
@@ -88,18 +90,12 @@ _REASONS = {
 }
 
 
-async def explain_miss(run: str, step_id: str, *, storage: Any = None) -> MissExplanation:
-    """Say why a step of a run was executed although results of it are stored.
-
-    Args:
-        run: Id or name of the flow run.
-        step_id: The step.
-        storage: Where results are, as `FASTROAI_RESULT_STORAGE`. None: as the settings say.
-
-    Raises:
-        ResultStorageError: No such run or step, or it stored no result that could be compared.
-    """
-    own = await read_stored_result(run, step_id, storage=storage)
+async def explain_miss(
+    run: str, step_id: str, *, settings: FastroAISettings, storage: Any = None
+) -> MissExplanation:
+    """See `fastroai.executors.stored_results.explain_miss`."""
+    read = partial(read_stored_result, settings=settings, storage=storage)
+    own = await read(run, step_id)
     key = own.content.get("key")
     if key is None:
         raise ResultStorageError(
@@ -112,9 +108,7 @@ async def explain_miss(run: str, step_id: str, *, storage: Any = None) -> MissEx
         earlier = await _earlier_tasks(client, own.run_id, key["identity"]["pipeline"], step_id)
     for task_run in earlier:
         try:
-            stored = await read_stored_result(
-                str(task_run.flow_run_id), task_run.name, storage=storage
-            )
+            stored = await read(str(task_run.flow_run_id), task_run.name)
         except ResultStorageError:
             continue  # deleted since
         then = stored.content.get("key")

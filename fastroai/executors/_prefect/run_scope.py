@@ -136,13 +136,13 @@ class _Numbers:
 
 _numbers: dict[Try, _Numbers] = {}
 """Of each outermost run that is under way here, as it can't be handed down through user code."""
-_numbering = threading.Lock()
+_numbering = threading.Lock()  # tasks that are submitted run in threads
 
 
 def _number(outermost: RunContext, pipeline: str, inputs: str) -> int:
     flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
     tries = frozenset([*map(_try_of, flows), *map(_try_of, tasks)])
-    with _numbering:  # tasks that are submitted run in threads
+    with _numbering:
         root = _try_of(outermost)
         if root not in _numbers:
             _numbers[root] = _Numbers()

@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 ANSWER_SECONDS = 2
 
 _covered: WeakSet[QueueService[Any]] = WeakSet()
+"""Services that are given up at exit; of the process, as they and the exit hooks are."""
 
 
 def exit_without_a_silent_server() -> None:

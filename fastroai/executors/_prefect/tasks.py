@@ -18,6 +18,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
 from prefect.utilities.annotations import quote
 
+from ...database.location import configured_url, default_url
 from ...errors import ResultStorageError
 from ...ledger.entries import LedgerEntry
 from ...pipelines.config import expiration, retry_delay
@@ -266,6 +267,7 @@ class StepTasks:
             node.step_id,
             node.config.cache_scope,
             storage.store if reusable else None,
+            configured_url(self._session.settings) or default_url(),
         )
 
     def _stored_form(self, node: PlannedStep, record: StepRecord) -> tuple[dict[str, Any], str]:

@@ -63,6 +63,7 @@ async def start_temporary_server() -> None:
     sys.stderr.flush()
     server.running = True
     server.port = server.find_available_port()
+    # It serves all runs of this process, and only the interpreter knows when the last has ended.
     atexit.register(server.stop)
     try:
         with tempfile.TemporaryFile() as log:

@@ -28,7 +28,7 @@ from ...leases.heartbeat import Lease
 from ...leases.shared import configured_heartbeat
 from ...leases.table import LeaseRecord, LeaseRequest, Outcome
 from ...redaction import redact
-from ...settings import load_settings
+from ...settings import FastroAISettings
 from .flow_run_lease import NOT_STORED
 
 logger = logging.getLogger("fastroai.executors")
@@ -66,7 +66,7 @@ class TrackedRun:
         return not self.holding.is_alive
 
 
-async def tracked_runs() -> tuple[list[TrackedRun], int]:
+async def tracked_runs(settings: FastroAISettings) -> tuple[list[TrackedRun], int]:
     """The active and dead runs that use this ledger; then how many of them this Prefect server
     does not know.
 
@@ -75,7 +75,7 @@ async def tracked_runs() -> tuple[list[TrackedRun], int]:
     Raises:
         LedgerUnavailableError: The ledger can't be read.
     """
-    heartbeat = configured_heartbeat()
+    heartbeat = configured_heartbeat(settings)
     holdings = {
         holding.claim.name: holding
         for holding in await asyncio.wrap_future(heartbeat.holdings("flow_run"))
@@ -98,7 +98,7 @@ async def tracked_runs() -> tuple[list[TrackedRun], int]:
     return runs, len(holdings) - len(flow_runs)
 
 
-async def resume_run(run: TrackedRun) -> str:
+async def resume_run(run: TrackedRun, settings: FastroAISettings) -> str:
     """Resume a dead run, and describe what was done.
 
     A deployed one is scheduled again: a worker runs the same flow run, which finds the results of
@@ -109,10 +109,8 @@ async def resume_run(run: TrackedRun) -> str:
         RunLeaseError: It is alive, or Prefect's server refuses its new state.
         LedgerUnavailableError: The ledger can't be written; nothing was done.
     """
-    heartbeat = configured_heartbeat()
-    claim = LeaseRequest(
-        kind="flow_run", name=str(run.flow_run.id), seconds=load_settings().lease_seconds
-    )
+    heartbeat = configured_heartbeat(settings)
+    claim = LeaseRequest(kind="flow_run", name=str(run.flow_run.id), seconds=settings.lease_seconds)
     while True:
         taken = await asyncio.wrap_future(heartbeat.take(claim, lambda: None))
         if isinstance(taken, Lease):
@@ -150,13 +148,13 @@ async def _put_back(client: PrefectClient, run: TrackedRun) -> str:
     return f"{flow_run.name} ({flow_run.id}): {advice}"
 
 
-async def report_own_ended_runs() -> None:
+async def report_own_ended_runs(settings: FastroAISettings) -> None:
     """Report the runs of this process that ended while Prefect's server was unreachable; never
     raises.
     """
     try:
-        if configured_heartbeat().has_unreported:
-            for line in await report_ended_runs():
+        if configured_heartbeat(settings).has_unreported:
+            for line in await report_ended_runs(settings):
                 logger.warning("%s", line)
     except Exception as error:  # the next run, or `fastroai runs`, tries again
         logger.warning(
@@ -164,13 +162,13 @@ async def report_own_ended_runs() -> None:
         )
 
 
-async def report_ended_runs() -> list[str]:
+async def report_ended_runs(settings: FastroAISettings) -> list[str]:
     """Tell Prefect's server how runs ended while it was unreachable; gives a line for each.
 
     Raises:
         LedgerUnavailableError: The ledger can't be read.
     """
-    heartbeat = configured_heartbeat()
+    heartbeat = configured_heartbeat(settings)
     # What is alive is still being reported by its own process.
     ended = {
         record.claim.name: record

@@ -15,6 +15,7 @@ from ...errors import LedgerUnavailableError
 from ..entries import LedgerEntry
 
 if TYPE_CHECKING:
+    from ...settings import FastroAISettings
     from ..aggregation import Totals
     from ..filters import LedgerFilter
     from .sql_store import SqlStore
@@ -62,19 +63,17 @@ async def open_store(
     return store
 
 
-async def configured_store(default: str | None = None) -> LedgerStore | None:
+async def configured_store(
+    settings: FastroAISettings, default: str | None = None
+) -> LedgerStore | None:
     """The ledger that `FASTROAI_LEDGER_URL` names, or else the default one, if any; opened once per
     process.
 
     Raises:
         LedgerUnavailableError: It can't be used, and `FASTROAI_LEDGER_REQUIRED` says that it must.
     """
-    from ...settings import load_settings  # only here: pydantic-settings takes its time to import
-
-    url = configured_url() or default
-    return (
-        None if url is None else await shared_store(url, required=load_settings().ledger_required)
-    )
+    url = configured_url(settings) or default
+    return None if url is None else await shared_store(url, required=settings.ledger_required)
 
 
 async def shared_store(url: str, *, required: bool = True) -> LedgerStore:
