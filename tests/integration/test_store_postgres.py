@@ -17,7 +17,7 @@ from fastroai.ledger.filters import LedgerFilter
 from fastroai.ledger.store.mapping import as_stored
 from fastroai.ledger.store.queries import read_entries, read_totals
 from fastroai.usage import Ledger, LedgerEntry
-from tests.support.ledger_entries import charged, entries, fill, selections
+from tests.support.ledger_entries import charged, entries, fill, fits, selections
 
 
 def test_on_postgresql_totals_are_the_same(postgres_url: str) -> None:
@@ -30,7 +30,7 @@ def test_on_postgresql_totals_are_the_same(postgres_url: str) -> None:
         fill(database, booked)
         found = database.run(lambda connection: read_entries(connection, selection))
         stored = sorted(map(as_stored, booked), key=lambda entry: (entry.sent_at, entry.id))
-        assert found == [entry for entry in stored if selection.matches(entry)]
+        assert found == [entry for entry in stored if fits(selection, entry)]
         for by in (None, *GROUPINGS, "tag:team"):
             assert database.run(lambda c, by=by: read_totals(c, selection, by)) == totals_of(
                 found, by
