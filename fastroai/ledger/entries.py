@@ -139,11 +139,6 @@ class LedgerEntry:
         """This entry with its outcome, settled now."""
         return replace(self, state=state, settled_at=datetime.now(UTC), **changes)  # type: ignore[arg-type]  # kwargs of replace
 
-    def not_sent(self, error: BaseException) -> LedgerEntry:
-        """This entry when booking it failed, so that its request was not sent."""
-        reason = f"{NOT_SENT}{type(error).__name__} while it was booked."
-        return replace(self, state=EntryState.REFUSED, settled_at=self.sent_at, error=reason)
-
     def replayed(self, attribution: Attribution) -> LedgerEntry:
         """A new entry that says this one's answer was used again, for nothing, under another
         attribution.

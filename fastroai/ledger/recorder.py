@@ -13,7 +13,15 @@ from typing import Protocol
 from ..errors import LedgerUnavailableError
 from ..pricing.money import EXACT
 from ..redaction import redact
-from .entries import ZERO_USD, Attribution, LedgerEntry, replays, spend_of
+from .entries import (
+    NOT_SENT,
+    ZERO_USD,
+    Attribution,
+    EntryState,
+    LedgerEntry,
+    replays,
+    spend_of,
+)
 
 _dispatch_of = attrgetter("step_id", "attempt", "dispatch")
 
@@ -82,8 +90,11 @@ class RequestRecorder:
         try:
             await self._store.intend(entry)
         except BaseException as error:
-            # A cancellation, too: it may come after the intent was written.
-            self.record(entry.not_sent(error))
+            # The one place that books so, whatever the store and its guards raise. A cancellation,
+            # too: it may come after the intent was written, which then has its outcome.
+            reason = f"{NOT_SENT}{type(error).__name__} while it was booked."
+            state, settled_at = EntryState.REFUSED, entry.sent_at
+            self.record(replace(entry, state=state, settled_at=settled_at, error=reason))
             raise
 
     def record(self, entry: LedgerEntry) -> None:

@@ -18,9 +18,14 @@ import pytest
 from sqlalchemy import text
 
 from fastroai.database.engine import Database, database_url, open_database
-from fastroai.errors import LedgerUnavailableError
+from fastroai.errors import LedgerUnavailableError, RunLeaseError
 from fastroai.leases.heartbeat import Heartbeat, Lease
+from fastroai.leases.run_lease import GuardedStore, HeldLease
 from fastroai.leases.table import LeaseRecord, LeaseRequest, LeaseTable
+from fastroai.ledger.entries import EntryState, LedgerEntry
+from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.recorder import RequestRecorder
+from fastroai.ledger.store import open_store
 from tests.support import forked
 
 HOUR = 3_600_000_000
@@ -338,3 +343,27 @@ def wait_for(condition: Any) -> bool:
             return True
         waiting.wait(0.01)
     return False
+
+
+async def test_a_request_that_a_lost_lease_refuses_has_its_intent_and_its_outcome_booked(
+    url: str, heartbeat: Heartbeat
+) -> None:
+    lease = await asyncio.wrap_future(heartbeat.take(claim(), lambda: None))
+    assert isinstance(lease, Lease)
+    store = await open_store(url)
+    held = HeldLease(heartbeat, lease, "the run", required=True)
+    recorder = RequestRecorder(GuardedStore(store, (held,)))
+    sent, refused = LedgerEntry(), LedgerEntry()
+    await recorder.intend(sent)
+    lease.lose()
+    with pytest.raises(RunLeaseError):
+        await recorder.intend(refused)
+    await recorder.flush()
+
+    assert await store.entries(LedgerFilter()) == list(recorder.entries)
+    assert [entry.state for entry in recorder.entries] == [
+        EntryState.UNSETTLED,
+        EntryState.REFUSED,
+    ]
+    assert recorder.entries[1].error == "Not sent: RunLeaseError while it was booked."
+    await store.close()
