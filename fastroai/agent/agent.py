@@ -100,7 +100,8 @@ class FastroAgent(Generic[OutputT]):
         self._is_built = agent is None
         self._models: dict[asyncio.AbstractEventLoop, Model] = {}
         self._run_options: dict[str, Any] = {}
-        self._fallback_model: str | None = self.config.model_label
+        self._model_label = self.config.model_label
+        self._fallback_model: str | None = self._model_label
         if agent is None:
             self._agent = self._build(output_type)
         else:
@@ -150,8 +151,7 @@ class FastroAgent(Generic[OutputT]):
         ) as trace_id:
             try:
                 meter = await self._meter()
-                call = self._call(message, deps, message_history, model_settings, kwargs)
-                self._attach(meter, call)
+                call = self._call(meter, message, deps, message_history, model_settings, kwargs)
                 started = time.perf_counter()
                 result = await self._agent.run(**call)
                 elapsed = int((time.perf_counter() - started) * 1000)
@@ -192,8 +192,7 @@ class FastroAgent(Generic[OutputT]):
         async with tracer.span("fastroai.agent.run_stream", **self._span_attributes()) as trace_id:
             try:
                 meter = await self._meter()
-                call = self._call(*call_args)
-                self._attach(meter, call)
+                call = self._call(meter, *call_args)
                 started = time.perf_counter()
                 async with self._agent.run_stream(**call) as stream:
                     async with aclosing(stream_content(stream, meter.output_tools)) as pieces:
@@ -267,19 +266,24 @@ class FastroAgent(Generic[OutputT]):
 
     def _call(
         self,
+        meter: RequestMeter,
         message: Message,
         deps: Any,
         message_history: Sequence[ModelMessage] | None,
         model_settings: Settings | None,
         kwargs: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """The arguments of pydantic-ai's `run` and `run_stream`."""
+        """The arguments of pydantic-ai's `run` and `run_stream`, with which a run's requests are
+        counted, and within a step its answers recorded.
+        """
         defaults = self._build_default_model_settings()
-        model = self._model() or self._agent.model
-        if "temperature" not in self.config.model_fields_set and _reasons(model):
+        model = self._model()
+        if "temperature" not in self.config.model_fields_set and _reasons(
+            model or self._agent.model
+        ):
             # nobody asked for it, and the model would only warn that it takes none
             defaults.pop("temperature", None)
-        return {
+        call = {
             **self._run_options,
             "user_prompt": message,
             "deps": deps,
@@ -287,6 +291,22 @@ class FastroAgent(Generic[OutputT]):
             "model_settings": _merged(defaults, model_settings) or None,
             **kwargs,
         }
+        capabilities = list(kwargs.get("capabilities") or ())
+        if "model" in kwargs or _is_overridden(self._agent):
+            model = None
+        if model is not None and "capabilities" not in kwargs:
+            # A capability would cost a run more than all the rest of metering: here the model can
+            # stand for it.
+            call["model"] = meter.metered(model)
+        else:
+            if model is not None:
+                call["model"] = model
+            capabilities.append(meter)
+        if meter.journal is not None and (self.toolsets or not self._is_built):
+            capabilities.append(ToolJournal(meter.journal))
+        if capabilities:
+            call["capabilities"] = capabilities
+        return call
 
     def _model(self) -> Model | None:
         """The model of a built agent, or None where pydantic-ai has to find it.
@@ -320,21 +340,6 @@ class FastroAgent(Generic[OutputT]):
             max_retries=self.config.max_retries if configured else None,
         )
 
-    def _attach(self, meter: RequestMeter, call: dict[str, Any]) -> None:
-        """Have the requests of a run counted, and within a step its answers recorded."""
-        replaced = "model" in call or _is_overridden(self._agent)
-        model = None if replaced else self._model()
-        if model is not None and "capabilities" not in call:
-            # A capability would cost a run more than all the rest of metering: here the model can
-            # stand for it.
-            call["model"] = meter.metered(model)
-        else:
-            if model is not None:
-                call["model"] = model
-            call["capabilities"] = [*(call.get("capabilities") or ()), meter]
-        if meter.journal is not None and (self.toolsets or not self._is_built):
-            call["capabilities"] = [*(call.get("capabilities") or ()), ToolJournal(meter.journal)]
-
     def _respond(
         self, result: Any, output: Any, meter: RequestMeter, trace_id: str, processing_time_ms: int
     ) -> ChatResponse[OutputT]:
@@ -350,7 +355,7 @@ class FastroAgent(Generic[OutputT]):
         )
 
     def _span_attributes(self) -> dict[str, Any]:
-        attributes: dict[str, Any] = {"model": self.config.model_label}
+        attributes: dict[str, Any] = {"model": self._model_label}
         if self.config.timeout_name is not None:
             attributes["timeout_name"] = self.config.timeout_name
         return attributes

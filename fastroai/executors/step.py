@@ -60,7 +60,7 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
     seconds = node.config.timeout
     async with session.span(f"step.{node.step_id}") as span_id:
         try:
-            with state.own_scope():
+            with state.scope_of():
                 async with asyncio.timeout(seconds or None) as deadline:
                     output = await node.step.execute(context)
         except TimeoutError as error:

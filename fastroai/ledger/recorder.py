@@ -49,6 +49,8 @@ class RequestRecorder:
         self, store: DurableLedger | None = None, *, refuses_unpriced: bool | None = None
     ) -> None:
         self._store = store
+        self.is_durable = store is not None
+        """Whether entries outlive the process."""
         self._refuses_unpriced = refuses_unpriced
         self._entries: dict[str, LedgerEntry] = {}
         self._by_step: dict[str | None, dict[str, None]] = {}
@@ -56,11 +58,6 @@ class RequestRecorder:
         self._step_usd: dict[str | None, Decimal] = {}
         self._usd = ZERO_USD
         self._noting = threading.Lock()
-
-    @property
-    def is_durable(self) -> bool:
-        """Whether entries outlive the process."""
-        return self._store is not None
 
     @property
     def refuses_unpriced(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version
 from inspect import signature
@@ -54,18 +54,15 @@ def _booked(iterate: Callable[..., Any]) -> Any:
     @wraps(iterate)
     def booked(self: Agent[Any, Any], *args: Any, **kwargs: Any) -> Any:
         scope = current_scope()
-        if scope is not None and not _counts_itself(kwargs):
+        given = kwargs.get("capabilities") or ()
+        is_counted = isinstance(kwargs.get("model"), COUNTING) or any(
+            isinstance(capability, RequestMeter) for capability in given
+        )
+        if scope is not None and not is_counted:
             meter = RequestMeter(CostCalculator(), scope=scope, agent=self.name)
             journal = [] if scope.journal is None else [ToolJournal(scope.journal)]
-            kwargs["capabilities"] = [*(kwargs.get("capabilities") or ()), meter, *journal]
+            kwargs["capabilities"] = [*given, meter, *journal]
         return iterate(self, *args, **kwargs)
 
     booked.__wrapped_by_fastroai__ = True  # type: ignore[attr-defined]
     return booked
-
-
-def _counts_itself(call: Mapping[str, Any]) -> bool:
-    """Whether it is a FastroAgent that runs the agent."""
-    if isinstance(call.get("model"), COUNTING):
-        return True
-    return any(isinstance(one, RequestMeter) for one in call.get("capabilities") or ())

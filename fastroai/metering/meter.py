@@ -10,7 +10,6 @@ from pydantic_ai.models import Model
 from ..replay.model import JournaledModel
 from .model import metered_model
 from .request_books import RequestBooks
-from .scope import DispatchScope
 
 _INNERMOST = CapabilityOrdering(position="innermost")
 
@@ -18,31 +17,20 @@ _INNERMOST = CapabilityOrdering(position="innermost")
 class RequestMeter(RequestBooks, AbstractCapability[Any]):
     """Counts the model requests of one agent run; its arguments are those of `RequestBooks`."""
 
-    def __init__(
-        self,
-        calculator: object,
-        *,
-        scope: DispatchScope | None = None,
-        agent: str | None = None,
-        max_retries: int | None = None,
-    ) -> None:
-        super().__init__(calculator, scope=scope, agent=agent, max_retries=max_retries)
-        self._wrappers: dict[int, tuple[Model, Model]] = {}
-
     def get_wrapper_model(self, model: Model) -> Model | None:
         """The model as one that counts its requests."""
         return self.metered(model)
 
     def metered(self, model: Model) -> Model:
         """The model as one that counts its requests, and within a step records its answers."""
-        known = self._wrappers.get(id(model))
+        known = self.metered_models.get(id(model))
         if known is None:
             # The model is kept beside its wrapper, so that its id can't be given to another one
             # meanwhile.
             metered = metered_model(model, self)
             if self.journal is not None:
                 metered = JournaledModel(metered, self.journal, self)
-            known = self._wrappers[id(model)] = (model, metered)
+            known = self.metered_models[id(model)] = (model, metered)
         return known[1]
 
     def get_ordering(self) -> CapabilityOrdering:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters
@@ -15,15 +16,16 @@ from pydantic_ai.usage import RequestUsage
 
 from ..errors import SettingsError, UnknownModelPriceError
 from ..ledger.entries import LedgerEntry
-from ..pricing.calculator import CostCalculator
+from ..pricing.calculator import CostCalculator, basis_of_prices
 from ..pricing.endpoints import on_domain
 from ..pricing.max_cost import MaxCost
 from ..pricing.money import microcents_to_usd
+from ..pricing.overrides import Revision
 from ..pricing.price_list import Price, tier_context
 from ..pricing.token_counts import TokenCounts
 from ..providers import canonical_provider
 from .billed_tools import unpriced_extra
-from .models import endpoint, innermost, merged, sends_setting
+from .models import endpoint, innermost, merged
 from .raw_answers import RawAnswer, inference_geo
 from .service_tiers import asked_service_tier, billed_service_tier
 from .stated_bills import litellm_estimate, stated_bill, who_states_bills
@@ -39,6 +41,13 @@ _warned: set[str] = set()
 _Asked = tuple[str, str | None, str | None]
 """A model's id, the URL of its API and a service tier."""
 
+_max_costs: WeakKeyDictionary[Revision, tuple[object, dict[_Asked, MaxCost | None]]] = (
+    WeakKeyDictionary()
+)
+"""By a calculator's overrides, with what else they depend on. From run to run, because to find one
+takes longer than the rest of a request's way.
+"""
+
 
 class Pricer:
     """Asks a calculator what requests cost; whatever that raises, a paid answer is not lost.
@@ -50,7 +59,6 @@ class Pricer:
     def __init__(self, calculator: Any) -> None:
         self._calculator = calculator
         self._known: set[_Asked] = set()
-        self._max_costs: dict[_Asked, MaxCost | None] = {}
         self._unpriced: set[str] = set()
         """Ids of models of which an answer had no price."""
 
@@ -220,7 +228,7 @@ class Pricer:
         try:
             own = merged(model.settings, settings)
             if (
-                not sends_setting(model, "max_tokens")
+                "max_tokens" in innermost(model).unsupported_settings
                 or (tokens := tokens_at_most(messages, own, parameters)) is None
             ):
                 return None
@@ -235,19 +243,26 @@ class Pricer:
             return None
 
     def _max_cost(self, model: Model, tier: str | None) -> MaxCost | None:
-        asked = (model.model_id, endpoint(model), tier)
-        if asked not in self._max_costs:
-            self._max_costs[asked] = self._find_max_cost(model, tier)
-        return self._max_costs[asked]
-
-    def _find_max_cost(self, model: Model, tier: str | None) -> MaxCost | None:
         calculator = self._calculator
-        # Prices of someone's own know no ceiling, and gateways bill what they report.
+        # Prices of someone's own know no ceiling.
         if (
             not isinstance(calculator, CostCalculator)
             or type(calculator).price is not CostCalculator.price
         ):
             return None
+        revision, basis = calculator.overrides.revision, basis_of_prices()
+        known = _max_costs.get(revision)
+        if known is None or known[0] != basis:
+            known = _max_costs[revision] = (basis, {})
+        asked = (model.model_id, endpoint(model), tier)
+        if asked not in known[1]:
+            known[1][asked] = self._find_max_cost(calculator, model, tier)
+        return known[1][asked]
+
+    def _find_max_cost(
+        self, calculator: CostCalculator, model: Model, tier: str | None
+    ) -> MaxCost | None:
+        # Gateways bill what they report.
         if _states_bill(model) or model.model_id.startswith("gateway/"):
             return None
         return calculator.max_cost(

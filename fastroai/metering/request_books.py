@@ -34,7 +34,6 @@ class Target:
         asked: Its id.
         host: Where its requests go, with the port where one is named.
         simulated: Whether nothing is really sent.
-        client_retries: How often its client would send a request again by itself.
     """
 
     def __init__(self, model: Model) -> None:
@@ -43,7 +42,6 @@ class Target:
         self.asked = model.model_id
         self.host = _host(endpoint(model))
         self.simulated = getattr(model, "simulated", False) is True
-        self.client_retries = client_retries(self.sender)
 
 
 @lru_cache(maxsize=1024)
@@ -98,6 +96,8 @@ class RequestBooks:
         self._sent: list[str] = []
         self.output_tools: set[str] = set()
         """Names of the tools whose calls only carry the run's output."""
+        self.metered_models: dict[int, tuple[Model, Model]] = {}
+        """By id, each model that was used with the one that counts its requests."""
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
@@ -181,4 +181,4 @@ class RequestBooks:
         for layer in (settings, target.model.settings):
             if layer and (own := layer.get("max_retries")) is not None:
                 return own
-        return target.client_retries if self._max_retries is None else self._max_retries
+        return client_retries(target.sender) if self._max_retries is None else self._max_retries

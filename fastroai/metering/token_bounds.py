@@ -74,9 +74,9 @@ def tokens_at_most(
     if not _HARMLESS.issuperset(settings):
         return None
     total = PER_REQUEST + _of_parameters(parameters)
-    instructions = sum(
-        _bytes(part.content) + PER_PART for part in parameters.instruction_parts or ()
-    )
+    instructions = 0
+    for instruction in parameters.instruction_parts or ():
+        instructions += _bytes(instruction.content) + PER_PART
     for message in messages:
         total += PER_PART
         if isinstance(message, ModelRequest):

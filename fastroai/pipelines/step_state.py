@@ -138,12 +138,15 @@ class StepState:
         self.dispatches += 1
         return self.books.identity.of_step(self.step_id, self.attempt, self.dispatches)
 
-    def own_scope(self) -> AbstractContextManager[DispatchScope]:
-        """Books what the step's code sends without `StepContext.run` to the step, as dispatch 0."""
-        return self.scope_of(self.books.identity.of_step(self.step_id, self.attempt, 0))
+    def scope_of(
+        self, attribution: Attribution | None = None
+    ) -> AbstractContextManager[DispatchScope]:
+        """Books the requests of a dispatch, and records their answers.
 
-    def scope_of(self, attribution: Attribution) -> AbstractContextManager[DispatchScope]:
-        """Books the requests of a dispatch, and records their answers."""
+        Without one: those that the step's code sends without `StepContext.run`, as dispatch 0.
+        """
+        if attribution is None:
+            attribution = self.books.identity.of_step(self.step_id, self.attempt, 0)
         return dispatch_scope(self.books.recorder, attribution, self.journal, self.books)
 
     @property
@@ -167,12 +170,11 @@ class StepState:
         Raises:
             CostBudgetExceededError: Carries the budget, the spend and the step.
         """
-        ledger = self.books.recorder
-        for budget, spent in (
-            (step_budget, ledger.spent_usd(self.step_id)),
-            (self.books.cost_budget, ledger.spent_usd()),
-        ):
-            if budget is not None and spent >= microcents_to_usd(budget):
+        for budget, spender in ((step_budget, self.step_id), (self.books.cost_budget, None)):
+            if budget is None:
+                continue
+            spent = self.books.recorder.spent_usd(spender)
+            if spent >= microcents_to_usd(budget):
                 raise self.final(
                     CostBudgetExceededError(budget, usd_to_microcents(spent), self.step_id)
                 )

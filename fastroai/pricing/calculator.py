@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import localcontext
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from .model_names import ModelRef, read_model_name
 from .money import EXACT, MICROCENTS_PER_USD, usd_to_microcents
 from .overrides import Override, Overrides, RateTable, Tokens
 from .price_file import OwnPrices, read_discounts, read_price_file
-from .price_list import Price, list_price
+from .price_list import Price, list_in_use, list_price
 from .rates import Rate
 from .token_counts import TokenCounts
 
@@ -58,7 +58,7 @@ class CostCalculator:
         *,
         discounts: Iterable[Mapping[str, object]] = (),
     ) -> None:
-        self._overrides = Overrides.parse(pricing_overrides or {})
+        self.overrides = Overrides.parse(pricing_overrides or {})
         self._discounts = read_discounts(discounts)
         self._in_file: OwnPrices | None = None
 
@@ -229,13 +229,13 @@ class CostCalculator:
             "cache_read_per_mtok": cache_read_per_mtok,
             "cache_write_per_mtok": cache_write_per_mtok,
         }
-        self._overrides.replace(Override.parse(model, rates))
+        self.overrides.replace(Override.parse(model, rates))
 
     def _own_rates(
         self, model: str, provider: str | None = None, at: datetime | None = None
     ) -> Override | None:
         """The override that counts: of those given in code, else of the file."""
-        return self._overrides.find(model, provider, at) or self._own_prices().overrides.find(
+        return self.overrides.find(model, provider, at) or self._own_prices().overrides.find(
             model, provider, at
         )
 
@@ -287,6 +287,16 @@ def named_provider(url: str) -> str | None:
     from ..settings import load_settings
 
     return provider_at(url, load_settings().provider_hosts)
+
+
+def basis_of_prices() -> tuple[object, ...]:
+    """What all prices but one's own depend on: the day, the settings and the price list as it is
+    now, which an update replaces.
+    """
+    # As above: calculators are asked outside of runs, too.
+    from ..settings import load_settings
+
+    return datetime.now(UTC).date(), load_settings(), list_in_use()
 
 
 def _refuse_impossible(usage: Tokens) -> None:

@@ -165,13 +165,21 @@ def holds(valid_from: date | None, at: datetime | None) -> bool:
     return valid_from is None or (at or datetime.now(UTC)).astimezone(UTC).date() >= valid_from
 
 
+class Revision:
+    """One state of overrides, for what is kept for as long as that holds."""
+
+
 class Overrides:
     """Overrides by model, then by provider; what counts for requests of an unknown provider is last
     in its group.
+
+    Attributes:
+        revision: Another one after each change.
     """
 
     def __init__(self, overrides: Iterable[Override] = ()) -> None:
         self._by_model: dict[str, dict[str | None, list[Override]]] = {}
+        self.revision = Revision()
         placed = [(read_model_name(override.name)[-1], override) for override in overrides]
         for ref, override in sorted(placed, key=lambda item: item[0].provider is None):
             dated = self._by_model.setdefault(ref.model, {}).setdefault(ref.provider, [])
@@ -200,6 +208,7 @@ class Overrides:
             group.clear()
         group.pop(ref.provider, None)
         group[ref.provider] = [override]
+        self.revision = Revision()
 
     def find(
         self, model: str, provider: str | None = None, at: datetime | None = None

@@ -289,6 +289,13 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
     return {}
 
 
+def list_in_use() -> object:
+    """The price list as it is now; an update puts another object in its place."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    return get_snapshot()
+
+
 def is_listed_host(url: str) -> bool:
     """Whether the price list knows who answers at a URL."""
     return _lists(None, plain_url(url))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from genai_prices.data import providers
+from genai_prices.data_snapshot import DataSnapshot, set_custom_snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -219,6 +220,34 @@ def openai(model: str, url: str | None = None, settings: ModelSettings | None = 
 
 
 class TestUpperBound:
+    def test_rates_that_are_added_later_count_from_then_on(self) -> None:
+        calculator = CostCalculator()
+        listed = bound(openai("gpt-5-mini"), calculator)
+        calculator.add_pricing_override("gpt-5-mini", 4000, 8000)
+        own = bound(openai("gpt-5-mini"), calculator)
+        assert listed is not None
+        assert own is not None
+        assert own > 100 * listed
+
+    def test_a_host_that_is_named_later_counts_from_then_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calculator, model = CostCalculator(), openai("gpt-5-mini", "http://127.0.0.1:8765/v1")
+        assert bound(model, calculator) is None
+        monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", '{"127.0.0.1:8765": "openai"}')
+        assert bound(model, calculator) == bound(openai("gpt-5-mini"))
+
+    def test_a_price_list_that_is_updated_counts_from_then_on(self) -> None:
+        calculator, model = CostCalculator(), openai("gpt-5-mini")
+        listed = bound(model, calculator)
+        try:
+            set_custom_snapshot(DataSnapshot(providers=[], from_auto_update=False))
+            assert bound(model, calculator) is None
+        finally:
+            set_custom_snapshot(None)
+        assert listed is not None
+        assert bound(model, calculator) == listed
+
     def test_it_is_tokens_times_the_highest_rates(self) -> None:
         into = PER_REQUEST + 2 * PER_PART + 2
         usd = bound(ScriptedModel("Hi"), fixed_prices(input_per_mtok=4, output_per_mtok=8))

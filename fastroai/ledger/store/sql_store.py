@@ -20,7 +20,7 @@ from ..entries import LedgerEntry
 from ..filters import LedgerFilter
 from .outbox import Outbox
 from .queries import read_entries, read_totals
-from .writer import Waiter, Write, Writer
+from .writer import Write, Writer
 
 logger = logging.getLogger("fastroai.usage")
 
@@ -99,7 +99,7 @@ class SqlStore:
         Raises:
             LedgerUnavailableError: It can't be reached or brought up to date, and it is required.
         """
-        await self._written(Write(waiter=_waiter()))
+        await self._written(Write(waiter=asyncio.get_running_loop().create_future()))
         self.is_ready = True
 
     async def intend(self, entry: LedgerEntry) -> None:
@@ -109,7 +109,7 @@ class SqlStore:
             LedgerUnavailableError: It can't be booked, and it is required that it is. The request
                 must not be sent; `RequestRecorder.intend` books that.
         """
-        write = Write.of(entry, intent=True, waiter=_waiter())
+        write = Write.of(entry, intent=True, waiter=asyncio.get_running_loop().create_future())
         if await self._written(write):
             self._intended.add(entry.id)
 
@@ -134,7 +134,7 @@ class SqlStore:
             LedgerUnavailableError: It can't be written now, and it is required that it is. It is
                 kept.
         """
-        await self._written(Write(waiter=_waiter()))
+        await self._written(Write(waiter=asyncio.get_running_loop().create_future()))
 
     async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]:
         """The selected entries in the order in which they were sent."""
@@ -171,7 +171,7 @@ class SqlStore:
     async def _written(self, write: Write) -> bool:
         assert write.waiter is not None
         self._hand_over(write)
-        return await write.waiter.future
+        return await write.waiter
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         await self.flush()
@@ -179,8 +179,3 @@ class SqlStore:
             return await asyncio.to_thread(self._reader.run, work)
         except Exception as error:
             raise self._reader.unavailable(error) from error
-
-
-def _waiter() -> Waiter:
-    loop = asyncio.get_running_loop()
-    return Waiter(loop, loop.create_future())

@@ -29,15 +29,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _LARGEST_BATCH = 1000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Waiter:
-    """Who waits for a commit.
-
-    The result is whether the database has it; an error, that it never will.
-    """
-
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[bool]
+Waiter = asyncio.Future[bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +37,9 @@ class Write:
     """What to write of an entry: its intent, its outcome, or both.
 
     Without one: to hear when all else is written.
+
+    Attributes:
+        waiter: Hears whether the database has it; an error, that it never will.
     """
 
     entry: LedgerEntry | None = None
@@ -262,8 +257,8 @@ class Writer:
             refused = None
             if self._required and error is not None:
                 refused = self._database.unavailable(error)
-            answer = write.waiter.future, error is None, refused
-            answers.setdefault(write.waiter.loop, []).append(answer)
+            answer = write.waiter, error is None, refused
+            answers.setdefault(write.waiter.get_loop(), []).append(answer)
         for loop, those in answers.items():
             with suppress(RuntimeError):  # the loop is closed, and with it whoever waited
                 loop.call_soon_threadsafe(_resolve, those)
@@ -274,7 +269,7 @@ class Writer:
 
 
 Failures = dict[Write, Exception | None]
-Answer = tuple["asyncio.Future[bool]", bool, LedgerUnavailableError | None]
+Answer = tuple[Waiter, bool, LedgerUnavailableError | None]
 
 
 def _resolve(answers: Iterable[Answer]) -> None:
