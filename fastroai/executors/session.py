@@ -24,10 +24,10 @@ from ..ledger.store import configured_store
 from ..metering.scope import current_scope, dispatch_scope
 from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState, StepUsage
-from ..pipelines.step_state import RunBooks, StepState
+from ..pipelines.step_state import RunBooks
 from ..settings import FastroAISettings, load_settings
 from ..tracing.tracer import NoOpTracer, Tracer
-from .protocol import ExecutionResult, StepRecord
+from .protocol import ExecutionResult
 from .scheduler import Outcome
 
 _NO_TRACER = NoOpTracer()
@@ -135,18 +135,6 @@ class RunSession(RunBooks):
             usage = StepUsage.from_entries(booked)
             for name in METRICS:
                 self.tracer.log_metric(span_id, name, getattr(usage, name))
-
-    def record(self, state: StepState, output: Any) -> StepRecord:
-        """What a finished step amounts to."""
-        entries = state.entries
-        return StepRecord(
-            step_id=state.step_id,
-            output=output,
-            entries=entries,
-            usage=state.usage if entries else None,
-            attempts=state.attempt,
-            duration_ms=round((time.perf_counter() - state.started) * 1000),
-        )
 
     async def conclude(self, outcome: Outcome) -> ExecutionResult:
         """The run's result, once its books are written and its span has been told of them.

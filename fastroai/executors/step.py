@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Any
 
 from ..metering.retries import is_permanent
 from ..pipelines.config import retry_delay
@@ -45,40 +47,44 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
         TimeoutError: The attempt took longer than the step's `timeout`.
         BaseException: What the step raised, unchanged.
     """
-    state = session.step_state(node.step_id)
+    step_id, config, recorder = node.step_id, node.config, session.recorder
+    state = session.step_state(step_id)
     state.begin_attempt(attempt)
-    outputs = {step_id: session.outputs[step_id] for step_id in node.dependencies}
+    outputs: dict[str, Any] = {}
+    for dependency in node.dependencies:
+        outputs[dependency] = session.outputs[dependency]
     context = StepContext(
-        node.step_id,
-        session.inputs,
-        session.deps,
-        outputs,
-        session.tracer,
-        node.config,
-        state=state,
+        step_id, session.inputs, session.deps, outputs, session.tracer, config, state=state
     )
-    seconds = node.config.timeout
-    async with session.span(f"step.{node.step_id}") as span_id:
+    async with session.span(f"step.{step_id}") as span_id:
         try:
             with state.scope_of():
-                async with asyncio.timeout(seconds or None) as deadline:
+                async with asyncio.timeout(config.timeout or None) as deadline:
                     output = await node.step.execute(context)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
             raise TimeoutError(
-                f"Step '{node.step_id}' timed out after {seconds}s (attempt "
-                f"{attempt}/{node.config.retries + 1}). Its `timeout` bounds one attempt."
+                f"Step '{step_id}' timed out after {config.timeout}s (attempt "
+                f"{attempt}/{config.retries + 1}). Its `timeout` bounds one attempt."
             ) from error
         finally:
             if span_id is not None:
-                entries = [e for e in state.entries if e.attribution.attempt == attempt]
-                session.log_metrics(span_id, entries)
-    if state.entries:
+                of_attempt = [e for e in state.entries if e.attribution.attempt == attempt]
+                session.log_metrics(span_id, of_attempt)
+    if recorder.of_step(step_id):
         # What a step's record says was paid must not be unknown to the ledger after a crash.
-        await session.recorder.flush()
-    session.outputs[node.step_id] = output
-    return session.record(state, output)
+        await recorder.flush()
+    session.outputs[step_id] = output
+    entries = recorder.of_step(step_id)
+    return StepRecord(
+        step_id=step_id,
+        output=output,
+        entries=entries,
+        usage=state.usage if entries else None,
+        attempts=attempt,
+        duration_ms=round((time.perf_counter() - state.started) * 1000),
+    )
 
 
 def may_retry(session: RunSession, node: PlannedStep, error: BaseException) -> bool:

@@ -61,7 +61,6 @@ class Send:
 
     __slots__ = (
         "_begun",
-        "_host",
         "_intend",
         "_left",
         "_model",
@@ -72,6 +71,7 @@ class Send:
         "_watched",
         "book",
         "entry",
+        "host",
         "raw",
         "reached",
     )
@@ -85,7 +85,8 @@ class Send:
     ) -> None:
         self.entry = entry
         self._model = innermost(model)
-        self._host = _host(self._model.base_url)
+        self.host = _host(self._model.base_url)
+        """Of the model's provider, if it is known."""
         self._intend = intend
         self.book = book
         self._begun = self._sees_wire = self._left = self._over = False
@@ -116,12 +117,6 @@ class Send:
         if self._watched and not self.reached:
             left = False  # it never came to the client: a mistake in what was to be sent
         self.book(settle_failure(self.entry, error, left=left, status=self._status))
-
-    def is_for(self, url: Any) -> bool:
-        """Whether a URL is one of the model's provider; else it may be where credentials are
-        refreshed.
-        """
-        return self._host is None or url.host == self._host
 
     async def begin(self) -> None:
         """A client starts on a request.
@@ -246,13 +241,6 @@ def _watch_client(model: Model) -> bool:
     client = getattr(model, "client", None) if model.provider is not None else None
     if client is None:
         return False
-    if (events := _boto_events(client)) is not None:
-        for event, handler in (
-            ("before-send", _before_boto_send),
-            ("response-received", _after_boto_send),
-        ):
-            events.register(event, handler, unique_id=f"fastroai-{event}")
-        return True
     for path in _HTTP_CLIENTS:
         http_client = _at(client, path)
         hooks = getattr(http_client, "event_hooks", None)
@@ -267,7 +255,14 @@ def _watch_client(model: Model) -> bool:
                     hooks[event].append(hook)
             uses_aiohttp = _at(client, ("_api_client", "_use_aiohttp"))
             return not (callable(uses_aiohttp) and uses_aiohttp())
-    return False
+    if (events := _boto_events(client)) is None:
+        return False
+    for event, handler in (
+        ("before-send", _before_boto_send),
+        ("response-received", _after_boto_send),
+    ):
+        events.register(event, handler, unique_id=f"fastroai-{event}")
+    return True
 
 
 _loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop]] = WeakKeyDictionary()
@@ -307,7 +302,9 @@ async def _before_http_request(request: Any) -> None:
     if send is None:
         return
     send.reached = True
-    if request.method != "POST" or not send.is_for(request.url):
+    # else it may be where credentials are refreshed
+    is_providers = send.host is None or request.url.host == send.host
+    if request.method != "POST" or not is_providers:
         return
     others = request.extensions.get("trace")
     # else the request goes out once more: redirected, or with new credentials

@@ -88,28 +88,45 @@ def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) ->
     return rows
 
 
+@dataclass
+class _Costs:
+    """What some entries come to: the columns of each table."""
+
+    requests: int = 0
+    replayed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: str = "0"
+    requests_without_price: int = 0
+    saved_usd: str = "0"
+
+
+def _costs_of(entries: Iterable[LedgerEntry]) -> _Costs:
+    costs = _Costs()
+    spend: list[LedgerEntry] = []
+    replayed: list[LedgerEntry] = []
+    saved = Decimal(0)
+    for entry in entries:
+        if entry.state is EntryState.REPLAYED:
+            replayed.append(entry)
+            saved += entry.cost_usd or 0
+            continue
+        costs.requests += entry.request_count
+        if not entry.is_spend:
+            continue
+        spend.append(entry)
+        costs.input_tokens += entry.tokens.input_tokens
+        costs.output_tokens += entry.tokens.output_tokens
+        if entry.cost_usd is None:
+            costs.requests_without_price += entry.request_count
+    costs.replayed = len(replayed)
+    costs.cost_usd = with_unknown(plain_usd(total_usd(spend)), spend)
+    costs.saved_usd = with_unknown(plain_usd(saved), replayed)
+    return costs
+
+
 def _row(head: Row, entries: Iterable[LedgerEntry]) -> Row:
-    entries = list(entries)
-    replayed = [e for e in entries if e.state is EntryState.REPLAYED]
-    spend = [e for e in entries if e.is_spend]
-    return head | {
-        "requests": _requests(e for e in entries if e.state is not EntryState.REPLAYED),
-        "replayed": len(replayed),
-        "input_tokens": sum(e.tokens.input_tokens for e in spend),
-        "output_tokens": sum(e.tokens.output_tokens for e in spend),
-        "cost_usd": with_unknown(plain_usd(total_usd(spend)), spend),
-        "requests_without_price": _requests(e for e in spend if e.cost_usd is None),
-        "saved_usd": _saved(replayed),
-    }
-
-
-def _requests(entries: Iterable[LedgerEntry]) -> int:
-    return sum(entry.request_count for entry in entries)
-
-
-def _saved(replayed: list[LedgerEntry]) -> str:
-    costs = (entry.cost_usd or Decimal(0) for entry in replayed)
-    return with_unknown(plain_usd(sum(costs, Decimal(0))), replayed)
+    return head | vars(_costs_of(entries))
 
 
 def _dollars(amount: str) -> str:
@@ -125,18 +142,16 @@ def plain_usd(amount: Decimal) -> str:
 def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | None = None) -> str:
     """The line above a table, in Markdown."""
     entries = tuple(entries)
-    replayed = [e for e in entries if e.state is EntryState.REPLAYED]
-    spend = [e for e in entries if e.is_spend]
-    sent = _requests(e for e in entries if e.state is not EntryState.REPLAYED)
-    cost = _dollars(with_unknown(plain_usd(total_usd(spend)), spend))
-    parts = [f"**{title}**: **{cost}** for {_counted(sent, 'request')}"]
+    costs = _costs_of(entries)
+    requests = _counted(costs.requests, "request")
+    parts = [f"**{title}**: **{_dollars(costs.cost_usd)}** for {requests}"]
     if attempts is not None:
         parts.append(_counted(attempts, "attempt"))
-    if replayed:
-        parts.append(f"{len(replayed)} replayed, which saved {_dollars(_saved(replayed))}")
-    [totals] = totals_of(spend)
-    if totals.share_priced is not None and totals.share_priced < 1:
-        percent = floor(totals.share_priced * 100)
+    if costs.replayed:
+        parts.append(f"{costs.replayed} replayed, which saved {_dollars(costs.saved_usd)}")
+    share_priced = totals_of(entries)[0].share_priced if entries else None
+    if share_priced is not None and share_priced < 1:
+        percent = floor(share_priced * 100)
         parts.append(f"{percent} % of the requests are priced, the rest is not included")
     if any(e.simulated for e in entries):
         parts.append("simulated by an offline model at the listed model's prices, nothing was paid")
