@@ -59,6 +59,23 @@ class ExecutionPlan:
 
         return {step_id: fingerprint(node.step) for step_id, node in self.steps.items()}
 
+    @cached_property
+    def version(self) -> str:
+        """A text that changes with the code, the prompts and the shape of the pipeline."""
+        from ..serialization.canonical_json import digest  # only here: as for the fingerprints
+
+        parts = {
+            step_id: [self.fingerprints[step_id], *node.dependencies]
+            for step_id, node in self.steps.items()
+        }
+        return digest(parts)[:16]
+
+    @cached_property
+    def is_renamed(self) -> bool:
+        """Whether the pipeline or one of its steps had another name before."""
+        formerly = [self.config.formerly, *(node.config.formerly for node in self.steps.values())]
+        return any(formerly)
+
     @classmethod
     def build(
         cls,

@@ -21,7 +21,6 @@ from ...ledger.entries import Attribution
 from ...ledger.store import configured_store
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
-from ...serialization.canonical_json import digest
 from ...settings import FastroAISettings, load_settings
 from ..protocol import ExecutionResult
 from ..scheduler import run_plan
@@ -196,16 +195,7 @@ def _flow_options(name: str, plan: ExecutionPlan, given: dict[str, Any]) -> dict
     """What is given for a flow, and what we set where nothing is."""
     # Prefect refuses some characters in names; the ledger keeps the pipeline's own name.
     flow_name = re.sub(r"[/%&<>]", "-", name)
-    return {"name": flow_name, "version": pipeline_version(plan), "persist_result": False} | given
-
-
-def pipeline_version(plan: ExecutionPlan) -> str:
-    """A version that changes with the code, the prompts and the shape of a pipeline."""
-    parts = {
-        step_id: [plan.fingerprints[step_id], *node.dependencies]
-        for step_id, node in plan.steps.items()
-    }
-    return digest(parts)[:16]
+    return {"name": flow_name, "version": plan.version, "persist_result": False} | given
 
 
 def _dress(function: Any, pipeline: Pipeline[Any, Any, Any], module: str) -> None:

@@ -218,6 +218,8 @@ class StepTasks:
 
     async def _find_under_former_names(self, node: PlannedStep, identity: StepIdentity) -> None:
         """Have Prefect look under an earlier name where only that has a result."""
+        if not self._session.plan.is_renamed:
+            return
         task = self._tasks[node.step_id].task
         policy, storage = task.cache_policy, task.result_storage
         former = list(former_identities(identity, self._session.plan))
