@@ -2,15 +2,16 @@
 
 For paths of errors, at the last place before text is kept or shown. It masks the values of secret
 settings and of environment variables named like credentials, passwords in URLs and connection
-strings, credentials in headers, and keys of well-known forms. A caller who knows more secrets, such
-as a request's headers, hands them in too: `redact(text, api_key)`. Masking twice changes nothing.
+strings, credentials in headers, keys of well-known forms, and the keys that requests were sent with
+(`remember`). A caller who knows more secrets hands them in too: `redact(text, password)`. Masking
+twice changes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 MASK = "***"
@@ -61,16 +62,40 @@ _KEY_FORMS = re.compile(
 )
 
 
+_CREDENTIAL_HEADERS = (
+    "authorization",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "ocp-apim-subscription-key",
+)
+_MOST_REMEMBERED = 64
+
+_remembered: tuple[str, ...] = ()
+"""Keys that this process has sent, the latest last: a key given in code is in no setting, and an
+answer that repeats it may become an error's text anywhere. Replaced as a whole, for threads.
+"""
+
+
+def remember(headers: Mapping[str, str]) -> None:
+    """Mask from now on the credentials that a request is sent with."""
+    global _remembered
+    for name in _CREDENTIAL_HEADERS:
+        key = headers.get(name, "").rpartition(" ")[2]  # of "Bearer KEY"
+        if key and key not in _remembered:
+            _remembered = (*_remembered, key)[-_MOST_REMEMBERED:]
+
+
 def redact(text: str, *secrets: str) -> str:
     """The text with each known secret masked by `***`.
 
     Args:
-        secrets: More values to mask, besides those of the settings and the environment.
+        secrets: More values to mask, besides those of settings, environment and requests.
     """
     # Imported here: pydantic-settings takes its time, and a run without errors needs none of this.
     from .settings import secret_values
 
-    return redact_patterns(_without(text, {*secrets, *secret_values()}))
+    return redact_patterns(_without(text, {*secrets, *_remembered, *secret_values()}))
 
 
 def redact_patterns(text: str) -> str:

@@ -16,6 +16,7 @@ from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
 from ..ledger.entries import LedgerEntry
+from ..redaction import remember
 from .models import innermost
 from .outcomes import settle_failure, settle_resent
 from .raw_answers import RawAnswer
@@ -306,6 +307,7 @@ async def _before_http_request(request: Any) -> None:
     is_providers = send.host is None or request.url.host == send.host
     if request.method != "POST" or not is_providers:
         return
+    remember(request.headers)
     others = request.extensions.get("trace")
     # else the request goes out once more: redirected, or with new credentials
     if not isinstance(others, _Trace):

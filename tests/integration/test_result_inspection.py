@@ -98,6 +98,14 @@ async def test_what_is_not_there_is_named(tmp_path: Path):
         await read_stored_result(run_id, "asked")
 
 
+async def test_of_the_executions_of_a_run_key_the_latest_is_read(tmp_path: Path):
+    made = pipeline(executor=PrefectExecutor(result_storage=tmp_path / "r"))
+    for _ in range(2):
+        latest = await made.execute({"topic": "t"}, None, run_key="nightly")
+    await read_run(latest.run_id, tasks=2)
+    assert (await read_stored_result("nightly", "asked")).run_id == str(latest.run_id)
+
+
 async def test_the_command_prints_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run_id = await ran(pipeline(executor=PrefectExecutor(result_storage=tmp_path / "r")))
     assert await asyncio.to_thread(main, ["results", "show", run_id, "asked"]) == 0

@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.client.schemas.sorting import FlowRunSort
 
 from ...errors import ResultStorageError
 from ...serialization.strict_json import loads_strictly
@@ -95,14 +96,14 @@ async def _flow_run(client: PrefectClient, run: str) -> FlowRun:
         filter_ = FlowRunFilter.model_validate({"id": {"any_": [UUID(run)]}})
     except ValueError:
         filter_ = FlowRunFilter(name=FlowRunFilterName(any_=[run]))
-    found = await client.read_flow_runs(flow_run_filter=filter_, limit=2)
-    if len(found) == 1:
+    # The executions of a run key have its name: the latest is the one to ask about.
+    latest = FlowRunSort.EXPECTED_START_TIME_DESC
+    found = await client.read_flow_runs(flow_run_filter=filter_, sort=latest, limit=1)
+    if found:
         return found[0]
     raise ResultStorageError(
         f"Prefect knows no flow run {run!r}. Give its id or its name, and PREFECT_API_URL of the "
         "server that ran it."
-        if not found
-        else f"Prefect knows several flow runs named {run!r}. Give the id of one."
     )
 
 
