@@ -56,13 +56,18 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
     context = StepContext(
         step_id, session.inputs, session.deps, outputs, session.tracer, config, state=state
     )
+    # Only where there is one: a step that does nothing takes not much longer than a deadline.
+    deadline = asyncio.timeout(config.timeout) if config.timeout else None
     async with session.span(f"step.{step_id}") as span_id:
         try:
             with state.scope_of():
-                async with asyncio.timeout(config.timeout or None) as deadline:
+                if deadline is None:
                     output = await node.step.execute(context)
+                else:
+                    async with deadline:
+                        output = await node.step.execute(context)
         except TimeoutError as error:
-            if not deadline.expired():
+            if deadline is None or not deadline.expired():
                 raise
             raise TimeoutError(
                 f"Step '{step_id}' timed out after {config.timeout}s (attempt "
@@ -72,11 +77,11 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
             if span_id is not None:
                 of_attempt = [e for e in state.entries if e.attribution.attempt == attempt]
                 session.log_metrics(span_id, of_attempt)
-    if recorder.of_step(step_id):
+    entries = recorder.of_step(step_id)
+    if entries:
         # What a step's record says was paid must not be unknown to the ledger after a crash.
         await recorder.flush()
     session.outputs[step_id] = output
-    entries = recorder.of_step(step_id)
     return StepRecord(
         step_id=step_id,
         output=output,
