@@ -89,6 +89,7 @@ class ResultStore:
         self._written_here: set[str] = set()
         self._read_ahead: dict[str, bytes] = {}
         self._failed_at: float | None = None
+        self._failure: Exception | None = None
         self._retrying: asyncio.Task[None] | None = None
 
     async def probe(self) -> None:
@@ -148,8 +149,8 @@ class ResultStore:
         except Exception as error:
             log = logger.debug if owner is None else logger.warning
             log(
-                "The result of step %r can't be written to %s now: %s The run goes on, and writing "
-                "is tried again.",
+                "The result of step %r can't be written to %s now: %s. The run goes on, and "
+                "writing is tried again.",
                 owner,
                 self.described,
                 _described(error),
@@ -198,8 +199,8 @@ class ResultStore:
             raise
         except Exception as error:
             logger.warning(
-                "%s can't be read now: %s A result that may be there is not used, and its step is "
-                "run.",
+                "%s can't be read now: %s. A result that may be there is not used. Its step is "
+                "run, unless an earlier execution may have paid for a part of it.",
                 self.described,
                 _described(error),
             )
@@ -211,7 +212,9 @@ class ResultStore:
         """
         # Each step would otherwise wait in turn for what the first one found out.
         if self._is_failing():
-            raise ConnectionError("it failed a moment ago.")
+            raise ConnectionError(
+                f"it failed a moment ago: {_described(self._failure)}"
+            ) from self._failure
         gives_up, pause = self._clock() + HOLD_UP_SECONDS, SHORTEST_PAUSE
         while True:
             try:
@@ -220,13 +223,16 @@ class ResultStore:
                 raise  # an answer
             except Exception as error:
                 if not self.objects.is_transient(error) or self._clock() + pause > gives_up:
-                    self._failed_at = self._clock()
+                    self._note(error)
                     raise
             else:
                 self._failed_at = None
                 return result
             await asyncio.sleep(pause)
             pause *= 2
+
+    def _note(self, error: Exception) -> None:
+        self._failed_at, self._failure = self._clock(), error
 
     def _is_failing(self) -> bool:
         if self._failed_at is None:
@@ -249,7 +255,7 @@ class ResultStore:
             try:
                 await self.objects.put(name, unwritten.content)
             except Exception as error:
-                self._failed_at = self._clock()
+                self._note(error)
                 unwritten.cause = error
                 if self.objects.is_transient(error):
                     return  # the others would meet the same
@@ -277,8 +283,9 @@ class ResultStore:
         return max(hopeful) + self._retry_seconds - self._clock() if hopeful else 0.0
 
 
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _described(error: BaseException | None) -> str:
+    """Without a full stop: a sentence goes on behind it."""
+    return f"{type(error).__name__}: {error}".rstrip(". ")
 
 
 def _forget_the_oldest(waiting: dict[str, Unwritten]) -> None:

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import anyio
 
@@ -21,6 +22,7 @@ from .object_store import CONNECTIONS, PAGE, ObjectStore, StoredObject, Threads
 
 if TYPE_CHECKING:
     import boto3
+    from botocore.exceptions import ClientError
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import (
         DeleteTypeDef,
@@ -34,8 +36,11 @@ PAUSES = (0.2, 1.0)
 """Seconds before listing and deleting is tried again, where that may help."""
 
 GONE = frozenset({"NoSuchKey", "404"})
-NOT_THERE = GONE | {"AccessDenied", "403"}
-"""S3's codes for an object that is not there; the last two to one who may not list the bucket."""
+REFUSED = frozenset({"AccessDenied", "403"})
+"""S3's codes for an object that is not there, and for what is refused.
+
+To one who may not list the bucket, S3 also refuses the read of what is not there.
+"""
 
 
 class S3Store(ObjectStore):
@@ -55,6 +60,7 @@ class S3Store(ObjectStore):
         self._prefix = PurePosixPath(prefix).as_posix() if prefix else ""
         self._client = client
         self._threads = Threads(abandon=True)
+        self._not_there = GONE
         self.identity = f"s3://{bucket}/{self._prefix} at {endpoint or 'AWS'}"
 
     def resolve(self, path: str) -> str:
@@ -67,7 +73,7 @@ class S3Store(ObjectStore):
     async def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
         key = self.resolve(name)
-        with _as_not_found(NOT_THERE, key):
+        with _as_not_found(self._not_there, key):
             return await self._ask(
                 lambda client: client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
             )
@@ -76,6 +82,21 @@ class S3Store(ObjectStore):
         """See `ObjectStore`."""
         key = self.resolve(name)
         await self._ask(lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=content))
+
+    async def probe(self) -> None:
+        """See `ObjectStore`; learns too how S3 answers here for what is not there."""
+        from botocore.exceptions import ClientError
+
+        await super().probe()
+        try:
+            await self.get(f".fastroai-missing-{uuid4().hex}")
+        except FileNotFoundError:
+            self._not_there = GONE
+        except ClientError as error:
+            if _code(error) not in REFUSED:
+                raise
+            # Reading itself was just allowed, listing is not.
+            self._not_there = GONE | REFUSED
 
     def is_transient(self, error: Exception) -> bool:
         """Whether it is a silent or an overloaded server, rather than one that says no."""
@@ -176,9 +197,13 @@ def _as_not_found(codes: Collection[str], key: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in codes:
+        if _code(error) in codes:
             raise FileNotFoundError(key) from error
         raise
+
+
+def _code(error: ClientError) -> str | None:
+    return error.response.get("Error", {}).get("Code")
 
 
 def _reason(error: Mapping[str, object]) -> str:

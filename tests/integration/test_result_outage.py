@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 # Not a limit on speed: with botocore's defaults and a dead endpoint it is minutes.
 NOT_FOR_EVER = 60.0
 
-PROBE = ["PUT", "GET", "DELETE"]
+PROBE = ["PUT", "GET", "DELETE", "GET"]
 ONE_STEP = ["GET", "PUT", "PUT"]
 """Is there a result; the answer to the request within it; the result."""
 
@@ -79,9 +79,9 @@ async def test_a_run_that_stored_all_is_plainly_complete(fragile_s3: FragileS3):
 
 BOTH, LAST = {"a", "b"}, {"b"}
 LOST: list[tuple[int, Moment, set[str]]] = [
-    (4, "before", BOTH),  # a is looked for
-    (6, "after", LAST),  # a is written
-    (9, "after", set()),  # b is written
+    (5, "before", BOTH),  # a is looked for
+    (7, "after", LAST),  # a is written
+    (10, "after", set()),  # b is written
 ]
 """Of those in `test_storage_outage`."""
 

@@ -128,7 +128,7 @@ async def test_without_a_policy_another_run_pays_again(in_s3: S3Service):
 async def test_what_one_step_asks_of_s3(
     in_s3: S3Service, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    """Per run three requests of the probe; per step a read and a write for a miss, one read for a
+    """Per run four requests of the probe; per step a read and a write for a miss, one read for a
     hit.
 
     And a write for each request that was answered within it.
@@ -146,7 +146,7 @@ async def test_what_one_step_asks_of_s3(
         await pipeline.execute({"topic": "t"}, None)
         asked.append([request.method for request in in_s3.requests[before:]])
     assert model.calls == 1
-    probe = ["PUT", "GET", "DELETE"]
+    probe = ["PUT", "GET", "DELETE", "GET"]
     assert asked == [[*probe, "GET", "PUT", "PUT"], [*probe, "GET"]]
     [answered] = [r for r in in_s3.requests if r.method == "PUT" and is_of_a_request(r.path)]
     assert answered.path.startswith(f"/{in_s3.bucket}/results/team/requests/")

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from botocore.exceptions import ClientError
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect_aws import AwsClientParameters, AwsCredentials
 from prefect_aws.s3 import S3Bucket
@@ -31,9 +32,12 @@ NOT_FOR_EVER = 30.0
 
 
 @contextmanager
-def forbidding(endpoint_url: str, method: str) -> Iterator[str]:
+def forbidding(endpoint_url: str, method: str, *parts: str) -> Iterator[str]:
     """URL of a front that refuses one HTTP method with a 403 as S3 sends it, and passes on any
     other.
+
+    Args:
+        parts: It is refused only for paths that contain one of them. None: for all.
     """
 
     class Front(BaseHTTPRequestHandler):
@@ -41,7 +45,8 @@ def forbidding(endpoint_url: str, method: str) -> Iterator[str]:
 
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.command == method:
+            refused = not parts or any(part in self.path for part in parts)
+            if self.command == method and refused:
                 status, content = (
                     403,
                     b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
@@ -122,6 +127,30 @@ async def test_a_permission_that_is_missing_is_named_before_anything_is_spent(
             await probe(f"s3://{s3.bucket}/p")
     assert "AccessDenied" in str(caught.value)
     assert "may write, read and delete there" in str(caught.value)
+
+
+@pytest.mark.parametrize("may_list", [True, False])
+async def test_a_refused_read_says_that_nothing_is_there_only_to_one_who_may_not_list(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch, may_list: bool
+):
+    """Or a record whose key was withdrawn (`kms:Decrypt`) would be paid for again."""
+    refused = ["p/record"] if may_list else ["p/record", ".fastroai-missing"]
+    with forbidding(s3.endpoint_url, "GET", *refused) as url:
+        point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url)
+        store = await open_store(f"s3://{s3.bucket}/p", load_settings())
+        await store.probe()
+        with pytest.raises(ClientError if may_list else FileNotFoundError):
+            await store.read("record")
+
+
+async def test_a_refused_read_is_a_failure_until_the_storage_was_probed(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
+):
+    with forbidding(s3.endpoint_url, "GET") as url:
+        point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url)
+        store = await open_store(f"s3://{s3.bucket}/p", load_settings())
+        with pytest.raises(ClientError):
+            await store.read("record")
 
 
 async def test_a_dead_endpoint_is_named_in_seconds(
@@ -220,6 +249,28 @@ async def test_a_folder_of_two_parts_is_one_where_it_is_there_and_no_block_type(
     await probe("./gcs-bucket/x")
     with pytest.raises(ResultStorageError, match="gcs-bucket/x"):
         await probe("gcs-bucket/x")
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize(
+    "reference", ["gcs-bucket/X", "GCS-bucket/x", "gcs_bucket/x", "gcs-bucket/x/y", "GcsBucket/x"]
+)
+async def test_a_near_miss_of_a_block_is_no_folder_unless_that_exists(
+    reference: str, tmp_path: Path
+):
+    with pytest.raises(ResultStorageError, match="gcs-bucket/name") as caught:
+        await probe(reference)
+    assert repr(reference) in str(caught.value)
+    assert not (tmp_path / reference).exists()
+    (tmp_path / reference).mkdir(parents=True)
+    await probe(reference)
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize("folder", ["data/Results", "data/results/deep", "./GCS-bucket/x"])
+async def test_a_new_folder_that_is_no_near_miss_is_made(folder: str, tmp_path: Path):
+    await probe(folder)
+    assert (tmp_path / folder).is_dir()
 
 
 async def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path):

@@ -29,6 +29,9 @@ from ...storage.s3 import S3Store, make_client
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9-]+")
 """`block-type/name`, as Prefect takes it; a relative folder may look the same."""
 
+_NO_TYPE = frozenset({"", ".", "..", "~"})
+"""First parts of folders that are clearly written as such."""
+
 
 async def open_storage_choice(
     choice: object, settings: FastroAISettings
@@ -55,6 +58,7 @@ async def open_storage_choice(
     # Asked for first: a folder of that name may be left from when it was taken for one.
     if _REFERENCE.fullmatch(choice) and (saved := await _saved_block(choice)) is not None:
         return store_of_block(saved, settings), repr(choice)
+    await _refuse_a_near_miss(choice)
     return open_object_store(choice, settings), repr(choice)
 
 
@@ -128,6 +132,31 @@ async def _saved_block(reference: str) -> WritableFileSystem | None:
             f"result_storage={reference!r} is a {type(block).__name__}, which can't store files."
         )
     return block
+
+
+async def _refuse_a_near_miss(choice: str) -> None:
+    """Refuse a folder that was meant for a block, such as `GCS-bucket/name` or
+    `gcs_bucket/name/more`; not one that exists.
+
+    Raises:
+        ResultStorageError: Its first part is a block type in another spelling, or with other parts
+            behind it than a block has.
+    """
+    first, separator, _ = choice.partition("/")
+    if not separator or first in _NO_TYPE or ":" in first or await anyio.Path(choice).is_dir():
+        return
+    async with get_client() as client:
+        types = {_plain(known.slug): known.slug for known in await client.read_block_types()}
+    if slug := types.get(_plain(first)):
+        raise ResultStorageError(
+            f"result_storage={choice!r} is no saved block: {slug!r} is a block type, of which one "
+            f"is named as {slug}/name, the name in lower case. Name the block so, or write "
+            f"./{choice} for a local folder."
+        )
+
+
+def _plain(slug: str) -> str:
+    return re.sub("[_-]", "", slug.strip().lower())
 
 
 async def _is_block_type(slug: str) -> bool:
