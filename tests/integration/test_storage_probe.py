@@ -20,7 +20,7 @@ from prefect_aws.s3 import S3Bucket
 from pydantic import SecretStr
 
 from fastroai import Pipeline
-from fastroai.errors import ResultStorageError
+from fastroai.errors import ResultStorageError, StepExecutionError
 from fastroai.executors import PrefectExecutor
 from fastroai.executors._prefect.run_storage import open_store
 from fastroai.settings import load_settings
@@ -286,3 +286,28 @@ async def test_no_secret_is_in_the_message(s3: S3Service, monkeypatch: pytest.Mo
         await probe("s3://no-such-bucket/prefix")
     assert s3.secret_access_key not in str(caught.value)
     assert s3.access_key_id not in str(caught.value)
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_what_was_paid_for_is_not_paid_again_while_its_records_are_refused(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
+):
+    async def fail(prompt: str) -> str:
+        raise ValueError(prompt)
+
+    model, second = CountingModel(), CountingModel(fail)
+
+    async def go_on() -> None:
+        steps = {"a": Ask(model.agent()), "b": Ask(second.agent(), "a")}
+        executor = PrefectExecutor(result_storage=f"s3://{s3.bucket}/p")
+        pipeline = Pipeline("refused", steps, {"b": ["a"]}, executor=executor)
+        await pipeline.execute({"topic": "t"}, None, run_key="refused")
+
+    point_to(s3, monkeypatch)
+    with pytest.raises(StepExecutionError):
+        await go_on()
+    with forbidding(s3.endpoint_url, "GET", *s3.keys()) as url:
+        point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url)
+        with pytest.raises(StepExecutionError, match="AccessDenied"):
+            await go_on()
+    assert (model.calls, second.calls) == (1, 1)
