@@ -232,8 +232,8 @@ class Pricer:
                 or (tokens := tokens_at_most(messages, own, parameters)) is None
             ):
                 return None
-            ceiling = self._max_cost(model, asked_service_tier(model, settings))
-            return ceiling.usd(*tokens) if ceiling else None
+            rates = self._max_cost(model, asked_service_tier(model, settings))
+            return rates.usd(*tokens) if rates else None
         except Exception:  # no request fails for want of a bound
             logger.debug(
                 "What a request to %r can cost at most can't be told",
@@ -244,7 +244,7 @@ class Pricer:
 
     def _max_cost(self, model: Model, tier: str | None) -> MaxCost | None:
         calculator = self._calculator
-        # Prices of someone's own know no ceiling.
+        # Prices of someone's own have no known maximum.
         if (
             not isinstance(calculator, CostCalculator)
             or type(calculator).price is not CostCalculator.price
