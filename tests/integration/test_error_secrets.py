@@ -7,14 +7,14 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from tests.integration.read_back import everything_stored, read_run
+from tests.support.serving import serving
 
 REPOSITORY = Path(__file__).parents[2]
 KEY = "sk-loopback-0123456789abcdefghijklmnop"
@@ -66,13 +66,10 @@ class _Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def echoing_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield
-    server.shutdown()
-    server.server_close()
+    with serving(_Echo) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        yield
 
 
 @pytest.mark.usefixtures("prefect_api", "echoing_provider")

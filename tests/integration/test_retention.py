@@ -8,12 +8,11 @@ import asyncio
 import json
 import os
 import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from fastroai.settings import load_settings
 from fastroai.storage.signing import Signer
 from tests.integration.models import Ask, CountingModel
 from tests.support.s3 import S3Service
+from tests.support.serving import serving
 from tests.support.steps import Give
 
 HOUR = timedelta(hours=1)
@@ -312,15 +312,8 @@ def refusing(endpoint_url: str, unread: str, undeleted: str) -> Iterator[str]:
 
         def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002  # the base's name
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Front) as url:
+        yield url
 
 
 async def test_an_object_that_cannot_be_read_or_deleted_is_named_and_the_others_are_deleted(

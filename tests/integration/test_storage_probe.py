@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from fastroai.executors._prefect.run_storage import open_store
 from fastroai.settings import load_settings
 from tests.integration.models import Ask, CountingModel
 from tests.support.s3 import S3Service
+from tests.support.serving import serving
 
 # Not a limit on speed: botocore's defaults take minutes where ours take seconds.
 NOT_FOR_EVER = 30.0
@@ -70,15 +70,8 @@ def forbidding(endpoint_url: str, method: str, *parts: str) -> Iterator[str]:
 
         def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002  # the base's name
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Front) as url:
+        yield url
 
 
 async def probe(storage: Any) -> None:

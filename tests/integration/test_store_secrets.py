@@ -6,10 +6,8 @@ import json
 import logging
 import os
 import stat
-import threading
 from collections.abc import Iterator
-from contextlib import closing
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from fastroai.ledger.recorder import RequestRecorder
 from fastroai.ledger.store import open_store
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.support.ledger_entries import charged
+from tests.support.serving import serving
 
 SECRET = "hidden-Zq7/no@form"
 
@@ -143,11 +142,8 @@ class Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def echo() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Echo)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    with closing(server.socket):
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving(Echo) as url:
+        yield url
 
 
 @pytest.mark.parametrize("key", [None, "odd.Key/with+chars=9", "sk-proj-abcdefghijklmnop"])
