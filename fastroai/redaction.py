@@ -22,9 +22,10 @@ it is masked by its place.
 _SURE = 16
 """Characters from which a value is masked within a word, too."""
 
+# What a name ends with: DB_PASSWORD, AccountKey and -cpassword are some, too.
 _SECRET_FIELD = (
-    r"(?:(?:ssl)?password|passwd|passphrase|pwd|secret|client[_-]?secret|secret[_-]?access[_-]?key"
-    r"|api[_-]?key|access[_-]?key|access[_-]?token|refresh[_-]?token|id[_-]?token|auth[_-]?token)"
+    r"(?:password|passwd|passphrase|pwd|secret"
+    r"|(?:api|account|access)[_-]?key|(?:access|refresh|id|auth)[_-]?token)"
 )
 _SECRET_HEADER = (
     r"(?:x-api-key|api-key|x-goog-api-key|ocp-apim-subscription-key|x-auth-token|x-access-token"
@@ -34,6 +35,8 @@ _VALUE = r"[^\s\"',;&<>\\)}\]]+"
 # What stands between a name and its value in a header, a mapping or a list of pairs, as text or
 # as the repr of bytes or of escaped JSON.
 _BETWEEN = r"\\?[\"']?\s*[:=,]\s*(?:b?\\?[\"'])?"
+_ASSIGNED = r"\\?[\"']?\s*[:=]\s*"
+_QUOTED = r"(?:(?!\2|\n).){1,500}"
 _QUERY_NAMES = rf"(?:{_SECRET_FIELD}|key|token|sig|signature|x-amz-[a-z-]+)"
 
 _PATTERNS = tuple(
@@ -47,8 +50,13 @@ _PATTERNS = tuple(
         # Bounded, as some others: no text makes the search take quadratic time.
         (r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,200}:)[^\s/]{1,500}@", rf"\1{MASK}@"),
         (rf"([?&]{_QUERY_NAMES}=)[^&\s\"'#]+", rf"\1{MASK}"),
-        (rf"(\b{_SECRET_FIELD}\\?[\"']?\s*=\s*\\?[\"']?){_VALUE}", rf"\1{MASK}"),
-        (rf"(\b{_SECRET_FIELD}\\?[\"']\s*:\s*\\?[\"']){_VALUE}", rf"\1{MASK}"),
+        (rf"({_SECRET_FIELD}%3D)[^&\s\"'#]+", rf"\1{MASK}"),
+        # What is in quotation marks goes to the closing one, and what is in a list of pairs with
+        # semicolons to the next one; both may have spaces.
+        (rf"({_SECRET_FIELD}{_ASSIGNED}(\\?[\"'])){_QUOTED}(?=\2)", rf"\1{MASK}"),
+        (rf"({_SECRET_FIELD}\s*=\s*)[^\s\"';][^\"';\n]{{0,200}}(?=;)", rf"\1{MASK}"),
+        (rf"({_SECRET_FIELD}\\?[\"']?\s*=\s*\\?[\"']?){_VALUE}", rf"\1{MASK}"),
+        (rf"({_SECRET_FIELD}\\?[\"']\s*:\s*\\?[\"']){_VALUE}", rf"\1{MASK}"),
     )
 )
 _KEY_FORMS = re.compile(

@@ -67,9 +67,16 @@ async def _read_runs() -> tuple[list[str], list[TrackedRun], int]:
 
 
 async def _on_server(work: Coroutine[Any, Any, T]) -> T:
-    from ..executors.prefect import check_server
+    from ..settings import load_settings
 
     try:
+        if load_settings().executor == "memory":
+            raise UsageError(
+                "With FASTROAI_EXECUTOR=memory a run ends with its process, and none can be "
+                "resumed. For runs under Prefect, set FASTROAI_EXECUTOR=prefect."
+            )
+        from ..executors.prefect import check_server
+
         await check_server()
     except BaseException:
         work.close()

@@ -65,7 +65,8 @@ class StepConfig(metaclass=_RemembersGiven):
             finished step. None: as the executor, which says `"request"`.
 
         formerly: The step's id before it was renamed; on a `PipelineConfig`, the pipeline's name.
-            Results that were stored under it are found. It is not inherited.
+            Results that were stored under it are found. It is not inherited, and no step of the
+            pipeline has it now.
 
     `persist_result`, `result_storage`, `formerly` and those that begin with `cache_` have no effect
     in memory.

@@ -207,6 +207,11 @@ def _config_of(
         check_config(resolved)
     except ValueError as error:
         raise PipelineValidationError(f"Configuration of step '{step_id}': {error}") from error
+    if resolved.formerly in steps:
+        raise PipelineValidationError(
+            f"Step '{step_id}' has formerly={resolved.formerly!r}, which is the name of a step of "
+            "this pipeline. Give the name that it had before, or leave formerly out."
+        )
     return resolved
 
 

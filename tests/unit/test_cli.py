@@ -412,6 +412,14 @@ def test_plain_results_are_rendered_too():
     assert render([]) == ""
 
 
+@pytest.mark.parametrize("command", [["runs"], ["runs", "resume", "0192"]])
+def test_runs_in_memory_can_not_be_resumed(command: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(command) == 2
+    written = capsys.readouterr()
+    assert (written.out, written.err.count("\n")) == ("", 1)
+    assert "FASTROAI_EXECUTOR=memory" in written.err
+
+
 @pytest.mark.parametrize("command", [[], ["results"], ["rum"], ["runs", "resum"], ["--colour"]])
 def test_a_command_that_is_missing_or_unknown_is_one_message(
     command: list[str], capsys: pytest.CaptureFixture[str]

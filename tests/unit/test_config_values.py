@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastroai import Pipeline, PipelineConfig, StepConfig
+from fastroai import Pipeline, PipelineConfig, StepConfig, step
 from fastroai.errors import PipelineValidationError
 from tests.support.steps import Give
 
@@ -59,6 +59,14 @@ def test_a_value_of_the_wrong_kind_is_named_with_its_field_and_what_is_allowed(
     setattr(changed_later, field, value)
     with pytest.raises(PipelineValidationError, match=f"{field}="):
         Pipeline("p", {"a": Give(1)}, config=changed_later)
+
+
+@pytest.mark.parametrize("former", ["a", "b"])
+def test_a_former_name_that_a_present_step_has_is_refused(former: str):
+    renamed = step(formerly=former)(Give(1).execute)
+    with pytest.raises(PipelineValidationError, match=f"'b' has formerly='{former}'"):
+        Pipeline("p", {"a": Give(1), "b": renamed}, {"b": ["a"]})
+    Pipeline("p", {"c": Give(1), "d": renamed}, {"d": ["c"]})
 
 
 def test_whole_numbers_are_seconds_too():

@@ -90,6 +90,23 @@ def test_only_the_password_of_a_url_is_a_secret(
         ("redis://:p@w@h:1/0", "redis://:***@h:1/0"),
         ("host=h password=pw dbname=d", "host=h password=*** dbname=d"),
         ('{"client_secret": "abc"}', '{"client_secret": "***"}'),
+        ('{"password": "correct horse", "n": 1}', '{"password": "***", "n": 1}'),
+        (r'"{\"password\": \"correct horse\", \"n\": 1}"', r'"{\"password\": \"***\", \"n\": 1}"'),
+        ("{'password': 'it is \"so\"', 'n': 1}", "{'password': '***', 'n': 1}"),
+        ("host=h password='correct horse' dbname=d", "host=h password='***' dbname=d"),
+        ('password: "correct horse", user: me', 'password: "***", user: me'),
+        ("Server=h;Password=correct horse;Database=d", "Server=h;Password=***;Database=d"),
+        (
+            "DefaultEndpointsProtocol=https;AccountKey=aB/c+d==;EndpointSuffix=core",
+            "DefaultEndpointsProtocol=https;AccountKey=***;EndpointSuffix=core",
+        ),
+        ("Endpoint=sb://h/;SharedAccessKey=aB/c+d=", "Endpoint=sb://h/;SharedAccessKey=***"),
+        ("DB_PASSWORD=hunter2", "DB_PASSWORD=***"),
+        (
+            "postgresql://h/d?options=-cpassword%3Dhunter2&sslmode=require",
+            "postgresql://h/d?options=-cpassword%3D***&sslmode=require",
+        ),
+        ("postgresql://h/d?options=-cpassword=hunter2", "postgresql://h/d?options=-cpassword=***"),
         (
             "Incorrect API key provided: sk-proj-Ab3d****9xYz. See",
             "Incorrect API key provided: ***. See",
@@ -116,6 +133,7 @@ def test_what_looks_like_a_secret_is_masked(text: str, masked: str) -> None:
         "status_code: 400, model_name: m, body: {'message': 'max_tokens: 4096 is too large'}",
         "http://127.0.0.1:4200/api?limit=200",
         "dispatch_key=abc, cache_key: 0f0f",
+        "Did you forget the password? It's 'required'.",
     ],
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
@@ -154,7 +172,21 @@ def test_a_secret_is_nowhere_in_the_text_and_masking_again_changes_nothing(
 
 @pytest.mark.parametrize(
     "part",
-    ["a-", "://", "x://a:", "sk-a-", "bearer a", "authorization: a ", "eyJaaaaaaaaaaa.", "?key="],
+    [
+        "a-",
+        "://",
+        "x://a:",
+        "sk-a-",
+        "bearer a",
+        "authorization: a ",
+        "eyJaaaaaaaaaaa.",
+        "?key=",
+        "password=",
+        "password=a ",
+        "password='",
+        "'password': 'a ",
+        "pwd%3D",
+    ],
 )
 def test_a_long_text_takes_no_quadratic_time(part: str) -> None:
     begun = time.process_time()
