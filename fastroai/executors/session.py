@@ -119,6 +119,7 @@ class RunSession(RunBooks):
         traceback: TracebackType | None,
     ) -> bool | None:
         self._scope.__exit__()
+        self.is_over = True
         return await self._span.__aexit__(exc_type, exc, traceback)
 
     def span(self, name: str) -> AbstractAsyncContextManager[str | None]:

@@ -73,6 +73,10 @@ class RequestRecorder:
             self._refuses_unpriced = load_settings().unpriced == "fail"
         return self._refuses_unpriced
 
+    def outside_of_run(self) -> RequestRecorder:
+        """A recorder of the same store, for requests that are of no run."""
+        return RequestRecorder(self._store, refuses_unpriced=self._refuses_unpriced)
+
     async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent. A store has it on disk when this returns.
 

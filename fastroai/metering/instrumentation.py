@@ -16,6 +16,7 @@ from ..replay.tools import ToolJournal
 from .meter import RequestMeter
 from .model import COUNTING
 from .scope import current_scope
+from .threads import carry_into_threads
 
 logger = logging.getLogger("fastroai.agent")
 
@@ -24,9 +25,20 @@ TRIED_ON: Final = "2.62 to 2.68"
 """Versions of pydantic-ai whose `Agent.iter` was seen to take what is added to a call here."""
 
 
+def install() -> bool:
+    """Have all be booked that a step sends by itself, also from threads of its own; called when the
+    first scope opens.
+
+    Returns:
+        Whether it is; see `book_all_agents`.
+    """
+    carry_into_threads()
+    return book_all_agents()
+
+
 def book_all_agents() -> bool:
     """Have every run of a pydantic-ai agent within a step counted, also one that no FastroAgent
-    starts; called when the first scope opens.
+    starts.
 
     pydantic-ai has no hook for all agents, and a request that nobody counts is one that the books
     don't balance with. Runs outside of steps are left as they are.

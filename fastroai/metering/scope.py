@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -25,13 +27,31 @@ class DispatchScope:
     """The `RunBooks` that the ledger is of, for a `StepContext` made by hand; None: of no run."""
 
 
+@dataclass(frozen=True, slots=True)
+class CarriedScope:
+    """The scope in which a thread was started, for as long as its run goes on.
+
+    A thread that outlives the run may serve another one: what it sends then belongs to no run.
+    """
+
+    origin: DispatchScope
+
+    def scope(self) -> DispatchScope:
+        """Where what the thread sends now is booked."""
+        if getattr(self.origin.run, "is_over", False):
+            return DispatchScope(self.origin.ledger.outside_of_run(), UNATTRIBUTED)
+        return self.origin
+
+
 # Ambient, because the code between a run and its requests is the user's: it calls agents by itself.
-_scope: ContextVar[DispatchScope | None] = ContextVar("fastroai_dispatch_scope", default=None)
+_scope: ContextVar[DispatchScope | CarriedScope | None] = ContextVar(
+    "fastroai_dispatch_scope", default=None
+)
 
 
-_booked_agents: list[bool] = []
-"""Whether agents that a step runs by itself are booked; empty until the first scope opens. Of the
-process, as the method of pydantic-ai that is replaced for it.
+_installed: list[bool] = []
+"""Whether what a step sends by itself is booked; empty until the first scope opens. Of the process,
+as the methods of pydantic-ai and of threads that are replaced for it.
 """
 
 
@@ -53,11 +73,11 @@ class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scop
         self._scope = DispatchScope(ledger, attribution, journal, run)
 
     def __enter__(self) -> DispatchScope:
-        if not _booked_agents:
-            # Only here: it replaces a method of pydantic-ai, and imports what imports this module.
-            from .instrumentation import book_all_agents
+        if not _installed:
+            # Only here: it replaces methods of others, and imports what imports this module.
+            from .instrumentation import install
 
-            _booked_agents.append(book_all_agents())
+            _installed.append(install())
         self._token = _scope.set(self._scope)
         return self._scope
 
@@ -67,7 +87,18 @@ class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scop
 
 def current_scope() -> DispatchScope | None:
     """The innermost scope of the running task, or None outside of any."""
-    return _scope.get()
+    scope = _scope.get()
+    return scope.scope() if isinstance(scope, CarriedScope) else scope
+
+
+@contextmanager
+def carried(scope: DispatchScope | CarriedScope | None) -> Iterator[None]:
+    """Book what this thread sends meanwhile as the thread does that hands it the work."""
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
 
 
 async def scope_outside_of_runs() -> DispatchScope:

@@ -38,6 +38,7 @@ class RunBooks:
         identity: What all its entries have in common: run, pipeline, tags, deployment.
         recorder: Its entries.
         cost_budget: Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched.
+        is_over: Whether it has ended, so that nothing more is of it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class RunBooks:
         self.identity = identity
         self.recorder = recorder if recorder is not None else RequestRecorder()
         self.cost_budget = cost_budget
+        self.is_over = False
         self._states: dict[str, StepState] = {}
 
     def step_state(self, step_id: str) -> StepState:

@@ -1,0 +1,56 @@
+"""Carries the books of a step into the threads that it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import wraps
+from threading import Thread
+from typing import Any
+
+from .scope import CarriedScope, DispatchScope, carried, current_scope
+
+
+def carry_into_threads() -> None:
+    """Have a thread that a step starts, and a function that it hands to a pool, be booked to that
+    step; called when the first scope opens.
+
+    A thread of its own begins with no context variables before Python 3.14. What copies them
+    (`asyncio.to_thread`, anyio) needs no help, and keeps what it copied.
+    """
+    if not hasattr(Thread.start, "__wrapped_by_fastroai__"):
+        Thread.start = _carrying_start(Thread.start)  # type: ignore[method-assign]
+        ThreadPoolExecutor.submit = _carrying_submit(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
+
+
+def _carrying_start(start: Callable[[Thread], None]) -> Any:
+    @wraps(start)
+    def started(self: Thread) -> None:
+        scope = current_scope()
+        if scope is not None:
+            self.run = _within(CarriedScope(scope), self.run)  # type: ignore[method-assign]
+        start(self)
+
+    started.__wrapped_by_fastroai__ = True  # type: ignore[attr-defined]
+    return started
+
+
+def _carrying_submit(submit: Callable[..., Future[Any]]) -> Any:
+    @wraps(submit)
+    def submitted(
+        self: Executor, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Future[Any]:
+        # Outside of any scope, too: the pool's thread may have been started within one.
+        return submit(self, _within(current_scope(), function), *args, **kwargs)
+
+    return submitted
+
+
+def _within(
+    scope: DispatchScope | CarriedScope | None, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with carried(scope):
+            return function(*args, **kwargs)
+
+    return run
