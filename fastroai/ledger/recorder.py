@@ -168,7 +168,8 @@ class RequestRecorder:
     @property
     def step_ids(self) -> tuple[str, ...]:
         """The steps that have entries, in the order of their first ones."""
-        return tuple(step_id for step_id in self._by_step if step_id is not None)
+        step_ids = tuple(self._by_step)  # at once: another thread may add one
+        return tuple(step_id for step_id in step_ids if step_id is not None)
 
     def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
         """The entries booked to one step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Hashable
@@ -57,7 +58,8 @@ class RunBooks:
         """The state of one step, made when it is first asked for."""
         state = self._states.get(step_id)
         if state is None:
-            state = self._states[step_id] = StepState(step_id, self)
+            # Of several threads that get here, the first one's counts.
+            state = self._states.setdefault(step_id, StepState(step_id, self))
         return state
 
 
@@ -102,6 +104,7 @@ class StepState:
         "_answered",
         "_cursor",
         "_final",
+        "_lock",
         "attempt",
         "books",
         "dispatches",
@@ -126,6 +129,7 @@ class StepState:
         self._answered: defaultdict[Hashable, list[_Answered]] | None = None
         self._cursor: defaultdict[Hashable, int] | None = None
         self._final: list[BaseException] = []
+        self._lock = threading.Lock()  # a step may call agents from several threads
 
     def begin_attempt(self, attempt: int) -> None:
         """Start an attempt, counted from 1: the journal is read from its beginning."""
@@ -137,8 +141,10 @@ class StepState:
 
     def next_attribution(self) -> Attribution:
         """Whom the next dispatch is booked to."""
-        self.dispatches += 1
-        return self.books.identity.of_step(self.step_id, self.attempt, self.dispatches)
+        with self._lock:
+            self.dispatches += 1
+            dispatch = self.dispatches
+        return self.books.identity.of_step(self.step_id, self.attempt, dispatch)
 
     def scope_of(
         self, attribution: Attribution | None = None
@@ -196,12 +202,13 @@ class StepState:
         """
         if self._answered is None or self.attempt == 1:
             return None
-        if self._cursor is None:
-            self._cursor = defaultdict(int)
         key = _key(agent, message)
-        recorded = self._answered[key]
-        position = self._cursor[key]
-        self._cursor[key] += 1
+        with self._lock:
+            if self._cursor is None:
+                self._cursor = defaultdict(int)
+            recorded = self._answered[key]
+            position = self._cursor[key]
+            self._cursor[key] += 1
         if position >= len(recorded):
             return None
         self.books.recorder.replay(recorded[position].entries, self.next_attribution())
@@ -219,18 +226,21 @@ class StepState:
         meter saw it.
         """
         usage = StepUsage.from_chat_response(response)
-        self.tool_calls += usage.tool_call_count
-        self.processing_time_ms += usage.processing_time_ms
+        with self._lock:
+            self.tool_calls += usage.tool_call_count
+            self.processing_time_ms += usage.processing_time_ms
         if entries:
             return  # its requests are in the step's journal
         entries = (_reported(usage, at),)
         self.books.recorder.record(entries[0])
-        if self._answered is None:
-            self._answered = defaultdict(list)
-        answered = self._answered[_key(agent, message)]
-        answered.append(_Answered(agent, response, entries))
-        if self._cursor is not None:
-            self._cursor[_key(agent, message)] = len(answered)
+        key = _key(agent, message)
+        with self._lock:
+            if self._answered is None:
+                self._answered = defaultdict(list)
+            answered = self._answered[key]
+            answered.append(_Answered(agent, response, entries))
+            if self._cursor is not None:
+                self._cursor[key] = len(answered)
 
 
 def _key(agent: Any, message: Any) -> Hashable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import Counter
 from typing import Any, Protocol
 
@@ -45,6 +46,7 @@ class Journal:
         self._store = store
         self._known: dict[str, bytes] = {}
         self._asked: Counter[str] = Counter()
+        self._counting = threading.Lock()  # two threads must not get the same place
 
     @property
     def is_durable(self) -> bool:
@@ -60,8 +62,10 @@ class Journal:
         attempt.
         """
         key = digest_of_json([FORMAT, self._step, kind, *question])
-        self._asked[key] += 1
-        return f"{key}-{self._asked[key]}"
+        with self._counting:
+            self._asked[key] += 1
+            number = self._asked[key]
+        return f"{key}-{number}"
 
     async def read(self, place: str) -> dict[str, Any] | None:
         """The record at a place; None where there is none that can be read."""

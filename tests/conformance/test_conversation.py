@@ -16,7 +16,7 @@ from fastroai import (
     step,
 )
 from tests.support.models import COST, counted_agent
-from tests.support.steps import Give, Join, soon
+from tests.support.steps import Give, Join, Signal, soon
 
 
 def state(status: str, data: Any = None) -> ConversationState[Any]:
@@ -41,8 +41,16 @@ async def test_an_incomplete_state_starts_nothing_further(executor: str) -> None
 
 
 async def test_what_runs_at_that_time_is_finished_and_kept(executor: str) -> None:
-    running = asyncio.Event()
+    running, gathered = Signal(), Signal()
+    callers_loop = asyncio.get_running_loop()
     agent, _ = counted_agent()
+
+    def watch() -> None:
+        # Whichever engine runs it, `gather` has ended for the scheduler once its task is done.
+        tasks = asyncio.all_tasks()
+        (gathering,) = (task for task in tasks if task.get_name() == "gather")
+        gathering.add_done_callback(lambda _: gathered.set())
+        running.set()
 
     @step
     async def gather(ctx: StepContext[Any]) -> Any:
@@ -51,10 +59,8 @@ async def test_what_runs_at_that_time_is_finished_and_kept(executor: str) -> Non
 
     @step
     async def sibling(ctx: StepContext[Any]) -> str:
-        running.set()
-        # Whichever engine runs it, `gather` has ended for the scheduler once its task is done.
-        (gathering,) = (task for task in asyncio.all_tasks() if task.get_name() == "gather")
-        await soon(asyncio.wait({gathering}))
+        callers_loop.call_soon_threadsafe(watch)
+        await soon(gathered.wait())
         return str((await ctx.run(agent, "one")).output)
 
     behind = Give()

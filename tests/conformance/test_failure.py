@@ -20,7 +20,7 @@ from fastroai import (
 )
 from fastroai.executors import Executor
 from tests.support.models import counted_agent
-from tests.support.steps import Give, Join, WaitsForever, after, announcing, soon
+from tests.support.steps import Give, Join, Signal, WaitsForever, after, announcing, soon
 
 NOW = {"retry_delay": 0.0}
 
@@ -286,7 +286,7 @@ class TestFirstFailure:
     async def test_a_sibling_that_fails_while_it_is_cancelled_does_not_take_over(
         self, executor: str
     ) -> None:
-        started = asyncio.Event()
+        started = Signal()
 
         @step
         async def worse(ctx: StepContext[Any]) -> None:
@@ -366,7 +366,7 @@ class TestGoingOn:
         assert (result.step_outputs, result.skipped) == ({"c": 3}, ("end",))
 
     async def test_siblings_are_not_disturbed(self, executor: str) -> None:
-        failed = asyncio.Event()
+        failed = Signal()
 
         @step
         async def broken(ctx: StepContext[Any]) -> None:
@@ -442,7 +442,7 @@ class TestCancellation:
 
     async def test_a_run_after_a_cancelled_one_is_not_disturbed(self, executor: str) -> None:
         running = WaitsForever()
-        gate = asyncio.Event()
+        gate = Signal()
 
         @step
         async def maybe_hang(ctx: StepContext[Any]) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from fastroai import BaseStep, InputValidationError, Pipeline, PipelineConfig, StepContext, step
 from fastroai.executors import Executor
-from tests.support.steps import PATIENCE, Gauge, Give, Join, after, announcing, soon
+from tests.support.steps import PATIENCE, Gauge, Give, Join, Meeting, Signal, after, announcing
 
 DIAMOND = {"b": ["a"], "c": ["a"], "d": ["b", "c"]}
 
@@ -106,11 +106,11 @@ class TestOutputs:
 
 class TestOrder:
     async def test_independent_steps_run_at_once(self, executor: str) -> None:
-        barrier = asyncio.Barrier(3)
+        meeting = Meeting(3)
 
         @step
         async def meet(ctx: StepContext[Any]) -> None:
-            await soon(barrier.wait())
+            await meeting.join()
 
         steps = {"a": meet, "b": meet, "c": meet, "end": Give("met")}
         pipeline = Pipeline("meeting", steps, {"end": ["a", "b", "c"]}, executor=executor)
@@ -120,7 +120,7 @@ class TestOrder:
         """`slow` ends only when the step behind `quick` has run: a barrier between levels would
         never get there.
         """
-        reached = asyncio.Event()
+        reached = Signal()
         steps = {
             "quick": Give("q"),
             "slow": after([reached], "s"),
@@ -150,8 +150,8 @@ class TestOrder:
                 assert log.index(("end", dependency)) < log.index(("start", dependent))
 
     async def test_no_more_steps_run_at_once_than_allowed(self, executor: str) -> None:
-        gauge, pair = Gauge(), asyncio.Barrier(2)
-        steps = {f"s{i}": gauge.step(lambda: soon(pair.wait())) for i in range(6)}
+        gauge, pair = Gauge(), Meeting(2)
+        steps = {f"s{i}": gauge.step(pair.join) for i in range(6)}
         config = PipelineConfig(max_concurrency=2)
         pipeline = Pipeline("narrow", steps, config=config, output_step="s0", executor=executor)
         result = await pipeline.execute({}, None)
@@ -188,24 +188,12 @@ class TestOrder:
         )
         assert tuple((await pipeline.execute({}, None)).output) == (True, True)
 
-    async def test_steps_run_in_the_callers_event_loop(self, any_executor: Executor | str) -> None:
-        loops = []
-
-        @step
-        async def look(ctx: StepContext[Any]) -> None:
-            loops.append(asyncio.get_running_loop())
-
-        await Pipeline("loop", {"a": look, "b": look}, {"b": ["a"]}, executor=any_executor).execute(
-            {}, None
-        )
-        assert loops == [asyncio.get_running_loop()] * 2
-
     async def test_one_pipeline_runs_many_times_at_once(self, executor: str) -> None:
-        barrier = asyncio.Barrier(4)
+        meeting = Meeting(4)
 
         @step
         async def meet(ctx: StepContext[Any]) -> Any:
-            await soon(barrier.wait())
+            await meeting.join()
             return ctx.get_input("n")
 
         pipeline = Pipeline("many", {"a": meet, "b": Join("a")}, {"b": ["a"]}, executor=executor)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -12,6 +14,42 @@ from fastroai import BaseStep, StepContext, step
 
 PATIENCE = 30.0
 """Seconds after which something that should have happened by now counts as never happening."""
+
+
+class Signal:
+    """An event for steps that may run in different threads and event loops."""
+
+    def __init__(self) -> None:
+        self._reached: Future[None] = Future()
+
+    def set(self) -> None:
+        if not self._reached.done():
+            self._reached.set_result(None)
+
+    def is_set(self) -> bool:
+        return self._reached.done()
+
+    async def wait(self) -> None:
+        # Shielded: a cancelled waiter must not cancel it for the others.
+        await asyncio.shield(asyncio.wrap_future(self._reached))
+
+
+class Meeting:
+    """A barrier for steps that may run in different threads and event loops."""
+
+    def __init__(self, parties: int) -> None:
+        self._parties = self._missing = parties
+        self._complete = Signal()
+        self._lock = threading.Lock()
+
+    async def join(self) -> None:
+        with self._lock:
+            complete = self._complete
+            self._missing -= 1
+            if not self._missing:
+                self._missing, self._complete = self._parties, Signal()
+                complete.set()
+        await soon(complete.wait())
 
 
 class Give(BaseStep[Any, Any]):
@@ -50,7 +88,7 @@ class WaitsForever(BaseStep[Any, None]):
     """
 
     def __init__(self) -> None:
-        self.started = asyncio.Event()
+        self.started = Signal()
         self.cleaned_up = False
 
     async def execute(self, context: StepContext[Any]) -> None:
@@ -63,7 +101,7 @@ class WaitsForever(BaseStep[Any, None]):
             self.cleaned_up = True
 
 
-def after(events: Iterable[asyncio.Event], value: Any = None) -> BaseStep[Any, Any]:
+def after(events: Iterable[Signal], value: Any = None) -> BaseStep[Any, Any]:
     """A step that waits for events, then gives a value or raises it."""
 
     @step
@@ -77,7 +115,7 @@ def after(events: Iterable[asyncio.Event], value: Any = None) -> BaseStep[Any, A
     return wait_and_give
 
 
-def announcing(event: asyncio.Event, value: Any = None) -> BaseStep[Any, Any]:
+def announcing(event: Signal, value: Any = None) -> BaseStep[Any, Any]:
     """A step that sets an event and gives a value."""
 
     @step
@@ -131,15 +169,18 @@ class Gauge:
 
     def __init__(self) -> None:
         self.running = self.peak = 0
+        self._lock = threading.Lock()
 
     def step(self, body: Callable[[], Any]) -> BaseStep[Any, Any]:
         @step
         async def counted(context: StepContext[Any]) -> Any:
-            self.running += 1
-            self.peak = max(self.peak, self.running)
+            with self._lock:
+                self.running += 1
+                self.peak = max(self.peak, self.running)
             try:
                 return await body()
             finally:
-                self.running -= 1
+                with self._lock:
+                    self.running -= 1
 
         return counted
