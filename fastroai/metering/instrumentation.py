@@ -15,6 +15,7 @@ from ..pricing.calculator import CostCalculator
 from ..replay.tools import ToolJournal
 from .meter import RequestMeter
 from .model import COUNTING
+from .other_models import meter_other_models
 from .scope import current_scope
 from .threads import carry_into_threads
 
@@ -33,6 +34,7 @@ def install() -> bool:
         Whether it is; see `book_all_agents`.
     """
     carry_into_threads()
+    meter_other_models()
     return book_all_agents()
 
 

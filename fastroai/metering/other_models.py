@@ -1,0 +1,211 @@
+"""Books what models that answer no chat send: embeddings, images, realtime sessions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from functools import wraps
+from typing import Any, Final
+from uuid import uuid4
+
+from pydantic_ai.embeddings import EmbeddingModel
+from pydantic_ai.embeddings.wrapper import WrapperEmbeddingModel
+from pydantic_ai.images import ImageGenerationModel
+from pydantic_ai.images.wrapper import WrapperImageGenerationModel
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import AbstractModel, Model, ModelRequestParameters
+
+from ..ledger.entries import EntryState
+from ..pricing.calculator import CostCalculator
+from ..replay.requests import RequestOfModel
+from .request_books import Foreseen, RequestBooks, Target
+from .scope import DispatchScope, current_scope
+from .sending_methods import Replace, is_of_pydantic_ai, replace_methods
+
+SENDS_NOTHING: Final = frozenset({"SentenceTransformerEmbeddingModel"})
+"""Models that run in this process: nobody bills for them."""
+
+# Ambient, because between a class's method and that of its base stands pydantic-ai, or a user.
+_sender: ContextVar[object | None] = ContextVar("fastroai_sender", default=None)
+
+
+def meter_other_models() -> None:
+    """Have each embedding, image and realtime session that a step asks for booked, whoever asks."""
+    replace_methods(EmbeddingModel, {"embed": _metered}, but=(WrapperEmbeddingModel,))
+    replace_methods(
+        ImageGenerationModel, {"generate": _metered}, but=(WrapperImageGenerationModel,)
+    )
+    # Realtime models are no chat models, and not imported until someone uses them.
+    session: Replace = _metered_session
+    sessions = {"connect": session, "connect_webrtc": session}
+    replace_methods(AbstractModel, sessions, but=(Model,))
+
+
+class SendingModel(Model):
+    """A model that answers no chat, as the books ask one that does."""
+
+    def __init__(self, sender: Any) -> None:
+        super().__init__(settings=None)
+        self._sender = sender
+        self.simulated = getattr(sender, "simulated", False)
+        if (provider := getattr(sender, "_provider", None)) is not None:
+            self._provider = provider
+
+    @property
+    def client(self) -> Any:
+        """What it sends with, where it says so."""
+        return getattr(self._sender, "_client", None) or getattr(self._sender, "client", None)
+
+    @property
+    def model_name(self) -> str:
+        return str(self._sender.model_name)
+
+    @property
+    def system(self) -> str:
+        return str(self._sender.system)
+
+    @property
+    def base_url(self) -> str | None:
+        url: str | None = self._sender.base_url
+        return url
+
+    async def request(self, *_: Any) -> ModelResponse:
+        raise NotImplementedError(f"{self.model_id!r} answers no chat.")
+
+
+def _metered(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    async def sent(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scope = current_scope()
+        if scope is None or _sender.get() is self or _sends_nothing(self):
+            return await method(self, *args, **kwargs)
+        books = RequestBooks(CostCalculator(), scope=scope)
+        target = Target(SendingModel(self))
+        asked = RequestOfModel([], None, ModelRequestParameters())
+        send = await books.send(target, books.foresee(target, asked))
+        token = _sender.set(self)
+        try:
+            with send:
+                result = await method(self, *args, **kwargs)
+        except BaseException as error:
+            send.fail(error)
+            raise
+        finally:
+            _sender.reset(token)
+        books.answered(send, target, as_response(result))
+        return result
+
+    return sent
+
+
+def _sends_nothing(model: Any) -> bool:
+    """Whether a model runs in this process, or is a user's that asks others."""
+    if is_of_pydantic_ai(type(model)):
+        return type(model).__name__ in SENDS_NOTHING
+    kinds = (EmbeddingModel, ImageGenerationModel)
+    return any(isinstance(value, kinds) for value in vars(model).values())
+
+
+def as_response(result: Any) -> ModelResponse:
+    """An embedding or an image as the answer of a chat, of which the books read the usage."""
+    return ModelResponse(
+        parts=[],
+        usage=result.usage,
+        model_name=result.model_name,
+        provider_name=result.provider_name,
+        provider_url=getattr(result, "provider_url", None),
+        provider_details=result.provider_details,
+        provider_response_id=result.provider_response_id,
+    )
+
+
+def _metered_session(method: Callable[..., Any]) -> Callable[..., Any]:
+    if method.__module__ == "pydantic_ai.realtime.model":
+        return method  # of the base, which connects to nothing
+
+    @wraps(method)
+    @asynccontextmanager
+    async def connected(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
+        scope = current_scope()
+        if scope is None or _sender.get() is self:
+            async with method(self, *args, **kwargs) as connection:
+                yield connection
+            return
+        session = _Session(self, scope)
+        async with AsyncExitStack() as stack:
+            token = _sender.set(self)
+            try:
+                async with session.opening():
+                    connection = await stack.enter_async_context(method(self, *args, **kwargs))
+            finally:
+                _sender.reset(token)
+            session.follow(connection)
+            try:
+                yield connection
+            finally:
+                session.close()
+
+    return connected
+
+
+class _Session:
+    """A realtime session: an entry before it is opened, and one for each usage that it reports."""
+
+    def __init__(self, model: Any, scope: DispatchScope) -> None:
+        self._books = RequestBooks(CostCalculator(), scope=scope)
+        self._target = Target(SendingModel(model))
+        self._reported = False
+
+    @asynccontextmanager
+    async def opening(self) -> AsyncGenerator[None]:
+        self._send = await self._books.send(self._target, Foreseen())
+        try:
+            with self._send:
+                yield
+        except BaseException as error:
+            self._send.fail(error)
+            raise
+
+    def follow(self, connection: Any) -> None:
+        """Read along what the provider reports, also at the end of the session."""
+        for name in ("frames", "_end_session"):
+            if (read := getattr(connection, name, None)) is not None:
+                setattr(connection, name, self._followed(read))
+
+    def _followed(self, read: Callable[[], AsyncIterator[Any]]) -> Callable[[], AsyncIterator[Any]]:
+        async def followed() -> AsyncGenerator[Any]:
+            async for item in read():
+                for event in [item] if _is_usage(item) else item:
+                    if _is_usage(event):
+                        self._book(event)
+                yield item
+
+        return followed
+
+    def _book(self, event: Any) -> None:
+        if self._reported:
+            self._send.entry = replace(self._send.entry, id=str(uuid4()))
+        self._reported = True
+        if event.response_scoped:
+            response = ModelResponse(
+                parts=[],
+                usage=event.usage,
+                provider_details=event.provider_details,
+                provider_response_id=event.provider_response_id,
+            )
+            self._books.answered(self._send, self._target, response)
+        else:
+            self._leave("A transcription is billed at another model's rates.")
+
+    def close(self) -> None:
+        if not self._reported:
+            self._leave("The session reported no usage.")
+
+    def _leave(self, reason: str) -> None:
+        self._send.book(self._send.entry.settled(EntryState.UNPRICED, error=reason))
+
+
+def _is_usage(event: object) -> bool:
+    return getattr(event, "event_kind", None) == "session_usage"
