@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from anyio import from_thread
+from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
@@ -58,21 +59,24 @@ class Send:
         model: The model that is called.
         intend: Books a further attempt.
         book: Records what is now known of an attempt.
+        settle: Gives the entry of an attempt with a complete answer.
     """
 
     __slots__ = (
         "_begun",
         "_intend",
         "_left",
-        "_model",
         "_over",
+        "_part",
         "_sees_wire",
+        "_settle",
         "_status",
         "_token",
         "_watched",
         "book",
         "entry",
         "host",
+        "model",
         "raw",
         "reached",
     )
@@ -83,24 +87,28 @@ class Send:
         model: Model,
         intend: Callable[[], Awaitable[LedgerEntry]],
         book: Callable[[LedgerEntry], object],
+        settle: Callable[[LedgerEntry, ModelResponse, RawAnswer | None], LedgerEntry],
     ) -> None:
         self.entry = entry
-        self._model = innermost(model)
-        self.host = _host(self._model.base_url)
+        self.model = innermost(model)
+        """The one that sends, out of its wrappers."""
+        self.host = _host(self.model.base_url)
         """Of the model's provider, if it is known."""
         self._intend = intend
         self.book = book
+        self._settle = settle
         self._begun = self._sees_wire = self._left = self._over = False
         self._watched = False
         self.reached = False
         """Whether the client of the model was asked to send something, wherever to."""
         self._status: int | None = None
+        self._part: ModelResponse | None = None
         self.raw: RawAnswer | None = None
         """The last answer that was received, as it came."""
         self._token: Token[Send | None] | None = None
 
     def __enter__(self) -> Send:
-        self._watched = _watch_client(self._model)
+        self._watched = _watch_client(self.model)
         self._token = _sending.set(self)
         return self
 
@@ -109,11 +117,26 @@ class Send:
         if self._token is not None:
             _sending.reset(self._token)
 
+    async def part(self, answer: Awaitable[ModelResponse]) -> ModelResponse:
+        """Wait for one of the answers that a model of a user's class makes its own of."""
+        if self._part is not None:
+            await self._again()
+            self._begun = self._left = False
+        self._part = await answer
+        return self._part
+
+    def answered(self, response: ModelResponse) -> None:
+        """Settle the last attempt by the answer of the call, or what it was made of."""
+        self.book(self._settle(self.entry, self._part or response, self.raw))
+
     def fail(self, error: BaseException) -> None:
         """Settle the last attempt by the error that the call raised and by what was seen of it.
 
         Synchronous, like all settling: a task may be being cancelled.
         """
+        if self._part is not None:  # answered; what failed is what the user's class makes of it
+            self.answered(self._part)
+            return
         left: bool | None = self._left if self._sees_wire else None
         if self._watched and not self.reached:
             left = False  # it never came to the client: a mistake in what was to be sent
@@ -137,19 +160,19 @@ class Send:
         self._sees_wire = True
         if self._over:
             raise RuntimeError(
-                f"The call of {self._model.model_id!r} was left meanwhile: its client may not send "
+                f"The call of {self.model.model_id!r} was left meanwhile: its client may not send "
                 "it again, as nobody would book that."
             )
         if self._left:
             await self._again()
         self._left = True
 
-    def answered(self, status: int) -> None:
+    def answered_with(self, status: int) -> None:
         """The provider answered the attempt under way with an HTTP status."""
         self._status = status
 
     def answered_unseen(self, status: int) -> None:
-        """As `answered`, told by the client; the transport knows better where it tells anything."""
+        """As `answered_with`, told by the client; where the transport tells, it knows better."""
         if not self._sees_wire:
             self._status = status
 
@@ -157,8 +180,16 @@ class Send:
         entry = await self._intend()
         # Only now: where no further attempt may be booked, none leaves, and this one is still the
         # last.
-        self.book(settle_resent(self.entry, self._status))
-        self.entry, self._status, self.raw = entry, None, None
+        if self._part is None:
+            self.book(settle_resent(self.entry, self._status))
+        else:
+            self.book(self._settle(self.entry, self._part, self.raw))
+        self.entry, self._status, self._part, self.raw = entry, None, None, None
+
+
+def current_send() -> Send | None:
+    """The call of a model under way, or None outside of any."""
+    return _sending.get()
 
 
 def sdk_obeys(model: Model) -> bool:
@@ -345,7 +376,7 @@ class _Trace:
             if self._is_request:
                 await self._send.leave()
         elif event.endswith(".receive_response_headers.complete") and self._is_request:
-            self._send.answered(_status(info["return_value"]))
+            self._send.answered_with(_status(info["return_value"]))
         if self._others is not None:
             await self._others(event, info)
 
@@ -363,7 +394,7 @@ def _before_boto_send(**event: Any) -> None:
 
 def _after_boto_send(response_dict: dict[str, Any] | None = None, **event: Any) -> None:
     if (send := _sending.get()) is not None and response_dict is not None:
-        send.answered(response_dict["status_code"])
+        send.answered_with(response_dict["status_code"])
 
 
 @lru_cache(maxsize=1024)

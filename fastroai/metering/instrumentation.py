@@ -69,9 +69,11 @@ def _booked(iterate: Callable[..., Any]) -> Any:
     def booked(self: Agent[Any, Any], *args: Any, **kwargs: Any) -> Any:
         scope = current_scope()
         given = kwargs.get("capabilities") or ()
-        is_counted = isinstance(kwargs.get("model"), COUNTING) or any(
-            isinstance(capability, RequestMeter) for capability in given
-        )
+        is_counted = any(isinstance(capability, RequestMeter) for capability in given)
+        model = kwargs.get("model")
+        if isinstance(model, COUNTING) and not model.books.is_in_use:
+            # Made for this run; a tool's `ctx.model` counts for the run that called the tool.
+            model.books.is_in_use = is_counted = True
         if scope is not None and not is_counted:
             meter = RequestMeter(CostCalculator(), scope=scope, agent=self.name)
             journal = [] if scope.journal is None else [ToolJournal(scope.journal)]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse
-from pydantic_ai.models.fallback import FallbackModel
-from pydantic_ai.models.wrapper import WrapperModel
 
 from ..replay.model import JournaledModel
-from ..replay.requests import RequestOfModel, RequestWrapper
+from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
 from .http_attempts import Send, settings_for_one_attempt
-from .models import innermost
+from .members import have_stood_for, is_made_of_models
 from .request_books import Foreseen, RequestBooks, Target
 from .retries import retry_delay
 
@@ -30,14 +27,15 @@ class MeteredModel(RequestWrapper):
     passing.
     """
 
+    books: RequestBooks
+
     def __init__(self, wrapped: Model, books: RequestBooks) -> None:
-        super().__init__(wrapped)
-        self._books = books
+        super().__init__(wrapped, books)
         self._target = Target(wrapped)
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
         send, response = await self._insist(request, RequestOfModel.answer_of)
-        self._books.answered(send, self._target, response)
+        send.answered(response)
         return response
 
     @asynccontextmanager
@@ -49,9 +47,9 @@ class MeteredModel(RequestWrapper):
             try:
                 yield stream
             except BaseException as error:
-                self._books.streamed(send, self._target, stream, error)
+                self.books.streamed(send, self._target, stream, error)
                 raise
-            self._books.streamed(send, self._target, stream, None)
+            self.books.streamed(send, self._target, stream, None)
 
     async def _insist(
         self,
@@ -59,7 +57,7 @@ class MeteredModel(RequestWrapper):
         attempt: Callable[[RequestOfModel, Model], Awaitable[AnswerT]],
     ) -> tuple[Send, AnswerT]:
         """Send a request until it is answered or fails for good; each send is booked."""
-        books, target = self._books, self._target
+        books, target = self.books, self._target
         for tool in request.parameters.output_tools:
             books.output_tools.add(tool.name)
         retries = books.retries_of(target, request.settings)
@@ -84,7 +82,7 @@ class MeteredModel(RequestWrapper):
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
     ) -> ModelResponse:
-        send = await self._books.send(self._target, Foreseen())
+        send = await self.books.send(self._target, Foreseen())
         try:
             with send:
                 response = await self.wrapped.compact_messages(
@@ -93,44 +91,52 @@ class MeteredModel(RequestWrapper):
         except BaseException as error:
             send.fail(error)
             raise
-        self._books.answered(send, self._target, response)
+        send.answered(response)
         return response
 
 
-class MeteredParts(RequestWrapper):
-    """A model made of models: requests go to a copy whose members are metered, all else to the
-    original.
-
-    The original stays the wrapped one, so that entering this wrapper leaves its members' clients to
-    their owner.
-    """
-
-    def __init__(self, wrapped: Model, metered_copy: Model) -> None:
-        super().__init__(wrapped)
-        self._metered_copy = metered_copy
+class MeteredMembers(RequestWrapper):
+    """A model made of models: whichever of them sends books what it sends."""
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        return await request.answer_of(self._metered_copy)
+        token = asked_for.set(self.books)
+        try:
+            return await request.answer_of(self.wrapped)
+        finally:
+            asked_for.reset(token)
 
-    def stream(self, request: RequestOfModel) -> AbstractAsyncContextManager[StreamedResponse]:
-        return request.stream_of(self._metered_copy)
+    @asynccontextmanager
+    async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
+        async with AsyncExitStack() as stack:
+            # Only while it opens: what runs while it is read may be other agents.
+            token = asked_for.set(self.books)
+            try:
+                stream = await stack.enter_async_context(request.stream_of(self.wrapped))
+            finally:
+                asked_for.reset(token)
+            yield stream
 
 
-COUNTING = (MeteredModel, MeteredParts, JournaledModel)
+COUNTING = (MeteredModel, MeteredMembers, JournaledModel)
 """Models that count their requests."""
 
 
 def metered_model(model: Model, books: RequestBooks) -> Model:
-    """A model that counts its requests; members of a `FallbackModel` are counted one by one."""
-    if isinstance(innermost(model), FallbackModel):
-        return MeteredParts(model, _copy_with_metered_members(model, books))
-    return MeteredModel(model, books)
+    """A model that counts its requests; those of a model made of models are counted one by one,
+    where they are sent.
+
+    One that counts already, for the agent that runs this one as its tool, counts for the given
+    books instead.
+    """
+    while isinstance(model, COUNTING):
+        books.retry_like(model.books)
+        model = model.wrapped
+    if not is_made_of_models(model):
+        return MeteredModel(model, books)
+    have_stood_for(_metered_member)
+    return MeteredMembers(model, books)
 
 
-def _copy_with_metered_members(model: Model, books: RequestBooks) -> Model:
-    copied = copy.copy(model)
-    if isinstance(copied, FallbackModel):
-        copied.models = [metered_model(member, books) for member in copied.models]
-    elif isinstance(copied, WrapperModel):
-        copied.wrapped = _copy_with_metered_members(copied.wrapped, books)
-    return copied
+def _metered_member(sender: Model) -> Model | None:
+    books = asked_for.get()
+    return MeteredModel(sender, books) if isinstance(books, RequestBooks) else None

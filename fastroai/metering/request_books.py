@@ -10,13 +10,12 @@ from functools import lru_cache, partial
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, StreamedResponse
 from pydantic_ai.settings import ModelSettings
 
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.recorder import RequestRecorder
-from ..replay.requests import RequestOfModel
+from ..replay.requests import Books, RequestOfModel
 from .http_attempts import Send, client_retries
 from .models import endpoint, innermost
 from .outcomes import settle_answer, settle_stream
@@ -92,8 +91,10 @@ class RequestBooks:
         self._attribution = scope.attribution if scope else UNATTRIBUTED
         self.journal = scope.journal if scope else None
         self._agent = agent
-        self._max_retries = max_retries
+        self.max_retries = max_retries
         self._sent: list[str] = []
+        self.is_in_use = False
+        """Whether a run of pydantic-ai has begun that these books are for."""
         self.output_tools: set[str] = set()
         """Names of the tools whose calls only carry the run's output."""
         self.metered_models: dict[int, tuple[Model, Model]] = {}
@@ -125,7 +126,9 @@ class RequestBooks:
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
         intend = partial(self._intend, target, foreseen)
-        return Send(await intend(), target.sender, intend, partial(self._record, foreseen))
+        settle = partial(settle_answer, model=target.model, pricer=self._pricer)
+        book = partial(self._record, foreseen)
+        return Send(await intend(), target.sender, intend, book, settle)
 
     async def _intend(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
         entry = LedgerEntry(
@@ -144,12 +147,6 @@ class RequestBooks:
         self._sent.append(entry.id)
         await self._recorder.intend(entry)
         return entry
-
-    def answered(self, send: Send, target: Target, response: ModelResponse) -> None:
-        """Settle a request whose answer is complete."""
-        self._recorder.record(
-            settle_answer(send.entry, response, target.model, self._pricer, send.raw)
-        )
 
     def streamed(
         self, send: Send, target: Target, stream: StreamedResponse, error: BaseException | None
@@ -174,6 +171,11 @@ class RequestBooks:
         if self.journal is not None and self.journal.is_durable:
             await self._recorder.flush()
 
+    def retry_like(self, other: Books) -> None:
+        """Send as often as those of another run, whose model is used, unless that is said."""
+        if self.max_retries is None:
+            self.max_retries = other.max_retries
+
     def retries_of(self, target: Target, settings: ModelSettings | None) -> int:
         """How many times a request may be sent again: its own setting, the agent's, else the
         client's.
@@ -181,4 +183,4 @@ class RequestBooks:
         for layer in (settings, target.model.settings):
             if layer and (own := layer.get("max_retries")) is not None:
                 return own
-        return client_retries(target.sender) if self._max_retries is None else self._max_retries
+        return client_retries(target.sender) if self.max_retries is None else self.max_retries

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelResponse
 from pydantic_ai.models import CompletedStreamedResponse, Model, StreamedResponse
@@ -13,7 +13,7 @@ from pydantic_ai.models import CompletedStreamedResponse, Model, StreamedRespons
 from ..ledger.entries import LedgerEntry
 from .encoding import adapter_of, as_json
 from .journal import Journal
-from .requests import RequestOfModel, RequestWrapper
+from .requests import Books, RequestOfModel, RequestWrapper
 
 _SENT = ("kind", "parts", "instructions", "provider_response_id")
 """Fields of messages that a model is sent; the others tell of the run."""
@@ -33,15 +33,14 @@ class JournaledModel(RequestWrapper):
     """
 
     def __init__(self, wrapped: Model, journal: Journal, books: Books) -> None:
-        super().__init__(wrapped)
+        super().__init__(wrapped, books)
         self._journal = journal
-        self._books = books
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
         place = self._place(request)
         if (recorded := await self._recall(place)) is not None:
             return recorded
-        sent_before = len(self._books.entries)
+        sent_before = len(self.books.entries)
         response = await request.answer_of(self.wrapped)
         await self._keep(place, response, sent_before)
         return response
@@ -54,7 +53,7 @@ class JournaledModel(RequestWrapper):
                 recorded, model_request_parameters=request.parameters, replay_events=True
             )
             return
-        sent_before = len(self._books.entries)
+        sent_before = len(self.books.entries)
         async with request.stream_of(self.wrapped) as stream:
             yield stream
         await self._keep(place, stream.get(), sent_before)
@@ -82,28 +81,19 @@ class JournaledModel(RequestWrapper):
             )
         except (KeyError, ValueError):
             return None
-        self._books.replayed(entries)
+        self.books.replayed(entries)
         return response
 
     async def _keep(self, place: str, response: ModelResponse, sent_before: int) -> None:
         if response.state != "complete":
             return
-        paid = tuple(entry for entry in self._books.entries[sent_before:] if entry.is_spend)
-        await self._books.settled()
+        paid = tuple(entry for entry in self.books.entries[sent_before:] if entry.is_spend)
+        await self.books.settled()
         await self._journal.write(
             place,
             response=adapter_of(ModelResponse).dump_python(response, mode="json"),
             entries=adapter_of(tuple[LedgerEntry, ...]).dump_python(paid, mode="json"),
         )
-
-
-class Books(Protocol):
-    """What a journaled model asks of the meter."""
-
-    @property
-    def entries(self) -> Sequence[LedgerEntry]: ...
-    def replayed(self, entries: Sequence[LedgerEntry]) -> None: ...
-    async def settled(self) -> None: ...
 
 
 def _sent(message: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, RunContext
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models.concurrency import ConcurrencyLimitedModel
 from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.instrumented import InstrumentedModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.toolsets import FunctionToolset
 
@@ -234,6 +238,77 @@ async def test_each_member_of_a_fallback_has_its_own_entry(books: Books, tmp_pat
     assert [line.asked for line in books.provider.lines] == ["gpt-5-mini"] * 2 + [
         "gpt-4.1-mini"
     ] * 2
+
+
+class AskingTwice(WrapperModel):
+    """Has another model say something first, and asks its own one twice."""
+
+    def __init__(self, wrapped: Any, other: Any) -> None:
+        super().__init__(wrapped)
+        self.other = other
+
+    async def request(self, *args: Any) -> ModelResponse:
+        await self.other.request(*args)
+        await super().request(*args)
+        return await super().request(*args)
+
+
+async def test_models_of_the_users_that_ask_several_times(books: Books) -> None:
+    kind: Any = OpenAIResponsesModel if books.api == "openai" else OpenAIChatModel
+    provider = OpenAIProvider(base_url=books.provider.base_url, api_key=KEY)
+    mini, other = (kind(name, provider=provider) for name in ("gpt-5-mini", "gpt-4.1-mini"))
+
+    class Inheriting(kind):
+        async def request(self, *args: Any) -> ModelResponse:
+            await super().request(*args)
+            return await super().request(*args)
+
+    asked = [Answer(str(tokens), input_tokens=tokens) for tokens in range(3, 8)]
+    books.provider.script("ask", asked[0], Refuse(429), *asked[1:])
+    first = books.ready(Agent(AskingTwice(mini, other)), max_retries=1)
+    second = books.ready(Agent(Inheriting("gpt-5-mini", provider=provider)))
+    steps = {"first": first.as_step("first: ask"), "second": second.as_step("second: ask")}
+    result = await books.run(steps, {"second": ["first"]})
+    assert result.step_outputs == {"first": "5", "second": "7"}
+    assert await books.agree() == [PAID, NOT_PAID, PAID, PAID, PAID, PAID]
+    assert [line.asked for line in books.provider.lines[:3]] == ["gpt-4.1-mini"] + [
+        "gpt-5-mini"
+    ] * 2
+
+
+async def test_agents_on_the_model_of_their_caller(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", json.dumps({books.provider.host: "openai"}))
+    books = books.at_list_prices()
+    stand_in = Agent("test", name="overridden")
+
+    async def ask(ctx: RunContext[Any]) -> str:
+        limited = ConcurrencyLimitedModel(FallbackModel(ctx.model), limiter=1)
+        answers = [
+            await Agent(ctx.model, name="plain").run("outer: inner"),
+            await Agent(limited, name="wrapped").run("outer: inner"),
+            await books.ready(Agent(InstrumentedModel(ctx.model)), name="ours").run("outer: inner"),
+        ]
+        with stand_in.override(model=ctx.model):
+            answers.append(await stand_in.run("outer: inner"))
+        return " ".join(answer.output for answer in answers)
+
+    outer = books.agent(name="outer", toolsets=[FunctionToolset([ask])])
+    books.provider.script("inner", Answer("one", input_tokens=10), Refuse(429), Answer("two"))
+    books.provider.script("outer", Answer(tool="ask"), Answer("done"))
+    result = await books.run({"outer": outer.as_step("outer: do it")})
+    assert result.output == "done"
+    assert await books.agree() == [PAID, PAID, NOT_PAID, PAID, PAID, PAID, PAID]
+    assert [entry.agent for entry in result.entries] == [
+        "outer",
+        "plain",
+        "wrapped",
+        "wrapped",
+        "ours",
+        "overridden",
+        "outer",
+    ]
 
 
 async def test_agents_called_by_the_tools_of_others(books: Books) -> None:

@@ -71,7 +71,7 @@ def settled(
         parts=[TextPart("Hi")], usage=usage, model_name=model.model_name, **response
     )
     entry = LedgerEntry(model_asked=model.model_id, sent_at=NOW, service_tier=asked_tier)
-    return settle_answer(entry, answer, model, Pricer(calculator or CostCalculator()))
+    return settle_answer(entry, answer, None, model, Pricer(calculator or CostCalculator()))
 
 
 class TestAskedServiceTier:
@@ -289,7 +289,9 @@ class TestRequirePrice:
             answer = ModelResponse(
                 [TextPart("Hi")], usage=RequestUsage(input_tokens=1), model_name="no-such-model"
             )
-            entry = settle_answer(LedgerEntry(model_asked=model.model_id), answer, model, pricer)
+            entry = settle_answer(
+                LedgerEntry(model_asked=model.model_id), answer, None, model, pricer
+            )
             assert entry.state is EntryState.UNPRICED
             with pytest.raises(UnknownModelPriceError):
                 pricer.require_price(model)

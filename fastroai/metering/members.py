@@ -1,0 +1,117 @@
+"""Models made of models: those of them that send are found where they send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial, wraps
+from typing import Any, Final
+
+from pydantic_ai.models import Model
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.wrapper import WrapperModel
+
+from .http_attempts import current_send
+
+Stand = Callable[[Model], Model | None]
+"""Gives the model that stands for one that is asked, or None where it is to answer itself."""
+
+_WAYS_OF_ASKING: Final = ("request", "request_stream", "compact_messages")
+_SENDS_NOTHING: Final = (WrapperModel, FallbackModel)
+_MARK: Final = "__fastroai_asks_for_a_stand_in__"
+
+
+def is_made_of_models(model: Model) -> bool:
+    """Whether a model may have others send: it wraps one, or it is of a user's class that holds
+    some or inherits sending.
+    """
+    if isinstance(model, _SENDS_NOTHING):
+        return True
+    cls = type(model)
+    if not _is_users(cls):
+        return False
+    return _inherits_sending(cls) or any(map(_holds_a_model, vars(model).values()))
+
+
+def have_stood_for(stand: Stand) -> None:
+    """Have each model that sends ask for the one that stands for it, of classes that are defined
+    later too.
+
+    It is put into the classes, because a user's model may ask others that no attribute of it names.
+    """
+    if hasattr(Model.__init_subclass__, _MARK):
+        return
+
+    def defined(cls: type[Model], /, **options: Any) -> None:
+        super(Model, cls).__init_subclass__(**options)
+        _put_into(cls, stand)
+
+    setattr(defined, _MARK, True)
+    Model.__init_subclass__ = classmethod(defined)  # type: ignore[assignment]
+    for cls in _subclasses(Model):  # type: ignore[type-abstract]
+        _put_into(cls, stand)
+
+
+def _put_into(cls: type[Model], stand: Stand) -> None:
+    if issubclass(cls, _SENDS_NOTHING):
+        return
+    for name in _WAYS_OF_ASKING:
+        method = cls.__dict__.get(name)
+        if method is not None and not hasattr(method, _MARK):
+            setattr(cls, name, _stood_for(method, name, stand))
+
+
+def _stood_for(method: Callable[..., Any], name: str, stand: Stand) -> Callable[..., Any]:
+    @wraps(method)
+    def asked(self: Model, *args: Any, **kwargs: Any) -> Any:
+        send = current_send()
+        if send is not None and send.model is self:
+            answer = method(self, *args, **kwargs)
+            # Of a subclass whose own method is sending already, and may do so several times.
+            return send.part(answer) if name == "request" else answer
+        other = None if _only_hands_on(self) else stand(_Sender(self, name, method))
+        if other is None:
+            return method(self, *args, **kwargs)
+        return getattr(other, name)(*args, **kwargs)
+
+    setattr(asked, _MARK, True)
+    return asked
+
+
+def _only_hands_on(model: Model) -> bool:
+    return not _inherits_sending(type(model)) and is_made_of_models(model)
+
+
+@lru_cache(maxsize=1024)
+def _inherits_sending(cls: type[Model]) -> bool:
+    return any(
+        not _is_users(base) and name in base.__dict__
+        for base in cls.__mro__
+        if base is not Model
+        for name in _WAYS_OF_ASKING
+    )
+
+
+class _Sender(WrapperModel):
+    """A model as one of its classes sends, without what subclasses make of that."""
+
+    def __init__(self, model: Model, name: str, method: Callable[..., Any]) -> None:
+        super().__init__(model)
+        setattr(self, name, partial(method, model))
+
+
+def _subclasses(cls: type[Model]) -> Iterator[type[Model]]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _is_users(cls: type[Model]) -> bool:
+    return not cls.__module__.startswith(("pydantic_ai.", "fastroai."))
+
+
+def _holds_a_model(value: object) -> bool:
+    if isinstance(value, dict):
+        value = value.values()
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Iterator):
+        return any(isinstance(item, Model) for item in value)
+    return isinstance(value, Model)
