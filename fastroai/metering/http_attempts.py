@@ -59,7 +59,7 @@ class Send:
         model: The model that is called.
         intend: Books a further attempt.
         book: Records what is now known of an attempt.
-        settle: Gives the entry of an attempt with a complete answer.
+        settle: Gives the entry of an attempt from its booked one, its complete answer and `raw`.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class Send:
         model: Model,
         intend: Callable[[], Awaitable[LedgerEntry]],
         book: Callable[[LedgerEntry], object],
-        settle: Callable[[LedgerEntry, ModelResponse, RawAnswer | None], LedgerEntry],
+        settle: Callable[..., LedgerEntry],
     ) -> None:
         self.entry = entry
         self.model = innermost(model)
@@ -127,7 +127,7 @@ class Send:
 
     def answered(self, response: ModelResponse) -> None:
         """Settle the last attempt by the answer of the call, or what it was made of."""
-        self.book(self._settle(self.entry, self._part or response, self.raw))
+        self.book(self._settle(self.entry, self._part or response, raw=self.raw))
 
     def fail(self, error: BaseException) -> None:
         """Settle the last attempt by the error that the call raised and by what was seen of it.
@@ -183,7 +183,7 @@ class Send:
         if self._part is None:
             self.book(settle_resent(self.entry, self._status))
         else:
-            self.book(self._settle(self.entry, self._part, self.raw))
+            self.book(self._settle(self.entry, self._part, raw=self.raw))
         self.entry, self._status, self._part, self.raw = entry, None, None, None
 
 

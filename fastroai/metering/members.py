@@ -11,13 +11,13 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
 from .http_attempts import current_send
+from .sending_methods import is_of_pydantic_ai, replace_methods
 
 Stand = Callable[[Model], Model | None]
 """Gives the model that stands for one that is asked, or None where it is to answer itself."""
 
 _WAYS_OF_ASKING: Final = ("request", "request_stream", "compact_messages")
 _SENDS_NOTHING: Final = (WrapperModel, FallbackModel)
-_MARK: Final = "__fastroai_asks_for_a_stand_in__"
 
 
 def is_made_of_models(model: Model) -> bool:
@@ -33,34 +33,15 @@ def is_made_of_models(model: Model) -> bool:
 
 
 def have_stood_for(stand: Stand) -> None:
-    """Have each model that sends ask for the one that stands for it, of classes that are defined
-    later too.
+    """Have each model that sends ask for the one that stands for it.
 
     It is put into the classes, because a user's model may ask others that no attribute of it names.
     """
-    if hasattr(Model.__init_subclass__, _MARK):
-        return
-
-    def defined(cls: type[Model], /, **options: Any) -> None:
-        super(Model, cls).__init_subclass__(**options)
-        _put_into(cls, stand)
-
-    setattr(defined, _MARK, True)
-    Model.__init_subclass__ = classmethod(defined)  # type: ignore[assignment]
-    for cls in _subclasses(Model):  # type: ignore[type-abstract]
-        _put_into(cls, stand)
+    methods = {name: partial(_stood_for, name, stand) for name in _WAYS_OF_ASKING}
+    replace_methods(Model, methods, but=_SENDS_NOTHING, extended=True)
 
 
-def _put_into(cls: type[Model], stand: Stand) -> None:
-    if issubclass(cls, _SENDS_NOTHING):
-        return
-    for name in _WAYS_OF_ASKING:
-        method = cls.__dict__.get(name)
-        if method is not None and not hasattr(method, _MARK):
-            setattr(cls, name, _stood_for(method, name, stand))
-
-
-def _stood_for(method: Callable[..., Any], name: str, stand: Stand) -> Callable[..., Any]:
+def _stood_for(name: str, stand: Stand, method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def asked(self: Model, *args: Any, **kwargs: Any) -> Any:
         send = current_send()
@@ -73,7 +54,6 @@ def _stood_for(method: Callable[..., Any], name: str, stand: Stand) -> Callable[
             return method(self, *args, **kwargs)
         return getattr(other, name)(*args, **kwargs)
 
-    setattr(asked, _MARK, True)
     return asked
 
 
@@ -99,14 +79,8 @@ class _Sender(WrapperModel):
         setattr(self, name, partial(method, model))
 
 
-def _subclasses(cls: type[Model]) -> Iterator[type[Model]]:
-    for subclass in cls.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
-
-
 def _is_users(cls: type[Model]) -> bool:
-    return not cls.__module__.startswith(("pydantic_ai.", "fastroai."))
+    return not is_of_pydantic_ai(cls) and not cls.__module__.startswith("fastroai.")
 
 
 def _holds_a_model(value: object) -> bool:

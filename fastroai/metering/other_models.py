@@ -94,7 +94,7 @@ def _metered(method: Callable[..., Any]) -> Callable[..., Any]:
             raise
         finally:
             _sender.reset(token)
-        books.answered(send, target, as_response(result))
+        send.answered(as_response(result))
         return result
 
     return sent
@@ -195,7 +195,7 @@ class _Session:
                 provider_details=event.provider_details,
                 provider_response_id=event.provider_response_id,
             )
-            self._books.answered(self._send, self._target, response)
+            self._send.answered(response)
         else:
             self._leave("A transcription is billed at another model's rates.")
 

@@ -27,9 +27,9 @@ will be billed for it: Azure bills for 408 (learn.microsoft.com, Azure OpenAI, m
 def settle_answer(
     entry: LedgerEntry,
     response: ModelResponse,
-    raw: RawAnswer | None,
     model: Model,
     pricer: Pricer,
+    raw: RawAnswer | None = None,
 ) -> LedgerEntry:
     """The entry of a request with a complete answer: charged, or unpriced when its tokens or its
     price are unknown.
@@ -67,7 +67,7 @@ def settle_stream(
             EntryState.UNSETTLED, error=f"{reason}; what came of it can't be read: {unreadable!r}"
         )
     if response.state == "complete":
-        return settle_answer(entry, response, raw, model, pricer)
+        return settle_answer(entry, response, model, pricer, raw)
     if not response.usage.has_values():
         return entry.settled(
             EntryState.UNSETTLED,

@@ -12,7 +12,11 @@ MARK: Final = "__wrapped_by_fastroai__"
 
 
 def replace_methods(
-    base: type[Any], methods: Mapping[str, Replace], *, but: tuple[type, ...] = ()
+    base: type[Any],
+    methods: Mapping[str, Replace],
+    *,
+    but: tuple[type, ...] = (),
+    extended: bool = False,
 ) -> None:
     """Replace methods wherever a subclass of `base` defines them; once, however often it is called.
 
@@ -23,6 +27,7 @@ def replace_methods(
         base: A class of pydantic-ai, whose own methods are abstract.
         methods: By name, what stands for each.
         but: Subclasses that are left alone, with those of them.
+        extended: Also where a user's class extends a method that is replaced.
     """
     # As it is found on the base: its own, or what it inherits.
     define = vars(base).get("__init_subclass__", classmethod(_defined_by_the_next(base)))
@@ -31,13 +36,13 @@ def replace_methods(
 
     def defined(cls: type[Any], /, **options: Any) -> None:
         define.__get__(None, cls)(**options)
-        _replace_in(cls, methods, but)
+        _replace_in(cls, methods, but, extended)
 
     replaced = classmethod(defined)
     setattr(replaced, MARK, True)
     setattr(base, "__init_subclass__", replaced)  # noqa: B010  # mypy sees no assignment to a method
     for cls in _subclasses(base):
-        _replace_in(cls, methods, but)
+        _replace_in(cls, methods, but, extended)
 
 
 def _defined_by_the_next(base: Any) -> Callable[..., None]:
@@ -47,12 +52,16 @@ def _defined_by_the_next(base: Any) -> Callable[..., None]:
     return defined
 
 
-def _replace_in(cls: type[Any], methods: Mapping[str, Replace], but: tuple[type, ...]) -> None:
+def _replace_in(
+    cls: type[Any], methods: Mapping[str, Replace], but: tuple[type, ...], extended: bool
+) -> None:
     if issubclass(cls, but):
         return
     for name, replace in methods.items():
         method = cls.__dict__.get(name)
-        if method is None or hasattr(method, MARK) or _sends_by_its_base(cls, name):
+        if method is None or hasattr(method, MARK):
+            continue
+        if not extended and _sends_by_its_base(cls, name):
             continue
         replaced = replace(method)
         if replaced is not method:

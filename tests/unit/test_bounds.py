@@ -420,7 +420,7 @@ def test_no_answer_within_max_tokens_costs_more_than_the_bound(
         provider_url=host,
         provider_details=details,
     )
-    entry = settle_answer(LedgerEntry(model_asked=model.model_id), response, None, model, pricer)
+    entry = settle_answer(LedgerEntry(model_asked=model.model_id), response, model, pricer)
     if entry.cost_usd is not None:
         assert entry.cost_usd <= usd
 

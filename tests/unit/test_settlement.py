@@ -71,7 +71,7 @@ def settled(
         parts=[TextPart("Hi")], usage=usage, model_name=model.model_name, **response
     )
     entry = LedgerEntry(model_asked=model.model_id, sent_at=NOW, service_tier=asked_tier)
-    return settle_answer(entry, answer, None, model, Pricer(calculator or CostCalculator()))
+    return settle_answer(entry, answer, model, Pricer(calculator or CostCalculator()))
 
 
 class TestAskedServiceTier:
