@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from ..errors import LedgerUnavailableError
 from ..redaction import redact, redact_patterns
+from ..retries import retry_blocking
 from .files import make_private_file, make_private_folder
 from .migrations import CURRENT, migrate, version_of
 from .registry import OPEN_LEDGERS
@@ -39,6 +40,8 @@ PATIENCE = 15.0
 """Seconds to wait for a database that is locked or slow, before it counts as unreachable."""
 CONNECT_PATIENCE = 5.0
 """Seconds to wait for a connection."""
+LOCKED_PAUSE = 0.05
+"""Seconds between attempts to create tables in a database that is locked."""
 
 MEMORY_DRIVER = "memory"
 _SQLITE_DRIVERS = ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite")
@@ -152,19 +155,23 @@ class Database:
                 newer than this code.
         """
         deadline = time.monotonic() + CONNECT_PATIENCE
-        while True:
-            try:
-                if self.run(version_of) < CURRENT:
-                    self.run(migrate)
-                return
-            except LedgerUnavailableError:
-                raise
-            except Exception as error:
-                # Several processes may create one file at once, and SQLite does not wait for all of
-                # its locks.
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise self.unavailable(error) from error
-                time.sleep(0.05)
+
+        def attempt(number: int) -> None:
+            if self.run(version_of) < CURRENT:
+                self.run(migrate)
+
+        def delay_after(error: Exception, failures: int) -> float | None:
+            # Several processes may create one file at once, and SQLite does not wait for all of its
+            # locks.
+            is_locked = not isinstance(error, LedgerUnavailableError) and "locked" in str(error)
+            return LOCKED_PAUSE if is_locked and time.monotonic() <= deadline else None
+
+        try:
+            retry_blocking(attempt, delay_after)
+        except LedgerUnavailableError:
+            raise
+        except Exception as error:
+            raise self.unavailable(error) from error
 
     def has_ledger(self) -> bool:
         """Whether a ledger's tables are there. Nothing is made or changed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 from ..metering.retries import is_permanent
@@ -11,6 +12,7 @@ from ..pipelines.config import retry_delay
 from ..pipelines.context import StepContext
 from ..pipelines.plan import PlannedStep
 from ..replay.journal import Journal
+from ..retries import retry
 from .protocol import StepRecord
 from .session import RunSession
 
@@ -26,14 +28,13 @@ async def run_attempts(session: RunSession, node: PlannedStep) -> StepRecord:
     attempts = node.config.retries + 1
     if attempts > 1 and node.config.durable != "step":
         session.step_state(node.step_id).journal = Journal(node.step_id)
-    for attempt in range(1, attempts):
-        try:
-            return await run_step(session, node, attempt)
-        except Exception as error:
-            if not may_retry(session, node, error):
-                raise
-        await asyncio.sleep(retry_delay(node.config, attempt))
-    return await run_step(session, node, attempts)
+
+    def delay_after(error: Exception, failures: int) -> float | None:
+        if failures == attempts or not may_retry(session, node, error):
+            return None
+        return retry_delay(node.config, failures)
+
+    return await retry(partial(run_step, session, node), delay_after)
 
 
 async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> StepRecord:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +13,7 @@ from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse
 
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
+from ..retries import retry
 from .http_attempts import Send, settings_for_one_attempt
 from .members import have_stood_for, is_made_of_models
 from .request_books import Foreseen, RequestBooks, Target
@@ -63,21 +63,23 @@ class MeteredModel(RequestWrapper):
         retries = books.retries_of(target, request.settings)
         one = replace(request, settings=settings_for_one_attempt(target.sender, request.settings))
         foreseen = books.foresee(target, one)
-        sends = 0
-        while True:
+
+        async def send_once(number: int) -> tuple[Send, AnswerT]:
             send = await books.send(target, foreseen)
-            sends += 1
             try:
                 with send:
                     return send, await attempt(one, self.wrapped)
             except BaseException as error:
                 send.fail(error)
-                delay = retry_delay(error, sends) if sends <= retries else None
-                if delay is None:
-                    raise
+                raise
+
+        def delay_after(error: Exception, sends: int) -> float | None:
+            delay = retry_delay(error, sends) if sends <= retries else None
             # Many steps refused at once should not come back at once; none comes back sooner than
             # it was asked to.
-            await asyncio.sleep(delay * random.uniform(1, 1.25))
+            return delay and delay * random.uniform(1, 1.25)
+
+        return await retry(send_once, delay_after)
 
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None

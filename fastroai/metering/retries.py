@@ -23,10 +23,9 @@ from ..errors import (
     StepExecutionError,
     UnknownModelPriceError,
 )
+from ..retries import Backoff
 
-FIRST_DELAY: Final = 0.5
-"""Seconds before the second send; doubled for each further one."""
-LONGEST_DELAY: Final = 8.0
+BACKOFF: Final = Backoff(0.5, longest=8.0)
 LONGEST_RETRY_AFTER: Final = 60.0
 """A provider that asks for more seconds than this is not waited for."""
 
@@ -65,7 +64,7 @@ def retry_delay(error: BaseException, sends: int) -> float | None:
     asked = getattr(error, "retry_after", None)
     if asked is not None and asked >= 0:
         return float(asked) if asked <= LONGEST_RETRY_AFTER else None
-    return float(min(FIRST_DELAY * 2 ** (sends - 1), LONGEST_DELAY))
+    return BACKOFF.after(sends)
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -8,6 +8,8 @@ from datetime import timedelta
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+from ..retries import Backoff
+
 OnError = Literal["fail", "continue"]
 Durable = Literal["step", "request"]
 
@@ -259,4 +261,4 @@ def retry_delay(config: StepConfig, failed_attempt: int) -> float:
     """Seconds to wait after a failed attempt, counted from 1."""
     if isinstance(config.retry_delay, list):
         return config.retry_delay[min(failed_attempt, len(config.retry_delay)) - 1]
-    return config.retry_delay * 2.0 ** (failed_attempt - 1)
+    return Backoff(config.retry_delay).after(failed_attempt)

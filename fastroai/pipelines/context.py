@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from ..errors import DispatchSkippedError
 from ..metering.retries import is_permanent
+from ..retries import retry
 from .config import StepConfig, retry_delay
 from .step_state import RunBooks, StepState, find_state
 
@@ -158,26 +159,27 @@ class StepContext(Generic[DepsT]):
         if not self._is_booked:
             self._state = await find_state(self._step_id)
             self._is_booked = True
-        attempts = max(1, retries + 1)
-        for attempt in range(1, attempts + 1):
-            self._state.check_budget(self._config.cost_budget)
-            replayed: ChatResponse[OutputT] | None = self._state.replay(agent, message)
-            if replayed is not None:
-                return replayed
-            try:
-                return await self._dispatch(
-                    agent, message, timeout, f"attempt {attempt}/{attempts}"
-                )
-            except Exception as error:
-                if attempt == attempts or self._state.is_final(error) or is_permanent(error):
-                    raise
-            await asyncio.sleep(retry_delay(self._config, attempt))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        state, attempts = self._state, max(1, retries + 1)
+
+        def delay_after(error: Exception, failures: int) -> float | None:
+            if failures == attempts or state.is_final(error) or is_permanent(error):
+                return None
+            return retry_delay(self._config, failures)
+
+        async def attempt(number: int) -> ChatResponse[OutputT]:
+            which = f"attempt {number}/{attempts}"
+            return await self._dispatch(agent, message, timeout, which)
+
+        return await retry(attempt, delay_after)
 
     async def _dispatch(
         self, agent: Any, message: Any, timeout: float | None, which: str
     ) -> ChatResponse[Any]:
-        """One attempt of one call: before-hook, the call, its books, after-hook."""
+        """One attempt of one call: before-hook, the call, its books, after-hook; or its replay."""
+        self._state.check_budget(self._config.cost_budget)
+        replayed = self._state.replay(agent, message)
+        if replayed is not None:
+            return replayed
         await self._fire(getattr(agent, "_on_before_dispatch", None))
         after = getattr(agent, "_on_after_dispatch", None)
         try:

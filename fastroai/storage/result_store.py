@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import ResultStorageError
+from ..retries import Backoff, retry
 from .object_store import ObjectStore, relative_name
 from .signing import Signer
 
@@ -22,8 +23,7 @@ logger = logging.getLogger("fastroai.executors")
 HOLD_UP_SECONDS = 2.0
 """How long a storage that fails may hold up a step; after that it is tried again beside the run."""
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between attempts: doubled each time."""
+BACKOFF = Backoff(0.1, longest=5.0)
 
 REQUESTS = "requests"
 """Folder of the recorded requests, beside the results."""
@@ -180,14 +180,14 @@ class ResultStore:
         if self._retrying is not None:
             self._retrying.cancel()
             await asyncio.wait({self._retrying})
-        pause = SHORTEST_PAUSE
+        failures = 0
         while self._waiting:
             await self._write_waiting()
+            failures += 1
             left = self._time_left() if wait else 0.0
             if left <= 0:
                 break
-            await asyncio.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(min(BACKOFF.after(failures), left))
         lost = {owner: _described(unwritten.cause) for owner, unwritten in self._mine()}
         _forget_the_oldest(self._waiting)
         return lost
@@ -215,21 +215,20 @@ class ResultStore:
             raise ConnectionError(
                 f"it failed a moment ago: {_described(self._failure)}"
             ) from self._failure
-        gives_up, pause = self._clock() + HOLD_UP_SECONDS, SHORTEST_PAUSE
-        while True:
-            try:
-                result = await call()
-            except FileNotFoundError:
-                raise  # an answer
-            except Exception as error:
-                if not self.objects.is_transient(error) or self._clock() + pause > gives_up:
-                    self._note(error)
-                    raise
-            else:
-                self._failed_at = None
-                return result
-            await asyncio.sleep(pause)
-            pause *= 2
+        gives_up = self._clock() + HOLD_UP_SECONDS
+
+        def delay_after(error: Exception, failures: int) -> float | None:
+            if isinstance(error, FileNotFoundError):
+                return None  # an answer
+            pause = BACKOFF.after(failures)
+            if self.objects.is_transient(error) and self._clock() + pause <= gives_up:
+                return pause
+            self._note(error)
+            return None
+
+        result = await retry(lambda _: call(), delay_after)
+        self._failed_at = None
+        return result
 
     def _note(self, error: Exception) -> None:
         self._failed_at, self._failure = self._clock(), error
@@ -237,17 +236,17 @@ class ResultStore:
     def _is_failing(self) -> bool:
         if self._failed_at is None:
             return False
-        return self._is_retrying() or self._clock() - self._failed_at < LONGEST_PAUSE
+        return self._is_retrying() or self._clock() - self._failed_at < BACKOFF.longest
 
     def _is_retrying(self) -> bool:
         return self._retrying is not None and not self._retrying.done()
 
     async def _retry(self) -> None:
-        pause = SHORTEST_PAUSE
+        failures = 1
         while self._waiting:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(BACKOFF.after(failures))
             await self._write_waiting()
+            failures += 1
 
     async def _write_waiting(self) -> None:
         """One attempt for what waits, the oldest first."""

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import anyio
-
+from ..retries import retry
 from ..settings import FastroAISettings
 from .object_store import CONNECTIONS, PAGE, ObjectStore, StoredObject, Threads
 
@@ -175,14 +174,12 @@ class S3Store(ObjectStore):
         return {}
 
     async def _insist(self, call: Callable[[S3Client], T]) -> T:
-        for pause in PAUSES:
-            try:
-                return await self._ask(call)
-            except Exception as error:
-                if not self.is_transient(error):
-                    raise
-            await anyio.sleep(pause)
-        return await self._ask(call)
+        def delay_after(error: Exception, failures: int) -> float | None:
+            if failures > len(PAUSES) or not self.is_transient(error):
+                return None
+            return PAUSES[failures - 1]
+
+        return await retry(lambda _: self._ask(call), delay_after)
 
     async def _ask(self, call: Callable[[S3Client], T]) -> T:
         """What a call gives, answers read within the thread that asks."""

@@ -14,6 +14,7 @@ from pydantic_ai import exceptions as pydantic_ai_errors
 
 from ..errors import CostBudgetExceededError, DispatchSkippedError
 from ..redaction import redact
+from ..retries import Backoff, retry
 
 logger = logging.getLogger("fastroai.tools")
 
@@ -22,7 +23,7 @@ DEFAULT_TOOL_TIMEOUT = 30
 DEFAULT_TOOL_MAX_RETRIES = 3
 """Attempts in total."""
 
-_FIRST_BACKOFF = 0.1
+BACKOFF = Backoff(0.1)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -106,29 +107,33 @@ def safe_tool(
 
         @functools.wraps(func)
         async def safe(*args: Any, **kwargs: Any) -> Any:
-            attempt = 1
-            while True:
-                try:
-                    async with asyncio.timeout(timeout):
-                        return await call(*args, **kwargs)
-                except Exception as error:
-                    # RunTimedOut is a RunCancelled, but to this tool it is a timeout like any
-                    # other.
-                    if isinstance(error, _CONTROL_FLOW) and not isinstance(error, TimeoutError):
-                        raise
-                    is_timeout = isinstance(error, TimeoutError)
-                    what = "timed out" if is_timeout else f"failed: {redact(repr(error))}"
-                    logger.warning(
-                        "Tool %s %s (attempt %d of %d)", name, what, attempt, max_retries
-                    )
-                    if attempt >= max_retries:
-                        return explain(error)
-                await asyncio.sleep(_FIRST_BACKOFF * 2 ** (attempt - 1))
-                attempt += 1
+            async def attempt(number: int) -> Any:
+                async with asyncio.timeout(timeout):
+                    return await call(*args, **kwargs)
+
+            def delay_after(error: Exception, failures: int) -> float | None:
+                if _is_control_flow(error):
+                    return None
+                is_timeout = isinstance(error, TimeoutError)
+                what = "timed out" if is_timeout else f"failed: {redact(repr(error))}"
+                logger.warning("Tool %s %s (attempt %d of %d)", name, what, failures, max_retries)
+                return BACKOFF.after(failures) if failures < max_retries else None
+
+            try:
+                return await retry(attempt, delay_after)
+            except Exception as error:
+                if _is_control_flow(error):
+                    raise
+                return explain(error)
 
         return safe
 
     return decorate
+
+
+def _is_control_flow(error: Exception) -> bool:
+    # RunTimedOut is a RunCancelled, but to a tool it is a timeout like any other.
+    return isinstance(error, _CONTROL_FLOW) and not isinstance(error, TimeoutError)
 
 
 def _as_async(func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:

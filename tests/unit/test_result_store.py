@@ -11,7 +11,7 @@ import pytest
 
 from fastroai.errors import ResultStorageError
 from fastroai.storage.object_store import ObjectStore
-from fastroai.storage.result_store import HOLD_UP_SECONDS, LONGEST_PAUSE, ResultStore
+from fastroai.storage.result_store import BACKOFF, HOLD_UP_SECONDS, ResultStore
 from fastroai.storage.signing import Signer
 from tests.support.clock import on_virtual_clock
 
@@ -97,7 +97,7 @@ def test_a_failure_holds_up_one_step_for_a_moment_and_the_next_ones_not_at_all()
             await store.read("b")
         assert caught.value.__cause__ is place.error
         assert (place.calls, clock()) == (calls, began)
-        await asyncio.sleep(LONGEST_PAUSE)
+        await asyncio.sleep(BACKOFF.longest)
         place.error = None
         with pytest.raises(FileNotFoundError):
             await store.read("b")

@@ -22,12 +22,13 @@ from pydantic_ai import (
 from pydantic_ai.models.test import TestModel
 
 from fastroai.errors import CostBudgetExceededError, DispatchSkippedError
+from fastroai.retries import Backoff
 from fastroai.tools import FunctionToolsetBase, SafeToolset, decorators, safe_tool
 
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decorators, "_FIRST_BACKOFF", 0)
+    monkeypatch.setattr(decorators, "BACKOFF", Backoff(0))
 
 
 @pytest.fixture

@@ -25,14 +25,14 @@ from pydantic_core import to_jsonable_python
 from ...ledger.aggregation import totals_of, with_unknown
 from ...ledger.entries import EntryState, LedgerEntry, total_usd
 from ...redaction import redact
+from ...retries import Backoff
 
 logger = logging.getLogger("fastroai.executors")
 
 Row = dict[str, object]
 CONCURRENT_WRITES = 8
 LONGEST_OUTPUT = 100_000
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 2.0
+BACKOFF = Backoff(0.2, longest=2.0)
 """Seconds between two attempts to write one table; each pause is twice as long as the last."""
 NAMED = 10
 """How many missing tables a warning names."""
@@ -235,10 +235,10 @@ class ArtifactWriter:
 
     async def _work(self) -> None:
         while (table := await self._queue.get()) is not None:
-            pause = FIRST_PAUSE
+            failures = 0
             while await self._must_retry(table):
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                failures += 1
+                await asyncio.sleep(BACKOFF.after(failures))
 
     async def _must_retry(self, table: _Table) -> bool:
         assert self._client is not None

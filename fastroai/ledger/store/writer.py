@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from ...database.engine import Database, Insert
 from ...database.values import Row
 from ...errors import LedgerUnavailableError
+from ...retries import Backoff
 from ..entries import LedgerEntry
 from .mapping import intent_row, outcome_row
 from .outbox import Outbox
@@ -25,7 +26,7 @@ COMPANY = 0.002
 """Seconds that outcomes wait for an intent to share a commit with: nobody waits for them, and one
 is often near.
 """
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+BACKOFF = Backoff(0.5, longest=30.0)
 _LARGEST_BATCH = 1000
 
 
@@ -88,7 +89,7 @@ class Writer:
         self._prepared = False
         self._down = True
         self._error: LedgerUnavailableError | None = None
-        self._pause = _SHORTEST_PAUSE
+        self._failures = 0
         self._retry_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="fastroai-ledger", daemon=True)
         self._thread.start()
@@ -188,10 +189,10 @@ class Writer:
 
     def _plan_retry(self, *, after_a_try: bool) -> None:
         if not self._down and not len(self._outbox):
-            self._retry_at, self._pause = None, _SHORTEST_PAUSE
+            self._retry_at, self._failures = None, 0
         elif after_a_try or self._retry_at is None:
-            self._retry_at = self._clock() + self._pause
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            self._failures += 1
+            self._retry_at = self._clock() + BACKOFF.after(self._failures)
 
     def _commit(self, batch: Sequence[Write]) -> Failures:
         """Write a batch in one transaction.
