@@ -75,6 +75,15 @@ def _refuse_nonsense(usage: RequestUsage) -> None:
             )
     if not usage.input_tokens and not usage.output_tokens:
         raise UnknownUsageError("The provider reported no token usage.")
+    if not usage.input_tokens:
+        raise UnknownUsageError(
+            "The provider reported no input tokens, of which each request has some."
+        )
+    for name, value in usage.details.items():
+        if name.endswith("_tokens") and not 0 <= value <= _MOST:
+            raise UnknownUsageError(
+                f"The provider reported {name}={value!r}, which is no number of tokens."
+            )
     reasoning = usage.details.get("reasoning_tokens") or 0
     if reasoning > usage.output_tokens:
         raise UnknownUsageError(

@@ -515,6 +515,8 @@ class TestUsage:
             {"prompt_tokens": True, "total_tokens": 101},
             {"completion_tokens": 0, "completion_tokens_details": {"reasoning_tokens": 64}},
             {"prompt_tokens_details": {"cached_tokens": 5000}},
+            {"prompt_tokens": 0, "total_tokens": 100},
+            {"completion_tokens_details": {"reasoning_tokens": -5}},
             {
                 **dict.fromkeys(TOKENS, 0),
                 "prompt_tokens_details": {"cached_tokens": 500},

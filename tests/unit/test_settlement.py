@@ -289,9 +289,7 @@ class TestRequirePrice:
             answer = ModelResponse(
                 [TextPart("Hi")], usage=RequestUsage(input_tokens=1), model_name="no-such-model"
             )
-            entry = settle_answer(
-                LedgerEntry(model_asked=model.model_id), answer, None, model, pricer
-            )
+            entry = settle_answer(LedgerEntry(model_asked=model.model_id), answer, model, pricer)
             assert entry.state is EntryState.UNPRICED
             with pytest.raises(UnknownModelPriceError):
                 pricer.require_price(model)
