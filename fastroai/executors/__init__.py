@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def get_executor(choice: Executor | str | None = None) -> Executor:
 _ALLOWED = "Give 'memory', 'prefect' or an object with the Executor protocol."
 
 
+@cache
 def _load(name: str) -> Any:
     module, attribute = _EXECUTORS[name]
     try:

@@ -21,12 +21,12 @@ from ..pipelines.config import Durable
 from ..pipelines.plan import ExecutionPlan
 from ..redaction import redact
 from ..settings import load_settings
-from ._prefect.flow import build_call, build_flow, run_in_flow
+from ._prefect.flow import as_ended, build_flow, flow_options_of, run_in_flow
 from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions
 from ._prefect.server import check_server, stop_retrying_if_silent
-from ._prefect.tasks import literal_name
+from ._prefect.step_task import literal_name
 from ._prefect.zombie_runs import (
     TrackedRun,
     report_ended_runs,
@@ -79,9 +79,11 @@ class PrefectExecutor(PlanExecutor):
         flow_config: Mapping[str, Any] | None = None,
         durable: Durable = "request",
     ) -> None:
-        self._options = PrefectOptions(
-            result_storage, dict(default_task_config or {}), dict(flow_config or {}), durable
-        )
+        task_config = dict(default_task_config or {})
+        # Resolved and probed before each run, like every other storage.
+        of_tasks = task_config.pop("result_storage", None)
+        storage = of_tasks if of_tasks is not None else result_storage
+        self._options = PrefectOptions(storage, task_config, dict(flow_config or {}), durable)
 
     async def execute_plan(
         self,
@@ -109,14 +111,15 @@ class PrefectExecutor(PlanExecutor):
         ended: list[ExecutionResult | BaseException] = []
         sigterm_handler = signal.getsignal(signal.SIGTERM)
 
-        async def body() -> ExecutionResult:
+        # Without parameters, which Prefect would store: input and deps reach it by closure.
+        async def run_pipeline() -> Any:
             try:
                 with _terminated_as_before(sigterm_handler):
                     result = await run_in_flow(
                         plan, inputs, deps, tracer, attribution, self._options, settings, held
                     )
                 ended.append(result)
-                return result
+                return as_ended(None, result)
             except BaseException as error:
                 ended.append((isinstance(error, Abort) and error.__cause__) or error)
                 raise
@@ -127,7 +130,8 @@ class PrefectExecutor(PlanExecutor):
             await check_server()
             await report_own_ended_runs(settings)
         named = {} if run_key is None else {"flow_run_name": literal_name(run_key)}
-        flow: Any = build_call(name, plan, body, named | dict(self._options.flow_config))
+        options = flow_options_of(name, plan, named | dict(self._options.flow_config))
+        flow = Flow(run_pipeline, **options)
         async with only_execution(name, run_key, settings, leases_around()) as held:
             failure = await _run_to_its_end(flow, name)
         return _result(name, ended[-1] if ended else None, failure)

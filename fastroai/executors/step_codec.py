@@ -28,8 +28,18 @@ class StepCodec:
 
     @classmethod
     def of(cls, step_id: str, step: BaseStep[Any, Any]) -> StepCodec:
-        """The codec for a step, from what its code declares."""
-        return cls(step_id, _declared_once(step))
+        """The codec for a step, from what its code declares.
+
+        That is found out once: building an adapter takes milliseconds for a large model.
+        """
+        declared: DeclaredOutput | None = None
+        with suppress(TypeError):  # a step that has no hash or no weak reference
+            declared = _declarations.get(step)
+        if declared is None:
+            declared = declared_output(step)
+            with suppress(TypeError):
+                _declarations[step] = declared
+        return cls(step_id, declared)
 
     def encode(self, output: Any) -> Encoded:
         """An output as plain JSON.
@@ -90,15 +100,3 @@ def _decoded_conversation(stored: dict[str, Any]) -> ConversationState[Any]:
 
 _declarations: WeakKeyDictionary[BaseStep[Any, Any], DeclaredOutput] = WeakKeyDictionary()
 """Kept for as long as their steps, which outlive runs."""
-
-
-def _declared_once(step: BaseStep[Any, Any]) -> DeclaredOutput:
-    """A step's declared type and its adapter, made once: building one takes milliseconds for a
-    large model.
-    """
-    with suppress(TypeError, KeyError):  # a step that has no hash or no weak reference
-        return _declarations[step]
-    found = declared_output(step)
-    with suppress(TypeError):
-        _declarations[step] = found
-    return found

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -29,15 +30,12 @@ _EXIT_PATIENCE = 5.0
 Clock = Callable[[], float]
 
 
-def now() -> float:
-    """Seconds on a clock that nobody sets and that goes on while the machine sleeps, where there is
-    one.
-    """
-    return (
-        time.clock_gettime(time.CLOCK_BOOTTIME)
-        if hasattr(time, "CLOCK_BOOTTIME")
-        else time.monotonic()
-    )
+now: Clock = time.monotonic
+"""Seconds on a clock that nobody sets and that goes on while the machine sleeps, where there is
+one.
+"""
+if hasattr(time, "CLOCK_BOOTTIME"):
+    now = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 class Lease:
@@ -78,6 +76,9 @@ class Heartbeat:
 
     Args:
         clock: Seconds that nobody sets; they pass while the machine sleeps, too.
+
+    Attributes:
+        unreported: Tokens of this process's runs whose outcome could not be reported yet.
     """
 
     def __init__(self, table: LeaseTable, *, clock: Clock = now) -> None:
@@ -87,7 +88,7 @@ class Heartbeat:
         self._held: dict[str, Lease] = {}
         self._beat_at = 0.0
         self._failing = False
-        self._unreported: set[str] = set()
+        self.unreported: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="fastroai-heartbeat", daemon=True)
         self._thread.start()
         OPEN_LEDGERS.add(self)
@@ -116,7 +117,7 @@ class Heartbeat:
         def work() -> None:
             self._held.pop(token, None)
             self._table.release(token)
-            self._unreported.discard(token)
+            self.unreported.discard(token)
 
         return self._submit(work)
 
@@ -125,26 +126,21 @@ class Heartbeat:
 
         def work() -> None:
             self._held.pop(token, None)
-            self._unreported.add(token)
             self._table.end(token, outcome)
 
         return self._submit(work)
 
     def expire(self, token: str) -> Future[None]:
         """Leave the outcome of a run of this process to whoever can report it."""
+        self.unreported.add(token)
         return self._submit(lambda: self._table.expire(token))
-
-    @property
-    def has_unreported(self) -> bool:
-        """Whether outcomes of runs of this process are still kept to be reported."""
-        return bool(self._unreported)
 
     def ended(self) -> Future[list[LeaseRecord]]:
         """Flow runs of anybody whose outcome is kept to be reported."""
 
         def work() -> list[LeaseRecord]:
             records = self._table.ended()
-            self._unreported &= {record.claim.token for record in records}
+            self.unreported &= {record.claim.token for record in records}
             return records
 
         return self._submit(work)

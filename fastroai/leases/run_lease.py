@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LedgerUnavailableError, RunLeaseError
@@ -107,14 +108,19 @@ async def hold(
             await _release(heartbeat, lease)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
 class HeldLease:
-    """A lease of a run that is under way here."""
+    """A lease of a run that is under way here.
 
-    def __init__(self, heartbeat: Heartbeat, lease: Lease, what: str, required: bool) -> None:
-        self.lease = lease
-        self.heartbeat = heartbeat
-        self._what = what
-        self._required = required
+    Attributes:
+        what: What is held, for messages.
+        required: Whether nothing may be sent while the ledger does not say who holds it.
+    """
+
+    heartbeat: Heartbeat
+    lease: Lease
+    what: str
+    required: bool
 
     async def check(self) -> None:
         """Make sure that it is still held.
@@ -127,10 +133,10 @@ class HeldLease:
             try:
                 await asyncio.wrap_future(self.heartbeat.confirm())
             except LedgerUnavailableError:
-                if self._required:
+                if self.required:
                     raise
         if self.lease.lost:
-            raise _lost(self._what, self.lease.claim)
+            raise _lost(self.what, self.lease.claim)
 
 
 Held = tuple[HeldLease, ...]

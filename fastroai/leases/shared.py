@@ -19,15 +19,7 @@ def configured_heartbeat(settings: FastroAISettings) -> Heartbeat:
     Raises:
         LedgerUnavailableError: The URL is of no database a ledger can be kept in.
     """
-    return shared_heartbeat(configured_url(settings) or default_url())
-
-
-def shared_heartbeat(url: str) -> Heartbeat:
-    """What holds this process's leases in a ledger.
-
-    Raises:
-        LedgerUnavailableError: The URL is of no database a ledger can be kept in.
-    """
+    url = configured_url(settings) or default_url()
     # Only here: a run without a run_key needs neither leases nor SQLAlchemy.
     from ..database.engine import database_url, open_database
     from .heartbeat import Heartbeat

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
+from secrets import token_hex
 from typing import Literal, TypeVar
-from uuid import uuid4
 
 from sqlalchemy import (
     BigInteger,
@@ -64,7 +64,7 @@ class LeaseRequest:
     seconds: float
     pipeline: str | None = None
     run_key: str | None = None
-    token: str = field(default_factory=lambda: uuid4().hex)
+    token: str = field(default_factory=token_hex)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 

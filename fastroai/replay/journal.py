@@ -6,7 +6,11 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pydantic import StrictInt, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from ..serialization.canonical_json import digest_of_json
 
@@ -27,6 +31,17 @@ class JournalStore(Protocol):
     async def write(self, key: str, content: bytes) -> None:
         """Record; a failure is told and not raised."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """What each record says of itself."""
+
+    format: StrictInt
+    place: str
+
+
+RecordT = TypeVar("RecordT", bound=JournalRecord)
 
 
 class Journal:
@@ -60,25 +75,29 @@ class Journal:
     def place(self, kind: str, *question: Any) -> str:
         """Where the answer to a question belongs, this being the next time it is asked in this
         attempt.
+
+        Args:
+            question: As JSON, or turned into it; of what has no such form only the type counts.
         """
-        key = digest_of_json([FORMAT, self._step, kind, *question])
+        parts = [FORMAT, self._step, kind, *question]
+        key = digest_of_json(to_jsonable_python(parts, fallback=_name_of_type))
         with self._counting:
             self._asked[key] += 1
             number = self._asked[key]
         return f"{key}-{number}"
 
-    async def read(self, place: str) -> dict[str, Any] | None:
-        """The record at a place; None where there is none that can be read."""
+    async def read(self, place: str, adapter: TypeAdapter[RecordT]) -> RecordT | None:
+        """The record at a place; None where there is none of this kind that can be read."""
         content = self._known.get(place)
         if content is None and self._store is not None:
             content = await self._store.read(place)
         if content is None:
             return None
         try:
-            record = json.loads(content)
-            return record if record["format"] == FORMAT and record["place"] == place else None
-        except (ValueError, TypeError, KeyError, RecursionError):
+            record = adapter.validate_json(content)
+        except (ValueError, RecursionError):
             return None
+        return record if (record.format, record.place) == (FORMAT, place) else None
 
     async def write(self, place: str, **record: Any) -> None:
         """Record an answer; also when the caller is cancelled meanwhile, since it was paid for."""
@@ -88,3 +107,7 @@ class Journal:
         self._known[place] = content
         if self._store is not None:
             await asyncio.shield(self._store.write(place, content))
+
+
+def _name_of_type(value: object) -> str:
+    return type(value).__qualname__

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelResponse
 from pydantic_ai.models import CompletedStreamedResponse, Model, StreamedResponse
 
 from ..ledger.entries import LedgerEntry
-from .encoding import adapter_of, as_json
-from .journal import Journal
+from .encoding import adapter_of
+from .journal import Journal, JournalRecord
 from .requests import Books, RequestOfModel, RequestWrapper
 
 _SENT = ("kind", "parts", "instructions", "provider_response_id")
 """Fields of messages that a model is sent; the others tell of the run."""
-_NOT_SENT = frozenset({"timestamp", "metadata"})
+_NOT_SENT = ("timestamp", "metadata")
 """Fields of their parts that it is not sent."""
 _GENERATED_ID = "pyd_ai_"
 """How ids begin that pydantic-ai makes up, where they may differ from run to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer(JournalRecord):
+    response: ModelResponse
+    entries: tuple[LedgerEntry, ...]
 
 
 class JournaledModel(RequestWrapper):
@@ -60,29 +67,17 @@ class JournaledModel(RequestWrapper):
 
     def _place(self, request: RequestOfModel) -> str:
         messages = ModelMessagesTypeAdapter.dump_python(request.messages, mode="json")
-        return self._journal.place(
-            "request",
-            self.wrapped.model_id,
-            [_sent(message) for message in messages],
-            as_json(request.settings),
-            as_json(request.parameters),
-        )
+        sent = list(map(_sent, messages))
+        model_id = self.wrapped.model_id
+        return self._journal.place("request", model_id, sent, request.settings, request.parameters)
 
     async def _recall(self, place: str) -> ModelResponse | None:
-        record = await self._journal.read(place)
+        adapter: TypeAdapter[_Answer] = adapter_of(_Answer)
+        record = await self._journal.read(place, adapter)
         if record is None:
             return None
-        try:
-            response: ModelResponse = adapter_of(ModelResponse).validate_json(
-                json.dumps(record["response"])
-            )
-            entries = adapter_of(tuple[LedgerEntry, ...]).validate_json(
-                json.dumps(record["entries"])
-            )
-        except (KeyError, ValueError):
-            return None
-        self.books.replayed(entries)
-        return response
+        self.books.replayed(record.entries)
+        return record.response
 
     async def _keep(self, place: str, response: ModelResponse, sent_before: int) -> None:
         if response.state != "complete":
@@ -97,14 +92,15 @@ class JournaledModel(RequestWrapper):
 
 
 def _sent(message: dict[str, Any]) -> dict[str, Any]:
-    """What a model is sent of a message."""
-    sent = {name: message[name] for name in _SENT if name in message}
-    sent["parts"] = [
-        {name: _known_id(value) for name, value in part.items() if name not in _NOT_SENT}
-        for part in message["parts"]
-    ]
+    """What a model is sent of a message, whose parts are changed to that."""
+    for part in message["parts"]:
+        for name in _NOT_SENT:
+            part.pop(name, None)
+        for name, value in part.items():
+            if isinstance(value, str) and value.startswith(_GENERATED_ID):
+                part[name] = _GENERATED_ID
+    sent: dict[str, Any] = {}
+    for name in _SENT:
+        if name in message:
+            sent[name] = message[name]
     return sent
-
-
-def _known_id(value: Any) -> Any:
-    return _GENERATED_ID if isinstance(value, str) and value.startswith(_GENERATED_ID) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_ai import RunContext
@@ -14,8 +15,13 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.tools import ToolDefinition
 
-from .encoding import adapter_of, as_json
-from .journal import Journal
+from .encoding import adapter_of
+from .journal import Journal, JournalRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned(JournalRecord):
+    returned: Any
 
 
 class ToolJournal(AbstractCapability[Any]):
@@ -42,14 +48,14 @@ class ToolJournal(AbstractCapability[Any]):
         # The call as the model made it: what became of its arguments is the tool's, and to look
         # into an iterator would use it up.
         asked = call.args_as_dict()
-        place = self._journal.place("tool", call.tool_name, call.tool_call_id, as_json(asked))
-        record = await self._journal.read(place)
+        place = self._journal.place("tool", call.tool_name, call.tool_call_id, asked)
+        record = await self._journal.read(place, adapter_of(_Returned))
         if record is None and args != asked and _is_plain(args):
             # Earlier versions knew a call by its arguments as validated, with their defaults.
             earlier = self._journal.place("tool", call.tool_name, call.tool_call_id, args)
-            record = await self._journal.read(earlier)
+            record = await self._journal.read(earlier, adapter_of(_Returned))
         if record is not None:
-            return adapter_of(ToolReturnPart).validate_python(record["returned"]).content
+            return adapter_of(ToolReturnPart).validate_python(record.returned).content
         result = await handler(args)
         if (returned := _recordable(result, call)) is not None:
             await self._journal.write(place, returned=returned)

@@ -15,10 +15,16 @@ from uuid import UUID
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 
+LONGEST_INT = 4096
+"""Bits of an integer that is written in decimal; Python refuses to write one of many more."""
+
 # What tells one value of these types from another is their text.
 _TEXTUAL = (date, datetime, time, timedelta, Decimal, UUID)
 _TYPE = "$type"
 _TEXT_ONLY = {str}
+_NUMBERS = frozenset({int, float})
+_AS_THEY_ARE = frozenset({str, bool, type(None)})
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
 def canonical_json(value: Any) -> str:
@@ -34,12 +40,13 @@ def canonical_json(value: Any) -> str:
             a file).
         RecursionError: It holds itself.
     """
-    return _written(_canonical(value))
+    return _ENCODER.encode(_canonical(value))
 
 
 def digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON, in hex."""
-    return _sha256(canonical_json(value))
+    text = _ENCODER.encode(_canonical(value))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest_of_json(value: Any) -> str:
@@ -47,42 +54,38 @@ def digest_of_json(value: Any) -> str:
 
     Tuples are lists, and of NaN and infinities the name is written.
     """
-    return _sha256(_written(_with_equal_numbers(value)))
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-
-
-def _sha256(text: str) -> str:
+    text = _ENCODER.encode(_with_equal_numbers(value))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _with_equal_numbers(value: Any) -> Any:
+    if type(value) in _AS_THEY_ARE:
+        return value
     if isinstance(value, dict):
-        return {key: _with_equal_numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_equal_numbers(item) for item in value]
+        return dict(zip(value, map(_with_equal_numbers, value.values()), strict=True))
+    if isinstance(value, (list, tuple)):
+        return list(map(_with_equal_numbers, value))
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _canonical(value: Any) -> Any:
     kind = type(value)
-    if kind is str or value is None or kind is bool:
+    if kind in _AS_THEY_ARE:
         return value
-    if kind is int:
-        # Python refuses to write numbers of more digits in decimal.
-        return value if value.bit_length() < 4096 else {_TYPE: "int", "value": hex(value)}
-    if kind is float:
+    if kind is int and value.bit_length() < LONGEST_INT:
+        return value
+    if kind in _NUMBERS:
         return _number(value)
     if kind is list:
-        return [_canonical(item) for item in value]
+        return list(map(_canonical, value))
     if kind is dict and _TYPE not in value and set(map(type, value)) <= _TEXT_ONLY:
-        return {key: item if type(item) is str else _canonical(item) for key, item in value.items()}
+        return dict(zip(value, map(_canonical, value.values()), strict=True))
     return {_TYPE: _name(value), "value": _content(value)}
 
 
 def _number(value: float) -> Any:
+    if type(value) is int:
+        return {_TYPE: "int", "value": hex(value)}
     if value.is_integer():
         return int(value)
     if value - value == 0:

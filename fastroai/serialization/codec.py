@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from pydantic import TypeAdapter
@@ -26,6 +27,7 @@ class NotFaithfulError(TypeError):
     """A value would not come back the same from JSON."""
 
 
+@dataclass(frozen=True, slots=True)
 class Codec:
     """Encodes and decodes the values of one type.
 
@@ -33,13 +35,12 @@ class Codec:
     back the same from that, or from its Python form with each type tagged (a key that is no text, a
     set, bytes that are no UTF-8). Which one is part of the cache keys of whatever is made of it.
 
-    Args:
+    Attributes:
         adapter: Of the type that the code declares; never one that is named in the data. None:
             plain JSON only.
     """
 
-    def __init__(self, adapter: TypeAdapter[Any] | None) -> None:
-        self.adapter = adapter
+    adapter: TypeAdapter[Any] | None
 
     def encode(self, value: object) -> Encoded:
         """A value as plain JSON.

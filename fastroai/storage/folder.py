@@ -9,10 +9,11 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from .object_store import PAGE, ObjectStore, StoredObject, Threads
+from .object_store import PAGE, PROBE, ObjectStore, StoredObject, Threads
 
 
 class FolderStore(ObjectStore):
@@ -48,7 +49,11 @@ class FolderStore(ObjectStore):
     async def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
         path = Path(self.resolve(name))
-        await self._threads.run(lambda: write_private(path, content))
+        await self._threads.run(partial(write_private, path, content))
+
+    async def probe(self) -> None:
+        """See `ObjectStore`; at one go, since each thread is waited for."""
+        await self._threads.run(partial(_probe, Path(self._folder)))
 
     async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
         """See `ObjectStore`."""
@@ -79,6 +84,15 @@ def write_private(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _probe(folder: Path) -> None:
+    path = folder / f".fastroai-probe-{uuid4().hex}"
+    write_private(path, PROBE)
+    content = path.read_bytes()
+    path.unlink()
+    if content != PROBE:
+        raise OSError(f"read back {content[:60]!r} instead of what was written")
 
 
 def _make_private_folder(folder: Path) -> None:

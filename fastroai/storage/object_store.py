@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
@@ -114,24 +115,25 @@ class ObjectStore(ABC):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Threads:
     """Runs blocking calls of one store in threads of its own number.
 
-    Not within anyio's default limit, which the threads of plain step functions share.
-
-    Args:
+    Attributes:
         abandon: Whether a cancelled call is left to its thread. Not where it would leave something
             half done.
+        limit: Not anyio's default one, which the threads of plain step functions share.
     """
 
-    def __init__(self, *, abandon: bool) -> None:
-        self._limit = anyio.CapacityLimiter(CONNECTIONS)
-        self._abandon = abandon
+    abandon: bool
+    limit: anyio.CapacityLimiter = field(
+        default_factory=partial(anyio.CapacityLimiter, CONNECTIONS)
+    )
 
     async def run(self, call: Callable[[], T]) -> T:
         """Call it in one of the threads."""
         return await anyio.to_thread.run_sync(
-            call, abandon_on_cancel=self._abandon, limiter=self._limit
+            call, abandon_on_cancel=self.abandon, limiter=self.limit
         )
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from ..errors import ResultStorageError
@@ -27,6 +28,11 @@ BACKOFF = Backoff(0.1, longest=5.0)
 
 REQUESTS = "requests"
 """Folder of the recorded requests, beside the results."""
+
+CANT_BE_READ = (
+    "%s can't be read now: %s. A result that may be there is not used. Its step is run, unless an "
+    "earlier execution may have paid for a part of it."
+)
 
 KEPT_BYTES = 64 * 1024 * 1024
 """Records of earlier runs that are kept in the process because they could not be written."""
@@ -93,7 +99,7 @@ class ResultStore:
         self._retrying: asyncio.Task[None] | None = None
 
     async def probe(self) -> None:
-        """Make sure that records can be stored.
+        """Make sure that records can be stored, and begin to write what waits to be.
 
         Raises:
             ResultStorageError: They can't. Names the storage, the cause and the remedy.
@@ -110,6 +116,8 @@ class ResultStore:
                 "FASTROAI_S3_ENDPOINT_URL, the AWS credentials), or set FASTROAI_RESULT_STORAGE to "
                 "a local folder."
             ) from error
+        if self._waiting:  # of an earlier run in this process
+            self.retry()
 
     async def read(self, path: str, *, twice: bool = False) -> bytes:
         """The record at a path.
@@ -129,7 +137,13 @@ class ResultStore:
             return self._signer.open(name, self._waiting[name].content)
         found = self._read_ahead.pop(name, None)
         if found is None:
-            found = self._signer.open(name, await self._get(name))
+            try:
+                content = await self._insist(partial(self.objects.get, name))
+            except Exception as error:
+                if not isinstance(error, FileNotFoundError):
+                    logger.warning(CANT_BE_READ, self.described, _described(error))
+                raise
+            found = self._signer.open(name, content)
             if twice:
                 self._read_ahead[name] = found
         return found
@@ -145,7 +159,7 @@ class ResultStore:
         self._written_here.add(name)
         content = self._signer.close(name, record)
         try:
-            await self._insist(lambda: self.objects.put(name, content))
+            await self._insist(partial(self.objects.put, name, content))
         except Exception as error:
             log = logger.debug if owner is None else logger.warning
             log(
@@ -161,9 +175,7 @@ class ResultStore:
             self._waiting.pop(name, None)
 
     def retry(self) -> None:
-        """Begin to write what waits, beside the run; also what an earlier run in this process
-        left.
-        """
+        """Begin to write what waits, beside the run."""
         if self._waiting and not self._is_retrying():
             self._retrying = asyncio.create_task(self._retry(), name="fastroai-results")
 
@@ -192,26 +204,14 @@ class ResultStore:
         _forget_the_oldest(self._waiting)
         return lost
 
-    async def _get(self, name: str) -> bytes:
-        try:
-            return await self._insist(lambda: self.objects.get(name))
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            logger.warning(
-                "%s can't be read now: %s. A result that may be there is not used. Its step is "
-                "run, unless an earlier execution may have paid for a part of it.",
-                self.described,
-                _described(error),
-            )
-            raise
-
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the storage, for a moment also again and again; not at all while it is known to
         fail.
         """
         # Each step would otherwise wait in turn for what the first one found out.
-        if self._is_failing():
+        if self._failed_at is not None and (
+            self._is_retrying() or self._clock() - self._failed_at < BACKOFF.longest
+        ):
             raise ConnectionError(
                 f"it failed a moment ago: {_described(self._failure)}"
             ) from self._failure
@@ -232,11 +232,6 @@ class ResultStore:
 
     def _note(self, error: Exception) -> None:
         self._failed_at, self._failure = self._clock(), error
-
-    def _is_failing(self) -> bool:
-        if self._failed_at is None:
-            return False
-        return self._is_retrying() or self._clock() - self._failed_at < BACKOFF.longest
 
     def _is_retrying(self) -> bool:
         return self._retrying is not None and not self._retrying.done()

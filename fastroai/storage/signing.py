@@ -26,7 +26,9 @@ _PIECE = 64 * 1024
 """Bytes that are expanded at a time while a seal is checked."""
 
 # Of plain records the seal is the first field. Before compressed ones it is a line of its own.
-_SEALED = re.compile(rb'\{"seal":"(sha256|hmac-sha256):([0-9a-f]{64})"(?:,"gzip":true\}\n|,(?="))')
+_SEALED = re.compile(
+    rb'\{"seal":"(?P<seal>(?:hmac-)?sha256:[0-9a-f]{64})"(?:,"gzip":true\}\n|,(?="))'
+)
 _LINE_END = b"\n"
 _GZIP = b"\x1f\x8b"
 _AUTO_FORMAT = 16  # zlib's word for gzip's header
@@ -62,21 +64,16 @@ class Signer:
             secret.get_secret_value().encode() if secret else None, settings.result_compression
         )
 
-    @property
-    def method(self) -> str:
-        """`sha256` or `hmac-sha256`."""
-        return "sha256" if self.secret is None else "hmac-sha256"
-
     def close(self, name: str, record: bytes) -> bytes:
         """What is stored for a record, a JSON object with at least one field."""
         if not record.startswith(b'{"'):
             raise ValueError(f"only JSON objects are sealed, not {record[:20]!r}")
         if self.compression == "gzip" and len(record) <= self.largest:
             packed = gzip.compress(record, compresslevel=6, mtime=0)
-            digest = self._digest(_GZIP_DOMAIN, name, [packed])
-            return b'{"seal":"%b:%b","gzip":true}\n' % (self._method_name, digest) + packed
-        digest = self._digest(_PLAIN_DOMAIN, name, [record])
-        return b'{"seal":"%b:%b",' % (self._method_name, digest) + record[1:]
+            seal = self._seal(_GZIP_DOMAIN, name, [packed])
+            return b'{"seal":"%b","gzip":true}\n' % seal + packed
+        seal = self._seal(_PLAIN_DOMAIN, name, [record])
+        return b'{"seal":"%b",' % seal + record[1:]
 
     def open(self, name: str, stored: bytes) -> bytes:
         """The record that was sealed under this name, compressed or not.
@@ -108,10 +105,6 @@ class Signer:
         self._check(name, found, _PLAIN_DOMAIN, _chained(b"{", rest, pieces))
         return b"{" + b"".join(_expanded(stored, self.largest))[found.end() :]
 
-    @property
-    def _method_name(self) -> bytes:
-        return self.method.encode()
-
     def _seal_of(self, name: str, stored: bytes) -> re.Match[bytes]:
         found = _SEALED.match(stored)
         if found is None:
@@ -125,23 +118,25 @@ class Signer:
         domain: bytes,
         content: Iterable[bytes | memoryview],
     ) -> None:
-        method, digest = found.group(1), found.group(2)
-        expected = self._digest(domain, name, content)
-        if method != self._method_name or not hmac.compare_digest(digest, expected):
+        expected = self._seal(domain, name, content)
+        if not hmac.compare_digest(found["seal"], expected):
+            method = found["seal"].partition(b":")[0].decode()
+            expected_method = expected.partition(b":")[0].decode()
             raise ValueError(
-                f"the {method.decode()} seal of {name!r} does not hold; {self.method} is expected"
+                f"the {method} seal of {name!r} does not hold; {expected_method} is expected"
             )
 
-    def _digest(self, domain: bytes, name: str, content: Iterable[bytes | memoryview]) -> bytes:
-        if self.secret is None:
-            digest = hashlib.sha256()
-        else:
-            digest = hmac.new(self.secret, digestmod=hashlib.sha256)  # type: ignore[assignment]
+    def _seal(self, domain: bytes, name: str, content: Iterable[bytes | memoryview]) -> bytes:
+        method = b"sha256"
+        digest: hashlib._Hash | hmac.HMAC = hashlib.sha256()
+        if self.secret is not None:
+            method = b"hmac-sha256"
+            digest = hmac.new(self.secret, digestmod=hashlib.sha256)
         # The name is quoted: no end of it can be taken for a beginning of the content.
         digest.update(domain + json.dumps(name).encode() + b"\n")
         for part in content:
             digest.update(part)
-        return digest.hexdigest().encode()
+        return b"%b:%b" % (method, digest.hexdigest().encode())
 
 
 def is_sealed(beginning: bytes) -> bool:

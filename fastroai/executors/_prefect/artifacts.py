@@ -7,10 +7,11 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from http import HTTPStatus
 from math import floor
 from uuid import UUID
@@ -38,6 +39,7 @@ NAMED = 10
 """How many missing tables a warning names."""
 
 
+@lru_cache(maxsize=4096)
 def artifact_key(pipeline: str, step_id: str | None = None) -> str:
     """`costs-<pipeline>[--<step>]` in the characters Prefect allows.
 
@@ -56,14 +58,14 @@ def _slug(name: str, separator: str) -> str:
     return f"{slug}-{digest[:6]}".strip("-")
 
 
-def step_rows(entries: Iterable[LedgerEntry]) -> list[Row]:
+def step_rows(entries: Sequence[LedgerEntry]) -> list[Row]:
     """One row per agent, model and state of a step's requests; without requests, one of zeros."""
+    if not entries:
+        return [NO_REQUESTS]
     groups: dict[tuple[str, str, str], list[LedgerEntry]] = {}
     for entry in entries:
         model = entry.model_answered or entry.model_asked or "unknown"
         groups.setdefault((entry.agent or "unnamed", model, entry.state.value), []).append(entry)
-    if not groups:
-        return [_row({"agent": "none", "model": "none", "state": "no requests"}, [])]
     return [
         _row({"agent": agent, "model": model, "state": state}, group)
         for (agent, model, state), group in groups.items()
@@ -101,8 +103,13 @@ class _Costs:
     saved_usd: str = "0"
 
 
-def _costs_of(entries: Iterable[LedgerEntry]) -> _Costs:
+NO_REQUESTS: Row = {"agent": "none", "model": "none", "state": "no requests"} | vars(_Costs())
+
+
+def _costs_of(entries: Sequence[LedgerEntry]) -> _Costs:
     costs = _Costs()
+    if not entries:
+        return costs
     spend: list[LedgerEntry] = []
     replayed: list[LedgerEntry] = []
     saved = Decimal(0)
@@ -125,7 +132,7 @@ def _costs_of(entries: Iterable[LedgerEntry]) -> _Costs:
     return costs
 
 
-def _row(head: Row, entries: Iterable[LedgerEntry]) -> Row:
+def _row(head: Row, entries: Sequence[LedgerEntry]) -> Row:
     return head | vars(_costs_of(entries))
 
 
@@ -139,23 +146,28 @@ def plain_usd(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def describe_costs(title: str, entries: Iterable[LedgerEntry], attempts: int | None = None) -> str:
+def describe_costs(title: str, entries: Sequence[LedgerEntry], attempts: int | None = None) -> str:
     """The line above a table, in Markdown."""
-    entries = tuple(entries)
     costs = _costs_of(entries)
     requests = _counted(costs.requests, "request")
     parts = [f"**{title}**: **{_dollars(costs.cost_usd)}** for {requests}"]
     if attempts is not None:
         parts.append(_counted(attempts, "attempt"))
+    if entries:
+        parts += _notes(costs, entries)
+    return " · ".join(parts)
+
+
+def _notes(costs: _Costs, entries: Sequence[LedgerEntry]) -> Iterator[str]:
+    """What there is to say of costs beside their amount."""
     if costs.replayed:
-        parts.append(f"{costs.replayed} replayed, which saved {_dollars(costs.saved_usd)}")
-    share_priced = totals_of(entries)[0].share_priced if entries else None
+        yield f"{costs.replayed} replayed, which saved {_dollars(costs.saved_usd)}"
+    share_priced = totals_of(entries)[0].share_priced
     if share_priced is not None and share_priced < 1:
         percent = floor(share_priced * 100)
-        parts.append(f"{percent} % of the requests are priced, the rest is not included")
-    if any(e.simulated for e in entries):
-        parts.append("simulated by an offline model at the listed model's prices, nothing was paid")
-    return " · ".join(parts)
+        yield f"{percent} % of the requests are priced, the rest is not included"
+    if any(entry.simulated for entry in entries):
+        yield "simulated by an offline model at the listed model's prices, nothing was paid"
 
 
 def _counted(number: int, noun: str) -> str:
@@ -234,21 +246,20 @@ class ArtifactWriter:
             self._workers.append(asyncio.create_task(self._work(), name="fastroai-artifacts"))
 
     async def _work(self) -> None:
+        assert self._client is not None
         while (table := await self._queue.get()) is not None:
             failures = 0
-            while await self._must_retry(table):
+            while True:
+                try:
+                    await self._client.create_artifact(table.artifact)
+                    self._unwritten.remove(table)
+                    break
+                except Exception as error:  # a table never fails a run
+                    table.failure = error
+                    if not _may_pass(error):
+                        break
                 failures += 1
                 await asyncio.sleep(BACKOFF.after(failures))
-
-    async def _must_retry(self, table: _Table) -> bool:
-        assert self._client is not None
-        try:
-            await self._client.create_artifact(table.artifact)
-        except Exception as error:  # a table never fails a run
-            table.failure = error
-            return _may_pass(error)
-        self._unwritten.remove(table)
-        return False
 
     async def __aexit__(self, *exc_info: object) -> None:
         for _ in self._workers:

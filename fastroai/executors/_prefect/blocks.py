@@ -45,7 +45,9 @@ async def open_storage_choice(
         ResultStorageError: The choice has none of these forms, or the block can't be loaded.
     """
     if choice is None:
-        block = await _storage_of_the_flow()
+        context = FlowRunContext.get()
+        own = context.result_store.result_storage if context is not None else None
+        block = own if own is not None else await aget_default_result_storage()
         return store_of_block(block, settings), _described(block)
     if isinstance(choice, WritableFileSystem):
         return store_of_block(choice, settings), _described(choice)
@@ -97,12 +99,6 @@ def _client_of_credentials(credentials: Any, connect_timeout: float, read_timeou
     """Kept, because making one takes 0.1 s."""
     options = credentials.aws_client_parameters.get_params_override()
     return make_client(credentials.get_boto3_session(), options, connect_timeout, read_timeout)
-
-
-async def _storage_of_the_flow() -> WritableFileSystem:
-    context = FlowRunContext.get()
-    own = context.result_store.result_storage if context is not None else None
-    return own if own is not None else await aget_default_result_storage()
 
 
 async def _saved_block(reference: str) -> WritableFileSystem | None:

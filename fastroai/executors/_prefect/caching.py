@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +24,7 @@ accident.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepIdentity:
     """What tells one execution of a step from another, whenever and wherever it is run.
 
@@ -51,10 +52,10 @@ class StepIdentity:
 
     def as_parameter(self) -> dict[str, Any]:
         """Plain JSON, which hashes the same everywhere."""
-        return _fields(self)
+        return dict(vars(self))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CacheKey:
     """Under what a step's result is stored; every field is in the digest.
 
@@ -73,11 +74,7 @@ class CacheKey:
 
     def digest(self) -> str:
         """SHA-256 of all fields as canonical JSON, in hex."""
-        return digest(_fields(self))
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, to be kept beside a result: they tell why it is not found."""
-        return _fields(self)
+        return digest(vars(self))
 
 
 def former_identities(identity: StepIdentity, plan: ExecutionPlan) -> Iterator[StepIdentity]:
@@ -89,16 +86,10 @@ def former_identities(identity: StepIdentity, plan: ExecutionPlan) -> Iterator[S
         dependencies={names[id_]: value for id_, value in identity.dependencies.items()},
     )
     pipelines = dict.fromkeys((identity.pipeline, plan.config.formerly or identity.pipeline))
-    for pipeline in pipelines:
-        for named in (identity, former):
-            candidate = dataclasses.replace(named, pipeline=pipeline)
-            if candidate != identity:
-                yield candidate
-
-
-def _fields(value: StepIdentity | CacheKey) -> dict[str, Any]:
-    """The fields as they are: `dataclasses.asdict` copies all that they hold."""
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    for pipeline, named in product(pipelines, (identity, former)):
+        candidate = dataclasses.replace(named, pipeline=pipeline)
+        if candidate != identity:
+            yield candidate
 
 
 def digest_of_input(inputs: Mapping[str, Any], key: str) -> str:
@@ -118,12 +109,14 @@ def digest_or_unique(value: Any) -> str:
 
 @dataclass
 class StepCachePolicy(CachePolicy):
-    """Reuses a step's result for the same identity: within a run and its retries, or everywhere."""
+    """Reuses one step's result for the same identity: within a run and its retries, or
+    everywhere.
+    """
 
     run: RunScope | None = None
     """None: everywhere."""
-    found_under: dict[str, str] = dataclasses.field(default_factory=dict)
-    """By step id, the key of an earlier name under which its result is stored."""
+    found_under: str | None = None
+    """The key of an earlier name under which the step's result is stored."""
 
     def compute_key(
         self,
@@ -133,8 +126,7 @@ class StepCachePolicy(CachePolicy):
         **kwargs: Any,
     ) -> str | None:
         """The digest of the step's `CacheKey`."""
-        identity = inputs["identity"]
-        return self.found_under.get(identity["step_id"]) or self.key_of(identity).digest()
+        return self.found_under or self.key_of(inputs["identity"]).digest()
 
     def key_of(self, identity: dict[str, Any]) -> CacheKey:
         """Under what the result of an execution is stored."""

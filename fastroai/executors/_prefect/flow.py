@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -14,11 +14,11 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from ...database.location import default_url
+from ...database.location import configured_url, default_url
 from ...errors import StepExecutionError
 from ...leases.run_lease import GuardedStore, Held
 from ...ledger.entries import Attribution
-from ...ledger.store import configured_store
+from ...ledger.store import shared_store
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
 from ...settings import FastroAISettings, load_settings
@@ -26,7 +26,7 @@ from ..protocol import ExecutionResult
 from ..scheduler import run_plan
 from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, write_output_artifact
-from .attribution import with_flow_run
+from .deployments import deployment_name
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
 from .run_storage import describe_losses, open_storage
@@ -63,26 +63,32 @@ async def run_in_flow(
     assert context is not None, "called within a flow run"
     assert context.flow_run is not None
     flow_run = context.flow_run
-    store = await configured_store(settings, default_url())
+    ledger_url = configured_url(settings) or default_url()
+    store = await shared_store(ledger_url, required=settings.ledger_required)
     around = leases_around() if held is None else held
     async with flow_run_lease(flow_run, attribution, settings) as lease:
         leases = around if lease is None else (*around, lease)
-        guarded = None if store is None else GuardedStore(store, leases)
         read = inputs if attribution.run_key is not None else None
-        storage = await open_storage(plan, options.default_storage(settings), settings, inputs=read)
-        identity = await with_flow_run(attribution, flow_run)
+        storage = await open_storage(plan, options.result_storage, settings, inputs=read)
+        deployment = flow_run.deployment_id
+        identity = replace(
+            attribution,
+            run_id=str(flow_run.id),
+            deployment=None if deployment is None else await deployment_name(deployment),
+            flow_tags=tuple(sorted(flow_run.tags)),
+        )
         session = RunSession(
             plan,
             inputs,
             deps,
             tracer,
             identity=identity,
-            store=guarded,
+            store=GuardedStore(store, leases),
             settings=settings,
             leases=leases,
         )
         async with ArtifactWriter(settings.artifact_timeout) as artifacts:
-            steps = StepTasks(session, storage.by_step, options, artifacts, flow_run.id)
+            steps = StepTasks(session, storage.by_step, options, artifacts, flow_run.id, ledger_url)
             try:
                 async with storage, session:
                     result = await session.conclude(await run_plan(plan, steps.run_one))
@@ -153,7 +159,7 @@ def build_flow(
             await write_output_artifact(
                 pipeline.name, result.output, timeout=settings.artifact_timeout
             )
-        return _as_ended(result, execution)
+        return as_ended(result, execution)
 
     _dress(run_pipeline, pipeline, module)
     given = {
@@ -163,26 +169,10 @@ def build_flow(
         given["name"] = name
     if version is not None:
         given["version"] = version
-    return PipelineFlow(run_pipeline, **_flow_options(pipeline.name, pipeline.plan, given))
+    return PipelineFlow(run_pipeline, **flow_options_of(pipeline.name, pipeline.plan, given))
 
 
-def build_call(
-    name: str,
-    plan: ExecutionPlan,
-    body: Callable[[], Awaitable[ExecutionResult]],
-    flow_options: dict[str, Any],
-) -> Flow[[], Any]:
-    """A flow without parameters around one call: input and deps reach it by closure and are not
-    stored.
-    """
-
-    async def run_pipeline() -> Any:
-        return _as_ended(None, await body())
-
-    return Flow(run_pipeline, **_flow_options(name, plan, flow_options))
-
-
-def _as_ended(value: Any, execution: ExecutionResult) -> Any:
+def as_ended(value: Any, execution: ExecutionResult) -> Any:
     """What a flow gives back, in a state of another name where the run could not store what it
     should.
     """
@@ -191,7 +181,7 @@ def _as_ended(value: Any, execution: ExecutionResult) -> Any:
     return Completed(name=NOT_STORED, message=describe_losses(execution.not_stored), data=value)
 
 
-def _flow_options(name: str, plan: ExecutionPlan, given: dict[str, Any]) -> dict[str, Any]:
+def flow_options_of(name: str, plan: ExecutionPlan, given: dict[str, Any]) -> dict[str, Any]:
     """What is given for a flow, and what we set where nothing is."""
     # Prefect refuses some characters in names; the ledger keeps the pipeline's own name.
     flow_name = re.sub(r"[/%&<>]", "-", name)

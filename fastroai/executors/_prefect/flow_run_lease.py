@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
@@ -56,7 +57,10 @@ async def flow_run_lease(
                 yield None
                 return
             held.lease.outcome = "crashed"
-            _release_when_reported(flow_run, held)
+            task = asyncio.current_task()
+            assert task is not None
+            # The engine reports how the run ended in this asyncio task, behind the block.
+            task.add_done_callback(partial(_release_if_reported, flow_run, held))
             try:
                 yield held
             except Exception:
@@ -71,17 +75,10 @@ async def flow_run_lease(
         raise
 
 
-def _release_when_reported(flow_run: FlowRun, held: HeldLease) -> None:
-    """Forget the outcome once the engine, which runs in this asyncio task, has reported it."""
-    heartbeat, token = held.heartbeat, held.lease.claim.token
-
-    def release(_: object) -> None:
-        # The engine notes a state on its flow run when the server has accepted it.
-        if flow_run.state is not None and flow_run.state.is_final():
-            heartbeat.release(token)
-        else:
-            heartbeat.expire(token)
-
-    task = asyncio.current_task()
-    assert task is not None
-    task.add_done_callback(release)
+def _release_if_reported(flow_run: FlowRun, held: HeldLease, _: object) -> None:
+    """Forget the outcome, or leave it to whoever can report it."""
+    # The engine notes a state on its flow run when the server has accepted it.
+    if flow_run.state is not None and flow_run.state.is_final():
+        held.heartbeat.release(held.lease.claim.token)
+    else:
+        held.heartbeat.expire(held.lease.claim.token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefect.serializers import Serializer
@@ -15,11 +16,13 @@ from ...pipelines.schemas import StepUsage
 from ...serialization.strict_json import loads_strictly
 from ..protocol import StepRecord
 from ..step_codec import StepCodec
+from .caching import CacheKey
 
 FORMAT: Literal[1] = 1
 SERIALIZER: Literal["fastroai-json"] = "fastroai-json"
 
 
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class StoredStep:
     """What a step's task returns: plain JSON that Prefect does not look into.
 
@@ -28,10 +31,7 @@ class StoredStep:
     shared strings, so a dict would draw edges between steps that have none.
     """
 
-    __slots__ = ("__weakref__", "content")
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
+    content: Any
 
 
 # no Serializer[Any]: Prefect would register that, under no name
@@ -78,18 +78,24 @@ class _StoredRecord(BaseModel):
     key: dict[str, Any] | None = None
     """What the record's key is made of; older records don't say."""
 
+    def as_json(self) -> dict[str, Any]:
+        """The record as it is stored."""
+        # The output is JSON already, and may hold text that pydantic does not encode.
+        unwritten = {"output"} if self.key is not None else {"output", "key"}
+        return self.model_dump(mode="json", exclude=unwritten) | {"output": self.output}
+
 
 def encode_record(
     record: StepRecord,
     codec: StepCodec,
     reads: Mapping[str, str],
-    key: dict[str, Any] | None = None,
+    key: CacheKey | None = None,
 ) -> dict[str, Any]:
     """A step's record as the plain JSON that is stored.
 
     Args:
         reads: Digest of each value of the run's input that the step has read.
-        key: What the record's key is made of.
+        key: Under what it is stored; what that is made of is stored, too.
     """
     stored = _StoredRecord(
         step_id=record.step_id,
@@ -99,15 +105,9 @@ def encode_record(
         attempts=record.attempts,
         duration_ms=record.duration_ms,
         reads=dict(reads),
-        key=key,
+        key=None if key is None else dict(vars(key)),
     )
-    return _as_json(stored)
-
-
-def _as_json(stored: _StoredRecord) -> dict[str, Any]:
-    # The output is JSON already, and may hold text that pydantic does not encode.
-    unwritten = {"output"} if stored.key is not None else {"output", "key"}
-    return stored.model_dump(mode="json", exclude=unwritten) | {"output": stored.output}
+    return stored.as_json()
 
 
 def unstorable_record(record: StepRecord) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def decode_record(stored: Any, codec: StepCodec, formerly: str | None = None) ->
         found = getattr(stored, "content", None)
         content = _StoredRecord.model_validate(found)
         # pydantic takes the text "1" for 1; we never wrote it
-        if json.dumps(_as_json(content)) != json.dumps(found):
+        if json.dumps(content.as_json()) != json.dumps(found):
             raise ValueError("it is not written as a record is")
     except (ValueError, RecursionError) as error:
         raise ResultStorageError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import UUID
@@ -26,15 +25,12 @@ class RunScope:
     Attributes:
         text: The same whenever the run is executed again, and another for each other run.
         may_have_results: Whether another execution may have left some; True when unsure.
+        is_keyed: Whether the caller named the run, so that it may go on with another input.
     """
 
     text: str
-    may_have_results: bool
-
-    @property
-    def is_keyed(self) -> bool:
-        """Whether the caller named the run, so that it may go on with another input."""
-        return self.text.startswith("key:")
+    may_have_results: bool = True
+    is_keyed: bool = False
 
 
 def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
@@ -49,27 +45,31 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
         inputs: Digest of the run's input.
     """
     if run_key is not None:
-        return RunScope(f"key:{run_key}", may_have_results=True)
-    context = FlowRunContext.get()
-    assert context is not None
-    assert context.flow_run is not None, "called within a flow run"
-    flow_run = context.flow_run
-    outermost = _outermost()
-    if outermost is context:
+        return RunScope(f"key:{run_key}", is_keyed=True)
+    flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
+    outermost = _outermost(flows, tasks)
+    if outermost is flows[0]:
+        flow_run = flows[0].flow_run
+        assert flow_run is not None, "called within a flow run"
         # Started by a deployment within another flow, the run is known by what stands for it there.
         started_by = flow_run.parent_task_run_id
         is_first = flow_run.run_count <= 1 and started_by is None
         return RunScope(str(started_by or flow_run.id), may_have_results=not is_first)
     if inputs.startswith(UNIDENTIFIED):
         inputs = UNIDENTIFIED  # it is another text each time: all runs of such inputs are equal
-    number = _number(outermost, pipeline, inputs)
-    root = _try_of(outermost)[0]
-    return RunScope(f"in:{root}:{inputs}:{number}", may_have_results=True)
+    root = _try_of(outermost)
+    tries = frozenset([*map(_try_of, flows), *map(_try_of, tasks)])
+    with _numbering:
+        if root not in _numbers:
+            _numbers[root] = _Numbers()
+            weakref.finalize(outermost, _numbers.pop, root, None)
+        number = _numbers[root].take(pipeline, inputs, tries)
+    return RunScope(f"in:{root[0]}:{inputs}:{number}")
 
 
 def is_first_try() -> bool:
     """Whether nothing around this place was tried before, or was started from somewhere else."""
-    flows, tasks = list(_around(FlowRunContext.get())), _around(TaskRunContext.get())
+    flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
     if not flows or flows[-1].flow_run is None or flows[-1].flow_run.parent_task_run_id is not None:
         return False
     tries = [*map(_try_of, flows), *map(_try_of, tasks)]
@@ -80,12 +80,11 @@ RunContext = FlowRunContext | TaskRunContext
 RunContextT = TypeVar("RunContextT", FlowRunContext, TaskRunContext)
 
 
-def _outermost() -> RunContext:
+def _outermost(flows: list[FlowRunContext], tasks: list[TaskRunContext]) -> RunContext:
     """The run around all others that this process knows of: what is retried last of all."""
-    tasks, flows = list(_around(TaskRunContext.get())), list(_around(FlowRunContext.get()))
-    alone = [task for task in tasks if task.task_run.flow_run_id is None]
-    if alone:
-        return alone[-1]
+    for task in reversed(tasks):
+        if task.task_run.flow_run_id is None:
+            return task
     # A task that was sent to another process brings a copy of its flow's context. What else runs in
     # that flow is not known here, so nothing outside of the task can number its runs.
     if flows[-1].detached and tasks:
@@ -93,15 +92,17 @@ def _outermost() -> RunContext:
     return flows[-1]
 
 
-def _around(context: RunContextT | None) -> Iterator[RunContextT]:
+def _around(context: RunContextT | None) -> list[RunContextT]:
     """A context and those in which it was entered, from within. Prefect names only the innermost;
     the others are what the token that it keeps would restore.
     """
+    found: list[RunContextT] = []
     while context is not None:
-        yield context
+        found.append(context)
         token = getattr(context, "_token", None)
         outer = getattr(token, "old_value", None)
         context = outer if isinstance(outer, type(context)) else None
+    return found
 
 
 def _try_of(context: RunContext) -> Try:
@@ -137,14 +138,3 @@ class _Numbers:
 _numbers: dict[Try, _Numbers] = {}
 """Of each outermost run that is under way here, as it can't be handed down through user code."""
 _numbering = threading.Lock()  # tasks that are submitted run in threads
-
-
-def _number(outermost: RunContext, pipeline: str, inputs: str) -> int:
-    flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
-    tries = frozenset([*map(_try_of, flows), *map(_try_of, tasks)])
-    with _numbering:
-        root = _try_of(outermost)
-        if root not in _numbers:
-            _numbers[root] = _Numbers()
-            weakref.finalize(outermost, _numbers.pop, root, None)
-        return _numbers[root].take(pipeline, inputs, tries)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -86,11 +89,12 @@ class StepStorage(WritableFileSystem):
     async def write_path(self, path: str, content: bytes) -> None:
         """Write a record; one that can't be written yet waits in the process."""
         # Prefect writes the error of a failed task, too; no run is the poorer without it.
-        is_error = loads_strictly(content)["result"].startswith('{"error":')
+        is_error = json.loads(content)["result"].startswith('{"error":')
         await self.store.write(path, content, None if is_error else self.step_id)
 
 
-class RunStorage:
+@dataclass(eq=False)
+class RunStorage(AbstractAsyncContextManager["RunStorage", None]):
     """The storages of a run's steps, to be flushed when the context ends.
 
     Attributes:
@@ -98,18 +102,8 @@ class RunStorage:
         not_stored: When flushed: the steps whose results could not be stored, and why.
     """
 
-    def __init__(self, stores: Mapping[str, ResultStore], inputs: Mapping[str, Any] | None) -> None:
-        self.by_step = {
-            step_id: StepStorage(store=store, step_id=step_id, inputs=inputs)
-            for step_id, store in stores.items()
-        }
-        self.not_stored: dict[str, str] = {}
-        self._stores = {id(store): store for store in stores.values()}
-
-    async def __aenter__(self) -> RunStorage:
-        for store in self._stores.values():
-            store.retry()
-        return self
+    by_step: dict[str, StepStorage]
+    not_stored: dict[str, str] = field(default_factory=dict)
 
     async def __aexit__(
         self,
@@ -119,7 +113,7 @@ class RunStorage:
     ) -> None:
         # Who cancels a run does not want to wait.
         wait = exc_type is None or issubclass(exc_type, Exception)
-        for store in self._stores.values():
+        for store in {id(step.store): step.store for step in self.by_step.values()}.values():
             for step_id, cause in (await store.flush(wait=wait)).items():
                 self.not_stored[step_id] = f"{store.described}: {cause}"
         if self.not_stored:
@@ -147,23 +141,26 @@ async def open_storage(
 
     Args:
         plan: A step's own configuration of storage wins.
-        default: Where results of the others go; None: where Prefect puts them.
+        default: Where results of the others go; None: as the settings say, or else where Prefect
+            puts them.
         settings: Time limits, the secret, compression.
         inputs: Of a run with a key, which may go on with another input.
 
     Raises:
         ResultStorageError: One of them can't be used.
     """
+    if default is None:
+        default = settings.result_storage
     opened: dict[Any, ResultStore] = {}
-    stores: dict[str, ResultStore] = {}
+    by_step: dict[str, StepStorage] = {}
     for step_id, node in plan.steps.items():
         choice = node.config.result_storage if node.config.result_storage is not None else default
         key = choice if isinstance(choice, str) else id(choice)
         if key not in opened:
             opened[key] = await open_store(choice, settings)
             await opened[key].probe()
-        stores[step_id] = opened[key]
-    return RunStorage(stores, inputs)
+        by_step[step_id] = StepStorage(store=opened[key], step_id=step_id, inputs=inputs)
+    return RunStorage(by_step)
 
 
 async def open_store(choice: Any, settings: FastroAISettings) -> ResultStore:

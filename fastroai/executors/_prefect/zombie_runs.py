@@ -153,7 +153,7 @@ async def report_own_ended_runs(settings: FastroAISettings) -> None:
     raises.
     """
     try:
-        if configured_heartbeat(settings).has_unreported:
+        if configured_heartbeat(settings).unreported:
             for line in await report_ended_runs(settings):
                 logger.warning("%s", line)
     except Exception as error:  # the next run, or `fastroai runs`, tries again

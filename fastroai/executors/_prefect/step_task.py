@@ -1,0 +1,281 @@
+"""One step of a run as a Prefect task: what it is made of, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext, TaskRunContext
+
+from ...errors import ResultStorageError
+from ...pipelines.config import expiration, retry_delay
+from ...pipelines.plan import PlannedStep
+from ...replay.journal import Journal
+from ...serialization.canonical_json import digest
+from ..protocol import StepRecord
+from ..session import RunSession
+from ..step import may_retry, run_step
+from ..step_codec import StepCodec
+from .caching import (
+    StepCachePolicy,
+    StepIdentity,
+    digest_of_input,
+    digest_or_unique,
+    former_identities,
+    resolve_cache_policy,
+)
+from .error_texts import mask_secrets
+from .journal import StoredJournal
+from .results import (
+    StepResultSerializer,
+    StoredStep,
+    decode_record,
+    encode_record,
+    unstorable_record,
+)
+from .run_scope import RunScope
+from .run_storage import StepStorage
+
+logger = logging.getLogger("fastroai.executors")
+
+# Prefect accepts no more delays than this; the last one is repeated.
+MAX_RETRY_DELAYS = 50
+
+FIELD_OF_OPTION = {
+    "retries": "retries",
+    "retry_delay_seconds": "retry_delay",
+    "cache_policy": "cache_policy",
+    "cache_expiration": "cache_expiration",
+    "persist_result": "persist_result",
+}
+"""Which field of a step's configuration wins over an option of `prefect.task`."""
+
+
+class StepTask:
+    """A step of one run.
+
+    Args:
+        session: The run.
+        scope: Under what its results are found again.
+        storage: Where the step's result is kept.
+        defaults: The executor's task options, which hold where the step gives none itself.
+        records_requests: Whether an answered request is not sent again when the step is.
+        ledger_url: Where the run's requests are booked.
+
+    Attributes:
+        task: Its body is `execute`.
+        identity: What tells this execution from others, once its dependencies have ended.
+        output_digest: What identifies the output in the keys of its dependents.
+        attempts: How often the step's code was run.
+        record: What that gave.
+        error: What the last attempt raised.
+        state: How the task ended.
+        task_run_id: Known once the task has begun.
+    """
+
+    def __init__(
+        self,
+        session: RunSession,
+        node: PlannedStep,
+        scope: RunScope,
+        storage: StepStorage,
+        defaults: Mapping[str, Any],
+        records_requests: bool,
+        ledger_url: str,
+    ) -> None:
+        self.node = node
+        self.identity: StepIdentity | None = None
+        self.output_digest = ""
+        self.attempts = 0
+        self.record: StepRecord | None = None
+        self.error: BaseException | None = None
+        self.state: State[Any] | None = None
+        self.task_run_id: UUID | None = None
+        self._session = session
+        self._scope = scope
+        self._storage = storage
+        self._records_requests = records_requests
+        self._ledger_url = ledger_url
+        self._codec = StepCodec.of(node.step_id, node.step)
+        self.task = self._make_task(defaults)
+
+    def _make_task(self, defaults: Mapping[str, Any]) -> Task[[dict[str, Any]], Any]:
+        node, config = self.node, self.node.config
+        delays = range(1, min(config.retries, MAX_RETRY_DELAYS) + 1)
+        options: dict[str, Any] = {
+            "retries": config.retries,
+            "retry_delay_seconds": list(map(partial(retry_delay, config), delays)),
+            "cache_policy": config.cache_policy,
+            "cache_expiration": expiration(config),
+            "persist_result": config.persist_result is not False,
+            "result_serializer": StepResultSerializer(),
+            "retry_condition_fn": self.may_be_tried_again,
+            "task_run_name": literal_name(node.step_id),
+        }
+        given: set[str] = config.__dict__.get("_given", set())
+        for option, value in defaults.items():
+            if FIELD_OF_OPTION.get(option) not in given:
+                options[option] = value
+        default = self._session.settings.cache_policy
+        options["cache_policy"] = resolve_cache_policy(
+            options["cache_policy"], default, self._scope
+        )
+        task: Task[[dict[str, Any]], Any] = Task(self.execute, name=node.step_id, **options)
+        if task.persist_result:
+            # Assigned, because Task() refuses a block that was not saved to the server.
+            task.result_storage = self._storage
+        return task
+
+    async def execute(self, identity: dict[str, Any]) -> StoredStep | None:
+        """Run the step, and give what is to be stored; the body of its task."""
+        context = TaskRunContext.get()
+        if context is not None:
+            self.task_run_id = context.task_run.id
+        self.attempts += 1
+        state = self._session.step_state(self.node.step_id)
+        if self._records_requests and state.journal is None:
+            state.journal = self._new_journal()
+        try:
+            with _results_of_the_flow(context):
+                record = await run_step(self._session, self.node, self.attempts)
+            content, self.output_digest = self._stored_form(record)
+        except BaseException as error:
+            mask_secrets(error)
+            self.error = error
+            raise
+        self.record = record
+        return StoredStep(content) if self.task.persist_result else None
+
+    def _new_journal(self) -> Journal:
+        """Where the step's answers are recorded: beside its result if that may be used again, else
+        in process.
+        """
+        run, pipeline = self._scope, self._session.name
+        step = digest([run.text, pipeline, self.node.step_id, self.node.config.cache_scope])
+        if not self.task.persist_result or self.task.cache_policy is NO_CACHE:
+            return Journal(step)
+        return Journal(step, StoredJournal(self._storage.store, run, pipeline, self._ledger_url))
+
+    def _stored_form(self, record: StepRecord) -> tuple[dict[str, Any], str]:
+        """What is stored of the finished step, and what identifies its output in the keys of its
+        dependents.
+
+        Raises:
+            ResultStorageError: The output can't be stored, and the step's configuration asks for
+                it.
+        """
+        session, policy, key = self._session, self.task.cache_policy, None
+        if isinstance(policy, StepCachePolicy):
+            assert self.identity is not None
+            key = policy.key_of(self.identity.as_parameter())
+        reads: dict[str, str] = {}
+        for name in sorted(session.step_state(self.node.step_id).reads):
+            reads[name] = digest_of_input(session.inputs, name)
+        try:
+            stored = encode_record(record, self._codec, reads, key)
+        except ResultStorageError as error:
+            if _asks_for_storage(self.node):
+                raise
+            if self.task.persist_result:
+                message = "%s The run goes on; were it tried again, this step would run again."
+                logger.warning(message, error)
+            return unstorable_record(record), digest_or_unique(object())
+        return stored, digest_or_unique(stored["output"])
+
+    async def may_be_tried_again(self, task: Any, task_run: Any, state: Any) -> bool:
+        """Whether the step's last failure may be followed by another attempt.
+
+        Asynchronous, because Prefect takes any other method for a refusal.
+        """
+        # None, or Prefect's own timeout.
+        if self.error is None or isinstance(self.error, asyncio.CancelledError):
+            return True
+        return may_retry(self._session, self.node, self.error)
+
+    async def find_under_former_names(self) -> None:
+        """Have Prefect look under an earlier name where only that has a result."""
+        assert self.identity is not None
+        policy = self.task.cache_policy
+        if not self.task.persist_result or not isinstance(policy, StepCachePolicy):
+            return
+        if await self._storage.has(policy.key_of(self.identity.as_parameter()).digest()):
+            return
+        for former in former_identities(self.identity, self._session.plan):
+            key = policy.key_of(former.as_parameter()).digest()
+            if await self._storage.has(key):
+                policy.found_under = key
+                return
+
+    def replay(self, stored: StoredStep) -> StepRecord:
+        """Take a stored record instead of running the step; its requests are booked as replayed.
+
+        Raises:
+            ResultStorageError: It is damaged, or of another shape than the code declares now.
+        """
+        step_id, session = self.node.step_id, self._session
+        record = decode_record(stored, self._codec, self.node.config.formerly)
+        step_state = session.step_state(step_id)
+        if record.entries:
+            session.recorder.replay(record.entries, step_state.next_attribution())
+        session.outputs[step_id] = record.output
+        self.output_digest = digest_or_unique(stored.content["output"])
+        entries = step_state.entries
+        return StepRecord(
+            step_id=step_id,
+            output=record.output,
+            entries=entries,
+            usage=step_state.usage if entries else None,
+            attempts=record.attempts,
+            replayed=True,
+        )
+
+    async def failure(self, state: State[Any]) -> BaseException:
+        """Why the task has failed: what the step raised, the same object, if it did."""
+        error = self.error
+        if state.name == "TimedOut" and isinstance(error, asyncio.CancelledError):
+            # of default_task_config's timeout_seconds
+            return TimeoutError(f"Step '{self.node.step_id}': {state.message}")
+        if error is not None:
+            return error
+        result = await state.aresult(raise_on_failure=False)
+        if isinstance(result, BaseException):
+            return result
+        return RuntimeError(f"Prefect ended the task as {state!r}")
+
+
+def literal_name(name: str) -> str:
+    """A name as Prefect takes it for a run: without parts to fill in."""
+    return name.replace("{", "{{").replace("}", "}}")
+
+
+def _asks_for_storage(node: PlannedStep) -> bool:
+    """Whether a step's configuration says that its result is to be kept, so that going on without
+    would be wrong.
+    """
+    config = node.config
+    if config.persist_result or config.result_storage is not None:
+        return True
+    return config.cache_policy not in (None, "off")
+
+
+def _results_of_the_flow(context: TaskRunContext | None) -> AbstractContextManager[Any]:
+    """Keep the results of a user's own tasks within a step where the flow keeps them, not as
+    results of steps.
+    """
+    flow_context = FlowRunContext.get()
+    if context is None or flow_context is None:
+        return nullcontext()
+    own = {
+        "result_store": flow_context.result_store,
+        "persist_result": flow_context.persist_result,
+    }
+    changed: AbstractContextManager[Any] = context.model_copy(update=own)
+    return changed
