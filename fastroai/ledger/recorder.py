@@ -153,8 +153,16 @@ class RequestRecorder:
             if before is None:
                 self._by_step.setdefault(step_id, {})[entry.id] = None
                 self._by_dispatch.setdefault(_dispatch_of(entry.attribution), []).append(entry.id)
+            elif before.attribution is not entry.attribution:
+                self._move(entry.id, before.attribution, entry.attribution)
             self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), delta)
             self._usd = EXACT.add(self._usd, delta)
+
+    def _move(self, entry_id: str, before: Attribution, now: Attribution) -> None:
+        """A later attempt of a step waits for what an earlier one sent."""
+        if _dispatch_of(before) != _dispatch_of(now):
+            self._by_dispatch[_dispatch_of(before)].remove(entry_id)
+            self._by_dispatch.setdefault(_dispatch_of(now), []).append(entry_id)
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:

@@ -13,6 +13,8 @@ from pydantic_ai import Agent
 
 from ..pricing.calculator import CostCalculator
 from ..replay.tools import ToolJournal
+from .batch_journal import journal_batches
+from .batches import meter_batches
 from .meter import RequestMeter
 from .model import COUNTING
 from .other_models import meter_other_models
@@ -35,6 +37,8 @@ def install() -> bool:
     """
     carry_into_threads()
     meter_other_models()
+    meter_batches()
+    journal_batches()
     return book_all_agents()
 
 

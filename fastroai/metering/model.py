@@ -10,10 +10,12 @@ from typing import TypeVar
 
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse
+from pydantic_ai.models.batch import BatchRequest, EncodedBatchRequest
 
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
 from ..retries import retry
+from .batches import BookedRequest, booked_request, place_of_request
 from .http_attempts import Send, settings_for_one_attempt
 from .members import have_stood_for, is_made_of_models
 from .request_books import Foreseen, RequestBooks, Target
@@ -80,6 +82,13 @@ class MeteredModel(RequestWrapper):
             return delay and delay * random.uniform(1, 1.25)
 
         return await retry(send_once, delay_after)
+
+    async def batch_encode(self, request: BatchRequest) -> EncodedBatchRequest:
+        encoded = await self.wrapped.batch_encode(request)
+        place = place_of_request.get()
+        if isinstance(encoded, BookedRequest):
+            place = encoded.booking.place
+        return booked_request(encoded, request, self.books, self.wrapped, place)
 
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None

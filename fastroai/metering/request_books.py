@@ -20,6 +20,7 @@ from .http_attempts import Send, client_retries
 from .models import endpoint, innermost
 from .outcomes import settle_answer, settle_stream
 from .pricer import Pricer
+from .raw_answers import RawAnswer
 from .scope import UNATTRIBUTED, DispatchScope
 from .service_tiers import asked_service_tier
 
@@ -125,14 +126,21 @@ class RequestBooks:
         Raises:
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
-        intend = partial(self._intend, target, foreseen)
+        intend = partial(self.intend, target, foreseen)
         settle = partial(settle_answer, model=target.model, pricer=self._pricer)
         book = partial(self._record, foreseen)
         return Send(await intend(), target.sender, intend, book, settle)
 
-    async def _intend(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
+    async def intend(
+        self, target: Target, foreseen: Foreseen, entry_id: str | None = None
+    ) -> LedgerEntry:
+        """Book a request that is about to be sent.
+
+        Raises:
+            LedgerUnavailableError: It can't be booked, and must be before it is sent.
+        """
         entry = LedgerEntry(
-            id=str(uuid4()),
+            id=entry_id or str(uuid4()),
             sent_at=datetime.now(UTC),
             attribution=self._attribution,
             agent=self._agent,
@@ -161,6 +169,23 @@ class RequestBooks:
         if entry.state is EntryState.UNSETTLED and entry.upper_bound_usd is None:
             entry = replace(entry, upper_bound_usd=foreseen.upper_bound())
         self._recorder.record(entry)
+
+    def settle(
+        self, entry: LedgerEntry, target: Target, response: ModelResponse, raw: RawAnswer | None
+    ) -> None:
+        """Book what an answer costs that came apart from its request."""
+        self._recorder.record(settle_answer(entry, response, target.model, self._pricer, raw))
+
+    def note(self, entry: LedgerEntry) -> None:
+        """Book what is now known of a request."""
+        self._recorder.record(entry)
+
+    def resume(self, entry: LedgerEntry) -> LedgerEntry:
+        """Take over a request that an earlier execution sent, whose answer is still to come."""
+        self._sent.append(entry.id)
+        taken = replace(entry, attribution=self._attribution)
+        self._recorder.record(taken)
+        return taken
 
     def replayed(self, entries: Sequence[LedgerEntry]) -> None:
         """Book that an answer is used again which earlier requests paid for."""

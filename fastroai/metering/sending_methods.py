@@ -18,7 +18,7 @@ def replace_methods(
     but: tuple[type, ...] = (),
     extended: bool = False,
 ) -> None:
-    """Replace methods wherever a subclass of `base` defines them; once, however often it is called.
+    """Replace methods wherever a subclass of `base` defines them.
 
     It is put into the classes, because whoever has an object of them may call it: an agent, one of
     pydantic-ai's functions, a step's own code.
@@ -31,16 +31,12 @@ def replace_methods(
     """
     # As it is found on the base: its own, or what it inherits.
     define = vars(base).get("__init_subclass__", classmethod(_defined_by_the_next(base)))
-    if hasattr(define, MARK):
-        return
 
     def defined(cls: type[Any], /, **options: Any) -> None:
         define.__get__(None, cls)(**options)
         _replace_in(cls, methods, but, extended)
 
-    replaced = classmethod(defined)
-    setattr(replaced, MARK, True)
-    setattr(base, "__init_subclass__", replaced)  # noqa: B010  # mypy sees no assignment to a method
+    setattr(base, "__init_subclass__", classmethod(defined))  # noqa: B010  # mypy sees no assignment to a method
     for cls in _subclasses(base):
         _replace_in(cls, methods, but, extended)
 

@@ -41,21 +41,21 @@ class JournaledModel(RequestWrapper):
 
     def __init__(self, wrapped: Model, journal: Journal, books: Books) -> None:
         super().__init__(wrapped, books)
-        self._journal = journal
+        self.journal = journal
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        place = self._place(request)
-        if (recorded := await self._recall(place)) is not None:
+        place = self.place_of(request)
+        if (recorded := await self.recall(place)) is not None:
             return recorded
         sent_before = len(self.books.entries)
         response = await request.answer_of(self.wrapped)
-        await self._keep(place, response, sent_before)
+        await self.keep(place, response, sent_before)
         return response
 
     @asynccontextmanager
     async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
-        place = self._place(request)
-        if (recorded := await self._recall(place)) is not None:
+        place = self.place_of(request)
+        if (recorded := await self.recall(place)) is not None:
             yield CompletedStreamedResponse(
                 recorded, model_request_parameters=request.parameters, replay_events=True
             )
@@ -63,28 +63,31 @@ class JournaledModel(RequestWrapper):
         sent_before = len(self.books.entries)
         async with request.stream_of(self.wrapped) as stream:
             yield stream
-        await self._keep(place, stream.get(), sent_before)
+        await self.keep(place, stream.get(), sent_before)
 
-    def _place(self, request: RequestOfModel) -> str:
+    def place_of(self, request: RequestOfModel) -> str:
+        """Where the answer to a request belongs, this being the next time it is asked."""
         messages = ModelMessagesTypeAdapter.dump_python(request.messages, mode="json")
         sent = list(map(_sent, messages))
         model_id = self.wrapped.model_id
-        return self._journal.place("request", model_id, sent, request.settings, request.parameters)
+        return self.journal.place("request", model_id, sent, request.settings, request.parameters)
 
-    async def _recall(self, place: str) -> ModelResponse | None:
+    async def recall(self, place: str) -> ModelResponse | None:
+        """The recorded answer, booked as replayed; None where there is none."""
         adapter: TypeAdapter[_Answer] = adapter_of(_Answer)
-        record = await self._journal.read(place, adapter)
+        record = await self.journal.read(place, adapter)
         if record is None:
             return None
         self.books.replayed(record.entries)
         return record.response
 
-    async def _keep(self, place: str, response: ModelResponse, sent_before: int) -> None:
+    async def keep(self, place: str, response: ModelResponse, sent_before: int) -> None:
+        """Record an answer, with what was paid for it since so many entries."""
         if response.state != "complete":
             return
         paid = tuple(entry for entry in self.books.entries[sent_before:] if entry.is_spend)
         await self.books.settled()
-        await self._journal.write(
+        await self.journal.write(
             place,
             response=adapter_of(ModelResponse).dump_python(response, mode="json"),
             entries=adapter_of(tuple[LedgerEntry, ...]).dump_python(paid, mode="json"),

@@ -1,0 +1,454 @@
+"""Books the requests of batches: one entry each at submission, settled when its result is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
+from functools import wraps
+from typing import Any, Final
+from uuid import UUID, uuid4, uuid5
+
+from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError
+from pydantic_ai.models import Model
+from pydantic_ai.models.batch import Batch, BatchRequest, BatchResult, EncodedBatchRequest
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.wrapper import WrapperModel
+
+from ..ledger.entries import EntryState, LedgerEntry
+from ..ledger.filters import LedgerFilter
+from ..ledger.store import configured_store
+from ..pricing.calculator import CostCalculator
+from ..replay.encoding import adapter_of
+from ..replay.journal import Journal, JournalRecord
+from ..replay.requests import RequestOfModel
+from .models import innermost
+from .outcomes import settle_failure
+from .pricer import describe_error
+from .raw_answers import RawAnswer
+from .request_books import Foreseen, RequestBooks, Target
+from .scope import current_scope, scope_outside_of_runs
+from .sending_methods import Replace, replace_methods
+
+_SUBMISSION: Final = "fastroai_submission"
+"""Under which a batch's `provider_details` name its submission, from which its entries' ids are."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedRequest(JournalRecord):
+    """That a request was submitted, at its place in the journal."""
+
+    submission: str
+    custom_id: str
+    entry: LedgerEntry
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission(JournalRecord):
+    """What is known of a submission, under its id: what it is about to submit, then its batch."""
+
+    ids: list[str] = field(default_factory=list)
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a journal keeps that a request was submitted.
+
+    Attributes:
+        name: Of the record, within the journal.
+        known: The record of an earlier attempt that is to be taken up; None: there is none.
+    """
+
+    journal: Journal
+    name: str
+    known: SubmittedRequest | None = None
+
+
+# Ambient, because between an agent's request and the batch that it goes into stands pydantic-ai.
+place_of_request: ContextVar[Place | None] = ContextVar("fastroai_batch_place", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """Whom a request of a batch is booked to, as it was known when it was encoded."""
+
+    books: RequestBooks
+    target: Target
+    foreseen: Foreseen
+    place: Place | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BookedRequest(EncodedBatchRequest):
+    """A request that carries its booking into the batch, which another one may submit."""
+
+    booking: Booking
+
+
+_awaited: dict[str, dict[str, tuple[Booking, LedgerEntry]]] = {}
+"""By submission and the request's id in it, what has no result yet. Of the process, because any
+agent that waits for a batch may be the one that reads it."""
+
+_withdrawn: set[str] = set()
+"""Submissions whose batch was cancelled, of the process: another attempt submits anew."""
+
+
+def meter_batches() -> None:
+    """Have each request of each batch booked, whoever submits it."""
+    methods: dict[str, Replace] = {
+        "batch_encode": _encoding,
+        "batch_create": _creating,
+        "batch_status": _keeping_submission,
+        "batch_cancel": _cancelling,
+        "batch_results": _reading,
+    }
+    replace_methods(Model, methods, but=(WrapperModel, FallbackModel))
+
+
+def booked_request(
+    encoded: EncodedBatchRequest,
+    request: BatchRequest,
+    books: RequestBooks,
+    model: Model,
+    place: Place | None,
+) -> BookedRequest:
+    """An encoded request with its booking.
+
+    Raises:
+        UnknownModelPriceError: `FASTROAI_UNPRICED` refuses it. Nothing is sent or booked.
+    """
+    target = Target(model)
+    asked = RequestOfModel(
+        request.messages, request.model_settings, request.model_request_parameters
+    )
+    foreseen = replace(books.foresee(target, asked), service_tier="batch")
+    booking = Booking(books, target, foreseen, place)
+    plain = {each.name: getattr(encoded, each.name) for each in fields(EncodedBatchRequest)}
+    return BookedRequest(**plain, booking=booking)
+
+
+def _encoding(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    async def encoded(self: Model, request: BatchRequest) -> EncodedBatchRequest:
+        plain: EncodedBatchRequest = await method(self, request)
+        scope = current_scope()
+        if scope is None:
+            return plain
+        place = place_of_request.get()
+        if place is None and scope.journal is not None:
+            name = scope.journal.place("batch", self.model_id, plain.body)
+            known = await scope.journal.read(name, adapter_of(SubmittedRequest))
+            place = Place(scope.journal, name, known)
+        books = RequestBooks(CostCalculator(), scope=scope)
+        return booked_request(plain, request, books, self, place)
+
+    return encoded
+
+
+def _creating(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    async def created(self: Model, requests: Sequence[EncodedBatchRequest]) -> Batch:
+        booked = [request for request in requests if isinstance(request, BookedRequest)]
+        if not booked or _submitting.get() is self:
+            batch: Batch = await method(self, requests)
+            return batch
+        if (known := await _submitted_before(self, booked)) is not None:
+            return known
+        token = _submitting.set(self)
+        try:
+            return await _Submitter(self, booked).send(lambda: method(self, requests))
+        finally:
+            _submitting.reset(token)
+
+    return created
+
+
+# Ambient: a simulated batch asks its own model, and a class may ask its base.
+_submitting: ContextVar[Model | None] = ContextVar("fastroai_submitting", default=None)
+
+
+class _Submitter:
+    """The requests that are submitted as one batch."""
+
+    def __init__(self, model: Model, requests: Sequence[BookedRequest]) -> None:
+        self._model = model
+        self._requests = requests
+        self._id = str(uuid4())
+        self._sent: list[tuple[Booking, LedgerEntry]] = []
+
+    async def send(self, create: Callable[[], Any]) -> Batch:
+        """Book the requests, submit them, and leave word where a further attempt looks for it."""
+        try:
+            for request in self._requests:
+                await self._intend(request)
+            await self._write({"ids": [request.custom_id for request in self._requests]})
+        except BaseException as error:
+            self._fail(error, left=False)
+            raise
+        try:
+            batch: Batch = await create()
+        except BaseException as error:
+            self._fail(error, left=None)
+            raise
+        _name_submission(batch, self._id)
+        await self._write({"batch": _as_json(batch)})
+        for request, (booking, entry) in zip(self._requests, self._sent, strict=True):
+            awaited = replace(entry, error=f"In batch {batch.id!r}, whose result was not read yet.")
+            booking.books.note(awaited)
+            _await(self._id, request.custom_id, booking, entry)
+        return batch
+
+    async def _intend(self, request: BookedRequest) -> None:
+        booking, id_ = request.booking, entry_id(self._id, request.custom_id)
+        entry = await booking.books.intend(booking.target, booking.foreseen, id_)
+        self._sent.append((booking, entry))
+        if booking.place is not None:
+            dumped = adapter_of(LedgerEntry).dump_python(entry, mode="json")
+            await booking.place.journal.write(
+                booking.place.name,
+                submission=self._id,
+                custom_id=request.custom_id,
+                entry=dumped,
+            )
+
+    async def _write(self, record: dict[str, Any]) -> None:
+        """For all requests at once, once in each journal that is asked for it."""
+        for journal in _journals(self._requests):
+            await journal.write(self._id, **record)
+
+    def _fail(self, error: BaseException, *, left: bool | None) -> None:
+        for booking, entry in self._sent:
+            settled = settle_failure(entry, error, left=left)
+            if isinstance(error, ModelHTTPError) and error.status_code >= 500:
+                # The provider may have created the batch all the same.
+                settled = replace(settled, state=EntryState.UNSETTLED)
+            booking.books.note(settled)
+
+
+def _journals(requests: Iterable[BookedRequest]) -> list[Journal]:
+    """One journal for each place that outlives the process, and each that does not."""
+    found: dict[int, Journal] = {}
+    for request in requests:
+        if (place := request.booking.place) is not None:
+            found.setdefault(id(place.journal), place.journal)
+    return list(found.values())
+
+
+async def _submitted_before(model: Model, requests: Sequence[BookedRequest]) -> Batch | None:
+    """The batch in which an earlier attempt submitted just these requests."""
+    known = [request.booking.place.known if request.booking.place else None for request in requests]
+    first = known[0]
+    for request, record in zip(requests, known, strict=True):
+        if first is None or record is None or record.submission != first.submission:
+            return None
+        if record.custom_id != request.custom_id:
+            return None
+    batch = None
+    for request, record in zip(requests, known, strict=True):
+        if record is not None:
+            batch = await take_up(model, request.booking, record, request.group)
+    return batch
+
+
+async def take_up(
+    model: Model, booking: Booking, record: SubmittedRequest, group: str
+) -> Batch | None:
+    """Wait for what an earlier attempt submitted.
+
+    Args:
+        model: That reads the result.
+        booking: Of the request now; with its place.
+        record: What is kept at that place.
+        group: Of the encoded request, by which pydantic-ai knows whose batch it is.
+
+    Returns:
+        Its batch. None: it never left, or its batch can't be found; it is to be submitted now.
+    """
+    assert booking.place is not None
+    submission, entry = record.submission, record.entry
+    if submission in _withdrawn:
+        return None
+    told = await booking.place.journal.read(submission, adapter_of(_Submission))
+    if told is None:
+        booking.books.note(settle_failure(entry, InterruptedError(_ENDED), left=False))
+        return None
+    batch: Batch | None = told.batch
+    if batch is None:
+        batch = await find_batch(model, told.ids, entry, group)
+        if batch is None:
+            return None
+        _name_submission(batch, submission)
+        await booking.place.journal.write(submission, batch=_as_json(batch))
+    _await(submission, record.custom_id, booking, booking.books.resume(entry))
+    return batch
+
+
+def _await(submission: str, custom_id: str, booking: Booking, entry: LedgerEntry) -> None:
+    _awaited.setdefault(submission, {})[custom_id] = booking, entry
+
+
+_ENDED: Final = "The process ended before the batch was submitted."
+
+
+async def find_batch(
+    model: Model, custom_ids: Sequence[str], entry: LedgerEntry, group: str
+) -> Batch | None:
+    """The batch that was submitted just before a process ended, where the provider can be asked.
+
+    Only of OpenAI's protocol: its batches name the files in which their requests' ids are.
+    """
+    client: Any = getattr(innermost(model), "client", None)
+    if not hasattr(client, "batches") or not hasattr(client, "files"):
+        return None
+    since = entry.sent_at.timestamp() - _CLOCKS_APART
+    async for listed in client.batches.list(limit=100):
+        if listed.created_at < since:
+            return None
+        lines = (await client.files.content(listed.input_file_id)).text.splitlines()
+        if {json.loads(line)["custom_id"] for line in lines} == set(custom_ids):
+            handle = Batch(
+                id=listed.id,
+                model_name=model.model_name,
+                provider_name=model.system,
+                group=group,
+                status="in_progress",
+                created_at=entry.sent_at,
+                request_count=len(custom_ids),
+            )
+            return await model.batch_status(handle)
+    return None
+
+
+_CLOCKS_APART: Final = 300
+"""Seconds by which the provider's clock may be behind."""
+
+
+def _keeping_submission(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    async def told(self: Model, batch: Batch) -> Batch:
+        now: Batch = await method(self, batch)
+        if (submission := _submission_of(batch)) is not None and now is not batch:
+            _name_submission(now, submission)
+        return now
+
+    return told
+
+
+def _cancelling(method: Callable[..., Any]) -> Callable[..., Any]:
+    keeping = _keeping_submission(method)
+
+    @wraps(method)
+    async def cancelled(self: Model, batch: Batch) -> Batch:
+        now: Batch = await keeping(self, batch)
+        if (submission := _submission_of(batch)) is not None:
+            _withdrawn.add(submission)
+            reason = f"Batch {batch.id!r} was withdrawn; what it had answered is billed."
+            for booking, entry in _awaited.get(submission, {}).values():
+                booking.books.note(replace(entry, error=reason))
+        return now
+
+    return cancelled
+
+
+def _reading(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    async def read(self: Model, batch: Batch) -> list[BatchResult]:
+        submission = _submission_of(batch)
+        try:
+            results: list[BatchResult] = await method(self, batch)
+        except ModelHTTPError as error:
+            # The one kind that says that the job ended without having run anything.
+            if submission is not None and type(error).__name__ == "BatchJobError":
+                for booking, entry in _awaited.pop(submission, {}).values():
+                    _refuse(booking, entry, describe_error(error))
+            raise
+        if submission is not None:
+            await _settle_all(self, batch, submission, results)
+        return results
+
+    return read
+
+
+async def _settle_all(
+    model: Model, batch: Batch, submission: str, results: Sequence[BatchResult]
+) -> None:
+    awaited = _awaited.pop(submission, None)
+    if awaited is None:
+        awaited = await _booked_elsewhere(model, batch, submission, results)
+    for result in results:
+        if (known := awaited.pop(result.custom_id, None)) is not None:
+            _settle(model, result, *known)
+    for booking, entry in awaited.values():
+        reason = f"Batch {batch.id!r} ended without a result for it."
+        booking.books.note(entry.settled(EntryState.UNSETTLED, error=reason))
+
+
+async def _booked_elsewhere(
+    model: Model, batch: Batch, submission: str, results: Sequence[BatchResult]
+) -> dict[str, tuple[Booking, LedgerEntry]]:
+    """What another process submitted, from the ledger of `FASTROAI_LEDGER_URL`, if that is set."""
+    from ..settings import load_settings  # only here: pydantic-settings takes its time to import
+
+    store = await configured_store(load_settings())
+    if store is None:
+        return {}
+    ids = {entry_id(submission, result.custom_id): result.custom_id for result in results}
+    day = timedelta(days=1)
+    around = LedgerFilter(since=batch.created_at - day, until=batch.created_at + day)
+    books = RequestBooks(CostCalculator(), scope=await scope_outside_of_runs())
+    booking = Booking(books, Target(model), Foreseen(), None)
+    return {
+        ids[entry.id]: (booking, entry)
+        for entry in await store.entries(around)
+        if entry.id in ids and entry.state is EntryState.UNSETTLED
+    }
+
+
+def _settle(model: Model, result: BatchResult, booking: Booking, entry: LedgerEntry) -> None:
+    if result.status in ("expired", "canceled"):
+        reason = f"The batch ended before the model ran it ({result.status}): nothing is billed."
+        _refuse(booking, entry, reason)
+        return
+    try:
+        asked = BatchRequest(custom_id=result.custom_id, messages=[])
+        response = model.batch_decode(result, asked)
+    except ModelAPIError as error:
+        _refuse(booking, entry, describe_error(error))
+    except Exception as error:  # what it cost is unknown, and its agent is told by itself
+        booking.books.note(entry.settled(EntryState.UNSETTLED, error=describe_error(error)))
+    else:
+        raw = RawAnswer(_Line(result.body or ""))
+        booking.books.settle(entry, booking.target, response, raw)
+
+
+def _refuse(booking: Booking, entry: LedgerEntry, reason: str) -> None:
+    booking.books.note(entry.settled(EntryState.REFUSED, error=reason))
+
+
+class _Line:
+    """A result's line in a batch's file, as an HTTP answer."""
+
+    def __init__(self, body: str) -> None:
+        self.headers: dict[str, str] = {}
+        self.content = body.encode()
+
+
+def _name_submission(batch: Batch, submission: str) -> None:
+    batch.provider_details = {**(batch.provider_details or {}), _SUBMISSION: submission}
+
+
+def _submission_of(batch: Batch) -> str | None:
+    submission = (batch.provider_details or {}).get(_SUBMISSION)
+    return submission if isinstance(submission, str) else None
+
+
+def _as_json(batch: Batch) -> Any:
+    return adapter_of(Batch).dump_python(batch, mode="json")
+
+
+def entry_id(submission: str, custom_id: str) -> str:
+    """The id of a request's entry, by which whoever reads its result finds it."""
+    return str(uuid5(UUID(submission), custom_id))
