@@ -22,6 +22,7 @@ from .entries import (
     replays,
     spend_of,
 )
+from .filters import LedgerFilter
 
 _dispatch_of = attrgetter("step_id", "attempt", "dispatch")
 
@@ -32,6 +33,7 @@ class DurableLedger(Protocol):
     async def intend(self, entry: LedgerEntry) -> None: ...
     def settle(self, entry: LedgerEntry) -> None: ...
     async def flush(self) -> None: ...
+    async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]: ...
 
 
 class RequestRecorder:
@@ -143,6 +145,14 @@ class RequestRecorder:
         if self._store is not None:
             with suppress(LedgerUnavailableError):
                 await self._store.flush()
+
+    async def stored(self, where: LedgerFilter) -> list[LedgerEntry]:
+        """What the store has, of other runs too; nothing where there is none.
+
+        Raises:
+            LedgerUnavailableError: It can't be read.
+        """
+        return [] if self._store is None else await self._store.entries(where)
 
     def _note(self, entry: LedgerEntry) -> None:
         step_id = entry.attribution.step_id

@@ -19,7 +19,6 @@ from pydantic_ai.models.wrapper import WrapperModel
 
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.filters import LedgerFilter
-from ..ledger.store import configured_store
 from ..pricing.calculator import CostCalculator
 from ..replay.encoding import adapter_of
 from ..replay.journal import Journal, JournalRecord
@@ -390,19 +389,15 @@ async def _booked_elsewhere(
     model: Model, batch: Batch, submission: str, results: Sequence[BatchResult]
 ) -> dict[str, tuple[Booking, LedgerEntry]]:
     """What another process submitted, from the ledger of `FASTROAI_LEDGER_URL`, if that is set."""
-    from ..settings import load_settings  # only here: pydantic-settings takes its time to import
-
-    store = await configured_store(load_settings())
-    if store is None:
-        return {}
     ids = {entry_id(submission, result.custom_id): result.custom_id for result in results}
     day = timedelta(days=1)
     around = LedgerFilter(since=batch.created_at - day, until=batch.created_at + day)
-    books = RequestBooks(CostCalculator(), scope=await scope_outside_of_runs())
+    scope = await scope_outside_of_runs()
+    books = RequestBooks(CostCalculator(), scope=scope)
     booking = Booking(books, Target(model), Foreseen(), None)
     return {
         ids[entry.id]: (booking, entry)
-        for entry in await store.entries(around)
+        for entry in await scope.ledger.stored(around)
         if entry.id in ids and entry.state is EntryState.UNSETTLED
     }
 

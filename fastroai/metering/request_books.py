@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, StreamedResponse
 from pydantic_ai.settings import ModelSettings
 

@@ -16,6 +16,8 @@ STATES = {
     "hung": {EntryState.UNSETTLED},
     "died": {EntryState.UNSETTLED},
     "refused": {EntryState.REFUSED},
+    "expired": {EntryState.REFUSED},
+    "withdrawn": {EntryState.UNSETTLED, EntryState.REFUSED},
 }
 """What an entry may say of a request, by what became of it at the provider."""
 
@@ -31,8 +33,13 @@ def paired(lines: Iterable[InvoiceLine], entries: Iterable[LedgerEntry]) -> list
     """
     left = [entry for entry in entries if entry.state is not EntryState.REPLAYED]
     pairs: list[Pair] = []
+    named = {entry.response_id: entry for entry in left if entry.response_id is not None}
     for line in lines:
         fitting = [entry for entry in left if fits(line, entry)]
+        if line.batch is not None and len(fitting) > 1:
+            # Those of one batch are received at once: the answered one by its id, others are alike.
+            unnamed = (entry for entry in fitting if entry.response_id is None)
+            fitting = [named.get(line.response_id) or next(unnamed)]
         assert len(fitting) == 1, f"{line}\nhas {len(fitting)} entries among\n{_listed(left)}"
         left.remove(fitting[0])
         pairs.append((line, fitting[0]))

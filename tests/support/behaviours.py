@@ -53,6 +53,13 @@ class Die:
 
 
 @dataclass(frozen=True)
+class Expire:
+    """A request of a batch that is not run before the batch expires; not billed."""
+
+    slowest: float = 0.0
+
+
+@dataclass(frozen=True)
 class Turns:
     """Answers a conversation by the tool results it holds already, so that one begun again gets the
     same answers.
@@ -61,8 +68,10 @@ class Turns:
     answers: tuple[Answer, ...]
 
 
-Behaviour = Answer | Refuse | Hang | Die | Turns
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Answer, Refuse, Hang, Die, Turns)}
+Behaviour = Answer | Refuse | Hang | Die | Expire | Turns
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Answer, Refuse, Hang, Die, Expire, Turns)
+}
 
 
 def to_json(behaviour: Behaviour) -> dict[str, Any]:

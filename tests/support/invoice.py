@@ -26,6 +26,7 @@ class InvoiceLine:
         asked: The model that was asked for.
         model: The model that answered.
         tool_results: How many the conversation held: 0 for the first request of a tool loop.
+        batch: The batch that it was in, which costs half; None: it was asked by itself.
     """
 
     number: int
@@ -45,6 +46,7 @@ class InvoiceLine:
     cached_tokens: int = 0
     streamed: bool = False
     tool_results: int = 0
+    batch: str | None = None
 
     @property
     def became(self) -> str:
@@ -82,7 +84,7 @@ def _price(line: InvoiceLine, full: str, cached: str, output: str) -> Decimal:
         line.cached_tokens * Decimal(cached),
         line.output_tokens * Decimal(output),
     )
-    return sum(parts, Decimal(0)) / 1_000_000
+    return sum(parts, Decimal(0)) / (1_000_000 if line.batch is None else 2_000_000)
 
 
 Price = Callable[[InvoiceLine], Decimal]
@@ -119,6 +121,12 @@ class Invoice:
         with self._lock:
             ended = self._lines[line.number - 1] = replace(line, delivered=delivered)
             self._write(ended)
+
+    def amend(self, line: InvoiceLine, **changes: Any) -> None:
+        """Change what is billed for a request that was withdrawn."""
+        with self._lock:
+            amended = self._lines[line.number - 1] = replace(line, **changes)
+            self._write(amended)
 
     def _write(self, line: InvoiceLine) -> None:
         if self._file is not None:

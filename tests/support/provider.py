@@ -1,5 +1,5 @@
-"""A loopback provider: OpenAI's Chat Completions and Responses APIs, and an invoice of what it
-bills.
+"""A loopback provider: OpenAI's Chat Completions, Responses and Batch APIs, and an invoice of what
+it bills.
 
 `python -m tests.support.provider INVOICE` says its port in its first line, takes a script in each
 line of its standard input, and ends when that is closed, also by the death of whoever started it.
@@ -18,15 +18,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.behaviours import Answer, Behaviour, Die, Hang, Refuse, Turns, from_json
+from tests.support.behaviours import (
+    Answer,
+    Behaviour,
+    Die,
+    Expire,
+    Hang,
+    Refuse,
+    Turns,
+    from_json,
+)
 from tests.support.invoice import Invoice, InvoiceLine
 from tests.support.openai_api import Chat, Responses, error_body, last_prompt, tool_results
+from tests.support.openai_batches import Batches
 
 __all__ = [
     "KEY",
     "MODEL",
     "Answer",
     "Die",
+    "Expire",
     "Hang",
     "InvoiceLine",
     "LoopbackProvider",
@@ -48,6 +59,7 @@ class LoopbackProvider:
 
     def __init__(self, invoice: Path | None = None) -> None:
         self.invoice = Invoice(invoice)
+        self.batches = Batches(self.next_behaviour, self._book_of_batch, self.invoice)
         self.closing = threading.Event()
         self._scripts: dict[str, list[Behaviour]] = {}
         self._lock = threading.Lock()
@@ -79,7 +91,18 @@ class LoopbackProvider:
         with self._lock:
             self._scripts[prompt] = list(behaviours)
 
-    def next_behaviour(self, prompt: str, turn: int) -> Answer | Refuse | Hang | Die:
+    def _book_of_batch(
+        self, body: dict[str, Any], prompt: str, behaviour: Any, path: str, batch: str
+    ) -> InvoiceLine:
+        return self.invoice.book(
+            **_asked(body), **self.received(path, prompt), batch=batch, **_billed(behaviour)
+        )
+
+    def received(self, path: str, prompt: str) -> dict[str, Any]:
+        host = f"127.0.0.1:{self.port}"
+        return {"host": host, "received_at": time.time(), "path": path, "prompt": prompt}
+
+    def next_behaviour(self, prompt: str, turn: int) -> Answer | Refuse | Hang | Die | Expire:
         """The behaviour that is due for a prompt in a conversation with so many tool results."""
         behaviour = self._next(prompt)
         return (
@@ -114,11 +137,32 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
         pass
 
+    def do_GET(self) -> None:
+        self._answer_about_batches("GET", b"")
+
+    def do_DELETE(self) -> None:
+        self._answer_about_batches("DELETE", b"")
+
+    def _answer_about_batches(self, method: str, content: bytes) -> bool:
+        """Whether a request was about files or batches, and is answered."""
+        batches, content_type = self.server.provider.batches, self.headers.get("Content-Type", "")
+        answer = batches.answer(method, self.path, content, content_type)
+        if answer is None:
+            return False
+        status, body = answer
+        try:
+            self._send_body(status, body if isinstance(body, bytes) else json.dumps(body).encode())
+        except OSError:
+            self.close_connection = True
+        return True
+
     def do_POST(self) -> None:
         received_at, length = time.time(), int(self.headers["Content-Length"])
         content = self.rfile.read(length)
         if len(content) < length:
             self.close_connection = True  # the client went away before the request had left it
+            return
+        if self._answer_about_batches("POST", content):
             return
         self.body = json.loads(content)
         provider = self.server.provider
@@ -128,14 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             behaviour = Refuse(401, None, "invalid_api_key")
         line = provider.invoice.book(
-            host=f"127.0.0.1:{provider.port}",
-            received_at=received_at,
-            path=self.path,
-            prompt=prompt,
-            tool_results=turn,
-            streamed=bool(self.body.get("stream")),
-            asked=self.body["model"],
-            model=MODEL if self.body["model"] == "gpt-5-mini" else self.body["model"],
+            **(provider.received(self.path, prompt) | {"received_at": received_at}),
+            **_asked(self.body),
             **_billed(behaviour),
         )
         delivered = False
@@ -195,7 +233,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     def _send_json(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(body).encode()
+        self._send_body(status, json.dumps(body).encode(), headers)
+
+    def _send_body(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)
@@ -227,8 +267,20 @@ class _Handler(BaseHTTPRequestHandler):
         raise ConnectionAbortedError("The provider is closed.")
 
 
-def _billed(behaviour: Answer | Refuse | Hang | Die) -> dict[str, Any]:
+def _asked(body: dict[str, Any]) -> dict[str, Any]:
+    """What the invoice says of a request's body."""
+    return {
+        "tool_results": tool_results(body),
+        "streamed": bool(body.get("stream")),
+        "asked": body["model"],
+        "model": MODEL if body["model"] == "gpt-5-mini" else body["model"],
+    }
+
+
+def _billed(behaviour: Answer | Refuse | Hang | Die | Expire) -> dict[str, Any]:
     """What the invoice says of a behaviour."""
+    if isinstance(behaviour, Expire):
+        return {"outcome": "expired", "status": 0, "billed": False}
     if isinstance(behaviour, Refuse):
         return {"outcome": "refused", "status": behaviour.status, "billed": False}
     bill = {"status": 200, "billed": True, "input_tokens": behaviour.input_tokens}
