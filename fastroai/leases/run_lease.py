@@ -238,6 +238,7 @@ class GuardedStore:
         self._held = held
         self.settle = store.settle
         self.flush = store.flush
+        self.entries = store.entries
 
     async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent, and make sure that the run may still send it.
