@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -21,8 +20,6 @@ from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel
 from .batches import BookedRequest, Place, SubmittedRequest, place_of_request, take_up
 from .sending_methods import MARK
-
-logger = logging.getLogger("fastroai.agent")
 
 _waiting: WeakKeyDictionary[Journal, dict[str, tuple[str, int]]] = WeakKeyDictionary()
 """By the id of a pending response: the request's place in the journal, and how much was sent before
@@ -81,20 +78,8 @@ class JournaledBatches(JournaledModel):
             response, model_request_parameters=request.parameters, replay_events=True
         )
 
-    async def cancel_suspended_response(self, response: ModelResponse) -> None:
-        is_ours = response.provider_response_id in _waiting.get(self.journal, {})
-        if not is_ours or not self.journal.is_durable:
-            await self.wrapped.cancel_suspended_response(response)
-            return
-        logger.warning(
-            "%r is left running, since this run takes it up again when it is executed again. If it "
-            "is not to be, cancel it at %s.",
-            response.provider_response_id,
-            response.provider_name,
-        )
-
     async def _within(self, place: str, answer: Any) -> ModelResponse:
-        token = place_of_request.set(Place(self.journal, place))
+        token = place_of_request.set(Place(self.journal, place, is_agents=True))
         try:
             response: ModelResponse = await answer
             return response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
@@ -31,6 +32,8 @@ from .request_books import Foreseen, RequestBooks, Target
 from .scope import current_scope, scope_outside_of_runs
 from .sending_methods import Replace, replace_methods
 
+logger = logging.getLogger("fastroai.agent")
+
 _SUBMISSION: Final = "fastroai_submission"
 """Under which a batch's `provider_details` name its submission, from which its entries' ids are."""
 
@@ -50,6 +53,7 @@ class _Submission(JournalRecord):
 
     ids: list[str] = field(default_factory=list)
     batch: Batch | None = None
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,13 @@ class Place:
     Attributes:
         name: Of the record, within the journal.
         known: The record of an earlier attempt that is to be taken up; None: there is none.
+        is_agents: Whether an agent's run waits for the answer, and takes it up again.
     """
 
     journal: Journal
     name: str
     known: SubmittedRequest | None = None
+    is_agents: bool = False
 
 
 # Ambient, because between an agent's request and the batch that it goes into stands pydantic-ai.
@@ -90,9 +96,6 @@ class BookedRequest(EncodedBatchRequest):
 _awaited: dict[str, dict[str, tuple[Booking, LedgerEntry]]] = {}
 """By submission and the request's id in it, what has no result yet. Of the process, because any
 agent that waits for a batch may be the one that reads it."""
-
-_withdrawn: set[str] = set()
-"""Submissions whose batch was cancelled, of the process: another attempt submits anew."""
 
 
 def meter_batches() -> None:
@@ -268,13 +271,13 @@ async def take_up(
     """
     assert booking.place is not None
     submission, entry = record.submission, record.entry
-    if submission in _withdrawn:
-        return None
     told = await booking.place.journal.read(submission, adapter_of(_Submission))
     if told is None:
         booking.books.note(settle_failure(entry, InterruptedError(_ENDED), left=False))
         return None
     batch: Batch | None = told.batch
+    if told.withdrawn:
+        return None
     if batch is None:
         batch = await find_batch(model, told.ids, entry, group)
         if batch is None:
@@ -341,12 +344,23 @@ def _cancelling(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     async def cancelled(self: Model, batch: Batch) -> Batch:
+        submission = _submission_of(batch)
+        awaited = list(_awaited.get(submission or "", {}).values())
+        places = [booking.place for booking, _ in awaited if booking.place is not None]
+        if any(place.is_agents and place.journal.is_durable for place in places):
+            logger.warning(
+                "Batch %r is left running: its run takes it up when it is executed again. If it "
+                "is not to be, cancel it at %s.",
+                batch.id,
+                batch.provider_name,
+            )
+            return batch
         now: Batch = await keeping(self, batch)
-        if (submission := _submission_of(batch)) is not None:
-            _withdrawn.add(submission)
-            reason = f"Batch {batch.id!r} was withdrawn; what it had answered is billed."
-            for booking, entry in _awaited.get(submission, {}).values():
-                booking.books.note(replace(entry, error=reason))
+        reason = f"Batch {batch.id!r} was withdrawn; what it had answered is billed."
+        for booking, entry in awaited:
+            booking.books.note(replace(entry, error=reason))
+        for journal in {id(place.journal): place.journal for place in places}.values():
+            await journal.write(submission or "", withdrawn=True)
         return now
 
     return cancelled
