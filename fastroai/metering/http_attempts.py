@@ -7,6 +7,7 @@ from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
 from functools import lru_cache
+from threading import Lock
 from typing import Any, Final
 from urllib.parse import urlsplit
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -18,6 +19,7 @@ from pydantic_ai.settings import ModelSettings
 
 from ..ledger.entries import LedgerEntry
 from ..redaction import remember
+from .connection_pools import keep_loops_apart
 from .models import innermost
 from .outcomes import settle_failure, settle_resent
 from .raw_answers import RawAnswer
@@ -277,14 +279,10 @@ def _watch_client(model: Model) -> bool:
         http_client = _at(client, path)
         hooks = getattr(http_client, "event_hooks", None)
         if isinstance(hooks, dict):
-            _warn_of_another_loop(http_client, model)
-            # Ours comes last: a hook of the client's owner may still change where the request goes.
-            for event, hook in (
-                ("request", _before_http_request),
-                ("response", _after_http_response),
-            ):
-                if hook not in hooks.setdefault(event, []):
-                    hooks[event].append(hook)
+            if _before_http_request not in hooks.get("request", ()):
+                _have_told(http_client)
+            if http_client in _loops:
+                _warn_of_another_loop(http_client, model)
             uses_aiohttp = _at(client, ("_api_client", "_use_aiohttp"))
             return not (callable(uses_aiohttp) and uses_aiohttp())
     if (events := _boto_events(client)) is None:
@@ -297,25 +295,35 @@ def _watch_client(model: Model) -> bool:
     return True
 
 
-_loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop]] = WeakKeyDictionary()
-"""In which loop each HTTP client was used first; of the process, as clients are the user's and
-outlive runs.
+_loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop] | None] = WeakKeyDictionary()
+"""In which loop each HTTP client was used last whose loops can't be kept apart; of the process, as
+clients are the user's and outlive runs.
 """
+_telling = Lock()
+
+
+def _have_told(http_client: Any) -> None:
+    with _telling:
+        # Ours come last: a hook of the client's owner may still change where the request goes.
+        for event, hook in (("request", _before_http_request), ("response", _after_http_response)):
+            if hook not in http_client.event_hooks.setdefault(event, []):
+                http_client.event_hooks[event].append(hook)
+        if not keep_loops_apart(http_client):
+            _loops[http_client] = None
 
 
 def _warn_of_another_loop(http_client: object, model: Model) -> None:
-    loop = get_running_loop()
-    first = _loops.get(http_client)
-    if first is None:
-        _loops[http_client] = ref(loop)
-    elif (other := first()) is not None and other is not loop and not other.is_closed():
-        logger.warning(
-            "The HTTP client of %r is used from several event loops at once, which loses answers "
-            "that were paid for. Give FastroAgent the model's name, so that it makes a client for "
-            "each loop, or make an agent in each.",
-            model.model_id,
-        )
-        _loops[http_client] = ref(loop)
+    loop, last = get_running_loop(), _loops[http_client]
+    _loops[http_client] = ref(loop)
+    other = last() if last is not None else None
+    if other is None or other is loop or other.is_closed():
+        return
+    logger.warning(
+        "The HTTP client of %r is used from several event loops at once, which loses answers that "
+        "were paid for, as its transport is none of httpx's. Give FastroAgent the model's name, so "
+        "that it makes a client for each loop, or make an agent in each.",
+        model.model_id,
+    )
 
 
 def _at(client: object, path: tuple[str, ...]) -> object:

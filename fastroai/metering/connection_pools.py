@@ -1,0 +1,89 @@
+"""Connection pools of HTTP clients: one for each event loop in which a client is used."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any
+
+Loop = asyncio.AbstractEventLoop
+
+
+class PoolPerLoop:
+    """Stands for a connection pool of httpcore, and keeps one like it for each event loop.
+
+    A connection belongs to the loop that opened it: the answer to a request that another loop
+    sends by it is lost, after it was billed.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._pools: dict[Loop, Any] = {}
+        self._lock = Lock()
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request by a connection of the running loop."""
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop) or self._open(loop)
+        return await pool.handle_async_request(request)
+
+    def _open(self, loop: Loop) -> Any:
+        pool = copy.copy(self._pool)
+        pool._connections, pool._requests = [], []
+        with self._lock:
+            # A pool's connections hold their loop, so weak references would keep the closed ones.
+            alive = {other: kept for other, kept in self._pools.items() if not other.is_closed()}
+            self._pools = alive | {loop: pool}
+        return pool
+
+    async def aclose(self) -> None:
+        """Close the connections of all loops that run, each in its own."""
+        with self._lock:
+            pools, self._pools = self._pools, {}
+        for loop, pool in pools.items():
+            if loop is asyncio.get_running_loop():
+                await pool.aclose()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(pool.aclose(), loop)
+        await self._pool.aclose()
+
+    async def __aenter__(self) -> PoolPerLoop:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+def keep_loops_apart(http_client: Any) -> bool:
+    """Have an HTTP client keep a pool of connections for each event loop.
+
+    What is under way in the pool it had ends there.
+
+    Returns:
+        Whether it does; not where a transport is none of httpx's.
+    """
+    split = [_split(transport) for transport in _transports(http_client)]
+    return all(split)
+
+
+def _transports(http_client: Any) -> Iterator[Any]:
+    yield getattr(http_client, "_transport", None)
+    for transport in getattr(http_client, "_mounts", {}).values():
+        if transport is not None:
+            yield transport
+
+
+def _split(transport: Any) -> bool:
+    """Replace the pool beneath a transport, and beneath those that it wraps."""
+    done = False
+    for name, value in list(getattr(transport, "__dict__", {}).items()):
+        if isinstance(value, PoolPerLoop):
+            done = True
+        elif hasattr(value, "_connections") and hasattr(value, "_requests"):
+            setattr(transport, name, PoolPerLoop(value))
+            done = True
+        elif hasattr(value, "handle_async_request"):
+            done = _split(value) or done
+    return done
