@@ -300,6 +300,7 @@ _loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop] | None] = Wea
 clients are the user's and outlive runs.
 """
 _telling = Lock()
+"""Held while a client is changed; of the process, as clients are."""
 
 
 def _have_told(http_client: Any) -> None:

@@ -16,7 +16,7 @@ from ..replay.tools import ToolJournal
 from .batch_journal import journal_batches
 from .batches import meter_batches
 from .meter import RequestMeter
-from .model import COUNTING
+from .model import COUNTING, meter_all_models
 from .other_models import meter_other_models
 from .scope import current_scope
 from .threads import carry_into_threads
@@ -36,6 +36,7 @@ def install() -> bool:
         Whether it is; see `book_all_agents`.
     """
     carry_into_threads()
+    meter_all_models()
     meter_other_models()
     meter_batches()
     journal_batches()

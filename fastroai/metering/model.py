@@ -12,6 +12,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse
 from pydantic_ai.models.batch import BatchRequest, EncodedBatchRequest
 
+from ..pricing.calculator import CostCalculator
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
 from ..retries import retry
@@ -20,6 +21,7 @@ from .http_attempts import Send, settings_for_one_attempt
 from .members import have_stood_for, is_made_of_models
 from .request_books import Foreseen, RequestBooks, Target
 from .retries import retry_delay
+from .scope import current_scope
 
 AnswerT = TypeVar("AnswerT")
 
@@ -144,10 +146,24 @@ def metered_model(model: Model, books: RequestBooks) -> Model:
         model = model.wrapped
     if not is_made_of_models(model):
         return MeteredModel(model, books)
-    have_stood_for(_metered_member)
+    meter_all_models()
     return MeteredMembers(model, books)
 
 
-def _metered_member(sender: Model) -> Model | None:
+def meter_all_models() -> None:
+    """Have each model that sends count its requests for those who have it asked: the books of the
+    run that asks a model made of it, else the step whose code asks it without any agent.
+    """
+    have_stood_for(_counting_for_who_asks)
+
+
+def _counting_for_who_asks(sender: Model) -> Model | None:
     books = asked_for.get()
-    return MeteredModel(sender, books) if isinstance(books, RequestBooks) else None
+    if isinstance(books, RequestBooks):
+        return MeteredModel(sender, books)
+    scope = current_scope()
+    if scope is None:
+        return None
+    books = RequestBooks(CostCalculator(), scope=scope)
+    metered = MeteredModel(sender, books)
+    return JournaledModel(metered, scope.journal, books) if scope.journal else metered

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.concurrency import ConcurrencyLimit
-from pydantic_ai.messages import ModelResponse, ToolReturn
+from pydantic_ai.direct import model_request, model_request_stream, model_request_sync
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturn
 from pydantic_ai.models import Model
 from pydantic_ai.models.concurrency import ConcurrencyLimitedModel
 from pydantic_ai.models.fallback import FallbackModel
@@ -18,12 +19,13 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.toolsets import FunctionToolset
 from pydantic_ai.usage import RequestUsage
 
-from fastroai import FastroAgent
+from fastroai import FastroAgent, Pipeline, StepContext, step
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.metering.scope import dispatch_scope
 from fastroai.replay.journal import Journal
 from fastroai.testing import ScriptedModel, ToolCall
 
+HI: list[ModelMessage] = [ModelRequest.user_text_prompt("Hi")]
 Entries = list[tuple[str | None, str | None, str]]
 
 
@@ -277,3 +279,38 @@ async def test_equal_questions_of_sub_agents_are_replayed_one_by_one() -> None:
         states += [entry.state.value for entry in ledger.entries]
     assert heard == [["one", "two"]] * 2
     assert states == ["charged"] * 4 + ["replayed"] * 4
+
+
+class TestAModelThatAStepAsksWithoutAnAgent:
+    async def test_is_booked_and_not_asked_again_when_the_step_is_retried(self) -> None:
+        model = ScriptedModel("one", "two", "three")
+        tried: list[list[str]] = []
+
+        @step(retries=1, retry_delay=0.0)
+        async def ask(ctx: StepContext[None]) -> str:
+            first = await model_request(FallbackModel(model), HI)
+            second = await model_request(model, HI)
+            async with model_request_stream(model, HI) as stream:
+                streamed = "".join([str(event) for event in [e async for e in stream]])
+            tried.append([first.text or "", second.text or "", stream.get().text or ""])
+            if len(tried) == 1:
+                raise RuntimeError("behind the answers")
+            return streamed
+
+        pipeline = Pipeline("direct", {"ask": ask}, executor="memory")
+        result = await pipeline.execute({}, None)
+        assert tried == [["one", "two", "three"]] * 2
+        states = [(e.attribution.step_id, e.state.value) for e in result.entries]
+        assert states == [("ask", "charged")] * 3 + [("ask", "replayed")] * 3
+
+    async def test_in_a_plain_function(self) -> None:
+        @step
+        def ask(ctx: StepContext[None]) -> str:
+            return model_request_sync(ScriptedModel("one"), HI).text or ""
+
+        result = await Pipeline("direct", {"ask": ask}, executor="memory").execute({}, None)
+        assert result.output == "one"
+        assert [entry.state.value for entry in result.entries] == ["charged"]
+
+    async def test_is_left_alone_outside_of_steps(self) -> None:
+        assert (await model_request(ScriptedModel("one"), HI)).text == "one"
