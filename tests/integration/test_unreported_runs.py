@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRecord
 from fastroai.settings import load_settings
 from tests.integration.test_server_absence import forget_events_worker
+from tests.support import forked
 from tests.support.gated_run import REPOSITORY, Gate, RunProcess, prompts, until
 from tests.support.prefect_server import prefect_settings
 from tests.support.provider_process import ProviderProcess
@@ -53,7 +53,7 @@ async def runs(*arguments: str) -> str:
     """What `fastroai runs` writes."""
     command = [sys.executable, "-m", "fastroai.cli", "runs", *arguments]
     done = await asyncio.to_thread(
-        subprocess.run, command, cwd=REPOSITORY, capture_output=True, text=True, timeout=150
+        forked.run, command, cwd=REPOSITORY, capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -113,7 +113,7 @@ async def test_a_process_killed_after_its_last_step_leaves_the_outcome_of_its_ru
         "asyncio.run(flow({'gate': sys.argv[1], 'busy': False}))"
     )
     command = [sys.executable, "-c", code, str(gate.path)]
-    process = subprocess.Popen(command, cwd=REPOSITORY)  # noqa: ASYNC220  # returns at once
+    process = forked.Popen(command, cwd=REPOSITORY)
     await until(lambda: gate.is_reached)
     server.kill()
     gate.open()

@@ -42,14 +42,26 @@ THIRD_PARTY = (
 )
 """What our programs import when they run, so late that importing fastroai does not bring it."""
 
+PREFECTS_SERVER = (
+    "aiosqlite",
+    "asyncpg",
+    "prefect.server.api.server",
+    "sqlalchemy.dialects.postgresql.asyncpg",
+    "sqlalchemy.dialects.sqlite.aiosqlite",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
+)
+
+IMPORTED = {"bare": ("pydantic_ai",), "server": PREFECTS_SERVER, "full": THIRD_PARTY}
+
 
 def imported(kind: str) -> None:
     """Import what programs of this kind find imported."""
-    if kind == "bare":
-        importlib.import_module("pydantic_ai")
-        return
-    for name in THIRD_PARTY:
+    for name in IMPORTED[kind]:
         importlib.import_module(name)
+    if kind != "full":
+        return
     package = importlib.import_module("fastroai")
     for module in pkgutil.walk_packages(package.__path__, "fastroai."):
         if not module.name.endswith("__main__"):

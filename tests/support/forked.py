@@ -22,6 +22,8 @@ FULL = "full"
 """All of fastroai has been imported, and what it imports when it runs."""
 BARE = "bare"
 """pydantic-ai has been imported, and nothing of ours: for programs about what we import."""
+SERVER = "server"
+"""Prefect's server has been imported: for programs that are one."""
 
 
 class Popen(subprocess.Popen[Any]):

@@ -101,7 +101,8 @@ def used_home(home: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not used.exists():
             environment = os.environ | {"PREFECT_HOME": str(used)}
-            forked.run([sys.executable, "-c", _MAKES_TABLES], env=environment, check=True)
+            making = [sys.executable, "-c", _MAKES_TABLES]
+            forked.run(making, kind=forked.SERVER, env=environment, check=True)
     return shutil.copytree(used, home)
 
 
@@ -152,8 +153,9 @@ def _start(folder: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     environment |= _SERVER_ENVIRONMENT | {"PREFECT_HOME": str(folder / _HOME)}
     with (folder / _LOG).open("wb") as log:
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-m", "tests.support.prefect_server", str(folder)],
+            kind=forked.SERVER,
             cwd=_REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -171,7 +173,7 @@ def _start(folder: Path) -> None:
                 f"The Prefect server did not start:\n{(folder / _LOG).read_text()[-4000:]}",
                 pytrace=False,
             )
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def _healthy(folder: Path) -> bool:

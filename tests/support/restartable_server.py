@@ -12,6 +12,9 @@ from pathlib import Path
 
 import httpx
 
+from tests.support import forked
+from tests.support.prefect_server import used_home
+
 START_TIMEOUT = 120.0
 
 
@@ -26,7 +29,7 @@ class RestartableServer:
         self._home = home
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = int(free.getsockname()[1])
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: forked.Popen | None = None
 
     @property
     def url(self) -> str:
@@ -41,9 +44,12 @@ class RestartableServer:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_ENABLED": "false",
         }
+        if not self._home.exists():
+            used_home(self._home)
         command = "-m uvicorn --factory prefect.server.api.server:create_app --lifespan on"
-        self._process = subprocess.Popen(
+        self._process = forked.Popen(
             [sys.executable, *command.split(), "--port", str(self._port), "--log-level", "error"],
+            kind=forked.SERVER,
             env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -52,7 +58,7 @@ class RestartableServer:
         while not self._answers():
             assert self._process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server does not answer"
-            time.sleep(0.1)
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """End it without a word, if it runs."""
