@@ -26,8 +26,10 @@ from tests.support.killed_workers import Killing, deploy, environment
 from tests.support.provider_process import ProviderProcess
 
 
+# Of one killed worker, tests/integration/test_dead_runs.py tells in `make test`.
+@pytest.mark.long
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, 12])
 async def test_killed_workers_leave_runs_that_others_finish_without_paying_twice(
     kills: int,
     provider: ProviderProcess,

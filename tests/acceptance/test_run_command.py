@@ -74,6 +74,8 @@ async def test_a_digest_under_prefect_says_where_to_look_and_its_artifacts_have_
     assert sum((usd(stored.rows(step_id)) for step_id in STEPS), Decimal(0)) == table.usd
 
 
+# `.ci/run` sees the same of `make run`, and test_server_absence.py of a program.
+@pytest.mark.long
 def test_without_a_server_a_temporary_one_runs_the_job_and_the_output_says_how_to_keep_one(
     command: Command, documents: Path, tmp_path: Path
 ):

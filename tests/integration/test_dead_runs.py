@@ -37,7 +37,7 @@ Runs = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(autouse=True)
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
-    monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "6")
+    monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "1")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
 
@@ -165,7 +165,7 @@ async def test_what_ended_after_all_is_forgotten_and_what_is_unknown_is_left_alo
     # This process has no heartbeat any more: another one looks.
     command = [sys.executable, "-m", "fastroai", "runs"]
     listed = await asyncio.to_thread(
-        subprocess.run, command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
+        forked.run, command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
     )
     assert listed.stdout == (
         "No active or dead runs.\n1 more of this ledger are unknown to this Prefect server.\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.read_back import everything_stored, read_run
+from tests.support import forked
 from tests.support.serving import serving
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ async def test_a_key_that_a_provider_echoes_is_stored_and_logged_nowhere(
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
     monkeypatch.setenv("FASTROAI_RESULT_STORAGE", str(tmp_path / "stored"))
     done = await asyncio.to_thread(
-        subprocess.run,
+        forked.run,
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "FASTROAI_EXECUTOR": "prefect"},
         cwd=tmp_path,

@@ -118,7 +118,10 @@ async def test_of_two_witnesses_one_is_enough(tmp_path: Path, monkeypatch: pytes
     assert model.calls == 1
 
 
-async def test_a_run_within_someones_flow_goes_on_in_the_first_try_of_all(tmp_path: Path):
+async def test_a_run_within_someones_flow_goes_on_in_the_first_try_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FASTROAI_RESULT_RETRY_SECONDS", "0")
     model, folder = CountingModel(), tmp_path / "r"
 
     @flow

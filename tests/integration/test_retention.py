@@ -237,8 +237,11 @@ async def test_old_records_are_deleted_from_a_bucket_and_nothing_beside_them(
         await store.read("ee" * 32)
 
 
-async def test_more_records_than_one_request_lists_are_deleted_in_batches(in_s3: S3Service):
-    names = [f"{number:064x}" for number in range(1030)]
+async def test_more_records_than_one_request_lists_are_deleted_in_batches(
+    in_s3: S3Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fastroai.storage.s3.PAGE", 50)
+    names = [f"{number:064x}" for number in range(80)]
 
     def put(name: str) -> None:
         key = f"results/team/{name}"
@@ -249,12 +252,12 @@ async def test_more_records_than_one_request_lists_are_deleted_in_batches(in_s3:
     before = len(in_s3.requests)
     pruned = await prune_results(older_than=HOUR, now=datetime.now(UTC) + 2 * HOUR)
     asked = in_s3.requests[before:]
-    assert counts(pruned) == (1030, 0, 0, 0)
+    assert counts(pruned) == (80, 0, 0, 0)
     assert in_s3.keys() == []
     # two pages, and the folder of requests
     assert sum("list-type=2" in request.query for request in asked) == 3
     assert [request.query for request in asked if request.method == "POST"] == ["delete", "delete"]
-    assert len(asked) == 3 + 1030 + 2
+    assert len(asked) == 3 + 80 + 2
 
 
 @contextmanager

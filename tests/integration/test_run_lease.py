@@ -33,7 +33,7 @@ Start = Callable[..., RunProcess]
 RENEWED = "SELECT renewed_at FROM fastroai_leases WHERE kind = 'run_key'"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 def ledger_url(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str:
@@ -56,8 +56,7 @@ def gate(tmp_path: Path) -> Gate:
 
 @pytest.fixture
 def start(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    # Longer than a busy machine keeps a process from running; where somebody has to die first, it
-    # is shorter.
+    # Longer than a busy machine keeps a process from running.
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "10")
     started: list[RunProcess] = []
     run_key = f"work-{uuid4()}"
@@ -73,7 +72,8 @@ def start(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def short_lease(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "2")
+    """Where somebody has to die first."""
+    monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "1")
 
 
 async def waiting_behind(
@@ -150,7 +150,7 @@ async def test_a_holder_whose_event_loop_is_busy_keeps_its_lease(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "1.5")
+    monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "1")
     holder = start(busy=True)
     other = await waiting_behind(holder, gate, start, busy=True)
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger:
@@ -168,15 +168,15 @@ async def test_a_holder_whose_event_loop_is_busy_keeps_its_lease(
     assert (await other.ended())["states"] == ["replayed"] * 2
 
 
-async def test_four_processes_at_once_pay_once(
+async def test_three_processes_at_once_pay_once(
     ledger_url: str, provider: ProviderProcess, gate: Gate, start: Start
 ) -> None:
     gate.open()
-    reports = await start(times=4).all_ended(4)
+    reports = await start(times=3).all_ended(3)
     assert prompts(provider.lines) == ["first", "second"]
     assert sorted(report["states"] for report in reports) == [
         ["charged"] * 2,
-        *[["replayed"] * 2] * 3,
+        *[["replayed"] * 2] * 2,
     ]
     assert len({report["output"] for report in reports}) == 1
     assert await left_over() == []

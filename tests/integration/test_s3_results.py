@@ -155,7 +155,7 @@ async def test_what_one_step_asks_of_s3(
 async def test_there_are_connections_for_many_steps_at_once(
     in_s3: S3Service, caplog: pytest.LogCaptureFixture
 ):
-    steps = {f"step {n}": Give(n) for n in range(70)}
+    steps = {f"step {n}": Give(n) for n in range(60)}
     pipeline = Pipeline(
         "many", dict(steps), output_step="step 0", config=PipelineConfig(cache_policy="inputs")
     )

@@ -299,7 +299,7 @@ async def test_without_a_server_and_with_the_temporary_one_forbidden_nothing_is_
     assert model.calls == 0
 
 
-@pytest.mark.parametrize("broken", ["database", "folder"])
+@pytest.mark.parametrize("broken", ["database", pytest.param("folder", marks=pytest.mark.long)])
 def test_a_temporary_server_that_can_not_start_is_told_with_what_it_said(
     tmp_path: Path, broken: str
 ):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from ...errors import ResultStorageError
 from ...serialization.strict_json import loads_strictly
 from ...settings import FastroAISettings
+from ...storage.result_store import ResultStore
 from ..step_codec import StepCodec
 from .results import StoredStep, decode_record
 from .run_storage import StepStorage, open_store
@@ -29,6 +31,9 @@ from .run_storage import StepStorage, open_store
 if TYPE_CHECKING:
     from ...pipelines.pipeline import Pipeline
     from ..protocol import StepRecord
+
+
+_EVENTS_TAKE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +72,48 @@ async def read_stored_result(
     async with get_client() as client:
         flow_run = await _flow_run(client, run)
         task_run = await _task_run(client, flow_run, step_id)
-    state = task_run.state
-    key = _storage_key(state)
-    if state is None or key is None:
-        raise ResultStorageError(
-            f"Step '{step_id}' of run {flow_run.name!r} stored no result: its task is "
-            f"{state.name if state else 'new'}."
-        )
-    if Path(key).is_absolute() and storage is None:
-        storage, key = Path(key).parent, Path(key).name
-    store = await open_store(storage if storage is not None else settings.result_storage, settings)
-    content = await _content(
-        StepStorage(store=store, step_id=step_id), key, f"{store.described}, {key}"
-    )
+    location, content = await Records(settings, storage).of(task_run)
     return StoredResult(
         run_id=str(flow_run.id),
         run_name=flow_run.name,
         step_id=step_id,
-        state=state.name or "",
-        location=f"{store.described}, {key}",
+        state=task_run.state_name or "",
+        location=location,
         content=content,
         record=None if pipeline is None else _decode(content, step_id, pipeline),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The records of tasks, in the storage that was named, or else in the settings' own."""
+
+    settings: FastroAISettings
+    storage: Any = None
+    _opened: dict[object, ResultStore] = field(default_factory=dict)
+
+    async def of(self, task_run: TaskRun) -> tuple[str, dict[str, Any]]:
+        """Where the record of a task is, and its content.
+
+        Raises:
+            ResultStorageError: None is stored, or it is not valid.
+        """
+        key = _storage_key(task_run.state)
+        if key is None:
+            raise ResultStorageError(
+                f"Step '{task_run.name}' of run {task_run.flow_run_id} stored no result: its task "
+                f"is {task_run.state_name or 'new'}."
+            )
+        storage = self.storage if self.storage is not None else self.settings.result_storage
+        if Path(key).is_absolute() and self.storage is None:
+            storage, key = Path(key).parent, Path(key).name
+        name = str(storage)
+        if name not in self._opened:
+            self._opened[name] = await open_store(storage, self.settings)
+        store = self._opened[name]
+        location = f"{store.described}, {key}"
+        step_storage = StepStorage(store=store, step_id=task_run.name)
+        return location, await _content(step_storage, key, location)
 
 
 async def _flow_run(client: PrefectClient, run: str) -> FlowRun:
@@ -110,21 +135,26 @@ async def _flow_run(client: PrefectClient, run: str) -> FlowRun:
 async def _task_run(client: PrefectClient, flow_run: FlowRun, step_id: str) -> TaskRun:
     of_run = FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}})
     by_name = TaskRunFilter(name=TaskRunFilterName(any_=[step_id]))
-    found: Sequence[TaskRun] = await client.read_task_runs(
-        flow_run_filter=of_run, task_run_filter=by_name
-    )
+    while True:
+        found = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
+        ended = all(task_run.state and task_run.state.is_final() for task_run in found)
+        if (found and ended) or not _just_ended(flow_run):
+            break
+        await asyncio.sleep(0.1)
     # A record that was not believed leaves a second task, which ran the step anew.
-    stored = [task_run for task_run in found if _storage_key(task_run.state) is not None] or list(
-        found
-    )
+    stored = [task_run for task_run in found if _storage_key(task_run.state) is not None] or found
     if stored:
         return max(stored, key=lambda task_run: task_run.start_time or task_run.created)  # type: ignore[arg-type,return-value]
-    others = sorted(
-        {task_run.name for task_run in await client.read_task_runs(flow_run_filter=of_run)}
-    )
+    others = {task_run.name for task_run in await client.read_task_runs(flow_run_filter=of_run)}
     raise ResultStorageError(
-        f"Run {flow_run.name!r} has no step '{step_id}'. It has: {', '.join(others) or 'none yet'}."
+        f"Run {flow_run.name!r} has no step '{step_id}'. It has: "
+        f"{', '.join(sorted(others)) or 'none yet'}."
     )
+
+
+def _just_ended(flow_run: FlowRun) -> bool:
+    """Whether states of its tasks may still be on their way: they reach the server as events."""
+    return flow_run.end_time is not None and datetime.now(UTC) - flow_run.end_time < _EVENTS_TAKE
 
 
 def _storage_key(state: State[Any] | None) -> str | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -22,7 +21,7 @@ from prefect.client.schemas.sorting import TaskRunSort
 
 from ...errors import ResultStorageError
 from ...settings import FastroAISettings
-from .inspection import read_stored_result
+from .inspection import Records, read_stored_result
 
 LOOKED_AT = 20
 """Executions before the run that are compared with it."""
@@ -94,8 +93,7 @@ async def explain_miss(
     run: str, step_id: str, *, settings: FastroAISettings, storage: Any = None
 ) -> MissExplanation:
     """See `fastroai.executors.stored_results.explain_miss`."""
-    read = partial(read_stored_result, settings=settings, storage=storage)
-    own = await read(run, step_id)
+    own = await read_stored_result(run, step_id, settings=settings, storage=storage)
     key = own.content.get("key")
     if key is None:
         raise ResultStorageError(
@@ -106,19 +104,21 @@ async def explain_miss(
     unknown = 0
     async with get_client() as client:
         earlier = await _earlier_tasks(client, own.run_id, key["identity"]["pipeline"], step_id)
+    records = Records(settings, storage)
     for task_run in earlier:
         try:
-            stored = await read(str(task_run.flow_run_id), task_run.name)
+            location, content = await records.of(task_run)
         except ResultStorageError:
             continue  # deleted since
-        then = stored.content.get("key")
+        then = content.get("key")
         if then is None:
             unknown += task_run.name == step_id
             continue
         reasons = tuple(_differences(then, key))
         # Another step of the pipeline is of interest only where it may be this one by another name.
         if task_run.name == step_id or then["identity"]["fingerprint"] == _fingerprint(key):
-            found.append(StoredBefore(stored.run_id, stored.step_id, stored.location, reasons))
+            run_id = str(task_run.flow_run_id)
+            found.append(StoredBefore(run_id, task_run.name, location, reasons))
     found.sort(key=lambda before: len(before.reasons))
     return MissExplanation(own.run_id, step_id, own.state, tuple(found), unknown)
 
