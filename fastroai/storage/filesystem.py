@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]  # it has no stubs
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from .folder import refuse_a_dangling_link
 from .object_store import PAGE, ObjectStore, StoredObject, Threads
 
 _MODIFIED = ("mtime", "modified", "last_modified", "LastModified", "updated")
@@ -47,8 +51,15 @@ class FileSystemStore(ObjectStore):
 
     async def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
-        path = self.resolve(name)
-        content: bytes = await self._threads.run(lambda: self._filesystem.cat_file(path))
+        return await self._threads.run(partial(self._read, self.resolve(name)))
+
+    def _read(self, path: str) -> bytes:
+        try:
+            content: bytes = self._filesystem.cat_file(path)
+        except FileNotFoundError:
+            if isinstance(self._filesystem, LocalFileSystem):
+                refuse_a_dangling_link(Path(self._filesystem._strip_protocol(path)))
+            raise
         return content
 
     async def put(self, name: str, content: bytes) -> None:

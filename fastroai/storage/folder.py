@@ -25,7 +25,8 @@ class FolderStore(ObjectStore):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = str(folder.expanduser().resolve())
+        self._given = folder.expanduser()
+        self._folder = str(self._given.resolve())
         self.identity = f"folder {self._folder}"
         # A write that is cancelled is waited for: it cleans up behind itself.
         self._threads = Threads(abandon=False)
@@ -44,7 +45,7 @@ class FolderStore(ObjectStore):
 
     async def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
-        return await self._threads.run(Path(self.resolve(name)).read_bytes)
+        return await self._threads.run(partial(_read, Path(self.resolve(name))))
 
     async def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
@@ -53,7 +54,17 @@ class FolderStore(ObjectStore):
 
     async def probe(self) -> None:
         """See `ObjectStore`; at one go, since each thread is waited for."""
-        await self._threads.run(partial(_probe, Path(self._folder)))
+        await self._threads.run(self._probe)
+
+    def _probe(self) -> None:
+        # It would be made anew otherwise, without the results that it holds.
+        refuse_a_dangling_link(self._given)
+        path = Path(self._folder, f".fastroai-probe-{uuid4().hex}")
+        write_private(path, PROBE)
+        content = path.read_bytes()
+        path.unlink()
+        if content != PROBE:
+            raise OSError(f"read back {content[:60]!r} instead of what was written")
 
     async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
         """See `ObjectStore`."""
@@ -86,13 +97,26 @@ def write_private(path: Path, content: bytes) -> None:
         raise
 
 
-def _probe(folder: Path) -> None:
-    path = folder / f".fastroai-probe-{uuid4().hex}"
-    write_private(path, PROBE)
-    content = path.read_bytes()
-    path.unlink()
-    if content != PROBE:
-        raise OSError(f"read back {content[:60]!r} instead of what was written")
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        refuse_a_dangling_link(path)
+        raise
+
+
+def refuse_a_dangling_link(path: Path) -> None:
+    """Tell what a link leads to, on a disk that is not mounted for example, from what was never
+    written.
+
+    Raises:
+        OSError: The path, or a folder above it, is a link whose target is not there.
+    """
+    for part in (path, *path.parents):
+        if part.exists():
+            return
+        if part.is_symlink():
+            raise OSError(f"{str(part)!r} is a link to {os.readlink(part)!r}, which is not there")
 
 
 def _make_private_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ without botocore's retries, and boto3 comes with prefect-aws anyway.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache, partial
@@ -35,11 +35,9 @@ PAUSES = (0.2, 1.0)
 """Seconds before listing and deleting is tried again, where that may help."""
 
 GONE = frozenset({"NoSuchKey", "404"})
+"""S3's codes for an object that is not there."""
 REFUSED = frozenset({"AccessDenied", "403"})
-"""S3's codes for an object that is not there, and for what is refused.
-
-To one who may not list the bucket, S3 also refuses the read of what is not there.
-"""
+"""S3's codes for what is refused."""
 
 
 class S3Store(ObjectStore):
@@ -59,7 +57,6 @@ class S3Store(ObjectStore):
         self._prefix = PurePosixPath(prefix).as_posix() if prefix else ""
         self._client = client
         self._threads = Threads(abandon=True)
-        self._not_there = GONE
         self.identity = f"s3://{bucket}/{self._prefix} at {endpoint or 'AWS'}"
 
     def resolve(self, path: str) -> str:
@@ -72,7 +69,7 @@ class S3Store(ObjectStore):
     async def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
         key = self.resolve(name)
-        with _as_not_found(self._not_there, key):
+        with _as_not_found(key):
             return await self._ask(
                 lambda client: client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
             )
@@ -83,19 +80,26 @@ class S3Store(ObjectStore):
         await self._ask(lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=content))
 
     async def probe(self) -> None:
-        """See `ObjectStore`; learns too how S3 answers here for what is not there."""
+        """See `ObjectStore`.
+
+        Raises:
+            PermissionError: The credentials may not list the bucket. To such S3 refuses the read of
+                what is not there, too, so that results that may not be read would be paid again.
+        """
         from botocore.exceptions import ClientError
 
         await super().probe()
         try:
             await self.get(f".fastroai-missing-{uuid4().hex}")
         except FileNotFoundError:
-            self._not_there = GONE
+            return
         except ClientError as error:
             if _code(error) not in REFUSED:
                 raise
-            # Reading itself was just allowed, listing is not.
-            self._not_there = GONE | REFUSED
+            raise PermissionError(
+                f"{error}. The credentials may not list the bucket {self.bucket!r}, so S3 does not "
+                "say whether an object is not there or may not be read. Allow s3:ListBucket"
+            ) from error
 
     def is_transient(self, error: Exception) -> bool:
         """Whether it is a silent or an overloaded server, rather than one that says no."""
@@ -146,7 +150,7 @@ class S3Store(ObjectStore):
             answer = client.get_object(Bucket=self.bucket, Key=stored.path, Range=first)
             return answer["Body"].read(), answer["LastModified"]
 
-        with _as_not_found(GONE, stored.path):
+        with _as_not_found(stored.path):
             return await self._insist(read)
 
     async def delete(self, paths: Sequence[str]) -> dict[str, str]:
@@ -187,14 +191,14 @@ class S3Store(ObjectStore):
 
 
 @contextmanager
-def _as_not_found(codes: Collection[str], key: str) -> Iterator[None]:
-    """Raise S3's errors of these codes as those of an object that is not there."""
+def _as_not_found(key: str) -> Iterator[None]:
+    """Raise S3's error for an object that is not there as a `FileNotFoundError`."""
     from botocore.exceptions import ClientError
 
     try:
         yield
     except ClientError as error:
-        if _code(error) in codes:
+        if _code(error) in GONE:
             raise FileNotFoundError(key) from error
         raise
 

@@ -66,6 +66,10 @@ def unclear(path: str) -> Exception:
     return ValueError(f"request {uuid4()} failed")
 
 
+def refused(path: str) -> Exception:
+    return ValueError(f"read of {path} denied")
+
+
 def url(place: str) -> Callable[[Path, S3Service], ObjectStore]:
     def opened(folder: Path, s3: S3Service) -> ObjectStore:
         return open_object_store(place.format(folder=folder, bucket=s3.bucket), load_settings())
@@ -162,9 +166,10 @@ async def test_the_cause_of_a_blocks_error_is_believed_too():
         await store.get("never written")
 
 
-async def test_a_block_that_does_not_tell_nothing_from_a_failure_is_refused():
+@pytest.mark.parametrize("missing", [unclear, refused])
+async def test_a_block_that_does_not_tell_nothing_from_a_failure_is_refused(missing: Any):
     store = ResultStore(
-        BlockStore(Shelf(missing=unclear)), Signer(), retry_seconds=0, described="the shelf"
+        BlockStore(Shelf(missing=missing)), Signer(), retry_seconds=0, described="the shelf"
     )
     with pytest.raises(ResultStorageError, match=r"the shelf.*FileNotFoundError"):
         await store.probe()
@@ -194,6 +199,29 @@ async def test_a_read_that_fails_is_no_absence(tmp_path: Path):
         await flaky.get("x")
     with pytest.raises(FileNotFoundError):
         await flaky.get("x")
+
+
+@pytest.mark.parametrize("kind", [FolderStore, lambda path: FileSystemStore.open(f"file://{path}")])
+async def test_a_link_that_leads_nowhere_is_no_absence(kind: Any, tmp_path: Path):
+    """As to a disk that is not mounted."""
+    store = kind(tmp_path / "r")
+    await store.put("x", b"content")
+    gone = tmp_path / "gone"
+    (tmp_path / "r" / "record").symlink_to(gone)
+    (tmp_path / "r" / "requests").symlink_to(gone)
+    for name in ("record", "requests/record"):
+        with pytest.raises(OSError, match=r"is a link to .*gone") as caught:
+            await store.get(name)
+        assert not isinstance(caught.value, FileNotFoundError)
+    with pytest.raises(FileNotFoundError):
+        await store.get("never written")
+
+
+async def test_a_folder_that_is_a_link_to_nowhere_is_not_made_anew(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(OSError, match="link' is a link to"):
+        await FolderStore(tmp_path / "link").probe()
+    assert not (tmp_path / "gone").exists()
 
 
 async def test_what_a_folder_keeps_is_readable_by_its_owner_only(tmp_path: Path):

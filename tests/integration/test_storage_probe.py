@@ -122,26 +122,26 @@ async def test_a_permission_that_is_missing_is_named_before_anything_is_spent(
     assert "may write, read and delete there" in str(caught.value)
 
 
-@pytest.mark.parametrize("may_list", [True, False])
-async def test_a_refused_read_says_that_nothing_is_there_only_to_one_who_may_not_list(
-    s3: S3Service, monkeypatch: pytest.MonkeyPatch, may_list: bool
-):
-    """Or a record whose key was withdrawn (`kms:Decrypt`) would be paid for again."""
-    refused = ["p/record"] if may_list else ["p/record", ".fastroai-missing"]
-    with forbidding(s3.endpoint_url, "GET", *refused) as url:
-        point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url)
-        store = await open_store(f"s3://{s3.bucket}/p", load_settings())
-        await store.probe()
-        with pytest.raises(ClientError if may_list else FileNotFoundError):
-            await store.read("record")
-
-
-async def test_a_refused_read_is_a_failure_until_the_storage_was_probed(
+async def test_credentials_that_may_not_list_are_refused_before_anything_is_spent(
     s3: S3Service, monkeypatch: pytest.MonkeyPatch
 ):
-    with forbidding(s3.endpoint_url, "GET") as url:
+    """To them S3 says of what is not there that it may not be read."""
+    with forbidding(s3.endpoint_url, "GET", ".fastroai-missing") as url:
+        point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url)
+        with pytest.raises(ResultStorageError, match=r"AccessDenied.*s3:ListBucket"):
+            await probe(f"s3://{s3.bucket}/p")
+
+
+@pytest.mark.parametrize("probed", [True, False])
+async def test_a_refused_read_never_says_that_nothing_is_there(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch, probed: bool
+):
+    """Or a record whose key was withdrawn (`kms:Decrypt`) would be paid for again."""
+    with forbidding(s3.endpoint_url, "GET", "p/record") as url:
         point_to(s3, monkeypatch, FASTROAI_S3_ENDPOINT_URL=url)
         store = await open_store(f"s3://{s3.bucket}/p", load_settings())
+        if probed:
+            await store.probe()
         with pytest.raises(ClientError):
             await store.read("record")
 

@@ -29,6 +29,8 @@ from ...storage.s3 import S3Store, make_client
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9-]+")
 """`block-type/name`, as Prefect takes it; a relative folder may look the same."""
 
+_REFUSAL = re.compile(r"denied|forbidden|permission|unauthori[sz]ed|\b40[13]\b", re.IGNORECASE)
+
 _NO_TYPE = frozenset({"", ".", "..", "~"})
 """First parts of folders that are clearly written as such."""
 
@@ -231,7 +233,7 @@ class BlockStore(ObjectStore):
                 return None
             except Exception as error:
                 learnt.append(Missing.of(error, name))
-        if len(learnt) == 2 and learnt[0] == learnt[1]:
+        if learnt[0] == learnt[1] and not learnt[0].is_a_refusal:
             return learnt[0]
         raise ResultStorageError(
             f"A {type(self._block).__name__} doesn't say whether an object is not there or can't "
@@ -255,6 +257,11 @@ class Missing:
 
     kind: type[Exception]
     text: str | None
+
+    @property
+    def is_a_refusal(self) -> bool:
+        """Whether the read of what is there may be refused in the same words."""
+        return _REFUSAL.search(f"{self.kind.__name__} {self.text or ''}") is not None
 
     @classmethod
     def of(cls, error: Exception, name: str) -> Missing:
