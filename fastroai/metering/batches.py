@@ -172,6 +172,11 @@ def _creating(method: Callable[..., Any]) -> Callable[..., Any]:
 _submitting: ContextVar[Model | None] = ContextVar("fastroai_submitting", default=None)
 
 
+def is_submitting(model: Model) -> bool:
+    """Whether a model is within a submission of its own: what it asks then is in the batch."""
+    return _submitting.get() is model
+
+
 class _Submitter:
     """The requests that are submitted as one batch."""
 

@@ -16,9 +16,10 @@ from ..pricing.calculator import CostCalculator
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
 from ..retries import retry
-from .batches import BookedRequest, booked_request, place_of_request
+from .batches import BookedRequest, booked_request, is_submitting, place_of_request
 from .http_attempts import Send, settings_for_one_attempt
 from .members import have_stood_for, is_made_of_models
+from .models import innermost
 from .request_books import Foreseen, RequestBooks, Target
 from .retries import retry_delay
 from .scope import current_scope
@@ -162,7 +163,7 @@ def _counting_for_who_asks(sender: Model) -> Model | None:
     if isinstance(books, RequestBooks):
         return MeteredModel(sender, books)
     scope = current_scope()
-    if scope is None:
+    if scope is None or is_submitting(innermost(sender)):
         return None
     books = RequestBooks(CostCalculator(), scope=scope)
     metered = MeteredModel(sender, books)

@@ -9,6 +9,7 @@ Replace = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Gives what stands in a class for one of its functions."""
 
 MARK: Final = "__wrapped_by_fastroai__"
+_REPLACED: Final = "__replaced_by_fastroai__"
 
 
 def replace_methods(
@@ -18,7 +19,7 @@ def replace_methods(
     but: tuple[type, ...] = (),
     extended: bool = False,
 ) -> None:
-    """Replace methods wherever a subclass of `base` defines them.
+    """Replace methods wherever a subclass of `base` defines them; once, however often it is called.
 
     It is put into the classes, because whoever has an object of them may call it: an agent, one of
     pydantic-ai's functions, a step's own code.
@@ -29,6 +30,10 @@ def replace_methods(
         but: Subclasses that are left alone, with those of them.
         extended: Also where a user's class extends a method that is replaced.
     """
+    replaced = vars(base).get(_REPLACED, frozenset())
+    if replaced.issuperset(methods):
+        return
+    setattr(base, _REPLACED, replaced.union(methods))
     # As it is found on the base: its own, or what it inherits.
     define = vars(base).get("__init_subclass__", classmethod(_defined_by_the_next(base)))
 
