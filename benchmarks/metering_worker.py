@@ -86,8 +86,8 @@ def committed(count: int, folder: Path) -> float:
     connection = sqlite3.connect(folder / "bare.db", isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
-    names = [column.name for column in intents.columns]
-    columns = ", ".join(f"{column.name} {column.type}" for column in intents.columns)
+    names = list(intent_row(LedgerEntry()))
+    columns = ", ".join(f"{name} {intents.c[name].type}" for name in names)
     connection.execute(f"CREATE TABLE intents ({columns}, PRIMARY KEY (id))")
     insert = f"INSERT INTO intents ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
     rows = [

@@ -214,7 +214,8 @@ class Insert:
         """The statement for a driver, and the names of its parameters in their order."""
         if self._compiled is None:
             insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
-            names = [column.name for column in self._table.columns]
+            columns = self._table.columns
+            names = [column.name for column in columns if not column.info.get("written_later")]
             compiled = (
                 insert(self._table)
                 .on_conflict_do_nothing()

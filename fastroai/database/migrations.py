@@ -25,6 +25,11 @@ versions = Table(
     Column("version", Integer, primary_key=True),
 )
 
+_COUNTS_4 = """requests BIGINT NOT NULL, input_tokens BIGINT NOT NULL, output_tokens BIGINT NOT
+            NULL, cache_read_tokens BIGINT NOT NULL, cache_write_tokens BIGINT NOT NULL,
+            input_audio_tokens BIGINT NOT NULL, output_audio_tokens BIGINT NOT NULL,
+            cache_audio_read_tokens BIGINT NOT NULL"""
+
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
         """CREATE TABLE fastroai_intents (
@@ -55,6 +60,35 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             BIGINT NOT NULL, pipeline TEXT, run_key TEXT, since BIGINT NOT NULL, renewed_at
             BIGINT NOT NULL, duration BIGINT NOT NULL,
             PRIMARY KEY (kind, name))""",
+    ),
+    4: (
+        "ALTER TABLE fastroai_intents ADD COLUMN created_by TEXT",
+        "ALTER TABLE fastroai_intents ADD COLUMN summed SMALLINT",
+        "CREATE INDEX fastroai_intents_not_summed ON fastroai_intents (sent_at) WHERE summed IS "
+        "NULL",
+        "CREATE INDEX fastroai_intents_open ON fastroai_intents (summed) WHERE summed < 1",
+        """CREATE TABLE fastroai_groups (
+            id BIGINT NOT NULL PRIMARY KEY, digest TEXT NOT NULL UNIQUE, pipeline TEXT, step_id
+            TEXT, deployment TEXT, created_by TEXT, tags TEXT, flow_tags TEXT, agent TEXT,
+            model_asked TEXT, model_answered TEXT, provider TEXT, state TEXT NOT NULL, simulated
+            BOOLEAN NOT NULL)""",
+        """CREATE TABLE fastroai_runs (
+            id BIGINT NOT NULL PRIMARY KEY, digest TEXT NOT NULL UNIQUE, run_id TEXT, run_key
+            TEXT)""",
+        "CREATE INDEX fastroai_runs_run_id ON fastroai_runs (run_id)",
+        "CREATE INDEX fastroai_runs_run_key ON fastroai_runs (run_key)",
+        f"""CREATE TABLE fastroai_summed (
+            sent_at BIGINT NOT NULL, digest BIGINT NOT NULL, run BIGINT NOT NULL, group_id BIGINT
+            NOT NULL, {_COUNTS_4}, cost BIGINT NOT NULL, upper_bound BIGINT NOT NULL, exact TEXT,
+            PRIMARY KEY (sent_at, digest))""",
+        "CREATE INDEX fastroai_summed_run ON fastroai_summed (run)",
+        f"""CREATE TABLE fastroai_sums (
+            group_id BIGINT NOT NULL, day BIGINT NOT NULL, {_COUNTS_4}, cost_high BIGINT NOT NULL,
+            cost_low BIGINT NOT NULL, upper_bound_high BIGINT NOT NULL, upper_bound_low BIGINT NOT
+            NULL, entries BIGINT NOT NULL, exact TEXT, PRIMARY KEY (group_id, day))""",
+        """CREATE TABLE fastroai_archives (
+            name TEXT NOT NULL PRIMARY KEY, entries BIGINT NOT NULL, first_sent_at BIGINT NOT NULL,
+            last_sent_at BIGINT NOT NULL, archived_at BIGINT NOT NULL)""",
     ),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, date
 from decimal import Decimal
 from typing import Any
@@ -87,15 +87,27 @@ def totals_of(entries: Iterable[LedgerEntry], by: str | None = None) -> tuple[To
     Args:
         entries: Any entries, for example `PipelineResult.entries`.
         by: `run`, `run_key`, `pipeline`, `step` (as `pipeline/step`), `agent`, `model`, `provider`,
-            `deployment`, `day` (UTC), `tag`, or `tag:NAME` for the values of one tag. By `tag`, an
-            entry is in the group of each of its tags, so the groups add up to more than the whole.
+            `deployment`, `created_by`, `day` (UTC), `tag`, or `tag:NAME` for the values of one
+            tag. By `tag`, an entry is in the group of each of its tags, so the groups add up to
+            more than the whole.
 
     Raises:
         ValueError: Entries can't be grouped so.
     """
-    keys = grouping(by)
-    sums = merged(_of_one(entry, key) for entry in entries for key in keys(entry))
-    return sums or (() if by else (Totals(),))
+    keys, sums = grouping(by), Sums()
+    for entry in entries:
+        tokens = [getattr(entry.tokens, name) for name in TOKEN_NAMES]
+        for key in keys(entry):
+            sums.add(
+                key,
+                entry.state,
+                simulated=entry.simulated,
+                count=entry.request_count,
+                tokens=tokens,
+                cost_usd=entry.cost_usd or ZERO_USD,
+                upper_bound_usd=entry.upper_bound_usd or ZERO_USD,
+            )
+    return sums.totals() or (() if by else (Totals(),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,78 +188,91 @@ GROUPINGS: dict[str, Grouping] = {
 """By name; each dimension of an attribution is one."""
 
 
-def merged(parts: Iterable[Totals]) -> tuple[Totals, ...]:
-    """Sums of which some have the same key, added up and ordered by key; the one without a key
-    comes last.
+class Sums:
+    """Adds up what requests of one key and state amount to: the only place that says which state
+    counts as what.
     """
-    groups: dict[str | None, _Sum] = {}
-    for part in parts:
-        groups.setdefault(part.key, _Sum()).add(part)
-    return tuple(
-        groups[key].as_totals(key)
-        for key in sorted(groups, key=lambda key: (key is None, key or ""))
-    )
+
+    def __init__(self) -> None:
+        self._groups: dict[str | None, _Sum] = {}
+
+    def add(
+        self,
+        key: str | None,
+        state: EntryState,
+        *,
+        simulated: bool,
+        count: int,
+        tokens: Sequence[int],
+        cost_usd: Decimal,
+        upper_bound_usd: Decimal,
+    ) -> None:
+        """Add requests, or with negative numbers take them away.
+
+        Args:
+            count: Of the requests, all of this state, all simulated or none.
+            tokens: Theirs, like the amounts; in the order of `TOKEN_NAMES`.
+        """
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Sum()
+        group.counts[state] += count
+        if state is EntryState.REPLAYED:
+            group.replayed_usd = EXACT.add(group.replayed_usd, cost_usd)
+            return
+        group.requests += count
+        group.simulated += count if simulated else 0
+        if state not in SPEND:
+            return
+        group.tokens = list(map(int.__add__, group.tokens, tokens))
+        group.cost_usd = EXACT.add(group.cost_usd, cost_usd)
+        if simulated:
+            group.simulated_usd = EXACT.add(group.simulated_usd, cost_usd)
+        if state is EntryState.UNSETTLED:
+            group.upper_bound_usd = EXACT.add(group.upper_bound_usd, upper_bound_usd)
+
+    def totals(self) -> tuple[Totals, ...]:
+        """The sums ordered by key; the one without a key comes last."""
+        keys = sorted(self._groups, key=lambda key: (key is None, key or ""))
+        return tuple(self._groups[key].totals(key) for key in keys)
 
 
 class _Sum:
-    """Adds totals up, exactly."""
+    """Of one key."""
+
+    __slots__ = ("counts", "requests", "simulated", "tokens", *AMOUNTS)
 
     def __init__(self) -> None:
-        self._counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
-        self._amounts: dict[str, Any] = dict.fromkeys(AMOUNTS, ZERO_USD)
-        self._tokens = dict.fromkeys(TOKEN_NAMES, 0)
+        self.counts = dict.fromkeys(EntryState, 0)
+        self.requests = self.simulated = 0
+        self.tokens = [0] * len(TOKEN_NAMES)
+        self.cost_usd = self.simulated_usd = self.upper_bound_usd = self.replayed_usd = ZERO_USD
 
-    def add(self, part: Totals) -> None:
+    def totals(self, key: str | None) -> Totals:
+        return Totals(
+            key=key,
+            requests=self.requests,
+            simulated=self.simulated,
+            tokens=TokenCounts(**dict(zip(TOKEN_NAMES, self.tokens, strict=True))),
+            cost_usd=plain(self.cost_usd),
+            simulated_usd=plain(self.simulated_usd),
+            upper_bound_usd=plain(self.upper_bound_usd),
+            replayed_usd=plain(self.replayed_usd),
+            **self.counts,
+        )
+
+
+def whole_of(groups: Iterable[Totals]) -> Totals:
+    """What groups add up to."""
+    counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
+    amounts = dict.fromkeys(AMOUNTS, ZERO_USD)
+    tokens = dict.fromkeys(TOKEN_NAMES, 0)
+    for group in groups:
         for name in COUNTS:
-            self._counts[name] += getattr(part, name)
+            counts[name] += getattr(group, name)
         for name in AMOUNTS:
-            self._amounts[name] = EXACT.add(self._amounts[name], getattr(part, name))
+            amounts[name] = EXACT.add(amounts[name], getattr(group, name))
         for name in TOKEN_NAMES:
-            self._tokens[name] += getattr(part.tokens, name)
-
-    def as_totals(self, key: str | None) -> Totals:
-        sums = self._counts | {name: plain(usd) for name, usd in self._amounts.items()}
-        return Totals(key=key, tokens=TokenCounts(**self._tokens), **sums)
-
-
-def _of_one(entry: LedgerEntry, key: str | None) -> Totals:
-    return totals_of_state(
-        key,
-        entry.state,
-        simulated=entry.simulated,
-        count=entry.request_count,
-        tokens=entry.tokens,
-        cost_usd=entry.cost_usd or ZERO_USD,
-        upper_bound_usd=entry.upper_bound_usd or ZERO_USD,
-    )
-
-
-def totals_of_state(
-    key: str | None,
-    state: EntryState,
-    *,
-    simulated: bool,
-    count: int,
-    tokens: TokenCounts,
-    cost_usd: Decimal,
-    upper_bound_usd: Decimal,
-) -> Totals:
-    """What requests of one state amount to: the only place that says which state counts as what.
-
-    Args:
-        count: Of the requests, all of this state, all simulated or none.
-        tokens: Theirs, like the amounts.
-    """
-    of_state: dict[str, Any] = {state.value: count}
-    if state is EntryState.REPLAYED:
-        return Totals(key=key, replayed_usd=cost_usd, **of_state)
-    sent = Totals(key=key, requests=count, simulated=count if simulated else 0, **of_state)
-    if state not in SPEND:
-        return sent
-    return replace(
-        sent,
-        tokens=tokens,
-        cost_usd=cost_usd,
-        simulated_usd=cost_usd if simulated else ZERO_USD,
-        upper_bound_usd=upper_bound_usd if state is EntryState.UNSETTLED else ZERO_USD,
-    )
+            tokens[name] += getattr(group.tokens, name)
+    counts |= {name: plain(usd) for name, usd in amounts.items()}
+    return Totals(tokens=TokenCounts(**tokens), **counts)

@@ -49,6 +49,8 @@ class Attribution:
     """Name of the deployment that the run belongs to."""
     flow_tags: tuple[str, ...] = ()
     """Tags of the flow run."""
+    created_by: str | None = None
+    """Who or what started the run, where Prefect knows: a user, a schedule, an automation."""
 
     def is_same_run(self, other: Attribution) -> bool:
         """Whether both are of executions of one run: of one flow run, or under one key."""

@@ -80,9 +80,9 @@ class Ledger:
 
         Args:
             by: `run`, `run_key`, `pipeline`, `step` (as `pipeline/step`), `agent`, `model`,
-                `provider`, `deployment`, `day` (UTC), `tag`, or `tag:NAME` for the values of one
-                tag. By `tag`, an entry is in the group of each of its tags, so the groups add up to
-                more than the whole.
+                `provider`, `deployment`, `created_by`, `day` (UTC), `tag`, or `tag:NAME` for the
+                values of one tag. By `tag`, an entry is in the group of each of its tags, so
+                the groups add up to more than the whole.
             where: As of `entries`.
             fields: As of `entries`.
 

@@ -40,7 +40,8 @@ def test_an_entry_comes_back_equal(entry: LedgerEntry) -> None:
 
 
 def test_every_column_is_filled() -> None:
-    assert set(intent_row(charged())) == {column.name for column in intents.columns}
+    names = {column.name for column in intents.columns}
+    assert set(intent_row(charged())) == names - {"summed"}  # that is written later
     assert set(outcome_row(charged())) == {column.name for column in outcomes.columns}
 
 

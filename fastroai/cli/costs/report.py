@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from decimal import Decimal
 from operator import attrgetter
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ...database.location import MEMORY, configured_url
 from ...errors import LedgerNotFoundError
-from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, merged
+from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, whole_of
 from ...ledger.ledger import Ledger
 from ...pricing.money import EXACT
 from ..rendering.console import console, printable, prose
@@ -32,8 +32,8 @@ def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONF
     """Show what the requests cost that the filters select.
 
     Args:
-        by: run, run_key, pipeline, step, agent, model, provider, deployment, day, tag, or tag:NAME
-            for the values of one tag. Default: pipeline.
+        by: run, run_key, pipeline, step, agent, model, provider, deployment, created_by, day, tag,
+            or tag:NAME for the values of one tag. Default: pipeline.
     """
     try:
         groups, total, booked = asyncio.run(_read(source.ledger, by, filters))
@@ -66,7 +66,7 @@ async def _read(
             [total] = await ledger.totals(**filters.as_arguments())
         else:
             # Not asked for again: meanwhile, there may be more.
-            [total] = merged(replace(group, key=None) for group in groups)
+            total = whole_of(groups)
     if by != "day":
         groups = tuple(sorted(groups, key=lambda group: (-paid(group), -group.simulated_usd)))
     return groups, total, 0

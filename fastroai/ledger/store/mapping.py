@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -132,6 +133,12 @@ def as_stored(entry: LedgerEntry) -> LedgerEntry:
     return entry_from(
         intent | {f"o_{name}": value if settled else None for name, value in outcome.items()}
     )
+
+
+def digest_of_id(id_: str) -> int:
+    """A number of 64 bits that stands for an entry's id."""
+    digest = hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
 
 
 def to_units(usd: Decimal) -> int | None:

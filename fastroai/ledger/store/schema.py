@@ -5,7 +5,19 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Boolean, Column, SmallInteger, Table, Text
 
 from ...database.migrations import metadata
+from ..aggregation import TOKEN_NAMES
 from ..entries import DIMENSIONS
+
+RUN_DIMENSIONS = ("run_id", "run_key")
+GROUP_TEXTS = (
+    *(name for name in DIMENSIONS if name not in RUN_DIMENSIONS),
+    "tags", "flow_tags", "agent", "model_asked", "model_answered", "provider",
+)  # fmt: skip
+COUNTS = ("requests", *TOKEN_NAMES)
+AMOUNTS = ("cost", "upper_bound")
+HALVES = tuple(f"{name}_{half}" for name in AMOUNTS for half in ("high", "low"))
+HALF = 1_000_000
+"""Sums are made of the two halves of each amount, so that none outgrows the database's integers."""
 
 intents = Table(
     "fastroai_intents",
@@ -27,8 +39,10 @@ intents = Table(
     Column("upper_bound", BigInteger),  # 1e-12 USD
     # a JSON object: amounts that are not a whole number of 1e-12 USD, as decimals
     Column("exact", Text),
+    # which outcome the sums have it with: 1 or 0 as `final`, -1 without one; None: not in them yet
+    Column("summed", SmallInteger, info={"written_later": True}),
 )
-"""One row per request, committed before it is sent. Never changed."""
+"""One row per request, committed before it is sent. Never changed, but for `summed`."""
 
 outcomes = Table(
     "fastroai_outcomes",
@@ -61,3 +75,55 @@ outcomes = Table(
 
 Never changed.
 """
+
+groups = Table(
+    "fastroai_groups",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("digest", Text, nullable=False),
+    *(Column(name, Text) for name in GROUP_TEXTS),
+    Column("state", Text, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+)
+"""All that entries are selected and grouped by, but for their run and their time."""
+
+runs = Table(
+    "fastroai_runs",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("digest", Text, nullable=False),
+    *(Column(name, Text) for name in RUN_DIMENSIONS),
+)
+
+summed = Table(
+    "fastroai_summed",
+    metadata,
+    Column("sent_at", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", BigInteger, primary_key=True, autoincrement=False),  # of the entry's id
+    Column("run", BigInteger, nullable=False),
+    Column("group_id", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in (*COUNTS, *AMOUNTS)),
+    Column("exact", Text),  # as in intents
+)
+"""What the sums have of each entry. It stays when the entry is archived."""
+
+sums = Table(
+    "fastroai_sums",
+    metadata,
+    Column("group_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("day", BigInteger, primary_key=True, autoincrement=False),  # since 1970, UTC
+    *(Column(name, BigInteger, nullable=False) for name in (*COUNTS, *HALVES, "entries")),
+    Column("exact", Text),  # as in intents: to be added to the amounts
+)
+"""What the entries of one group and one day add up to."""
+
+archives = Table(
+    "fastroai_archives",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("entries", BigInteger, nullable=False),
+    Column("first_sent_at", BigInteger, nullable=False),
+    Column("last_sent_at", BigInteger, nullable=False),
+    Column("archived_at", BigInteger, nullable=False),
+)
+"""Files that entries were moved to."""

@@ -20,6 +20,7 @@ from ..entries import LedgerEntry
 from ..filters import LedgerFilter
 from .outbox import Outbox
 from .queries import read_entries, read_totals
+from .summing import MANY, count_not_summed, sum_up
 from .writer import Write, Writer
 
 logger = logging.getLogger("fastroai.usage")
@@ -142,7 +143,19 @@ class SqlStore:
 
     async def totals(self, selection: LedgerFilter, by: str | None) -> tuple[Totals, ...]:
         """The sums of the selected entries, grouped."""
+        if await self._read(lambda connection: count_not_summed(connection, MANY)) == MANY:
+            await asyncio.to_thread(self._sum_up)
         return await self._read(lambda connection: read_totals(connection, selection, by))
+
+    def _sum_up(self) -> None:
+        """Bring the sums up to date; a database that can't be changed is read without."""
+        database = open_database(self._database_url, writes=True)
+        try:
+            sum_up(database)
+        except Exception as error:
+            logger.info("The sums in %s are not up to date: %r", database.name, error)
+        finally:
+            database.close()
 
     async def close(self) -> None:
         """Write all that was handed over, or keep it in a file, and close.

@@ -19,6 +19,7 @@ from ..entries import LedgerEntry
 from .mapping import intent_row, outcome_row
 from .outbox import Outbox
 from .schema import intents, outcomes
+from .summing import add_to_sums
 
 logger = logging.getLogger("fastroai.usage")
 
@@ -28,6 +29,11 @@ is often near.
 """
 BACKOFF = Backoff(0.5, longest=30.0)
 _LARGEST_BATCH = 1000
+_IDLE = 0.2
+"""Seconds without anything to write, after which entries are added to the sums."""
+_WORTH_SUMMING = 1000
+_CHUNK = 250
+"""Entries that are added at once: a request that is sent meanwhile waits for it."""
 
 
 Waiter = asyncio.Future[bool]
@@ -91,6 +97,7 @@ class Writer:
         self._error: LedgerUnavailableError | None = None
         self._failures = 0
         self._retry_at: float | None = None
+        self._not_summed = 0
         self._thread = threading.Thread(target=self._run, name="fastroai-ledger", daemon=True)
         self._thread.start()
 
@@ -137,6 +144,9 @@ class Writer:
         """What to write next, and whether to go on after it."""
         batch: list[Write] = []
         timeout = None if self._retry_at is None else max(0.0, self._retry_at - self._clock())
+        sums_up = self._not_summed >= _WORTH_SUMMING and not self._down
+        if sums_up:
+            timeout = _IDLE if timeout is None else min(timeout, _IDLE)
         try:
             while len(batch) < _LARGEST_BATCH:
                 write = self._queue.get(timeout=timeout)
@@ -147,8 +157,18 @@ class Writer:
                 # with may come.
                 timeout = 0 if timeout == 0 or write.waiter else COMPANY
         except Empty:
-            pass
+            if sums_up and not batch:
+                self._sum_up()
         return batch, True
+
+    def _sum_up(self) -> None:
+        """Add some entries to the sums; soon more, unless there is something to write."""
+        try:
+            if not self._database.run(lambda connection: add_to_sums(connection, _CHUNK)):
+                self._not_summed = 0
+        except Exception as error:  # whoever asks for sums does it then
+            self._not_summed = 0
+            logger.info("The sums in %s are not up to date: %r", self._name, error)
 
     def _rest(self) -> Iterator[Write]:
         with suppress(Empty):
@@ -208,6 +228,7 @@ class Writer:
                 if intended or settled:
                     self._database.insert((self._intents, intended), (self._outcomes, settled))
                     self._down = False
+                    self._not_summed += len(settled)
                 return {}
             except Exception as error:
                 failure = error

@@ -1,0 +1,247 @@
+"""Sums kept beside the entries: whenever they are brought up to date, they are exactly theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastroai.database.engine import Database, Insert, database_url
+from fastroai.ledger.aggregation import GROUPINGS, totals_of
+from fastroai.ledger.filters import LedgerFilter
+from fastroai.ledger.store import open_store, summing
+from fastroai.ledger.store.mapping import intent_row, outcome_row
+from fastroai.ledger.store.queries import read_entries, read_totals
+from fastroai.ledger.store.schema import (
+    archives,
+    groups,
+    intents,
+    outcomes,
+    runs,
+    summed,
+    sums,
+)
+from fastroai.usage import EntryState, Ledger, LedgerEntry
+from tests.support.ledger_entries import START, charged, entries, selections
+
+SUMS = (groups, runs, summed, sums, archives)
+
+by_any = st.sampled_from([None, *GROUPINGS, "tag:team"])
+# Half an hour off, to cut hours.
+cuts = st.none() | st.integers(0, 240).map(lambda half: START + timedelta(minutes=30 * half))
+
+
+@pytest.fixture(scope="module", params=["memory", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    url = "memory://"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_server").new_database()
+    found = Database(database_url(url), writes=True)
+    found.prepare()
+    yield found
+    found.close()
+
+
+def empty(database: Database) -> None:
+    def work(connection: Any) -> None:
+        for table in (intents, outcomes, *SUMS):
+            connection.execute(table.delete())
+
+    database.run(work)
+
+
+def book(database: Database, entry: LedgerEntry) -> None:
+    settled = [outcome_row(entry)] if entry.settled_at is not None else []
+    database.insert((Insert(intents), [intent_row(entry)]), (Insert(outcomes), settled))
+
+
+def add_to_sums(database: Database, chunk: int = summing.CHUNK) -> int:
+    return database.run(lambda connection: summing.add_to_sums(connection, chunk))
+
+
+def later_outcomes(entry: LedgerEntry) -> st.SearchStrategy[list[LedgerEntry]]:
+    """What is booked of an entry one after the other: it is sent, perhaps given up, perhaps
+    settled.
+    """
+    sent = replace(entry, state=EntryState.UNSETTLED, settled_at=None)
+    given_up = replace(sent, settled_at=entry.sent_at, error="gone", cost_usd=Decimal("0.5"))
+    return st.sampled_from([[entry], [sent, entry], [sent, given_up, entry], [sent, given_up]])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[list[LedgerEntry]]:
+    """Bookings in their order, in batches after each of which the sums are brought up to date."""
+    booked = draw(st.lists(entries(), min_size=1, max_size=5, unique_by=lambda entry: entry.id))
+    stages = [draw(later_outcomes(entry)) for entry in booked]
+    return [[of[number] for of in stages if number < len(of)] for number in range(3)]
+
+
+@given(histories(), selections, by_any, cuts, cuts, st.integers(1, 3))
+@settings(
+    max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+def test_sums_are_those_of_the_entries_after_each_booking_and_each_time_they_are_updated(
+    database: Database,
+    history: list[list[LedgerEntry]],
+    selection: LedgerFilter,
+    by: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    chunk: int,
+) -> None:
+    empty(database)
+    selection = replace(selection, since=since, until=until)
+    for batch in history:
+        for entry in batch:
+            book(database, entry)
+        agree(database, selection, by)
+        add_to_sums(database, chunk)
+        agree(database, selection, by)
+        while add_to_sums(database, chunk):
+            pass
+        agree(database, selection, by)
+        agree(database, LedgerFilter(), by)
+
+
+def agree(database: Database, selection: LedgerFilter, by: str | None) -> None:
+    found = database.run(lambda connection: read_entries(connection, selection))
+    totals = database.run(lambda connection: read_totals(connection, selection, by))
+    assert totals == totals_of(found, by)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return str(request.getfixturevalue("postgres_server").new_database())
+
+
+def not_summed(url: str) -> int:
+    database = Database(database_url(url), writes=False)
+    try:
+        return database.run(lambda connection: summing.count_not_summed(connection, 10**6))
+    finally:
+        database.close()
+
+
+def many(number: int) -> list[LedgerEntry]:
+    return [
+        charged(
+            f"0.{number % 7}00000000{n % 10}01",
+            id=f"{number}-{n}",
+            run_id=f"run-{n % 9}",
+            pipeline="digest",
+            step_id=f"step-{n % 3}",
+            sent_at=START + timedelta(minutes=n),
+        )
+        for n in range(300)
+    ]
+
+
+async def test_sums_are_exact_while_several_sum_up_write_and_read(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch is written whole, so a total is one of so many batches, whenever it is read."""
+    monkeypatch.setattr("fastroai.ledger.store.sql_store.MANY", 50)
+    expected = {Decimal(0)}
+    whole = Decimal(0)
+    for number in range(4):
+        whole += totals_of(many(number))[0].cost_usd
+        expected.add(whole)
+    async with Ledger.open(url) as first, Ledger.open(url) as second:
+        seen = []
+
+        async def read(ledger: Ledger) -> None:
+            for _ in range(6):
+                [total] = await ledger.totals()
+                seen.append(total.cost_usd)
+
+        def write() -> None:
+            database = Database(database_url(url), writes=True)
+            for booked in map(many, range(4)):
+                database.insert(
+                    (Insert(intents), list(map(intent_row, booked))),
+                    (Insert(outcomes), list(map(outcome_row, booked))),
+                )
+            database.close()
+
+        await asyncio.gather(asyncio.to_thread(write), read(first), read(second))
+        assert set(seen) <= expected
+        assert [total.cost_usd for total in await first.totals()] == [whole]
+        booked = await second.entries()
+        for by in ("run", "step", "day"):
+            assert await second.totals(by) == totals_of(booked, by)
+    assert await asyncio.to_thread(not_summed, url) == 0
+
+
+async def test_a_writer_brings_the_sums_up_to_date_where_it_has_nothing_to_write(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastroai.ledger.store.writer._IDLE", 0.01)
+    monkeypatch.setattr("fastroai.ledger.store.writer._WORTH_SUMMING", 100)
+    store = await open_store(url)
+    for entry in many(1):
+        store.settle(entry)
+    await store.flush()
+
+    def wait() -> None:
+        while not_summed(url):
+            time.sleep(0.02)
+
+    async with asyncio.timeout(20):
+        await asyncio.to_thread(wait)
+    assert (await store.totals(LedgerFilter(), None)) == totals_of(many(1))
+    await store.close()
+
+
+async def test_a_process_that_dies_while_it_sums_up_leaves_sums_that_are_right(url: str) -> None:
+    store = await open_store(url)
+    for entry in many(2):
+        store.settle(entry)
+    await store.close()
+
+    class Killed(BaseException):
+        pass
+
+    def half_way(connection: Any) -> None:
+        summing.add_to_sums(connection, 100)
+        raise Killed
+
+    def die() -> None:
+        database = Database(database_url(url), writes=True)
+        database.run(lambda connection: summing.add_to_sums(connection, 120))
+        with pytest.raises(Killed):
+            database.run(half_way)
+
+    await asyncio.to_thread(die)
+    assert await asyncio.to_thread(not_summed, url) == 180
+    async with Ledger.open(url) as ledger:
+        assert await ledger.totals("run") == totals_of(many(2), "run")
+
+
+async def test_a_ledger_that_can_not_be_changed_is_read_without_the_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastroai.ledger.store.sql_store.MANY", 50)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    store = await open_store(url)
+    for entry in many(3):
+        store.settle(entry)
+    await store.flush()
+    monkeypatch.setattr("fastroai.database.engine.PATIENCE", 0.05)
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert await store.totals(LedgerFilter(), "step") == totals_of(many(3), "step")
+    await store.close()
+    assert not_summed(url) == 300
