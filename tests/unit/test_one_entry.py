@@ -84,7 +84,19 @@ WRAPPED: dict[str, Callable[[Model], Model]] = {
 }
 
 
-async def runs_with_a_sub_agent(delegate: Callable[..., Any], *answers: Any) -> Entries:
+PARENTS: dict[str, Callable[..., Any]] = {
+    "built": lambda model, tools: FastroAgent(model=model, toolsets=tools, name="outer"),
+    "ready": lambda model, tools: FastroAgent(agent=Agent(model, toolsets=tools), name="outer"),
+    "pydantic-ai's": lambda model, tools: Agent(model, toolsets=tools, name="outer"),
+    "wrapped": lambda model, tools: FastroAgent(
+        model=WrapperModel(model), toolsets=tools, name="outer"
+    ),
+}
+
+
+async def runs_with_a_sub_agent(
+    delegate: Callable[..., Any], *answers: Any, parent: Callable[..., Any] = PARENTS["built"]
+) -> Entries:
     """The entries of an agent whose tool runs another one on its model."""
     ledger = RequestRecorder()
     model = ScriptedModel(ToolCall("ask"), *answers, "outer")
@@ -92,7 +104,7 @@ async def runs_with_a_sub_agent(delegate: Callable[..., Any], *answers: Any) -> 
     async def ask(ctx: RunContext[Any]) -> str:
         return str(await delegate(ctx))
 
-    outer = FastroAgent(model=model, toolsets=[FunctionToolset([ask])], name="outer")
+    outer = parent(model, [FunctionToolset([ask])])
     with dispatch_scope(ledger):
         await outer.run("Hi")
     assert len(model.prompts) == len(ledger.entries)
@@ -110,7 +122,9 @@ class TestASubAgentOnTheModelOfItsCaller:
         async def delegate(ctx: RunContext[Any]) -> str:
             return (await Agent(wrapped(ctx.model), name="inner").run("Hm?")).output
 
-        assert await runs_with_a_sub_agent(delegate, "inner") == [OUTER, INNER, OUTER]
+        for parent in PARENTS.values():
+            found = await runs_with_a_sub_agent(delegate, "inner", parent=parent)
+            assert found == [OUTER, INNER, OUTER]
 
     async def test_of_ours(self, wrapped: Callable[[Model], Model]) -> None:
         async def delegate(ctx: RunContext[Any]) -> str:
