@@ -45,14 +45,14 @@ def _stood_for(name: str, stand: Stand, method: Callable[..., Any]) -> Callable[
     @wraps(method)
     def asked(self: Model, *args: Any, **kwargs: Any) -> Any:
         send = current_send()
-        if send is not None and send.model is self:
-            answer = method(self, *args, **kwargs)
-            # Of a subclass whose own method is sending already, and may do so several times.
-            return send.part(answer) if name == "request" else answer
-        other = None if _only_hands_on(self) else stand(_Sender(self, name, method))
-        if other is None:
-            return method(self, *args, **kwargs)
-        return getattr(other, name)(*args, **kwargs)
+        if send is None or send.model is not self:
+            other = None if _only_hands_on(self) else stand(_Sender(self, name, method))
+            if other is not None:
+                return getattr(other, name)(*args, **kwargs)
+        elif name == "request" and getattr(type(self), name) is not asked:
+            # A subclass's own method is sending already, and may do so several times.
+            return send.part(method(self, *args, **kwargs))
+        return method(self, *args, **kwargs)
 
     return asked
 
