@@ -87,6 +87,13 @@ def host_and_port(url: str) -> tuple[str | None, int | None]:
         return None, None
 
 
+@lru_cache(maxsize=1024)
+def host_in(url: str) -> str | None:
+    """Host of a URL, with its port where one is written; never credentials."""
+    host, port = host_and_port(url)
+    return None if host is None else host_key(host, port)
+
+
 def provider_at(url: str, hosts: Mapping[str, str]) -> str | None:
     """Who bills for what is answered at a URL, as `FASTROAI_PROVIDER_HOSTS` has it; `host:port`
     comes before `host`.

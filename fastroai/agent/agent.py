@@ -19,9 +19,9 @@ from pydantic_ai.providers import Provider, infer_provider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import AbstractToolset
 
-from ..metering.http_attempts import retry_nothing
 from ..metering.meter import RequestMeter
 from ..metering.scope import current_scope, scope_outside_of_runs
+from ..metering.sdk_retries import retry_nothing
 from ..pricing.calculator import CostCalculator
 from ..providers import canonical_provider
 from ..replay.tools import ToolJournal

@@ -6,23 +6,22 @@ import logging
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
-from functools import lru_cache
 from threading import Lock
 from typing import Any, Final
-from urllib.parse import urlsplit
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from anyio import from_thread
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model
-from pydantic_ai.settings import ModelSettings
 
 from ..ledger.entries import LedgerEntry
+from ..providers import host_and_port
 from ..redaction import remember
 from .connection_pools import keep_loops_apart
 from .models import innermost
 from .outcomes import settle_failure, settle_resent
 from .raw_answers import RawAnswer
+from .sdk_retries import attribute_at, boto_events
 
 logger = logging.getLogger("fastroai.agent")
 
@@ -35,13 +34,6 @@ _HTTP_CLIENTS: Final = (
     (),  # the client is the HTTP client
 )
 """Where SDKs keep their HTTP client, as attributes of their own one."""
-
-_RETRY_COUNTS: Final = (
-    ("max_retries",),  # OpenAI, Anthropic, Groq
-    ("_client_wrapper", "httpx_client", "base_max_retries"),  # Cohere
-)
-_GOOGLE_ATTEMPTS: Final = 5
-"""Of google-genai, where its retry options name none."""
 
 # Ambient, because between a call of a model and the hooks of its HTTP client stands the SDK.
 _sending: ContextVar[Send | None] = ContextVar("fastroai_send", default=None)
@@ -94,7 +86,7 @@ class Send:
         self.entry = entry
         self.model = innermost(model)
         """The one that sends, out of its wrappers."""
-        self.host = _host(self.model.base_url)
+        self.host = host_and_port(self.model.base_url or "")[0]
         """Of the model's provider, if it is known."""
         self._intend = intend
         self.book = book
@@ -194,76 +186,6 @@ def current_send() -> Send | None:
     return _sending.get()
 
 
-def sdk_obeys(model: Model) -> bool:
-    """Whether the SDK of a model, out of its wrappers, makes one attempt when a request's settings
-    say so.
-    """
-    if model.provider is None or "max_retries" in model.unsupported_settings:
-        return False
-    client: type = type(getattr(model, "client", None))
-    return _copies_itself(client)
-
-
-def client_retries(model: Model) -> int:
-    """How often the SDK of a model, out of its wrappers, would send a request again if it were not
-    told otherwise.
-    """
-    client = getattr(model, "client", None) if sdk_obeys(model) else None
-    for path in _RETRY_COUNTS:
-        if isinstance(count := _at(client, path), int):
-            return count
-    if (google := _at(client, ("_api_client", "_http_options", "retry_options"))) is None:
-        return 0
-    attempts = getattr(google, "attempts", None)
-    return max((_GOOGLE_ATTEMPTS if attempts is None else attempts) - 1, 0)
-
-
-def settings_for_one_attempt(model: Model, settings: ModelSettings | None) -> ModelSettings | None:
-    """Settings that have the SDK of a model, out of its wrappers, make one attempt, as far as it
-    can be told.
-    """
-    if model.provider is None:
-        return settings
-    if sdk_obeys(model):
-        makes_one = getattr(getattr(model, "client", None), "max_retries", None) == 0
-        if makes_one and not any(
-            "max_retries" in (layer or ()) for layer in (settings, model.settings)
-        ):
-            return settings
-        told = ModelSettings(**(settings or {}))
-        told["max_retries"] = 0
-        return told
-    if settings and "max_retries" in settings:
-        kept = ModelSettings(**settings)
-        del kept["max_retries"]
-        return kept
-    return settings
-
-
-def retry_nothing(model: Model) -> None:
-    """Have the client of a model that FastroAgent built make one attempt of each request."""
-    provider: Any = model.provider
-    lazy = getattr(provider, "_lazy_client", None)
-    if isinstance(options := getattr(lazy, "_kwargs", None), dict):
-        # xAI: gRPC retries below everything that could count, and is told only when its channel is
-        # made.
-        options.setdefault("channel_options", [("grpc.enable_retries", 0)])
-        return
-    client: Any = getattr(model, "client", None)
-    if isinstance(getattr(client, "max_retries", None), int):
-        client.max_retries = 0
-    elif (events := _boto_events(client)) is not None:
-        service = client.meta.service_model.service_id.hyphenize()
-        events.unregister(f"needs-retry.{service}", unique_id=f"retry-config-{service}")
-
-
-@lru_cache(maxsize=256)
-def _copies_itself(client: type) -> bool:
-    # pydantic-ai 2.62 hands this client's AWS profile to a copy that anthropic 2.12 gives it
-    # already: TypeError.
-    return all(base.__name__ != "AsyncAnthropicBedrock" for base in client.__mro__)
-
-
 def _watch_client(model: Model) -> bool:
     """Have the client of a model tell the running `Send` what it sends.
 
@@ -276,16 +198,16 @@ def _watch_client(model: Model) -> bool:
     if client is None:
         return False
     for path in _HTTP_CLIENTS:
-        http_client = _at(client, path)
+        http_client = attribute_at(client, path)
         hooks = getattr(http_client, "event_hooks", None)
         if isinstance(hooks, dict):
             if _before_http_request not in hooks.get("request", ()):
                 _have_told(http_client)
             if http_client in _loops:
                 _warn_of_another_loop(http_client, model)
-            uses_aiohttp = _at(client, ("_api_client", "_use_aiohttp"))
+            uses_aiohttp = attribute_at(client, ("_api_client", "_use_aiohttp"))
             return not (callable(uses_aiohttp) and uses_aiohttp())
-    if (events := _boto_events(client)) is None:
+    if (events := boto_events(client)) is None:
         return False
     for event, handler in (
         ("before-send", _before_boto_send),
@@ -327,24 +249,14 @@ def _warn_of_another_loop(http_client: object, model: Model) -> None:
     )
 
 
-def _at(client: object, path: tuple[str, ...]) -> object:
-    for name in path:
-        client = getattr(client, name, None)
-    return client
-
-
-def _boto_events(client: Any) -> Any:
-    meta = getattr(client, "meta", None)
-    return getattr(meta, "events", None) if hasattr(meta, "service_model") else None
-
-
 async def _before_http_request(request: Any) -> None:
     send = _sending.get()
     if send is None:
         return
     send.reached = True
     # else it may be where credentials are refreshed
-    is_providers = send.host is None or request.url.host == send.host
+    host = request.url.host
+    is_providers = send.host in (None, host) or send.host == host_and_port(host)[0]
     if request.method != "POST" or not is_providers:
         return
     remember(request.headers)
@@ -404,11 +316,3 @@ def _before_boto_send(**event: Any) -> None:
 def _after_boto_send(response_dict: dict[str, Any] | None = None, **event: Any) -> None:
     if (send := _sending.get()) is not None and response_dict is not None:
         send.answered_with(response_dict["status_code"])
-
-
-@lru_cache(maxsize=1024)
-def _host(url: str | None) -> str | None:
-    try:
-        return urlsplit(url or "").hostname
-    except ValueError:
-        return None

@@ -17,12 +17,13 @@ from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
 from ..retries import retry
 from .batches import BookedRequest, booked_request, is_submitting, place_of_request
-from .http_attempts import Send, settings_for_one_attempt
+from .http_attempts import Send
 from .members import have_stood_for, is_made_of_models
 from .models import innermost
 from .request_books import Foreseen, RequestBooks, Target
 from .retries import retry_delay
 from .scope import current_scope
+from .sdk_retries import settings_for_one_attempt
 
 AnswerT = TypeVar("AnswerT")
 

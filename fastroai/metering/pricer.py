@@ -210,7 +210,7 @@ class Pricer:
             return canonical_provider(model.system) in ("azure", "openai")
         return _states_bill(model)
 
-    def upper_bound(
+    def max_cost(
         self,
         model: Model,
         messages: list[ModelMessage],
@@ -232,7 +232,7 @@ class Pricer:
                 or (tokens := tokens_at_most(messages, own, parameters)) is None
             ):
                 return None
-            rates = self._max_cost(model, asked_service_tier(model, settings))
+            rates = self._known_max_cost(model, asked_service_tier(model, settings))
             return rates.usd(*tokens) if rates else None
         except Exception:  # no request fails for want of a bound
             logger.debug(
@@ -242,7 +242,7 @@ class Pricer:
             )
             return None
 
-    def _max_cost(self, model: Model, tier: str | None) -> MaxCost | None:
+    def _known_max_cost(self, model: Model, tier: str | None) -> MaxCost | None:
         calculator = self._calculator
         # Prices of someone's own have no known maximum.
         if (

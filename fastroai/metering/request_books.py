@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache, partial
-from urllib.parse import urlsplit
+from functools import partial
 from uuid import uuid4
 
 from pydantic_ai.messages import ModelResponse
@@ -16,13 +15,15 @@ from pydantic_ai.settings import ModelSettings
 
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.recorder import RequestRecorder
+from ..providers import host_in
 from ..replay.requests import Books, RequestOfModel
-from .http_attempts import Send, client_retries
+from .http_attempts import Send
 from .models import endpoint, innermost
 from .outcomes import settle_answer, settle_stream
 from .pricer import Pricer
 from .raw_answers import RawAnswer
 from .scope import UNATTRIBUTED, DispatchScope
+from .sdk_retries import client_retries
 from .service_tiers import asked_service_tier
 
 
@@ -41,19 +42,8 @@ class Target:
         self.model = model
         self.sender = innermost(model)
         self.asked = model.model_id
-        self.host = _host(endpoint(model))
+        self.host = host_in(endpoint(model) or "")
         self.simulated = getattr(model, "simulated", False) is True
-
-
-@lru_cache(maxsize=1024)
-def _host(url: str | None) -> str | None:
-    """Host of a provider's URL, with its port where one is written; never credentials."""
-    try:
-        parts = urlsplit(url or "")
-        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        return f"{name}:{parts.port}" if parts.port else name
-    except ValueError:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +52,11 @@ class Foreseen:
 
     Attributes:
         service_tier: The tier it asks for.
-        upper_bound: Finds out what it can cost at most, in USD; None: that can't be told.
+        max_cost: Finds out what it can cost at most, in USD; None: that can't be told.
     """
 
     service_tier: str | None = None
-    upper_bound: Callable[[], Decimal | None] = lambda: None
+    max_cost: Callable[[], Decimal | None] = lambda: None
 
 
 class RequestBooks:
@@ -117,9 +107,7 @@ class RequestBooks:
         if self._recorder.refuses_unpriced:
             self._pricer.require_price(model, settings)
         asked = (model, request.messages, settings, request.parameters)
-        return Foreseen(
-            asked_service_tier(model, settings), partial(self._pricer.upper_bound, *asked)
-        )
+        return Foreseen(asked_service_tier(model, settings), partial(self._pricer.max_cost, *asked))
 
     async def send(self, target: Target, foreseen: Foreseen) -> Send:
         """Book a request that is about to be sent, and follow what leaves for it.
@@ -150,7 +138,7 @@ class RequestBooks:
             provider_host=target.host,
             service_tier=foreseen.service_tier,
             # Without a ledger that outlives the process nobody asks before the outcome is unknown.
-            upper_bound_usd=foreseen.upper_bound() if self._recorder.is_durable else None,
+            upper_bound_usd=foreseen.max_cost() if self._recorder.is_durable else None,
             simulated=target.simulated,
         )
         self._sent.append(entry.id)
@@ -168,7 +156,7 @@ class RequestBooks:
 
     def _record(self, foreseen: Foreseen, entry: LedgerEntry) -> None:
         if entry.state is EntryState.UNSETTLED and entry.upper_bound_usd is None:
-            entry = replace(entry, upper_bound_usd=foreseen.upper_bound())
+            entry = replace(entry, upper_bound_usd=foreseen.max_cost())
         self._recorder.record(entry)
 
     def settle(

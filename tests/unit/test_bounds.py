@@ -209,7 +209,7 @@ def bound(
     model: Model, calculator: Any = None, messages: Any = None, settings: Any = None
 ) -> Decimal | None:
     sent = ModelSettings(**LIMIT) if settings is None else settings
-    return Pricer(calculator or CostCalculator()).upper_bound(
+    return Pricer(calculator or CostCalculator()).max_cost(
         model, messages or asked("Hi"), sent, NONE
     )
 
@@ -403,7 +403,7 @@ def test_no_answer_within_max_tokens_costs_more_than_the_bound(
 ) -> None:
     model = openai(name, host)
     pricer = Pricer(CostCalculator())
-    usd = pricer.upper_bound(model, messages, ModelSettings(max_tokens=limit), NONE)
+    usd = pricer.max_cost(model, messages, ModelSettings(max_tokens=limit), NONE)
     assert usd is not None
     usage = estimate_usage(messages, NONE, ModelResponse(parts=[]))
     # A byte a token, at worst.
