@@ -32,11 +32,16 @@ def load_pipeline(target: str) -> AnyPipeline:
     found = getattr(module, attribute, None)
     if isinstance(found, Pipeline):
         return found
+    raise _not_a_pipeline(module, name, attribute)
+
+
+def _not_a_pipeline(module: ModuleType, name: str, attribute: str) -> UsageError:
+    found = getattr(module, attribute, None)
     problem = f"Module {name!r} has no {attribute!r}."
     if found is not None:
         problem = f"{attribute!r} in module {name!r} is not a Pipeline but {found!r:.80}."
-    pipelines = [name for name, value in vars(module).items() if isinstance(value, Pipeline)]
-    raise UsageError(f"{problem} Its pipelines: {', '.join(pipelines) or 'none'}.")
+    pipelines = [key for key, value in vars(module).items() if isinstance(value, Pipeline)]
+    return UsageError(f"{problem} Its pipelines: {', '.join(pipelines) or 'none'}.")
 
 
 def _import(name: str) -> ModuleType:

@@ -81,12 +81,7 @@ def _parse_input(pipeline: AnyPipeline, pair: str) -> tuple[str, Any]:
     key, separator, text = pair.partition("=")
     if not separator or not key:
         raise UsageError(f"Invalid input {pair!r}: expected key=value.")
-    model = pipeline.input_type
-    if model is None:
-        return key, _parse_value(text, None)
-    field = model.model_fields.get(key)
-    if field is None and model.model_config.get("extra") != "allow":
-        raise _unknown_input(pipeline, key, list(model.model_fields))
+    field = _field(pipeline, key)
     value = _parse_value(text, field)
     if field is not None and value == text and _takes_only_a_list(field, text):
         written = json.dumps([part.strip() for part in text.split(",")], ensure_ascii=False)
@@ -97,10 +92,17 @@ def _parse_input(pipeline: AnyPipeline, pair: str) -> tuple[str, Any]:
     return key, value
 
 
-def _unknown_input(pipeline: AnyPipeline, key: str, known: list[str]) -> UsageError:
+def _field(pipeline: AnyPipeline, key: str) -> FieldInfo | None:
+    """A field of the input's type; None where any input is taken."""
+    model = pipeline.input_type
+    if model is None:
+        return None
+    known = model.model_fields
+    if key in known or model.model_config.get("extra") == "allow":
+        return known.get(key)
     similar = get_close_matches(key, known, n=1)
     meant = f" Did you mean {similar[0]!r}?" if similar else ""
-    return UsageError(
+    raise UsageError(
         f"Pipeline {pipeline.name!r} has no input {key!r}.{meant} Its inputs: {', '.join(known)}."
     )
 
@@ -113,15 +115,14 @@ def _parse_value(text: str, field: FieldInfo | None) -> Any:
         parsed = json.loads(text)
     except ValueError:
         return text
-    if field is None or isinstance(parsed, str):
+    if field is None or isinstance(parsed, str) or _takes(field, parsed):
         return parsed
-    return text if not _takes(field, parsed) and _takes(field, text) else parsed
+    return text if _takes(field, text) else parsed
 
 
 def _takes_only_a_list(field: FieldInfo, text: str) -> bool:
-    if _takes(field, text):
-        return False
-    return _takes(field, [text]) or _takes(field, text.split(","))
+    takes_lists = _takes(field, [text]) or _takes(field, text.split(","))
+    return takes_lists and not _takes(field, text)
 
 
 def _takes(field: FieldInfo, value: object) -> bool:

@@ -47,11 +47,10 @@ def run_until_terminated(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(main())
     except BaseException as error:
+        was_told = told and not isinstance(error, Exception)
         # Prefect's own signal, by name because Prefect is not imported here: a run that had not yet
         # or no longer steps.
-        if (told and not isinstance(error, Exception)) or type(
-            error
-        ).__name__ == "TerminationSignal":
+        if was_told or type(error).__name__ == "TerminationSignal":
             raise Terminated from error
         raise
 
@@ -70,11 +69,11 @@ class Ending:
         """End the process now if it only waits for threads of abandoned steps."""
         main = threading.main_thread()
         threads = [t for t in threading.enumerate() if not t.daemon and t is not main]
-        if any(thread.name != STEP_THREAD for thread in threads):
+        if {thread.name for thread in threads} != {STEP_THREAD}:
             return
         for thread in threads:
             thread.join(IDLE_SECONDS)
-        if not any(thread.is_alive() for thread in threads):
+        if not any(map(threading.Thread.is_alive, threads)):
             return
         try:
             # What Python would run after it has joined the threads, which never end: the ledger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
 from typing import Any, get_origin
@@ -79,31 +80,23 @@ def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = N
         agent = agent.wrapped
     if not isinstance(agent, Agent):
         return ["agent of another kind", type(agent).__qualname__]
-    capabilities = [
-        describe_part(part, describer)
-        for part in agent._root_capability.capabilities
-        if _answers(part)
-    ]
+    # First: what is described twice is numbered in this order.
+    capabilities = _own_capabilities(agent, describer)
     return {
         "model": _model(model if model is not None else agent.model, describer),
         "system prompts": describer.value(agent._system_prompts),
         "system prompt functions": [
             [describer.root(f.function), f.dynamic] for f in agent._system_prompt_functions
         ],
-        "instructions": [_member(source.instruction, describer) for source in agent._instructions],
+        "instructions": _member([source.instruction for source in agent._instructions], describer),
         "output": _member(agent.output_type, describer),
         "output validators": [
             describer.root(validator.function) for validator in agent._output_validators
         ],
         "settings": _settings(agent.model_settings, describer),
         "tools": _member(agent._function_toolset.tools, describer),
-        "toolsets": [
-            _member(toolset, describer)
-            for toolset in (*agent._user_toolsets, *agent._dynamic_toolsets)
-        ],
-        "capabilities": [
-            described for described in capabilities if described not in _given_to_all()
-        ],
+        "toolsets": _member([*agent._user_toolsets, *agent._dynamic_toolsets], describer),
+        "capabilities": capabilities,
         # A tool or validator can see which try is its last, and give something else then.
         "retries": [agent._max_tool_retries, agent._max_output_retries],
         "end strategy": agent.end_strategy,
@@ -115,14 +108,21 @@ def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = N
     }
 
 
+def _own_capabilities(agent: Any, describer: Describer) -> list[object]:
+    """Those that may change answers, without what pydantic-ai gives every agent."""
+    parts = filter(_answers, agent._root_capability.capabilities)
+    described = [describe_part(part, describer) for part in parts]
+    return [part for part in described if part not in _given_to_all()]
+
+
 def _model(model: object, describer: Describer) -> object:
     """A model by its names; where it is reached, and by which key, is left out."""
     while isinstance(model, WrapperModel):
         model = model.wrapped
+    if model is None or isinstance(model, str):
+        return model
     if not isinstance(model, Model):
-        return (
-            model if model is None or isinstance(model, str) else ["type", type(model).__qualname__]
-        )
+        return ["type", type(model).__qualname__]
     if isinstance(model, FallbackModel):
         return ["fallback", [_model(member, describer) for member in model.models]]
     return [type(model).__qualname__, model.model_id, _settings(model.settings, describer)]
@@ -168,22 +168,24 @@ def _label(cls: type) -> str:
 
 def _state(value: object) -> Iterator[tuple[str, object]]:
     """What an object was given beyond the defaults, by name; without what is derived from that."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f for f in dataclasses.fields(value) if f.init and f.name not in _BUILT]
-        names = [f.name for f in fields]
-        defaults = {f.name: f.default for f in fields}
-    else:
-        slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-        names = [*getattr(value, "__dict__", {}), *slots]
-        defaults = {}
-    public = {name for name in names if not name.startswith("_")}
+    defaults = _members_and_defaults(value)
+    public = {name for name in defaults if not name.startswith("_")}
     for name in sorted({*public, *_PRIVATE} - _MEANS):
         item = getattr(value, name, None)
-        if _is_empty(item):
-            continue
         default = defaults.get(name, dataclasses.MISSING)
-        if type(item) is not type(default) or item != default:
+        is_default = type(item) is type(default) and item == default
+        if not _is_empty(item) and not is_default:
             yield name, item
+
+
+def _members_and_defaults(value: object) -> dict[str, object]:
+    """What an object is made of; `MISSING` for what has no default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {f.name: f.default for f in fields if f.init and f.name not in _BUILT}
+    slots = (getattr(cls, "__slots__", ()) for cls in type(value).__mro__)
+    names = itertools.chain(getattr(value, "__dict__", ()), *slots)
+    return dict.fromkeys(names, dataclasses.MISSING)
 
 
 def _is_empty(item: object) -> bool:

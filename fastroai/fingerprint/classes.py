@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 from enum import Enum
-from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
+from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, is_typeddict
 
 from pydantic import BaseModel, TypeAdapter
@@ -33,19 +34,23 @@ def describe_class(cls: type, describer: Describer) -> object:
 
 def describe_fields(value: object, describer: Describer) -> object:
     """What an object holds, by name. Values that a `cached_property` keeps are none of its own."""
-    if isinstance(value, BaseModel):
-        held = {name: getattr(value, name, None) for name in type(value).model_fields}
-        held |= (value.model_extra or {}) | (value.__pydantic_private__ or {})
-    else:
-        slots = [name for cls in type(value).__mro__ for name in _slots(cls)]
-        held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(
-            value, "__dict__", {}
-        )
+    held = _held_by_model(value) if isinstance(value, BaseModel) else _held(value)
     return [
         [name, describer.value(item)]
         for name, item in sorted(held.items())
         if not isinstance(getattr(type(value), name, None), functools.cached_property)
     ]
+
+
+def _held_by_model(model: BaseModel) -> dict[str, object]:
+    fields = {name: getattr(model, name, None) for name in type(model).model_fields}
+    return fields | (model.model_extra or {}) | (model.__pydantic_private__ or {})
+
+
+def _held(value: object) -> dict[str, object]:
+    slots = itertools.chain.from_iterable(map(_slots, type(value).__mro__))
+    in_slots = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return in_slots | getattr(value, "__dict__", {})
 
 
 def json_schema(hint: object) -> object:
@@ -82,49 +87,52 @@ def _fields(cls: type, describer: Describer) -> object:
     if issubclass(cls, Enum):
         return [[name, describer.value(member.value)] for name, member in cls.__members__.items()]
     if issubclass(cls, BaseModel):
-        fields = [
-            [name, _pydantic_field(field, describer)]
-            for name, field in sorted(cls.model_fields.items())
-        ]
-        private = [
-            [n, describer.value(a.default), describer.value(a.default_factory)]
-            for n, a in sorted(cls.__private_attributes__.items())
-        ]
-        applied = [
-            [kind.name, name, describer.value(decorator.info)]
-            for kind in dataclasses.fields(cls.__pydantic_decorators__)
-            if isinstance(decorators := getattr(cls.__pydantic_decorators__, kind.name), dict)
-            for name, decorator in sorted(decorators.items())
-        ]
-        return [fields, private, applied]
+        return _fields_of_model(cls, describer)
     if dataclasses.is_dataclass(cls):
-        return [
-            [f.name, describer.value(f.default), describer.value(f.default_factory)]
-            for f in dataclasses.fields(cls)
-        ]
+        return [[f.name, *_default(f, describer)] for f in dataclasses.fields(cls)]
     return None
 
 
+def _fields_of_model(cls: type[BaseModel], describer: Describer) -> object:
+    fields = [
+        [name, _pydantic_field(field, describer)]
+        for name, field in sorted(cls.model_fields.items())
+    ]
+    private = [
+        [name, *_default(attribute, describer)]
+        for name, attribute in sorted(cls.__private_attributes__.items())
+    ]
+    applied: list[object] = []
+    for kind in dataclasses.fields(cls.__pydantic_decorators__):
+        decorators = getattr(cls.__pydantic_decorators__, kind.name)
+        if isinstance(decorators, dict):
+            for name, decorator in sorted(decorators.items()):
+                applied.append([kind.name, name, describer.value(decorator.info)])
+    return [fields, private, applied]
+
+
+def _default(field: Any, describer: Describer) -> list[object]:
+    return [describer.value(field.default), describer.value(field.default_factory)]
+
+
 def _pydantic_field(field: Any, describer: Describer) -> object:
-    default = [describer.value(field.default), describer.value(field.default_factory)]
+    default = _default(field, describer)
     return [default, describer.parts(field.annotation), describer.value(field.metadata)]
 
 
 def _members(cls: type, describer: Describer) -> object:
-    written = [
-        (name, item) for name, item in sorted(vars(cls).items()) if _is_written(cls, name, item)
+    return [
+        [name, _member(item, describer)]
+        for name, item in sorted(vars(cls).items())
+        if _is_written(cls, name, item)
     ]
-    return [[name, _member(item, describer)] for name, item in written]
 
 
 def _member(item: object, describer: Describer) -> object:
     if isinstance(item, staticmethod | classmethod):
         return [type(item).__name__, describer.value(item.__func__)]
     if isinstance(item, property):
-        return [
-            "property",
-            *(describer.value(function) for function in (item.fget, item.fset, item.fdel)),
-        ]
+        return ["property", *map(describer.value, (item.fget, item.fset, item.fdel))]
     if isinstance(item, functools.cached_property):
         return ["property", describer.value(item.func)]
     return describer.value(item)
@@ -139,10 +147,10 @@ def _is_written(cls: type, name: str, item: object) -> bool:
     if isinstance(item, staticmethod | classmethod):
         item = item.__func__
     is_special = name.startswith("_") and name.endswith("_")
-    if isinstance(item, FunctionType):
-        # dataclasses and named tuples compile methods from text of their own.
-        code = inspect.unwrap(item).__code__
-        return not is_special or (
-            item.__module__ == cls.__module__ and code.co_filename != "<string>"
-        )
-    return not is_special and not (issubclass(cls, Enum) and name in cls.__members__)
+    if not is_special:
+        return isinstance(item, FunctionType) or name not in getattr(cls, "__members__", ())
+    if not isinstance(item, FunctionType) or item.__module__ != cls.__module__:
+        return False
+    # dataclasses and named tuples compile methods from text of their own.
+    code: CodeType = inspect.unwrap(item).__code__
+    return code.co_filename != "<string>"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from .code_origin import CodeOrigin
+
 
 class Describer(Protocol):
     """Turns objects into plain lists that are the same in every process."""
@@ -31,4 +33,12 @@ class Describer(Protocol):
 
     def is_own(self, cls: type) -> bool:
         """Whether a class belongs to the code that is followed."""
+        ...
+
+    def follows(self, home: CodeOrigin) -> bool:
+        """Whether code of this origin is followed."""
+        ...
+
+    def holds(self, module: str) -> bool:
+        """Whether a module of that name belongs to the code that is followed."""
         ...

@@ -6,13 +6,14 @@ import ast
 import dis
 import functools
 import hashlib
+import itertools
 import json
 import linecache
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _Place = tuple[str, int]
@@ -185,14 +186,10 @@ def _is_within(code: CodeType, node: _Function) -> bool:
     first, last = body[0], body[-1]
     begin = (first.lineno, first.col_offset)
     end = (last.end_lineno or last.lineno, last.end_col_offset or 0)
-    for line, end_line, column, end_column in code.co_positions():
-        if (
-            line is None
-            or end_line is None
-            or column is None
-            or end_column is None
-            or end_column == 0
-        ):
+    for position in code.co_positions():
+        line, end_line, column, end_column = cast("tuple[int, int, int, int]", position)
+        # Instructions that Python adds have no place, or one that ends where a line begins.
+        if None in position or end_column == 0:
             continue
         if (line, column) < begin or (end_line, end_column) > end:
             return False
@@ -249,30 +246,35 @@ def _plain_pieces(pieces: list[ast.expr]) -> list[Any]:
     pieces.
     """
     plain: list[Any] = []
-    for piece in pieces:
-        if isinstance(piece, ast.Constant) and isinstance(piece.value, str):
-            if plain and isinstance(plain[-1], str):
-                plain[-1] += piece.value
-            elif piece.value:
-                plain.append(piece.value)
+    for is_text, run in itertools.groupby(pieces, _is_text):
+        if is_text:
+            text = "".join(piece.value for piece in cast("Iterator[Any]", run))
+            plain += [text] if text else []
         else:
-            plain.append(_plain(piece))
+            plain += map(_plain, run)
     return plain
 
 
+def _is_text(piece: ast.expr) -> bool:
+    return isinstance(piece, ast.Constant) and isinstance(piece.value, str)
+
+
 def _constant(value: object) -> object:
-    """A constant in the code as text and type; sets in an order that no hash seed changes."""
-    if isinstance(value, CodeType):
-        return _compiled(value)
-    if isinstance(value, tuple):
-        return ["tuple", [_constant(item) for item in value]]
-    if isinstance(value, frozenset):
-        return ["frozenset", sorted((_constant(item) for item in value), key=json.dumps)]
-    if isinstance(value, bytes):
-        return ["bytes", value.hex()]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return ["int", hex(value)]
-    return [type(value).__name__, value if isinstance(value, str) else repr(value)]
+    """A constant in the code as text and type."""
+    kind = type(value)
+    if kind is CodeType:
+        return _compiled(cast(CodeType, value))
+    return [kind.__name__, _CONTENTS.get(kind, repr)(value)]
+
+
+_CONTENTS: dict[type, Callable[[Any], object]] = {
+    str: str,
+    int: hex,
+    bytes: bytes.hex,
+    tuple: lambda items: list(map(_constant, items)),
+    # In an order that no hash seed changes.
+    frozenset: lambda items: sorted(map(_constant, items), key=json.dumps),
+}
 
 
 def _compiled(code: CodeType) -> object:
@@ -332,14 +334,19 @@ def _rebound(node: _Function) -> frozenset[str]:
 
 def _imports(node: _Function) -> Iterator[LocalImport]:
     for inner in ast.walk(node):
-        if isinstance(inner, ast.ImportFrom):
-            module = "." * inner.level + (inner.module or "")
+        if isinstance(inner, ast.Import | ast.ImportFrom):
             for alias in inner.names:
-                yield LocalImport(alias.asname or alias.name, module, alias.name)
-        elif isinstance(inner, ast.Import):
-            for alias in inner.names:
-                top = alias.name.partition(".")[0]
-                yield LocalImport(alias.asname or top, alias.name if alias.asname else top, None)
+                yield _local_import(inner, alias)
+
+
+def _local_import(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> LocalImport:
+    if isinstance(statement, ast.ImportFrom):
+        module = "." * statement.level + (statement.module or "")
+        return LocalImport(alias.asname or alias.name, module, alias.name)
+    if alias.asname:
+        return LocalImport(alias.asname, alias.name, None)
+    top = alias.name.partition(".")[0]
+    return LocalImport(top, top, None)
 
 
 def _digest(content: Any) -> str:

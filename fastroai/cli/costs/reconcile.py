@@ -7,7 +7,7 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal, localcontext
@@ -24,6 +24,7 @@ from ...ledger.ledger import Ledger
 from ...ledger.reconciliation import (
     COLUMNS,
     InvoiceLine,
+    Match,
     Reconciliation,
     read_invoice,
     reconcile,
@@ -60,7 +61,7 @@ def reconcile_invoice(
         provider: Whose invoice it is, for example openai; default: all requests.
         tolerance: How far apart in time the same request may be on both sides; default: 5m.
     """
-    lines = _invoice(invoice, column)
+    lines = _invoice(invoice, dict(map(_column, column)))
     filters = _with_days_of(lines, filters)
     try:
         entries = asyncio.run(_entries(source.ledger, filters, tolerance, provider))
@@ -69,22 +70,22 @@ def reconcile_invoice(
         sys.stderr.write(f"{error}\n")
     found = _within(reconcile(entries, lines, tolerance=tolerance), filters)
     if source.json:
-        sys.stdout.write(_as_json(found, filters) + "\n")
+        sys.stdout.write(json.dumps(_as_json(found, filters), indent=2) + "\n")
     else:
         _show(console(), found, filters)
     return 0 if found.is_balanced else NOT_BALANCED
 
 
-def _invoice(name: str, mapping: Sequence[str]) -> tuple[InvoiceLine, ...]:
-    columns: dict[str, str] = {}
-    for pair in mapping:
-        ours, separator, theirs = pair.partition("=")
-        if not separator or ours not in COLUMNS:
-            raise UsageError(
-                f"--column {pair!r}: expected NAME=COLUMN, where NAME is one of "
-                f"{', '.join(COLUMNS)}."
-            )
-        columns[ours] = theirs
+def _column(pair: str) -> tuple[str, str]:
+    """Our name of a column, and the invoice's."""
+    ours, separator, theirs = pair.partition("=")
+    if not separator or ours not in COLUMNS:
+        names = ", ".join(COLUMNS)
+        raise UsageError(f"--column {pair!r}: expected NAME=COLUMN, where NAME is one of {names}.")
+    return ours, theirs
+
+
+def _invoice(name: str, columns: Mapping[str, str]) -> tuple[InvoiceLine, ...]:
     try:
         if name == "-":
             return read_invoice(sys.stdin, columns)
@@ -103,10 +104,13 @@ def _with_days_of(lines: Iterable[InvoiceLine], filters: Filters) -> Filters:
     times = [line.at for line in lines if line.at is not None]
     if filters.since is not None or filters.until is not None or not times:
         return filters
-    since, last = (
-        datetime.combine(at.astimezone(UTC), time(), UTC) for at in (min(times), max(times))
+    return replace(
+        filters, since=_midnight(min(times)), until=_midnight(max(times)) + timedelta(days=1)
     )
-    return replace(filters, since=since, until=last + timedelta(days=1))
+
+
+def _midnight(at: datetime) -> datetime:
+    return datetime.combine(at.astimezone(UTC), time(), UTC)
 
 
 async def _entries(
@@ -115,26 +119,22 @@ async def _entries(
     """Those asked for, and a little more: the two clocks may put one request on two sides of a
     limit.
     """
-    wider = replace(
-        filters,
-        since=None if filters.since is None else _moved(filters.since, -tolerance),
-        until=None if filters.until is None else _moved(filters.until, tolerance),
-    )
+    since, until = _moved(filters.since, -tolerance), _moved(filters.until, tolerance)
+    wider = replace(filters, since=since, until=until)
     async with Ledger.open(url, create=False) as ledger:
         entries = await ledger.entries(**wider.as_arguments())
-    wanted = None if provider is None else canonical_provider(provider)
-    return [entry for entry in entries if wanted is None or _provider(entry) == wanted]
+    if provider is None:
+        return entries
+    wanted = canonical_provider(provider)
+    return [entry for entry in entries if _provider(entry) == wanted]
 
 
-def _moved(at: datetime, by: timedelta) -> datetime:
+def _moved(at: datetime | None, by: timedelta) -> datetime | None:
+    """None where there is no limit, or none in the calendar."""
     try:
-        return at + by
+        return None if at is None else at + by
     except OverflowError:
-        return (
-            datetime.max.replace(tzinfo=UTC)
-            if by > timedelta()
-            else datetime.min.replace(tzinfo=UTC)
-        )
+        return None
 
 
 def _provider(entry: LedgerEntry) -> str | None:
@@ -146,18 +146,11 @@ def _within(found: Reconciliation, filters: Filters) -> Reconciliation:
     """Without those that have no partner because theirs may lie outside the time that is asked
     for.
     """
-
-    def is_within(at: datetime | None) -> bool:
-        return at is None or (
-            (filters.since is None or at >= filters.since)
-            and (filters.until is None or at < filters.until)
-        )
-
-    return replace(
-        found,
-        entries=tuple(entry for entry in found.entries if is_within(entry.sent_at)),
-        lines=tuple(line for line in found.lines if is_within(line.at)),
-    )
+    first = filters.since or datetime.min.replace(tzinfo=UTC)
+    last = filters.until or datetime.max.replace(tzinfo=UTC)
+    entries = tuple(entry for entry in found.entries if first <= entry.sent_at < last)
+    lines = tuple(line for line in found.lines if line.at is None or first <= line.at < last)
+    return replace(found, entries=entries, lines=lines)
 
 
 def _sums(found: Reconciliation) -> tuple[Decimal, Decimal]:
@@ -168,9 +161,9 @@ def _sums(found: Reconciliation) -> tuple[Decimal, Decimal]:
     return total_usd([*(match.entry for match in found.matches), *found.entries]), billed
 
 
-def _as_json(found: Reconciliation, filters: Filters) -> str:
+def _as_json(found: Reconciliation, filters: Filters) -> dict[str, object]:
     booked, billed = _sums(found)
-    said = {
+    return {
         "balanced": found.is_balanced,
         "filters": filters.as_json(),
         "currency": "USD",
@@ -179,18 +172,17 @@ def _as_json(found: Reconciliation, filters: Filters) -> str:
         "matched": dict(Counter(match.by for match in found.matches)),
         "entries_without_line": [_entry_json(entry) for entry in found.entries],
         "lines_without_entry": [_line_json(line) for line in found.lines],
-        "differing": [
-            {
-                "entry": _entry_json(match.entry),
-                "line": _line_json(match.line),
-                "by": match.by,
-                "differences": match.differences,
-            }
-            for match in found.matches
-            if match.differences
-        ],
+        "differing": [_match_json(match) for match in found.matches if match.differences],
     }
-    return json.dumps(said, indent=2)
+
+
+def _match_json(match: Match) -> dict[str, object]:
+    return {
+        "entry": _entry_json(match.entry),
+        "line": _line_json(match.line),
+        "by": match.by,
+        "differences": match.differences,
+    }
 
 
 def _entry_json(entry: LedgerEntry) -> dict[str, object]:
@@ -221,12 +213,10 @@ def _line_json(line: InvoiceLine) -> dict[str, object]:
 def _show(out: Console, found: Reconciliation, filters: Filters) -> None:
     for line in _headline(found, filters):
         prose(out, line)
-    if found.entries:
-        prose(out, f"\nEntries without an invoice line: {len(found.entries):,}\n")
-        print_table(out, _ENTRY_COLUMNS, [_entry_row(entry) for entry in found.entries])
-    if found.lines:
-        prose(out, f"\nInvoice lines without an entry: {len(found.lines):,}\n")
-        print_table(out, _LINE_COLUMNS, [_line_row(line) for line in found.lines])
+    entries = [_entry_row(entry) for entry in found.entries]
+    _show_list(out, "Entries without an invoice line", _ENTRY_COLUMNS, entries)
+    lines = [_line_row(line) for line in found.lines]
+    _show_list(out, "Invoice lines without an entry", _LINE_COLUMNS, lines)
     differing = [match for match in found.matches if match.differences]
     if differing:
         prose(out, f"\nPairs that differ: {len(differing):,}\n")
@@ -237,6 +227,14 @@ def _show(out: Console, found: Reconciliation, filters: Filters) -> None:
     ours, theirs, apart = amounts([booked, billed, EXACT.subtract(billed, booked)])
     prose(out, f"\nLedger {ours} USD, invoice {theirs} USD, difference {apart} USD.")
     prose(out, "The books balance." if found.is_balanced else "The books do not balance.")
+
+
+def _show_list(
+    out: Console, heading: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]
+) -> None:
+    if rows:
+        prose(out, f"\n{heading}: {len(rows):,}\n")
+        print_table(out, columns, rows)
 
 
 def _headline(found: Reconciliation, filters: Filters) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from operator import attrgetter
@@ -35,19 +35,26 @@ def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONF
         by: run, run_key, pipeline, step, agent, model, provider, deployment, created_by, day, tag,
             or tag:NAME for the values of one tag. Default: pipeline.
     """
+    nothing = ""
     try:
         groups, total, booked = asyncio.run(_read(source.ledger, by, filters))
-        nothing = None if groups else _nothing(source.ledger, filters, booked)
     except LedgerNotFoundError as error:
         groups, total, nothing = (), Totals(), str(error)
+    if not groups and not nothing:
+        nothing = _nothing(source.ledger, filters, booked)
     if source.json:
-        sys.stdout.write(as_json(by, filters, groups, total) + "\n")
-        if nothing is not None:
-            sys.stderr.write(f"{nothing}\n")
-    elif nothing is not None:
+        write_json(_as_json(by, filters, groups, total), nothing)
+    elif nothing:
         sys.stdout.write(f"{nothing}\n")
     else:
-        show(console(), by, filters, groups, total)
+        _show(console(), by, filters, groups, total)
+
+
+def write_json(content: object, nothing: str) -> None:
+    """Write to stdout, also where there is nothing to report; stderr then says so."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    if nothing:
+        sys.stderr.write(f"{nothing}\n")
 
 
 async def _read(
@@ -91,16 +98,17 @@ def paid(totals: Totals) -> Decimal:
     return EXACT.subtract(totals.cost_usd, totals.simulated_usd)
 
 
-def as_json(by: str, filters: Filters, groups: Sequence[Totals], total: Totals) -> str:
+def _as_json(
+    by: str, filters: Filters, groups: Sequence[Totals], total: Totals
+) -> dict[str, object]:
     """Amounts as strings, exact; `cost_usd` includes what was simulated, `paid_usd` does not."""
-    found = {
+    return {
         "by": by,
         "filters": filters.as_json(),
         "currency": "USD",
         "groups": [{"key": group.key} | _json_of(group) for group in groups],
         "total": _json_of(total),
     }
-    return json.dumps(found, indent=2, ensure_ascii=True)
 
 
 def _json_of(totals: Totals) -> dict[str, object]:
@@ -113,9 +121,9 @@ def _json_of(totals: Totals) -> dict[str, object]:
     }
 
 
-def show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], total: Totals) -> None:
+def _show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], total: Totals) -> None:
     """Write a title, the table with its total, and what must be known to read it."""
-    group = f"tag {by.removeprefix('tag:')}" if by.startswith("tag:") else by.replace("_", " ")
+    group = f"tag {key_name(by)}" if by.startswith("tag:") else key_name(by)
     prose(out, f"Costs by {group}: {filters or 'all requests in the ledger'}")
     out.print()
     left_out = _print_groups(out, by, groups, total)
@@ -129,21 +137,26 @@ def show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], tota
 def _print_groups(
     out: Console, by: str, groups: Sequence[Totals], total: Totals
 ) -> tuple[str, ...]:
-    measures = list(_measures(total))
-    columns = [key_column(by), *(column for column, _ in measures)]
-    rows = [[key_cell(by, group.key), *(of(group) for _, of in measures)] for group in groups]
-    sums = ["total", *(of(total) for _, of in measures)]
-    # Where nothing was paid, the simulated amounts are compared.
-    only_simulated = paid(total) == 0 and total.simulated > 0
-    amount = _simulated if only_simulated else paid
+    columns, measures = zip(*_measures(total), strict=True)
+    columns = (key_column(by), *columns)
+    rows = [(key_cell(by, group.key), *_measured(group, measures)) for group in groups]
+    sums = ("total", *_measured(total, measures))
+    share, amount = "share", paid
+    if paid(total) == 0 and total.simulated:  # then what it would have cost is compared
+        share, amount = "simulated share", _simulated
     whole = amount(total)
     if whole <= 0 or len(groups) == 1:
         return print_table(out, columns, rows, total=sums)
-    bars = [amount(group) for group in groups]
-    columns.append(Column("simulated share" if only_simulated else "share", rank=4))
-    for row, bar in zip(rows, bars, strict=True):
-        row.append(f"{float(bar / whole) * 100:.1f} %")
-    return print_table(out, columns, rows, total=[*sums, ""], bars=bars)
+    bars = list(map(amount, groups))
+    rows = [
+        (*row, f"{float(bar / whole) * 100:.1f} %") for row, bar in zip(rows, bars, strict=True)
+    ]
+    columns = (*columns, Column(share, rank=4))
+    return print_table(out, columns, rows, total=(*sums, ""), bars=bars)
+
+
+def _measured(totals: Totals, measures: Iterable[Callable[[Totals], Cell]]) -> Iterator[Cell]:
+    return (measure(totals) for measure in measures)
 
 
 Measure = tuple[Column, Callable[[Totals], Cell]]
@@ -212,13 +225,13 @@ def _unknown(total: Totals) -> Iterator[str]:
     )
     if total.unpriced:
         yield f"- {_requests(total.unpriced)} answered by a model without a known price."
+    bound = "No upper bound is known."
+    if total.upper_bound_usd:
+        bound = (
+            f"At most {exact(total.upper_bound_usd)} USD together, as far as a bound is known; "
+            "what is known to be spent of it is in the total."
+        )
     if total.unsettled:
-        bound = "No upper bound is known."
-        if total.upper_bound_usd:
-            bound = (
-                f"At most {exact(total.upper_bound_usd)} USD together, as far as a bound is known; "
-                "what is known to be spent of it is in the total."
-            )
         yield f"- {_requests(total.unsettled)} unsettled: sent, outcome unknown or pending. {bound}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from ..parsing import moment
 from ..rendering.console import console, printable, prose
 from ..rendering.tables import Amount, Cell, Column, exact, print_table
 from .filters import ALL_RECORDED, CONFIGURED, By, Filters, RecordedFilters, Source
-from .report import SEVERAL_TAGS, key_cell, key_column, no_room_for
+from .report import SEVERAL_TAGS, key_cell, key_column, no_room_for, write_json
 
 _MOST_REASONS = 5
 
@@ -54,18 +53,16 @@ def price_otherwise(
     """
     if model is None and tier is None:
         raise UsageError("Specify --model PROVIDER:MODEL, --tier TIER, or both.")
+    asked = f": {printable(str(filters))}" if filters else ""
+    nothing = f"No request with a cost matches{asked}."
     try:
         entries = asyncio.run(_entries(source.ledger, filters))
-        asked = f": {printable(str(filters))}" if filters else ""
-        nothing = f"No request with a cost matches{asked}."
     except LedgerNotFoundError as error:
         entries, nothing = [], str(error)
     found = what_if(entries, model, service_tier=tier, at=at)
     groups = _grouped(found, by)
     if source.json:
-        sys.stdout.write(_as_json(found, by, filters, groups) + "\n")
-        if not found.requests:
-            sys.stderr.write(f"{nothing}\n")
+        write_json(_as_json(found, by, filters, groups), "" if found.requests else nothing)
     elif found.requests:
         _show(console(), found, by, filters, groups)
     else:
@@ -86,12 +83,17 @@ def _grouped(found: WhatIf, by: str) -> Groups:
         for key in keys(request.entry):
             requests.setdefault(key, []).append(request)
     groups = {
-        key: WhatIf(found.model, found.service_tier, tuple(requests[key]))
-        for key in sorted(requests, key=lambda key: (key is None, key or ""))
+        key: WhatIf(found.model, found.service_tier, tuple(of_key))
+        for key, of_key in sorted(requests.items(), key=_by_key)
     }
     if by == "day":
         return groups
     return dict(sorted(groups.items(), key=lambda group: -group[1].recorded_usd))
+
+
+def _by_key(group: tuple[str | None, object]) -> tuple[bool, str]:
+    """By name; what has none comes last."""
+    return group[0] is None, group[0] or ""
 
 
 def _difference(group: WhatIf) -> Decimal:
@@ -106,8 +108,8 @@ def _reasons(found: WhatIf) -> list[tuple[str, int]]:
     return Counter(told).most_common()
 
 
-def _as_json(found: WhatIf, by: str, filters: Filters, groups: Groups) -> str:
-    said = {
+def _as_json(found: WhatIf, by: str, filters: Filters, groups: Groups) -> dict[str, object]:
+    return {
         "model": found.model,
         "service_tier": found.service_tier,
         "by": by,
@@ -118,7 +120,6 @@ def _as_json(found: WhatIf, by: str, filters: Filters, groups: Groups) -> str:
         "simulated": sum(r.entry.simulated for r in found.compared),
         "left_out": [{"reason": reason, "requests": number} for reason, number in _reasons(found)],
     }
-    return json.dumps(said, indent=2)
 
 
 def _json_of(group: WhatIf) -> dict[str, object]:

@@ -41,8 +41,9 @@ def print_costs(out: Console, entries: Sequence[LedgerEntry], steps: Iterable[st
         for model, group in models.items()
     ]
     print_table(out, _COLUMNS, rows, total=("total", "", *_measures(entries)))
-    for remark in (*_simulated(entries), *_unpriced(entries), *_refused(entries)):
-        out.print(Text(printable(remark)), soft_wrap=True)
+    for remarks_on in (_simulated, _unpriced, _refused):
+        for remark in remarks_on(entries):
+            out.print(Text(printable(remark)), soft_wrap=True)
 
 
 Groups = dict[str, dict[str, list[LedgerEntry]]]
@@ -55,7 +56,10 @@ def _grouped(entries: Iterable[LedgerEntry], steps: Iterable[str]) -> Groups:
         model = entry.model_answered or entry.model_asked or "unknown"
         models = groups.setdefault(entry.attribution.step_id or "-", {})
         models.setdefault(model, []).append(entry)
-    return {step_id: models or {"-": []} for step_id, models in groups.items()}
+    for models in groups.values():
+        if not models:
+            models["-"] = []
+    return groups
 
 
 def _measures(entries: Sequence[LedgerEntry]) -> tuple[Cell, ...]:
@@ -91,27 +95,29 @@ def _unpriced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
 
 
 def _refused(entries: Sequence[LedgerEntry]) -> Iterator[str]:
-    errors = [entry.error or "" for entry in entries if entry.state is EntryState.REFUSED]
-    unsent = [error for error in errors if error.startswith(NOT_SENT)]
-    if len(errors) > len(unsent):
+    refused = sum(entry.state is EntryState.REFUSED for entry in entries)
+    unsent = [entry for entry in entries if _was_not_sent(entry)]
+    if refused > len(unsent):
         yield (
-            f"{len(errors) - len(unsent)} request(s) were refused by the provider, which bills "
+            f"{refused - len(unsent)} request(s) were refused by the provider, which bills "
             "nothing for them."
         )
-    if unsent:
-        yield f"{len(unsent)} request(s) were not sent: {unsent[-1].removeprefix(NOT_SENT)}"
-    hosts = {entry.provider_host for entry in entries if _was_unreachable(entry)}
-    names = ", ".join(sorted(host for host in hosts if host))
-    if names:
+    if not unsent:
+        return
+    errors = [str(entry.error).removeprefix(NOT_SENT) for entry in unsent]
+    yield f"{len(unsent)} request(s) were not sent: {errors[-1]}"
+    unreached = zip(unsent, errors, strict=True)
+    hosts = {entry.provider_host or "" for entry, error in unreached if UNREACHABLE in error}
+    if any(hosts):
         yield (
-            f"Not reached: {names}. Check the network, a proxy that may be needed "
-            "(HTTPS_PROXY), and the provider's URL where one is set (OPENAI_BASE_URL and the like)."
+            f"Not reached: {', '.join(sorted(filter(None, hosts)))}. Check the network, a proxy "
+            "that may be needed (HTTPS_PROXY), and the provider's URL where one is set "
+            "(OPENAI_BASE_URL and the like)."
         )
 
 
-def _was_unreachable(entry: LedgerEntry) -> bool:
-    error = entry.error or ""
-    return entry.state is EntryState.REFUSED and error.startswith(NOT_SENT) and UNREACHABLE in error
+def _was_not_sent(entry: LedgerEntry) -> bool:
+    return entry.state is EntryState.REFUSED and (entry.error or "").startswith(NOT_SENT)
 
 
 def _priced_as(entry: LedgerEntry) -> str:
