@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from pydantic_ai.messages import FilePart, ModelResponse
 
 from ..providers import canonical_provider, host_and_port
-from .raw_answers import Json, RawAnswer, count
+from .raw_answers import Json, RawAnswer, count, items
 
 _XAI_TOOLS: Final = {
     "web_search": "web_searches",
@@ -57,17 +58,34 @@ def tool_calls(response: ModelResponse, raw: RawAnswer | None) -> dict[str, int]
         }
     if provider not in _OPENAI_PROTOCOL:
         return {}
-    calls = {
-        "storage_searches": sum(
-            part.part_kind == "builtin-tool-call" and part.tool_name == "file_search"
-            for part in response.parts
-        )
-    }
+    kinds = [(part.part_kind, getattr(part, "tool_name", None)) for part in response.parts]
+    calls = {"storage_searches": kinds.count(("builtin-tool-call", "file_search"))}
     for document in _responses(raw):
         searches = count(document, "tool_usage", "web_search", "num_requests")
         if type(searches) is int:  # OpenAI's SDK knows this one by now, so pydantic-ai misses it
             calls["web_searches"] = searches
     return calls
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer of a model, as pydantic-ai reads it and as it came from a URL."""
+
+    response: ModelResponse
+    raw: RawAnswer | None
+    url: str | None
+
+    @property
+    def model(self) -> str:
+        return self.response.model_name or ""
+
+    @property
+    def provider(self) -> str:
+        return canonical_provider(self.response.provider_name or "")
+
+    @property
+    def documents(self) -> list[Json]:
+        return [] if self.raw is None else self.raw.documents
 
 
 def unpriced_extra(response: ModelResponse, raw: RawAnswer | None, url: str | None) -> str | None:
@@ -78,120 +96,153 @@ def unpriced_extra(response: ModelResponse, raw: RawAnswer | None, url: str | No
         raw: As it came.
         url: Where it came from.
     """
-    usage = response.usage
-    if usage.details.get("advisor_iterations"):
+    if response.usage.details.get("advisor_iterations"):
         return "An advisor model took part, whose tokens are billed at its own rates."
-    missing = next(_missing(response, raw, url), None)
-    return missing and f"No price is known for {missing}, which is billed beside tokens."
+    answer = _Answer(response, raw, url)
+    for missing_of in _CHECKS:
+        if missing := missing_of(answer):
+            return f"No price is known for {missing}, which is billed beside tokens."
+    return None
 
 
-def _missing(response: ModelResponse, raw: RawAnswer | None, url: str | None) -> Iterator[str]:
-    usage, name = response.usage, response.model_name or ""
-    provider = canonical_provider(response.provider_name or "")
+def counted_beside_tokens(answer: _Answer) -> str | None:
+    """What the usage counts beside tokens."""
+    details = answer.response.usage.details
     for detail, what in _COUNTED_BESIDE.items():
-        if usage.details.get(detail):
-            yield f"{what} ({detail}={usage.details[detail]})"
-    if _ALWAYS_SEARCH.search(name) and provider in _OPENAI_PROTOCOL:
-        yield f"the search of {name!r}"
-    if "compound" in name and provider == "groq":
-        yield f"the tools of {name!r}"
-    yield from _unsplit_media(response, provider)
-    if raw is None:
-        return
-    for document in raw.documents:
-        if "candidates" in document:
-            yield from _of_google(document, url)
-        elif isinstance(choices := document.get("choices"), list) and choices:
-            yield from _of_chat(choices[0], response)
-        elif document.get("container") and provider == "anthropic":
-            yield from _of_anthropic(document)
-    for document in _responses(raw):
-        yield from _of_responses(document, name)
+        if counted := details.get(detail):
+            return f"{what} ({detail}={counted})"
+    return None
+
+
+def tools_of_the_model(answer: _Answer) -> str | None:
+    """Tools that a model uses on each call, so that no answer counts them."""
+    if answer.provider in _OPENAI_PROTOCOL and _ALWAYS_SEARCH.search(answer.model):
+        return f"the search of {answer.model!r}"
+    if answer.provider == "groq" and "compound" in answer.model:
+        return f"the tools of {answer.model!r}"
+    return None
+
+
+def media_not_told_apart(answer: _Answer) -> str | None:
+    """Images and audio among the output of Gemini that its usage does not tell apart from text."""
+    if answer.provider != "google":
+        return None
+    for part in answer.response.parts:
+        if isinstance(part, FilePart) and (kind := _untold_kind(part, answer)):
+            return f"the {kind} that it answered, whose tokens are not told apart"
+    return None
+
+
+def _untold_kind(part: FilePart, answer: _Answer) -> str | None:
+    kind = part.content.media_type.partition("/")[0]
+    if kind not in ("image", "audio", "video"):
+        return None
+    if kind == "audio" and "tts" in answer.model:
+        return None  # all that it gives is audio, at the one rate listed
+    told = answer.response.usage.details.get(f"{kind}_candidates_tokens")
+    return None if told else kind
+
+
+def grounding_of_google(answer: _Answer) -> str | None:
+    """Grounding other than with Google Search (ai.google.dev, pricing, tools)."""
+    for document in answer.documents:
+        for candidate in items(document, "candidates"):
+            grounding = count(candidate, "groundingMetadata")
+            if grounding and (missing := _missing_of_grounding(grounding, answer.url)):
+                return missing
+    return None
+
+
+def _missing_of_grounding(grounding: object, url: str | None) -> str | None:
+    sources = {name for chunk in items(grounding, "groundingChunks") for name in chunk}
+    if count(grounding, "googleMapsWidgetContextToken") or "maps" in sources:
+        return "its grounding with Google Maps"
+    if count(grounding, "imageSearchQueries"):
+        return "its searches for images"
+    if "retrievedContext" in sources and "aiplatform" in (host_and_port(url or "")[0] or ""):
+        return "its grounding with data of your own"
+    return None
+
+
+def media_and_tools_of_a_chat(answer: _Answer) -> str | None:
+    """What OpenAI's protocol for chats carries that is not text."""
+    usage = answer.response.usage
+    for document in answer.documents:
+        for choice in items(document, "choices")[:1]:
+            said = count(choice, "message") or count(choice, "delta")
+            if count(said, "executed_tools"):
+                return "the tools that Groq ran"
+            if count(said, "audio", "data") and not usage.output_audio_tokens:
+                return "the audio that it answered, whose tokens are not told apart"
+            if count(said, "images") and not usage.details.get("image_tokens"):
+                return "the images that it answered, whose tokens are not told apart"
+    return None
+
+
+def container_of_anthropic(answer: _Answer) -> str | None:
+    """Code runs in a container by the hour, free beside Anthropic's search and fetch tools
+    (platform.claude.com, code execution tool, pricing).
+    """
+    if answer.provider != "anthropic":
+        return None
+    for document in answer.documents:
+        used = count(document, "usage", "server_tool_use")
+        is_free = any(count(used, f"web_{tool}_requests") for tool in ("search", "fetch"))
+        if document.get("container") and not is_free:
+            return "the container of its code execution"
+    return None
+
+
+def tools_of_openais_responses(answer: _Answer) -> str | None:
+    """Containers, images and searches that a response of OpenAI's tells of."""
+    for document in _responses(answer.raw):
+        missing = _container(document) or _images(document) or _search(document, answer.model)
+        if missing:
+            return missing
+    return None
+
+
+def _container(document: Json) -> str | None:
+    for item in items(document, "output"):
+        kind = str(item.get("type"))
+        where = str(count(item, "environment", "type"))
+        if kind in _CONTAINER_CALLS and (kind != "shell_call" or where.startswith("container")):
+            return _CONTAINER_CALLS[kind]
+    return None
+
+
+def _images(document: Json) -> str | None:
+    image_gen = count(document, "tool_usage", "image_gen")
+    if count(image_gen, "input_tokens") or count(image_gen, "output_tokens"):
+        return "the images that it made"
+    return None
+
+
+def _search(document: Json, model: str) -> str | None:
+    if not model.startswith("gpt-4"):
+        return None
+    # 25 USD a thousand for models that do not reason, 10 for those that do: the list has 10.
+    called = {str(item.get("type")) for item in items(document, "output")}
+    tools = " ".join(str(tool.get("type")) for tool in items(document, "tools"))
+    if "web_search_call" in called and "search_preview" in tools:
+        return "its web_search_preview"
+    return None
 
 
 def _responses(raw: RawAnswer | None) -> Iterator[Json]:
     """Documents of OpenAI's responses API, those within its events too."""
     for document in raw.documents if raw is not None else ():
-        inner = document.get("response") if "response" in document else document
-        if isinstance(inner, dict) and isinstance(inner.get("output"), list):
+        inner = document.get("response", document)
+        if isinstance(count(inner, "output"), list):
             yield inner
 
 
-def _of_responses(document: Json, model: str) -> Iterator[str]:
-    for item in document["output"]:
-        kind = item.get("type") if isinstance(item, dict) else None
-        if kind == "shell_call" and not _in_a_container(item):
-            continue
-        if what := _CONTAINER_CALLS.get(kind or ""):
-            yield what
-    images = count(document, "tool_usage", "image_gen")
-    if isinstance(images, dict) and any(images.get(n) for n in ("input_tokens", "output_tokens")):
-        yield "the images that it made"
-    tools = document.get("tools") or ()
-    searched = any(
-        isinstance(item, dict) and item.get("type") == "web_search_call"
-        for item in document["output"]
-    )
-    kinds = [str(count(tool, "type")) for tool in tools]
-    # 25 USD a thousand for models that do not reason, 10 for those that do: the list has 10.
-    if searched and model.startswith("gpt-4") and any("search_preview" in kind for kind in kinds):
-        yield "its web_search_preview"
-
-
-def _in_a_container(item: Mapping[str, Any]) -> bool:
-    return str(count(item, "environment", "type")).startswith("container")
-
-
-def _of_anthropic(document: Json) -> Iterator[str]:
-    """Code runs in a container by the hour, free beside Anthropic's search and fetch tools
-    (platform.claude.com, code execution tool, pricing).
-    """
-    used = count(document, "usage", "server_tool_use")
-    if not (
-        isinstance(used, dict)
-        and (used.get("web_search_requests") or used.get("web_fetch_requests"))
-    ):
-        yield "the container of its code execution"
-
-
-def _of_google(document: Json, url: str | None) -> Iterator[str]:
-    """Grounding other than with Google Search (ai.google.dev, pricing, tools)."""
-    for candidate in document["candidates"] or ():
-        grounding = count(candidate, "groundingMetadata")
-        if not isinstance(grounding, dict):
-            continue
-        chunks = [chunk for chunk in grounding.get("groundingChunks") or () if chunk]
-        if grounding.get("googleMapsWidgetContextToken") or any("maps" in c for c in chunks):
-            yield "its grounding with Google Maps"
-        if grounding.get("imageSearchQueries"):
-            yield "its searches for images"
-        on_vertex = "aiplatform" in (host_and_port(url or "")[0] or "")
-        if on_vertex and any("retrievedContext" in chunk for chunk in chunks):
-            yield "its grounding with data of your own"
-
-
-def _of_chat(choice: object, response: ModelResponse) -> Iterator[str]:
-    said = count(choice, "message") or count(choice, "delta")
-    if count(said, "executed_tools"):
-        yield "the tools that Groq ran"
-    if count(said, "audio", "data") and not response.usage.output_audio_tokens:
-        yield "the audio that it answered, whose tokens are not told apart"
-    if count(said, "images"):
-        details = response.usage.details
-        if not details.get("image_tokens"):
-            yield "the images that it answered, whose tokens are not told apart"
-
-
-def _unsplit_media(response: ModelResponse, provider: str) -> Iterator[str]:
-    """Images and audio among the output of Gemini that its usage does not tell apart from text."""
-    if provider != "google":
-        return
-    details = response.usage.details
-    for part in response.parts:
-        if not isinstance(part, FilePart):
-            continue
-        kind = part.content.media_type.partition("/")[0]
-        if kind in ("image", "audio", "video") and not details.get(f"{kind}_candidates_tokens"):
-            if kind == "audio" and "tts" in (response.model_name or ""):
-                continue  # all that it gives is audio, at the one rate listed
-            yield f"the {kind} that it answered, whose tokens are not told apart"
+_CHECKS: Final = (
+    counted_beside_tokens,
+    tools_of_the_model,
+    media_not_told_apart,
+    grounding_of_google,
+    media_and_tools_of_a_chat,
+    container_of_anthropic,
+    tools_of_openais_responses,
+)

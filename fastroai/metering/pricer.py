@@ -22,7 +22,6 @@ from ..pricing.max_cost import MaxCost
 from ..pricing.money import microcents_to_usd
 from ..pricing.overrides import Revision
 from ..pricing.price_list import Price, tier_context
-from ..pricing.token_counts import TokenCounts
 from ..providers import canonical_provider
 from .billed_tools import unpriced_extra
 from .models import endpoint, innermost, merged
@@ -47,6 +46,20 @@ _max_costs: WeakKeyDictionary[Revision, tuple[object, dict[_Asked, MaxCost | Non
 """By a calculator's overrides, with what else they depend on. From run to run, because to find one
 takes longer than the rest of a request's way.
 """
+
+
+class _Answer:
+    """What is to be priced: a response, with the usage and the URL that are found out of it."""
+
+    __slots__ = ("entry", "model", "name", "raw", "response", "url", "usage")
+
+    def __init__(
+        self, response: ModelResponse, model: Model, entry: LedgerEntry, raw: RawAnswer | None
+    ) -> None:
+        self.response, self.model, self.entry, self.raw = response, model, entry, raw
+        self.name = response.model_name or model.model_name
+        self.usage: RequestUsage = response.usage
+        self.url: str | None = None
 
 
 class Pricer:
@@ -74,60 +87,57 @@ class Pricer:
         Where the answer states its bill, that is the price; what the list says otherwise is noted
         in its source.
         """
-        usage, price = self._price(response, model, entry, raw)
+        answer = _Answer(response, model, entry, raw)
+        try:
+            answer.url = endpoint(model, response.provider_url)
+            price = self._price(answer)
+        except Exception as error:
+            self._warn(answer.name, error)
+            price = describe_error(error)
         if isinstance(price, str):
             self._unpriced.add(model.model_id)
-        return usage, price
+        return answer.usage, price
 
-    def _price(
-        self, response: ModelResponse, model: Model, entry: LedgerEntry, raw: RawAnswer | None
-    ) -> tuple[RequestUsage, Price | str]:
-        name = response.model_name or model.model_name
-        usage = response.usage
+    def _price(self, answer: _Answer) -> Price | str:
+        stated = stated_bill(answer.response, answer.raw, answer.url, answer.entry)
         try:
-            url = endpoint(model, response.provider_url)
-            stated = stated_bill(response, raw, url, entry)
-            try:
-                usage = read_usage(response, raw)
-            except UnknownUsageError as error:
-                return usage, stated or str(error)
-            if stated is not None:
-                return usage, self._compared(stated, usage, response, model, entry, url, raw)
-            if missing := unpriced_extra(response, raw, url):
-                return usage, missing
-            return usage, self._listed(usage, response, model, entry, url, raw)
-        except Exception as error:
-            self._warn(name, error)
-            return usage, describe_error(error)
+            answer.usage = read_usage(answer.response, answer.raw)
+        except UnknownUsageError as error:
+            return stated or str(error)
+        missing = unpriced_extra(answer.response, answer.raw, answer.url)
+        if stated is None:
+            return missing or self._listed(answer)
+        if missing:
+            return stated
+        try:
+            listed = self._listed(answer)
+        except Exception:  # no list has it, which is why the answer's word is worth so much
+            return stated
+        if listed.total == stated.total:
+            return stated
+        return replace(stated, source=f"{stated.source}; {listed.source} says {listed.total:f}")
 
-    def _listed(
-        self,
-        usage: RequestUsage,
-        response: ModelResponse,
-        model: Model,
-        entry: LedgerEntry,
-        url: str | None,
-        raw: RawAnswer | None,
-    ) -> Price:
-        name = response.model_name or model.model_name
+    def _listed(self, answer: _Answer) -> Price:
+        response, entry = answer.response, answer.entry
         if not hasattr(self._calculator, "price"):
-            tokens = sane_counts(usage)
-            return Price(self._estimate(name, tokens), "calculate_cost", request_fees=None)
-        provider = response.provider_name or model.system
+            tokens = asdict(sane_counts(answer.usage))
+            microcents: int = self._calculator.calculate_cost(answer.name, **tokens)
+            return Price(microcents_to_usd(microcents), "calculate_cost", request_fees=None)
+        provider = response.provider_name or answer.model.system
         tier = billed_service_tier(provider, response, entry.service_tier)
         context = {**(response.provider_details or {}), **tier_context(tier)}
-        if geo := inference_geo(raw):
+        if geo := inference_geo(answer.raw):
             context["inference_geo"] = geo
         price = self._calculator.price(
-            usage,
-            name,
+            answer.usage,
+            answer.name,
             provider=provider,
-            provider_url=url,
+            provider_url=answer.url,
             at=entry.sent_at,
             context=context or None,
         )
         source = str(price.source)
-        estimate = litellm_estimate(raw)
+        estimate = litellm_estimate(answer.raw)
         if estimate and estimate != price.total:
             source = f"{source}; LiteLLM says {estimate}"
         return Price(
@@ -136,27 +146,6 @@ class Pricer:
             request_fees=getattr(price, "request_fees", None),
             version=getattr(price, "version", None),
         )
-
-    def _compared(
-        self,
-        stated: Price,
-        usage: RequestUsage,
-        response: ModelResponse,
-        model: Model,
-        entry: LedgerEntry,
-        url: str | None,
-        raw: RawAnswer | None,
-    ) -> Price:
-        """The stated price, with the difference to the listed one where there is one."""
-        try:
-            if unpriced_extra(response, raw, url):
-                return stated
-            listed = self._listed(usage, response, model, entry, url, raw)
-        except Exception:  # no list has it, which is why the answer's word is worth so much
-            return stated
-        if listed.total == stated.total:
-            return stated
-        return replace(stated, source=f"{stated.source}; {listed.source} says {listed.total:f}")
 
     def require_price(self, model: Model, settings: ModelSettings | None = None) -> None:
         """Refuse a request for which no price is known: before a send, where `FASTROAI_UNPRICED` is
@@ -272,10 +261,6 @@ class Pricer:
             at=datetime.now(UTC),
             tier=tier,
         )
-
-    def _estimate(self, name: str, tokens: TokenCounts) -> Decimal:
-        cost: int = self._calculator.calculate_cost(name, **asdict(tokens))
-        return microcents_to_usd(cost)
 
     @staticmethod
     def _warn(name: str, error: Exception) -> None:

@@ -95,6 +95,14 @@ def count(document: object, *path: str) -> object:
     return document
 
 
+def items(document: object, *path: str) -> list[Json]:
+    """The objects in the list at a path within nested objects; none where there is no list."""
+    found = count(document, *path)
+    if not isinstance(found, list):
+        return []
+    return [item for item in found if isinstance(item, dict)]
+
+
 def usages(documents: list[Json]) -> list[Json]:
     """The usage objects of an answer, in their order."""
     found = []
