@@ -29,6 +29,7 @@ _GOOGLE_CLOUD_TIERS = {
     "pt_only": "provisioned",
 }
 
+_UNIFIED = "service_tier"
 _SAYS_TIER = re.compile(r"(service_tier|_speed)$")
 
 _SILENT = frozenset({"anthropic", "aws", "google"})
@@ -53,30 +54,44 @@ def asked_service_tier(model: Model, settings: ModelSettings | None) -> str | No
     # Nearly always there is nothing to find.
     if not any(map(_SAYS_TIER.search, own)):
         return None
-    unified = own.get("service_tier")
     if model.system in ("google-cloud", "google-vertex"):
-        tier = own.get("google_cloud_service_tier")
-        return _GOOGLE_CLOUD_TIERS.get(tier, "default") if tier else unified
-    match canonical_provider(model.system):
-        case "anthropic":
-            # Models without that mode are sent none.
-            if own.get("anthropic_speed") == "fast" and model.profile.get(
-                "anthropic_supports_fast_speed"
-            ):
-                return "fast-mode"
-            tier = own.get("anthropic_service_tier") or {
-                "auto": "auto",
-                "default": "standard_only",
-            }.get(unified or "")
-        case "aws" if isinstance(bedrock := own.get("bedrock_service_tier"), Mapping):
-            tier = bedrock.get("type")
-        case "google" | "aws":
-            tier = None if unified == "auto" else unified
-        case _:
-            tier = own.get("openai_service_tier") or (
-                unified if sends_setting(model, "service_tier") else None
-            )
+        own_tier = own.get("google_cloud_service_tier")
+        tier = _GOOGLE_CLOUD_TIERS.get(own_tier, "default") if own_tier else own.get(_UNIFIED)
+    else:
+        asked = _ASKED_OF.get(canonical_provider(model.system), _asked_of_openai)
+        tier = asked(model, own)
     return tier if isinstance(tier, str) else None
+
+
+def _asked_of_anthropic(model: Model, own: dict[str, Any]) -> Any:
+    is_fast = own.get("anthropic_speed") == "fast"
+    if is_fast and model.profile.get("anthropic_supports_fast_speed"):
+        return "fast-mode"  # models without that mode are sent none
+    unified = {"auto": "auto", "default": "standard_only"}.get(own.get(_UNIFIED) or "")
+    return own.get("anthropic_service_tier") or unified
+
+
+def _asked_of_google(model: Model, own: dict[str, Any]) -> Any:
+    unified = own.get(_UNIFIED)
+    return None if unified == "auto" else unified
+
+
+def _asked_of_bedrock(model: Model, own: dict[str, Any]) -> Any:
+    bedrock = own.get("bedrock_service_tier")
+    return bedrock.get("type") if isinstance(bedrock, Mapping) else _asked_of_google(model, own)
+
+
+def _asked_of_openai(model: Model, own: dict[str, Any]) -> Any:
+    unified = own.get(_UNIFIED) if sends_setting(model, _UNIFIED) else None
+    return own.get("openai_service_tier") or unified
+
+
+_ASKED_OF = {
+    "anthropic": _asked_of_anthropic,
+    "aws": _asked_of_bedrock,
+    "google": _asked_of_google,
+}
+"""By provider, how a model class sends a tier; the others do as OpenAI's does."""
 
 
 def billed_service_tier(provider: str, response: ModelResponse, asked: str | None) -> str | None:

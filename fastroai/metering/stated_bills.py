@@ -16,6 +16,7 @@ from ..pricing.price_list import Price, is_listed_host
 from ..providers import canonical_provider
 from .raw_answers import Json, RawAnswer, count, usages
 
+_COSTS: Final = frozenset({"cost", "cost_in_usd_ticks"})
 _LITELLM_HEADER: Final = "x-litellm-response-cost"
 
 
@@ -31,17 +32,12 @@ def stated_bill(
             `FASTROAI_PROVIDER_HOSTS` names it.
         entry: Of the request.
     """
-    if isinstance(response.usage.cost, Decimal) and (entry.model_asked or "").startswith(
-        "gateway/"
-    ):
+    gateway = (entry.model_asked or "").startswith("gateway/")
+    if gateway and isinstance(response.usage.cost, Decimal):
         return Price(response.usage.cost, "reported by the gateway", request_fees=None)
-    told = usages(raw.documents)[-1:] if raw is not None else []
-    usage = told[0] if told else _as_told(response)
-    usd = litellm_estimate(raw)
-    if usd is None and raw is not None and "x-litellm-version" in raw.headers:
-        # At the end of a stream, where it is told to (include_cost_in_streaming_usage).
-        usd = _amount(usage.get("cost")) or None
-    if usd is None and not any(name in usage for name in ("cost", "cost_in_usd_ticks")):
+    usage = _told(response, raw)
+    usd = _litellms(usage, raw)
+    if usd is None and usage.keys().isdisjoint(_COSTS):
         return None  # nearly always; to ask whose host it is takes longer
     biller = who_states_bills(response.provider_name, url)
     if biller in _IN_USAGE:
@@ -49,6 +45,20 @@ def stated_bill(
     if usd is None or not (biller == "litellm" or _is_nobodys(biller, url)):
         return None
     return Price(usd, "reported by LiteLLM", request_fees=None)
+
+
+def _told(response: ModelResponse, raw: RawAnswer | None) -> Json:
+    """The last usage that an answer tells."""
+    told = usages(raw.documents) if raw is not None else []
+    return told[-1] if told else _as_told(response)
+
+
+def _litellms(usage: Json, raw: RawAnswer | None) -> Decimal | None:
+    usd = litellm_estimate(raw)
+    if usd is None and raw is not None and "x-litellm-version" in raw.headers:
+        # At the end of a stream, where it is told to (include_cost_in_streaming_usage).
+        usd = _amount(usage.get("cost"))
+    return usd or None
 
 
 def litellm_estimate(raw: RawAnswer | None) -> Decimal | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pydantic_ai.messages import CachePoint, ModelMessage, ModelRequest, TextContent
+from pydantic_ai.messages import CachePoint, ModelMessage, ModelResponse, TextContent
 from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.tools import ToolDefinition
 from pydantic_core import to_json
@@ -64,37 +64,38 @@ def tokens_at_most(
         documents, built-in tools, what the provider keeps.
     """
     limit = settings.get("max_tokens")
-    if (
-        not isinstance(limit, int)
-        or limit < 0
-        or parameters.native_tools
-        or parameters.allow_image_output
-    ):
+    if not isinstance(limit, int) or limit < 0:
+        return None
+    if parameters.native_tools or parameters.allow_image_output:
         return None
     if not _HARMLESS.issuperset(settings):
         return None
-    total = PER_REQUEST + _of_parameters(parameters)
-    instructions = 0
-    for instruction in parameters.instruction_parts or ():
-        instructions += _bytes(instruction.content) + PER_PART
-    for message in messages:
-        total += PER_PART
-        if isinstance(message, ModelRequest):
-            if message.instructions:
-                instructions = max(instructions, _bytes(message.instructions))
-        elif any(part.part_kind == "thinking" for part in message.parts):
-            # What it thought may be kept by the provider, and is then billed again in full.
-            total += message.usage.output_tokens
-            if not message.usage.output_tokens:
-                return None
-        for part in message.parts:
-            size = _SIZES.get(part.part_kind, _unknown)(part)
-            if size is None:
-                return None
-            total += PER_PART + size
-            if details := getattr(part, "provider_details", None):
-                total += _json_bytes(details)
-    return total + instructions, limit
+    sizes = [size for message in messages for size in _of_message(message)]
+    if None in sizes:
+        return None
+    total = PER_REQUEST + _of_parameters(parameters) + _of_instructions(messages, parameters)
+    return total + sum(size or 0 for size in sizes), limit
+
+
+def _of_instructions(messages: Sequence[ModelMessage], parameters: ModelRequestParameters) -> int:
+    """Sent with the parameters or with a message, as the model has it."""
+    parts = parameters.instruction_parts or ()
+    apart = sum(_bytes(part.content) + PER_PART for part in parts)
+    within = [_bytes(getattr(message, "instructions", None) or "") for message in messages]
+    return max([apart, *within])
+
+
+def _of_message(message: ModelMessage) -> Iterator[int | None]:
+    yield PER_PART
+    kinds = [part.part_kind for part in message.parts]
+    if isinstance(message, ModelResponse) and "thinking" in kinds:
+        # What it thought may be kept by the provider, and is then billed again in full.
+        yield message.usage.output_tokens or None
+    for part in message.parts:
+        yield PER_PART
+        yield _SIZES.get(part.part_kind, _unknown)(part)
+        if details := getattr(part, "provider_details", None):
+            yield _json_bytes(details)
 
 
 def _bytes(text: str) -> int:

@@ -17,6 +17,7 @@ from .raw_answers import Json, RawAnswer, usages
 _COUNTS: Final = tuple(TokenCounts.__dataclass_fields__)
 _MOST: Final = 10**12
 """Tokens of one request that are still believed; a database keeps no number without end."""
+_NO_USAGE: Final = "token usage"
 _TOTALS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -33,26 +34,34 @@ def read_usage(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
     Raises:
         UnknownUsageError: It makes no sense, or leaves open what is billed.
     """
-    usage = response.usage
-    told = usages(raw.documents) if raw is not None else []
-    if told and "prompt_tokens" in told[-1]:
-        usage = _of_chat(response, told, raw is not None and raw.is_stream)
-    elif told and "cache_creation_input_tokens" in told[0]:
-        usage = _of_messages(usage, told)
-    corrections = {**_misplaced(usage), **_whole_floats(usage)}
-    for name, value in corrections.items():
-        usage = copy(usage) if usage is response.usage else usage
-        setattr(usage, name, value)
+    usage = _as_told(response, raw)
+    usage = _with({**_misplaced(usage), **_whole_floats(usage)}, usage, response)
     _refuse_nonsense(usage)
-    calls = {
-        name: calls
-        for name, calls in tool_calls(response, raw).items()
-        if calls and getattr(usage, name, None) != calls
-    }
-    if calls:
-        usage = copy(usage) if usage is response.usage else usage
-        for name, number in calls.items():
-            setattr(usage, name, number)  # how RequestUsage carries what it has no field for
+    calls = tool_calls(response, raw).items()
+    # As attributes, which is how RequestUsage carries what it has no field for.
+    unlike = {name: n for name, n in calls if n and getattr(usage, name, None) != n}
+    return _with(unlike, usage, response)
+
+
+def _as_told(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
+    told = usages(raw.documents) if raw is not None else []
+    if raw is None or not told:
+        return response.usage
+    if "prompt_tokens" in told[-1]:
+        return _of_chat(response, told, raw.is_stream)
+    if "cache_creation_input_tokens" in told[0]:
+        return _of_messages(response.usage, told)
+    return response.usage
+
+
+def _with(
+    corrections: Mapping[str, int], usage: RequestUsage, response: ModelResponse
+) -> RequestUsage:
+    """A usage with other counts; that of the response itself stays as it is."""
+    if corrections and usage is response.usage:
+        usage = copy(usage)
+    for name, value in corrections.items():
+        setattr(usage, name, value)
     return usage
 
 
@@ -66,30 +75,29 @@ def sane_counts(usage: RequestUsage) -> TokenCounts:
 
 def _refuse_nonsense(usage: RequestUsage) -> None:
     if usage.unmeasured_requests:
-        raise UnknownUsageError("The provider reported no token usage.")
+        raise UnknownUsageError(f"The provider reported no {_NO_USAGE}.")
     for name in _COUNTS:
         value = getattr(usage, name)
         if type(value) is not int or not 0 <= value <= _MOST:
-            raise UnknownUsageError(
-                f"The provider reported {name}={value!r}, which is no number of tokens."
-            )
-    if not usage.input_tokens and not usage.output_tokens:
-        raise UnknownUsageError("The provider reported no token usage.")
+            raise _no_number(name, value)
     if not usage.input_tokens:
-        raise UnknownUsageError(
-            "The provider reported no input tokens, of which each request has some."
-        )
+        what = "input tokens, of which each request has some" if usage.output_tokens else _NO_USAGE
+        raise UnknownUsageError(f"The provider reported no {what}.")
     for name, value in usage.details.items():
         if name.endswith("_tokens") and not 0 <= value <= _MOST:
-            raise UnknownUsageError(
-                f"The provider reported {name}={value!r}, which is no number of tokens."
-            )
+            raise _no_number(name, value)
     reasoning = usage.details.get("reasoning_tokens") or 0
     if reasoning > usage.output_tokens:
         raise UnknownUsageError(
             f"The provider reported reasoning_tokens={reasoning!r}, of only {usage.output_tokens} "
             "output tokens."
         )
+
+
+def _no_number(name: str, value: object) -> UnknownUsageError:
+    return UnknownUsageError(
+        f"The provider reported {name}={value!r}, which is no number of tokens."
+    )
 
 
 def _whole_floats(usage: RequestUsage) -> dict[str, int]:
@@ -138,14 +146,10 @@ def _counted_once(told: list[Json]) -> Json:
     """
     counted = told[0]
     for usage in told[1:]:
-        if usage == counted:
-            continue
         counts = {name: (counted.get(name) or 0, usage.get(name) or 0) for name in _TOTALS}
-        grows = all(before <= after for before, after in counts.values())
-        apart = all(not before or not after for before, after in counts.values())
-        if grows:
+        if all(before <= after for before, after in counts.values()):
             counted = usage
-        elif apart or _is_apart_but_for_the_total(counts):
+        elif _are_apart(counts):
             counted = {**counted, **usage, **{name: sum(both) for name, both in counts.items()}}
         else:
             raise UnknownUsageError(
@@ -154,8 +158,10 @@ def _counted_once(told: list[Json]) -> Json:
     return counted
 
 
-def _is_apart_but_for_the_total(counts: Mapping[str, tuple[float, float]]) -> bool:
-    return all(not before or not after for before, after in list(counts.values())[:2])
+def _are_apart(counts: Mapping[str, tuple[float, float]]) -> bool:
+    """Whether each count is in one of two chunks only; their totals may be in both."""
+    parts = [counts[name] for name in _TOTALS[:2]]
+    return all(0 in both for both in parts)
 
 
 def _extracted(response: ModelResponse, usage: Json) -> RequestUsage:
@@ -189,9 +195,7 @@ def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) ->
     missing = total - usage.input_tokens - (usage.output_tokens or 0)
     if missing <= 0 or not usage.input_tokens:
         return usage
-    if canonical_provider(response.provider_name or "") == "google" or "gemini" in (
-        response.model_name or ""
-    ):
+    if _is_google(response):
         usage = copy(usage)
         usage.output_tokens += missing
         usage.output_reasoning_tokens += missing
@@ -202,6 +206,11 @@ def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) ->
         f"The provider reported total_tokens={total}, {missing} more than input and output; what "
         "they are is not said."
     )
+
+
+def _is_google(response: ModelResponse) -> bool:
+    provider = canonical_provider(response.provider_name or "")
+    return provider == "google" or "gemini" in (response.model_name or "")
 
 
 def _of_messages(usage: RequestUsage, told: list[Json]) -> RequestUsage:
