@@ -16,10 +16,13 @@ from pydantic_ai.images import ImageGenerationModel
 from pydantic_ai.images.wrapper import WrapperImageGenerationModel
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import AbstractModel, Model, ModelRequestParameters
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.wrapper import WrapperModel
 
 from ..ledger.entries import EntryState
 from ..pricing.calculator import CostCalculator
 from ..replay.requests import RequestOfModel
+from .http_attempts import current_send
 from .request_books import Foreseen, RequestBooks, Target
 from .scope import DispatchScope, current_scope
 from .sending_methods import Replace, is_of_pydantic_ai, replace_methods
@@ -37,6 +40,8 @@ def meter_other_models() -> None:
     replace_methods(
         ImageGenerationModel, {"generate": _metered}, but=(WrapperImageGenerationModel,)
     )
+    # What a decision model is asked by hand; as a chat it is metered as any other.
+    replace_methods(Model, {"decide": _metered}, but=(WrapperModel, FallbackModel))
     # Realtime models are no chat models, and not imported until someone uses them.
     session: Replace = _metered_session
     sessions = {"connect": session, "connect_webrtc": session}
@@ -79,7 +84,7 @@ def _metered(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     async def sent(self: Any, *args: Any, **kwargs: Any) -> Any:
         scope = current_scope()
-        if scope is None or _sender.get() is self or _sends_nothing(self):
+        if scope is None or _is_sending(self) or _sends_nothing(self):
             return await method(self, *args, **kwargs)
         books = RequestBooks(CostCalculator(), scope=scope)
         target = Target(SendingModel(self))
@@ -100,6 +105,11 @@ def _metered(method: Callable[..., Any]) -> Callable[..., Any]:
     return sent
 
 
+def _is_sending(model: object) -> bool:
+    send = current_send()
+    return _sender.get() is model or (send is not None and send.model is model)
+
+
 def _sends_nothing(model: Any) -> bool:
     """Whether a model runs in this process, or is a user's that asks others."""
     if is_of_pydantic_ai(type(model)):
@@ -109,14 +119,14 @@ def _sends_nothing(model: Any) -> bool:
 
 
 def as_response(result: Any) -> ModelResponse:
-    """An embedding or an image as the answer of a chat, of which the books read the usage."""
+    """An embedding, an image or a decision as a chat's answer, whose usage the books read."""
     return ModelResponse(
         parts=[],
         usage=result.usage,
         model_name=result.model_name,
-        provider_name=result.provider_name,
+        provider_name=getattr(result, "provider_name", None),
         provider_url=getattr(result, "provider_url", None),
-        provider_details=result.provider_details,
+        provider_details=getattr(result, "provider_details", None),
         provider_response_id=result.provider_response_id,
     )
 
@@ -129,7 +139,7 @@ def _metered_session(method: Callable[..., Any]) -> Callable[..., Any]:
     @asynccontextmanager
     async def connected(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
         scope = current_scope()
-        if scope is None or _sender.get() is self:
+        if scope is None or _is_sending(self):
             async with method(self, *args, **kwargs) as connection:
                 yield connection
             return

@@ -60,7 +60,7 @@ def _replace_in(
         return
     for name, replace in methods.items():
         method = cls.__dict__.get(name)
-        if method is None or hasattr(method, MARK):
+        if method is None or hasattr(method, MARK) or _is_abstract(method):
             continue
         if not extended and _sends_by_its_base(cls, name):
             continue
@@ -68,6 +68,10 @@ def _replace_in(
         if replaced is not method:
             setattr(replaced, MARK, True)
             setattr(cls, name, replaced)
+
+
+def _is_abstract(method: object) -> bool:
+    return getattr(method, "__isabstractmethod__", False)
 
 
 def _sends_by_its_base(cls: type[Any], name: str) -> bool:

@@ -19,6 +19,7 @@ from pydantic_ai.images import ImageGenerator
 from pydantic_ai.images.openai import OpenAIImageGenerationModel
 from pydantic_ai.images.test import _TINY_PNG
 from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models.decision import DecisionModel, DecisionResponse
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.realtime.codec import RealtimeConnection, SessionUsage
 from pydantic_ai.realtime.model import RealtimeModel
@@ -178,6 +179,21 @@ class TestImages:
         (entry,) = await books_of(lambda: ImageGenerator(model).generate("a cat"))
         # gpt-image-1: 1000 text tokens at 5, 2000 image tokens at 40 a million
         assert entry.cost_usd == Decimal("0.085")
+
+
+class Deciding(DecisionModel[Any]):
+    model_name = "gpt-5-mini"  # type: ignore[assignment]
+    system = "openai"  # type: ignore[assignment]
+
+    async def decide(self, *args: Any) -> DecisionResponse:
+        usage = RequestUsage(input_tokens=1000, output_tokens=100)
+        return DecisionResponse(answers={}, model_name="gpt-5-mini", usage=usage)
+
+
+async def test_a_decision_that_is_asked_for_by_hand_is_booked() -> None:
+    asked: Any = None
+    entries = await books_of(lambda: Deciding().decide(asked, asked))
+    assert costs(entries) == ["charged 0.00045"]
 
 
 class Heard(RealtimeConnection):
