@@ -114,27 +114,21 @@ class _ById:
 
 @lru_cache(maxsize=256)
 def _max_cost_on(key: _ById, day: date, fast: bool) -> MaxCost | None:
-    into: list[Decimal | TieredPrices] = []
-    out: list[Decimal | TieredPrices] = []
-    fees = [Decimal(0)]
-    for name, price in _rates(key.model, day, fast):
-        if name == "requests_kcount":
-            fees.append(price / 1000)
-        elif name.endswith(PER_THOUSAND):
-            continue  # of tools, which requests for text alone don't use
-        elif not name.endswith("_mtok"):
-            return None
-        elif name.startswith("output_"):
-            out.append(price)
-        elif not _NOT_TEXT.search(name):
-            into.append(price)
+    rates = list(_rates(key.model, day, fast))
+    if any(not name.endswith(("_mtok", PER_THOUSAND)) for name, _ in rates):
+        return None
+    fees = [price / 1000 for name, price in rates if name == "requests_kcount"]
+    # Tools are left out, which requests for text alone don't use.
+    tokens = [(name, price) for name, price in rates if name.endswith("_mtok")]
+    out = [price for name, price in tokens if name.startswith("output_")]
+    into = [price for name, price in tokens if not _NOT_INPUT_TEXT.search(name)]
     tiers = {tier.start for price in (*into, *out) for tier in getattr(price, "tiers", ())}
     starts = sorted({-1, *tiers})
     steps = tuple((start, _highest(into, start), _highest(out, start)) for start in starts)
-    return MaxCost(steps, max(fees))
+    return MaxCost(steps, max([Decimal(0), *fees]))
 
 
-_NOT_TEXT = re.compile("audio|image|video")
+_NOT_INPUT_TEXT = re.compile("^output_|audio|image|video")
 
 
 def _rates(model: ModelInfo, day: date, fast: bool) -> Iterator[tuple[str, Any]]:

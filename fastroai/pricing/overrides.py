@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..providers import PROVIDERS
 from .max_cost import MaxCost
-from .model_names import ModelRef, read_model_name, spellings
+from .model_names import read_model_name, spellings
 from .price_list import Price
 from .rates import KINDS, REQUIRED, Rate, Rates
 
@@ -56,34 +56,20 @@ class Override:
         """
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"A pricing override must name a model, got {name!r}.")
+        what = f"Pricing override for {name!r}"
         if not isinstance(table, Mapping):
-            raise ValueError(
-                f"Pricing override for {name!r} must map rates to USD per million tokens, got "
-                f"{table!r}."
-            )
+            raise ValueError(f"{what} must map rates to USD per million tokens, got {table!r}.")
         rates = dict(table)
-        valid_from = read_date(rates.pop("valid_from", None), f"Pricing override for {name!r}")
-        tiers = rates.pop("tiers", None) or {}
-        if not isinstance(tiers, Mapping):
-            raise ValueError(f"Pricing override for {name!r}: tiers must map tiers to rates.")
-        if (batch := rates.pop("batch", None)) is not None:
-            tiers = {**tiers, "batch": batch}
+        valid_from = read_date(rates.pop("valid_from", None), what)
+        tiers = _read_tiers(what, rates.pop("tiers", None), rates.pop("batch", None))
         base = _read_rates(name, rates)
         if missing := [key for key in REQUIRED if key not in base]:
-            raise ValueError(
-                f"Pricing override for {name!r} lacks {', '.join(missing)} (USD per million "
-                "tokens)."
-            )
-        return cls(
-            name=name,
-            rates=Rates(base),
-            tiers={
-                str(tier): Rates({**base, **_read_rates(f"{name}, {tier}", own)})
-                for tier, own in tiers.items()
-            },
-            valid_from=valid_from,
-            origin=origin,
-        )
+            raise ValueError(f"{what} lacks {', '.join(missing)} (USD per million tokens).")
+        by_tier = {
+            str(tier): Rates({**base, **_read_rates(f"{name}, {tier}", own)})
+            for tier, own in tiers.items()
+        }
+        return cls(name, Rates(base), by_tier, valid_from, origin)
 
     def price(self, tokens: Tokens, context: Mapping[str, object] | None = None) -> Price:
         """What usage costs; a tier that the context names and that has rates counts."""
@@ -113,6 +99,13 @@ def _tier(context: Mapping[str, object]) -> str | None:
         return "fast-mode"
     tier = context.get("service_tier")
     return tier if isinstance(tier, str) else None
+
+
+def _read_tiers(what: str, tiers: object, batch: object) -> dict[object, object]:
+    if not isinstance(tiers or {}, Mapping):
+        raise ValueError(f"{what}: tiers must map tiers to rates.")
+    read = dict(tiers or {})  # type: ignore[call-overload]
+    return read if batch is None else {**read, "batch": batch}
 
 
 def _read_rates(name: str, rates: object) -> dict[str, Decimal]:
@@ -220,24 +213,19 @@ class Overrides:
         own = read_model_name(model)[-1]
         if own.provider is not None and own.provider not in PROVIDERS:
             refs = (*refs, own)  # `phi:latest` is one name, whoever serves it
-        for ref, spelling in _most_exact_first(refs):
-            if not (group := self._by_model.get(spelling)):
-                continue
-            if ref.provider is None:
-                candidates = [next(reversed(group.values()))]
-            else:
-                candidates = [group.get(ref.provider, []), group.get(None, [])]
-            for dated in candidates:
-                for override in reversed(dated):
+        for ref in refs:
+            for spelling in spellings(ref.model):
+                for override in self._dated(spelling, ref.provider):
                     if holds(override.valid_from, at):
                         return override
         return None
 
-
-def _most_exact_first(refs: tuple[ModelRef, ...]) -> Iterator[tuple[ModelRef, str]]:
-    for ref in refs:
-        for spelling in spellings(ref.model):
-            yield ref, spelling
+    def _dated(self, model: str, provider: str | None) -> Iterator[Override]:
+        """Those for a model by one of its names, the closest and latest first."""
+        group = self._by_model.get(model, {})
+        last = next(reversed(group), None)
+        for own in (last,) if provider is None else (provider, None):
+            yield from reversed(group.get(own, ()))
 
 
 __all__ = ["Override", "Overrides", "Rate", "RateTable", "Tokens", "holds", "read_date", "read_usd"]

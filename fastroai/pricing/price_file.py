@@ -130,16 +130,7 @@ def read_price_file(path: Path) -> OwnPrices:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _changed: int) -> OwnPrices:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() in (".yaml", ".yml"):
-        import yaml  # type: ignore[import-untyped]  # only for those who write it
-
-        try:
-            document = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-    else:
-        document = json.loads(text, parse_float=Decimal)
+    document = _parsed(path)
     if not isinstance(document, dict):
         raise ValueError(f"expected a table of models and discounts, got {document!r}")
     if unknown := sorted(set(map(str, document)) - {"models", "discounts"}):
@@ -148,3 +139,15 @@ def _read(path: Path, _changed: int) -> OwnPrices:
         Overrides.parse(document.get("models") or {}, origin=path.name),
         read_discounts(document.get("discounts") or ()),
     )
+
+
+def _parsed(path: Path) -> object:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return json.loads(text, parse_float=Decimal)
+    import yaml  # type: ignore[import-untyped]  # only for those who write it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error

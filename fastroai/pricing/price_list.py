@@ -82,60 +82,68 @@ def list_price(
         UnknownModelPriceError: None of the readings is listed.
         ValueError: The counts contradict each other.
     """
-    when = at or datetime.now(UTC)
-    counts = _counts(usage)
     tags = {key: value for key, value in (context or {}).items() if isinstance(value, str)}
-    refusal: UnknownModelPriceError | None = None
+    asked = _Asked(usage, _counts(usage), url, at or datetime.now(UTC), tags)
+    refusals = []
     for ref in refs:
         try:
-            return _price_of(ref, counts, usage, url, when, tags)
+            return _price_of(ref, asked)
         except UnknownModelPriceError as error:
-            refusal = refusal or error  # that of the likeliest reading
-    raise refusal or UnknownModelPriceError("No price is listed: no model is named.")
+            refusals.append(error)
+    refusals.append(UnknownModelPriceError("No price is listed: no model is named."))
+    raise refusals[0]  # that of the likeliest reading
 
 
-def _price_of(
-    ref: ModelRef,
-    counts: Usage,
-    usage: object,
-    url: str | None,
-    when: datetime,
-    tags: Mapping[str, str],
-) -> Price:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be priced, of whichever model; `counts` is the usage as genai-prices reads it."""
+
+    usage: object
+    counts: Usage
+    url: str | None
+    at: datetime
+    tags: Mapping[str, str]
+
+
+def _price_of(ref: ModelRef, asked: _Asked) -> Price:
     """The price of one reading of a model's name."""
     from genai_prices import calc_price
 
-    where = where_listed(ref, url)
+    where = where_listed(ref, asked.url)
     try:
         with localcontext(EXACT):
             found = calc_price(
-                counts,
+                asked.counts,
                 ref.model,
-                genai_request_timestamp=when,
-                price_context=dict(tags) or None,
+                genai_request_timestamp=asked.at,
+                price_context=dict(asked.tags) or None,
                 **where,
             )
-            fees = _request_fees(found, usage)
+            fees = _request_fees(found, asked.usage)
     except LookupError:
-        raise _unlisted(ref, url, "the price list does not have it") from None
-    if tags and (tier := unlisted_tier(found.provider, found.model, tags)):
-        raise _unlisted(ref, url, f"the price list does not have its service tier {tier!r}")
-    if name := _unlisted_fee(found, usage) or _unlisted_rate(found, usage):
-        raise _unlisted(ref, url, f"the price list does not have what its {name} cost")
-    factor = regional_factor(
-        found.provider.id, premium_name(found.provider, found.model, ref), url, tags
-    )
-    if isinstance(factor, str):
-        raise _unlisted(ref, url, factor)
+        raise _unlisted(ref, asked.url, "the price list does not have it") from None
+    name = premium_name(found.provider, found.model, ref)
+    factor = regional_factor(found.provider.id, name, asked.url, asked.tags)
+    if missing := _missing(found, asked) or (factor if isinstance(factor, str) else None):
+        raise _unlisted(ref, asked.url, missing)
     version = _version(found.auto_update_timestamp)
     by = "" if where else ", by model name"
     source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
     total = found.total_price
-    if factor != NONE:
+    if isinstance(factor, Decimal) and factor != NONE:
         with localcontext(EXACT):
             total = fees + (total - fees) * factor
         source = f"{source}, {factor} times for its region"
     return Price(total=total, source=source, request_fees=fees, version=version)
+
+
+def _missing(found: PriceCalculation, asked: _Asked) -> str | None:
+    """What the list does not have of what a request is billed for."""
+    if asked.tags and (tier := unlisted_tier(found.provider, found.model, asked.tags)):
+        return f"the price list does not have its service tier {tier!r}"
+    if name := _unlisted_fee(found, asked.usage) or _unlisted_rate(found, asked.usage):
+        return f"the price list does not have what its {name} cost"
+    return None
 
 
 def further_usage(usage: object) -> dict[str, float]:
@@ -231,10 +239,9 @@ _ONE_OUTPUT_RATE = re.compile(r"tts|gpt-image|chatgpt-image")
 def _unlisted_rate(found: PriceCalculation, usage: object) -> str | None:
     """What was used of a kind of token that has a rate of its own, which the list does not have."""
     for name, rate in _RATES.items():
-        if not getattr(usage, name, None) or getattr(found.model_price, rate, None) is not None:
-            continue
-        same = _ONE_OUTPUT_RATE.search if name.startswith("output") else _ONE_INPUT_RATE.match
-        if not same(found.model.id):
+        has_one = _ONE_OUTPUT_RATE.search if name.startswith("output") else _ONE_INPUT_RATE.match
+        is_listed = getattr(found.model_price, rate, None) is not None
+        if getattr(usage, name, None) and not is_listed and not has_one(found.model.id):
             return name.replace("_", " ")
     return None
 
@@ -244,12 +251,13 @@ def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str])
     list does not have.
     """
     # The variants of a model are its own provider's; another one that serves it has other rates.
-    variants = (model.price_variants or ()) if any(own is model for own in provider.models) else ()
+    is_own = any(own is model for own in provider.models)
+    listed = [variant.when for variant in (model.price_variants or ()) if is_own]
     for key, tiers in _NOT_STANDARD.items():
         tier = tags.get(key)
         if tier not in tiers or (provider.id, tier) in _STANDARD_AFTER_ALL:
             continue
-        if not any(variant.when.get(key) == tier for variant in variants):
+        if tier not in [when.get(key) for when in listed]:
             return tier
     return None
 
@@ -259,14 +267,7 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
     `calc_price`.
     """
     if url:
-        if host_and_port(url)[0] is None:
-            raise _unlisted(ref, None, "the URL of its endpoint names no host")
-        if is_private_endpoint(url):
-            reason = (
-                "it is answered by a local or private endpoint, not named in "
-                "FASTROAI_PROVIDER_HOSTS"
-            )
-            raise _unlisted(ref, url, reason)
+        _refuse_nobodys(ref, url)
         url = plain_url(url)
     if ref.provider in UNMETERED:
         raise _unlisted(ref, url, f"{ref.provider} does not bill by token")
@@ -277,16 +278,27 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
     if ref.provider is None:
         return {"provider_id": "aws"} if BEDROCK.match(ref.model) else {}
     if _lists(ref.provider, None):
-        if url and ref.provider != "litellm" and not is_own_host(ref.provider, url):
-            raise _unlisted(
-                ref,
-                url,
-                f"that is no host of {ref.provider}, and not named in FASTROAI_PROVIDER_HOSTS",
-            )
+        _refuse_foreign(ref, url)
         return {"provider_id": ref.provider}
     if ref.provider in PROVIDERS or url:
         raise _unlisted(ref, url, "the price list does not have this provider")
     return {}
+
+
+def _refuse_nobodys(ref: ModelRef, url: str) -> None:
+    if host_and_port(url)[0] is None:
+        raise _unlisted(ref, None, "the URL of its endpoint names no host")
+    if is_private_endpoint(url):
+        reason = "it is answered by a local or private endpoint"
+        raise _unlisted(ref, url, f"{reason}, not named in FASTROAI_PROVIDER_HOSTS")
+
+
+def _refuse_foreign(ref: ModelRef, url: str | None) -> None:
+    """Refuse a host that is not the provider's: it may bill at other rates."""
+    if not url or ref.provider in (None, "litellm") or is_own_host(ref.provider, url):
+        return
+    reason = f"that is no host of {ref.provider}"
+    raise _unlisted(ref, url, f"{reason}, and not named in FASTROAI_PROVIDER_HOSTS")
 
 
 def list_in_use() -> object:
