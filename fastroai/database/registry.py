@@ -37,7 +37,8 @@ class OpenLedgers:
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
         """The one thing of this key in this process, made when first asked for."""
         with self._lock:
-            self._leave_the_parents()
+            if self._pid != os.getpid():
+                self._leave_the_parents()
             if key not in self._shared:
                 self._shared[key] = make()
             return cast(T, self._shared[key])
@@ -45,13 +46,15 @@ class OpenLedgers:
     def all_shared(self, kind: type[T]) -> list[T]:
         """Everything of one class that is shared."""
         with self._lock:
-            self._leave_the_parents()
+            if self._pid != os.getpid():
+                self._leave_the_parents()
             return [found for found in self._shared.values() if isinstance(found, kind)]
 
     def add(self, opened: ClosesAtExit) -> None:
         """Have something closed at the exit of this process, if it still exists then."""
         with self._lock:
-            self._leave_the_parents()
+            if self._pid != os.getpid():
+                self._leave_the_parents()
             self._open.add(opened)
 
     def inherit(self, *parts: object) -> None:
@@ -62,15 +65,15 @@ class OpenLedgers:
 
     def close(self) -> None:
         """Close all; called at exit."""
-        self._leave_the_parents()
+        if self._pid != os.getpid():
+            self._leave_the_parents()
         for opened in list(self._open):
             with suppress(Exception):
                 opened.close_at_exit()
 
     def _leave_the_parents(self) -> None:
-        if self._pid != os.getpid():
-            self.inherit(self._shared, list(self._open))
-            self._start()
+        self.inherit(self._shared, list(self._open))
+        self._start()
 
 
 OPEN_LEDGERS = OpenLedgers()

@@ -67,14 +67,19 @@ def get_executor(choice: Executor | str | None = None) -> Executor:
         return choice
     if choice not in _EXECUTORS:
         raise ExecutorUnavailableError(f"executor={choice!r} is unknown. {_ALLOWED}")
-    executor: Executor = _load(choice)()
-    return executor
+    return _shared_executor(choice)
 
 
 _ALLOWED = "Give 'memory', 'prefect' or an object with the Executor protocol."
 
 
 @cache
+def _shared_executor(name: str) -> Executor:
+    """One for all runs, as an executor keeps nothing of them."""
+    executor: Executor = _load(name)()
+    return executor
+
+
 def _load(name: str) -> Any:
     module, attribute = _EXECUTORS[name]
     try:

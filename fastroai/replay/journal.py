@@ -54,11 +54,15 @@ class Journal:
     Args:
         step: Identity of the step within its run; the same whenever the run is executed again.
         store: Where records are kept beyond this process. None: nowhere.
+        is_empty: Whether no other process can have kept any there.
     """
 
-    def __init__(self, step: str, store: JournalStore | None = None) -> None:
+    def __init__(
+        self, step: str, store: JournalStore | None = None, *, is_empty: bool = False
+    ) -> None:
         self._step = step
         self._store = store
+        self._is_empty = is_empty
         self._known: dict[str, bytes] = {}
         self._asked: Counter[str] = Counter()
         self._counting = threading.Lock()  # two threads must not get the same place
@@ -89,7 +93,7 @@ class Journal:
     async def read(self, place: str, adapter: TypeAdapter[RecordT]) -> RecordT | None:
         """The record at a place; None where there is none of this kind that can be read."""
         content = self._known.get(place)
-        if content is None and self._store is not None:
+        if content is None and self._store is not None and not self._is_empty:
             content = await self._store.read(place)
         if content is None:
             return None

@@ -43,7 +43,7 @@ identities = {
     for name, scope in {"read": None, "count": "tenant"}.items()
 }
 keys = {
-    f"{name} {run}": CacheKey(identity.as_parameter(), run).digest()
+    f"{name} {run}": CacheKey(vars(identity), run).digest()
     for name, identity in identities.items()
     for run in (None, "run-1")
 }

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from http import HTTPStatus
@@ -148,18 +148,17 @@ def plain_usd(amount: Decimal) -> str:
 
 def describe_costs(title: str, entries: Sequence[LedgerEntry], attempts: int | None = None) -> str:
     """The line above a table, in Markdown."""
+    spent, *notes = _described(entries) if entries else ["**$0** for 0 requests"]
+    if attempts is not None:
+        notes.insert(0, _counted(attempts, "attempt"))
+    return " · ".join([f"**{title}**: {spent}", *notes])
+
+
+def _described(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+    """What entries came to, then what there is to say of that."""
     costs = _costs_of(entries)
     requests = _counted(costs.requests, "request")
-    parts = [f"**{title}**: **{_dollars(costs.cost_usd)}** for {requests}"]
-    if attempts is not None:
-        parts.append(_counted(attempts, "attempt"))
-    if entries:
-        parts += _notes(costs, entries)
-    return " · ".join(parts)
-
-
-def _notes(costs: _Costs, entries: Sequence[LedgerEntry]) -> Iterator[str]:
-    """What there is to say of costs beside their amount."""
+    yield f"**{_dollars(costs.cost_usd)}** for {requests}"
     if costs.replayed:
         yield f"{costs.replayed} replayed, which saved {_dollars(costs.saved_usd)}"
     share_priced = totals_of(entries)[0].share_priced
@@ -202,20 +201,20 @@ class _Table:
     failure: Exception | None = None
 
 
+@dataclass(eq=False)
 class ArtifactWriter:
     """Writes tables in the background, and keeps trying until the run ends.
 
-    Args:
+    Attributes:
         timeout: Seconds that the end of the run waits without any table being written. Those that
             are missing then are named in one warning.
     """
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._queue: asyncio.Queue[_Table | None] = asyncio.Queue()
-        self._unwritten: list[_Table] = []
-        self._workers: list[asyncio.Task[None]] = []
-        self._client: PrefectClient | None = None
+    timeout: float
+    _queue: asyncio.Queue[_Table | None] = field(default_factory=asyncio.Queue)
+    _unwritten: list[_Table] = field(default_factory=list)
+    _workers: list[asyncio.Task[None]] = field(default_factory=list)
+    _client: PrefectClient | None = None
 
     async def __aenter__(self) -> ArtifactWriter:
         self._client = await get_client().__aenter__()
@@ -275,7 +274,7 @@ class ArtifactWriter:
         working = set(self._workers)
         while working:
             unwritten = len(self._unwritten)
-            _, working = await asyncio.wait(working, timeout=self._timeout)
+            _, working = await asyncio.wait(working, timeout=self.timeout)
             if len(self._unwritten) == unwritten:
                 break
         for task in working:
@@ -287,7 +286,7 @@ class ArtifactWriter:
         if not self._unwritten:
             return
         failures = [table.failure for table in self._unwritten if table.failure is not None]
-        reason = f"no answer within {self._timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
+        reason = f"no answer within {self.timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
         if failures:
             reason = redact(repr(failures[-1]))
         keys = [str(table.artifact.key) for table in self._unwritten]

@@ -28,8 +28,8 @@ accident.
 class StepIdentity:
     """What tells one execution of a step from another, whenever and wherever it is run.
 
-    It is also the only parameter of a step's task, so that Prefect's own policies (`INPUTS`, …) key
-    on the same.
+    Its fields are also the only parameter of a step's task, so that Prefect's own policies
+    (`INPUTS`, …) key on the same. They are plain JSON, which hashes the same everywhere.
 
     Attributes:
         pipeline: Two pipelines may have steps of the same name.
@@ -50,18 +50,13 @@ class StepIdentity:
     dependencies: dict[str, str]
     scope: str | None = None
 
-    def as_parameter(self) -> dict[str, Any]:
-        """Plain JSON, which hashes the same everywhere."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class CacheKey:
     """Under what a step's result is stored; every field is in the digest.
 
     Attributes:
-        identity: A `StepIdentity` as the task's parameter: the same step of the same input gives
-            the same result.
+        identity: Fields of a `StepIdentity`: the same step of the same input gives the same result.
         run: With `"run"`, what the executions of one run have in common, so that another run does
             not reuse the result; None with `"inputs"`.
         format: What a digest is made of, so that a version that makes it of something else does not

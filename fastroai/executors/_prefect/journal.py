@@ -29,8 +29,6 @@ class StoredJournal:
 
     async def read(self, key: str) -> bytes | None:
         """See `JournalStore.read`."""
-        if not self.run.may_have_results:
-            return None
         path = f"{REQUESTS}/{key}"
         try:
             return await self.store.read(path)

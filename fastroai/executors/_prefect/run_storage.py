@@ -43,6 +43,8 @@ class StepStorage(WritableFileSystem):
 
     None: its key says so.
     """
+    is_empty: bool = False
+    """Whether nothing can have been written for the step yet, so that the storage is not asked."""
     _checked: bytes | None = PrivateAttr(None)
 
     def _resolve_path(self, path: str) -> str:
@@ -53,8 +55,11 @@ class StepStorage(WritableFileSystem):
         """The record at a path.
 
         Raises:
+            FileNotFoundError: Nothing is there.
             ValueError: What is there is no record of ours.
         """
+        if self.is_empty:
+            raise FileNotFoundError(path)
         # Prefect reads a record once to see that it is there, and once more to use it.
         record: bytes = await self.store.read(path, twice=True)
         if record is self._checked:
@@ -88,6 +93,7 @@ class StepStorage(WritableFileSystem):
 
     async def write_path(self, path: str, content: bytes) -> None:
         """Write a record; one that can't be written yet waits in the process."""
+        self.is_empty = False
         # Prefect writes the error of a failed task, too; no run is the poorer without it.
         is_error = json.loads(content)["result"].startswith('{"error":')
         await self.store.write(path, content, None if is_error else self.step_id)

@@ -129,6 +129,9 @@ class StepTask:
             options["cache_policy"], default, self._scope
         )
         task: Task[[dict[str, Any]], Any] = Task(self.execute, name=node.step_id, **options)
+        # Under a policy of its own it may use what other runs left.
+        if isinstance(task.cache_policy, StepCachePolicy) and task.cache_policy.run is not None:
+            self._storage.is_empty = not self._scope.may_have_results
         if task.persist_result:
             # Assigned, because Task() refuses a block that was not saved to the server.
             task.result_storage = self._storage
@@ -162,7 +165,8 @@ class StepTask:
         step = digest([run.text, pipeline, self.node.step_id, self.node.config.cache_scope])
         if not self.task.persist_result or self.task.cache_policy is NO_CACHE:
             return Journal(step)
-        return Journal(step, StoredJournal(self._storage.store, run, pipeline, self._ledger_url))
+        stored = StoredJournal(self._storage.store, run, pipeline, self._ledger_url)
+        return Journal(step, stored, is_empty=not run.may_have_results)
 
     def _stored_form(self, record: StepRecord) -> tuple[dict[str, Any], str]:
         """What is stored of the finished step, and what identifies its output in the keys of its
@@ -175,7 +179,7 @@ class StepTask:
         session, policy, key = self._session, self.task.cache_policy, None
         if isinstance(policy, StepCachePolicy):
             assert self.identity is not None
-            key = policy.key_of(self.identity.as_parameter())
+            key = policy.key_of(vars(self.identity))
         reads: dict[str, str] = {}
         for name in sorted(session.step_state(self.node.step_id).reads):
             reads[name] = digest_of_input(session.inputs, name)
@@ -206,10 +210,10 @@ class StepTask:
         policy = self.task.cache_policy
         if not self.task.persist_result or not isinstance(policy, StepCachePolicy):
             return
-        if await self._storage.has(policy.key_of(self.identity.as_parameter()).digest()):
+        if await self._storage.has(policy.key_of(vars(self.identity)).digest()):
             return
         for former in former_identities(self.identity, self._session.plan):
-            key = policy.key_of(former.as_parameter()).digest()
+            key = policy.key_of(vars(former)).digest()
             if await self._storage.has(key):
                 policy.found_under = key
                 return

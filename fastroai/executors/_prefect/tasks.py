@@ -100,7 +100,7 @@ class StepTasks:
         if plan.is_renamed:
             await step.find_under_former_names()
         # Quoted, or Prefect would look for states in each field of it.
-        parameter = quote(step.identity.as_parameter())
+        parameter = quote(dict(vars(step.identity)))
         task: Any = step.task  # Prefect types the call of an async task as if it were not awaited
         while True:
             state: State[Any] = await task(parameter, wait_for=wait_for, return_state=True)
