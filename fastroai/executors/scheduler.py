@@ -40,10 +40,28 @@ async def run_plan(plan: ExecutionPlan, run_one: RunOne) -> Outcome:
             of a step.
         asyncio.CancelledError: The caller was cancelled.
     """
-    return await _Schedule(plan, run_one).run()
+    schedule = _Schedule(plan, run_one)
+    schedule.start_ready()
+    try:
+        await schedule.idle
+    except asyncio.CancelledError:
+        await schedule.cancel()
+        raise
+    if schedule.fatal is not None:
+        raise schedule.fatal
+    if schedule.outcome.failures:
+        schedule.outcome.skipped = schedule.unreachable()
+    return schedule.outcome
 
 
 class _Schedule:
+    """Which steps of a plan are ready, run, or have ended.
+
+    Attributes:
+        idle: Done when nothing runs and nothing more is to be started.
+        fatal: What ended the run that is no failure of a step.
+    """
+
     def __init__(self, plan: ExecutionPlan, run_one: RunOne) -> None:
         self._plan = plan
         self._run_one = run_one
@@ -58,26 +76,18 @@ class _Schedule:
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._cancelled = False
-        self._fatal: BaseException | None = None
-        self._outcome = Outcome()
+        self.fatal: BaseException | None = None
+        self.outcome = Outcome()
+        self.idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> Outcome:
-        self._idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._start_ready()
-        try:
-            await self._idle
-        except asyncio.CancelledError:
-            self._cancel_running()
-            if self._running:
-                await asyncio.wait(self._running)
-            raise
-        if self._fatal is not None:
-            raise self._fatal
-        if self._outcome.failures:
-            self._outcome.skipped = self._unreachable()
-        return self._outcome
+    async def cancel(self) -> None:
+        """Cancel what runs, and wait for its end."""
+        self._cancel_running()
+        if self._running:
+            await asyncio.wait(self._running)
 
-    def _start_ready(self) -> None:
+    def start_ready(self) -> None:
+        """Start what is ready, as far as the limit allows."""
         while (
             self._ready
             and not self._stopping
@@ -85,8 +95,8 @@ class _Schedule:
         ):
             node = self._ready.popleft()
             self._running.add(asyncio.create_task(self._run(node), name=node.step_id))
-        if not self._running and not self._idle.done():
-            self._idle.set_result(None)
+        if not self._running and not self.idle.done():
+            self.idle.set_result(None)
 
     async def _run(self, node: PlannedStep) -> None:
         try:
@@ -101,13 +111,13 @@ class _Schedule:
 
     def _sign_off(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._start_ready()
+        self.start_ready()
 
     def _finished(self, node: PlannedStep, record: StepRecord) -> None:
-        self._outcome.records[node.step_id] = record
+        self.outcome.records[node.step_id] = record
         output = record.output
         if isinstance(output, ConversationState) and output.status is ConversationStatus.INCOMPLETE:
-            self._stopping = self._outcome.stopped_early = True
+            self._stopping = self.outcome.stopped_early = True
         missing = self._missing
         for dependent in self._plan.dependents[node.step_id]:
             missing[dependent] -= 1
@@ -118,11 +128,11 @@ class _Schedule:
         if self._cancelled and isinstance(error, asyncio.CancelledError):
             return
         if isinstance(error, Exception | asyncio.CancelledError):
-            self._outcome.failures[node.step_id] = error
+            self.outcome.failures[node.step_id] = error
             if self._go_on:
                 return
-        elif self._fatal is None:
-            self._fatal = error
+        elif self.fatal is None:
+            self.fatal = error
         self._cancel_running()
 
     def _cancel_running(self) -> None:
@@ -135,14 +145,14 @@ class _Schedule:
                 task.add_done_callback(self._sign_off)
                 task.cancel()
 
-    def _unreachable(self) -> tuple[str, ...]:
+    def unreachable(self) -> tuple[str, ...]:
         """Steps that depend, however far, on one that failed."""
-        lost = set(self._outcome.failures)
+        lost = set(self.outcome.failures)
         for step_id, node in self._plan.steps.items():
             if not lost.isdisjoint(node.dependencies):
                 lost.add(step_id)
         return tuple(
             step_id
             for step_id in self._plan.steps
-            if step_id in lost and step_id not in self._outcome.failures
+            if step_id in lost and step_id not in self.outcome.failures
         )

@@ -11,22 +11,28 @@ LONGEST_INT = 14_000
 """Bits of an integer; Python refuses to read one of much more."""
 
 
+_PLAIN = frozenset({type(None), str, bool})
+_TEXT_ONLY = frozenset({str})
+
+
 def is_plain(value: Any, depth: int = 0) -> bool:
     """Whether a value is JSON already, so that it comes back equal and of the same types."""
     kind = type(value)
-    if value is None or kind is str or kind is bool:
+    if kind in _PLAIN:
         return True
     if kind is int:
         return bool(value.bit_length() <= LONGEST_INT)
     if kind is float:
         return bool(value - value == 0)  # neither NaN nor infinite
-    if depth > 2 * DEEPEST:
-        return False
-    if kind is list:
-        return all(is_plain(item, depth + 1) for item in value)
+    items = value
     if kind is dict:
-        return all(type(key) is str and is_plain(item, depth + 1) for key, item in value.items())
-    return False
+        if not _TEXT_ONLY.issuperset(map(type, value)):
+            return False
+        items = value.values()
+    elif kind is not list:
+        return False
+    # Deeper ones could be written, but not be read again.
+    return depth <= 2 * DEEPEST and all(is_plain(item, depth + 1) for item in items)
 
 
 def loads_strictly(text: str | bytes) -> Any:
