@@ -15,12 +15,12 @@ from pydantic_ai import RunContext
 from pydantic_ai.messages import (
     BinaryContent,
     ModelMessage,
-    ModelRequest,
     ModelResponse,
     ModelResponsePart,
     ModelResponseStreamEvent,
     TextPart,
     ToolCallPart,
+    UserContent,
     UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
@@ -128,17 +128,15 @@ class _LocalStream(StreamedResponse):
         self._usage = self._whole.usage
 
     def _events_of(self, index: int, part: object) -> Iterator[ModelResponseStreamEvent]:
+        manager = self._parts_manager
         if isinstance(part, TextPart):
             for piece in _pieces(part.content):
-                yield from self._parts_manager.handle_text_delta(
-                    vendor_part_id=index, content=piece
-                )
+                yield from manager.handle_text_delta(vendor_part_id=index, content=piece)
         elif isinstance(part, ToolCallPart):
+            call: dict[str, Any] = {"vendor_part_id": index, "tool_call_id": part.tool_call_id}
             name: str | None = part.tool_name
             for piece in _pieces(part.args_as_json_str()):
-                event = self._parts_manager.handle_tool_call_delta(
-                    vendor_part_id=index, tool_name=name, args=piece, tool_call_id=part.tool_call_id
-                )
+                event = manager.handle_tool_call_delta(tool_name=name, args=piece, **call)
                 name = None
                 if event is not None:
                     yield event
@@ -186,29 +184,28 @@ def estimate_usage(
 
 def newest_prompt(messages: Iterable[ModelMessage]) -> str:
     """The text of the last user prompt; empty where there is none."""
-    prompts = [
-        part
-        for m in messages
-        if isinstance(m, ModelRequest)
-        for part in m.parts
-        if isinstance(part, UserPromptPart)
-    ]
-    return prompt_text(prompts[-1]) if prompts else ""
+    for message in reversed(list(messages)):
+        for part in reversed(message.parts):
+            if isinstance(part, UserPromptPart):
+                return prompt_text(part)
+    return ""
 
 
 def prompt_text(prompt: UserPromptPart) -> str:
     """The text of a prompt: its strings, and attached documents that are text."""
     if isinstance(prompt.content, str):
         return prompt.content
-    texts: list[str] = []
-    for item in prompt.content:
-        if isinstance(item, str):
-            texts.append(item)
-        elif isinstance(item, BinaryContent) and item.media_type.startswith("text/"):
-            texts.append(item.data.decode("utf-8", errors="replace"))
-        elif isinstance(text := getattr(item, "content", None), str):
-            texts.append(text)
-    return "\n\n".join(texts)
+    texts = (_text_of_content(item) for item in prompt.content)
+    return "\n\n".join(text for text in texts if text is not None)
+
+
+def _text_of_content(item: UserContent) -> str | None:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, BinaryContent) and item.media_type.startswith("text/"):
+        return item.data.decode("utf-8", errors="replace")
+    text = getattr(item, "content", None)
+    return text if isinstance(text, str) else None
 
 
 def _texts_of(messages: Iterable[ModelMessage]) -> Iterator[str]:
@@ -244,7 +241,8 @@ def structured_part(
     tools = parameters.output_tools
     if not tools:
         return TextPart(to_json(value).decode())
-    tool = next((tool for tool in tools if name and tool.name.endswith(f"_{name}")), tools[0])
+    named = [tool for tool in tools if name and tool.name.endswith(f"_{name}")]
+    tool = (named or tools)[0]
     if not isinstance(value, Mapping):
         # pydantic-ai wraps a value that is not an object into one with a single field.
         fields = tool.parameters_json_schema.get("properties", {"response": None})

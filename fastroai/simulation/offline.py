@@ -8,6 +8,7 @@ from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
     ModelResponse,
+    ModelResponsePart,
     TextPart,
     ToolReturnPart,
     UserPromptPart,
@@ -16,7 +17,7 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 
 from .local_model import LocalModel, prompt_text, structured_part
-from .schema_filling import SchemaFiller
+from .schema_filling import Schema, SchemaFiller
 from .sentences import ranked, sentences_of
 
 SENTENCES_OF_AN_ANSWER = 3
@@ -58,17 +59,21 @@ class OfflineModel(LocalModel):
         """
         task, text = _task_and_text(messages)
         sentences = sentences_of(text)
-        tools = parameters.output_tools
-        if tools and not parameters.allow_text_output:
-            filled = SchemaFiller(tools[0].parameters_json_schema, text, sentences).fill()
-            part = structured_part(filled, parameters)
-        elif parameters.output_object is not None:
-            schema = parameters.output_object.json_schema
+        schema = _output_schema(parameters)
+        part: ModelResponsePart
+        if schema is not None:
             part = structured_part(SchemaFiller(schema, text, sentences).fill(), parameters)
         else:
             best = ranked(sentences, task)[:SENTENCES_OF_AN_ANSWER]
             part = TextPart(" ".join(sorted(best, key=sentences.index)) or NOTHING)
         return ModelResponse(parts=[part], provider_response_id=f"offline-{self.calls}")
+
+
+def _output_schema(parameters: ModelRequestParameters) -> Schema | None:
+    """What a structured answer has to fit; None for one that is text."""
+    if parameters.output_tools and not parameters.allow_text_output:
+        return parameters.output_tools[0].parameters_json_schema
+    return parameters.output_object.json_schema if parameters.output_object else None
 
 
 def _task_and_text(messages: Iterable[ModelMessage]) -> tuple[str, str]:

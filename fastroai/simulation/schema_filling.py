@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .sentences import frequent_words, ranked
@@ -16,6 +17,8 @@ USUAL_ITEMS: Final = 3
 USUAL_WORDS: Final = 5
 WORD_LISTS: Final = frozenset({"keywords", "labels", "names", "tags", "terms", "topics"})
 """Lists of these names hold words of the text, not sentences."""
+NO_SENTENCE: Final = frozenset({"format", "pattern", "enum"})
+"""What says of a string in a schema that any sentence will not do."""
 UNDECIDED: Final = frozenset({"unknown", "other", "none", "unclear", "neutral"})
 FORMATS: Final = {
     "base64": "",
@@ -34,6 +37,30 @@ FORMATS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a value something stands.
+
+    Attributes:
+        name: Of the field, or of the list that it is in.
+        depth: How many objects and lists are around it.
+        number: Of the item in its list; items should differ.
+    """
+
+    name: str = ""
+    depth: int = 0
+    number: int = 0
+
+    def inside(self, name: str, number: int = 0) -> Place:
+        """A field or an item of what stands here."""
+        return Place(name, self.depth + 1, number)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether a value should come to its end, which a schema need not have."""
+        return self.depth >= DEEPEST
+
+
 class SchemaFiller:
     """Fills one schema.
 
@@ -47,7 +74,7 @@ class SchemaFiller:
         self._root = root
         self._text = text
         self._sentences = sentences
-        self._used: set[str] = set()
+        self._unused = list(sentences)
 
     def fill(self) -> object:
         """A value that is valid by the schema.
@@ -55,30 +82,22 @@ class SchemaFiller:
         Raises:
             ValueError: It has a pattern that no part of the text matches.
         """
-        return self._value(self._root, "", 0)
+        return self.value(self._root, Place())
 
-    def _value(self, schema: Schema, name: str, depth: int, number: int = 0) -> object:
-        """A value of a schema; `number` counts the items of a list, which should differ."""
+    def value(self, schema: Schema, at: Place) -> object:
+        """A value of a schema within the whole one."""
         schema = self._resolved(schema)
         if "const" in schema:
             return schema["const"]
         if "enum" in schema:
-            return self._choice(schema["enum"], number)
-        variants = schema.get("anyOf") or schema.get("oneOf")
-        if variants:
-            return self._variant(variants, name, depth, number)
+            return self._choice(schema["enum"], at.number)
         kind = schema.get("type", "object" if "properties" in schema else "string")
-        if isinstance(kind, list):
-            return self._variant([{**schema, "type": each} for each in kind], name, depth, number)
-        if kind == "object":
-            return self._object(schema, name, depth)
-        if kind == "array":
-            return self._array(schema, name, depth)
-        if kind in ("integer", "number"):
-            return number_within(schema, kind == "integer", number)
-        if kind == "string":
-            return self._string(schema, name, number)
-        return False if kind == "boolean" else None
+        variants = schema.get("anyOf") or schema.get("oneOf")
+        if variants is None and isinstance(kind, list):
+            variants = [{**schema, "type": each} for each in kind]
+        if variants:
+            return self._variant(variants, at)
+        return _BY_TYPE[kind](self, schema, at)
 
     def _resolved(self, schema: Schema) -> Schema:
         """The schema with its references followed and its `allOf` parts merged."""
@@ -86,48 +105,52 @@ class SchemaFiller:
             target: Any = self._root
             for step in schema["$ref"].removeprefix("#/").split("/"):
                 target = target[step.replace("~1", "/").replace("~0", "~")]
-            own = {key: value for key, value in schema.items() if key != "$ref"}
+            own = dict(schema)
+            del own["$ref"]
             schema = {**target, **own}
         for part in schema.get("allOf", ()):
             schema = {**self._resolved(part), **schema}
         return schema
 
-    def _variant(self, variants: Sequence[Schema], name: str, depth: int, number: int) -> object:
+    def _variant(self, variants: Sequence[Schema], at: Place) -> object:
         """The first alternative; None as soon as the value is deep enough."""
-        resolved = [self._resolved(variant) for variant in variants]
+        resolved = list(map(self._resolved, variants))
         values = [variant for variant in resolved if variant.get("type") != "null"]
-        if not values or (depth >= DEEPEST and len(values) < len(resolved)):
+        may_be_none = len(values) < len(resolved)
+        if not values or (at.is_deep and may_be_none):
             return None
-        return self._value(values[0], name, depth, number)
+        return self.value(values[0], at)
 
-    def _object(self, schema: Schema, name: str, depth: int) -> dict[str, object]:
-        required = schema.get("required", ())
-        filled = {
-            key: self._value(inner, key, depth + 1)
-            for key, inner in schema.get("properties", {}).items()
-            if key in required or depth < DEEPEST
-        }
-        extra = schema.get("additionalProperties") or {}
+    def filled_object(self, schema: Schema, at: Place) -> dict[str, Any]:
+        """An object with all its fields; deep down, with those it needs."""
+        properties = dict(schema.get("properties", {}))
+        if at.is_deep:
+            properties = {key: properties[key] for key in schema.get("required", ())}
+        filled = {key: self.value(inner, at.inside(key)) for key, inner in properties.items()}
+        extra = schema.get("additionalProperties")
         inner = extra if isinstance(extra, Mapping) else {}
         for number in range(len(filled), schema.get("minProperties", 0)):
-            filled[f"{name or 'key'}_{number + 1}"] = self._value(inner, name, depth + 1, number)
+            filled[f"{at.name or 'key'}_{number + 1}"] = self.value(
+                inner, at.inside(at.name, number)
+            )
         return filled
 
-    def _array(self, schema: Schema, name: str, depth: int) -> list[object]:
+    def filled_array(self, schema: Schema, at: Place) -> list[Any]:
+        """A list of as many items as there is something to say."""
         if "prefixItems" in schema:
-            return [self._value(inner, name, depth + 1) for inner in schema["prefixItems"]]
+            return [self.value(inner, at.inside(at.name)) for inner in schema["prefixItems"]]
         items = self._resolved(schema.get("items") or {})
-        if "description" not in items and "description" in schema:
-            items = {**items, "description": schema["description"]}
-        wanted = USUAL_ITEMS
-        if name.lower() in WORD_LISTS:
-            wanted = USUAL_WORDS
-        elif items.get("type") == "string" and not {"format", "pattern", "enum"} & items.keys():
-            wanted = min(wanted, len(self._sentences))
-        if depth >= DEEPEST:
-            wanted = 0
+        if "description" in schema:
+            items = {"description": schema["description"], **items}
+        wanted = 0 if at.is_deep else self._usual_items(items, at.name)
         count = max(min(wanted, schema.get("maxItems", wanted)), schema.get("minItems", 0))
-        return [self._value(items, name, depth + 1, number) for number in range(count)]
+        return [self.value(items, at.inside(at.name, number)) for number in range(count)]
+
+    def _usual_items(self, items: Schema, name: str) -> int:
+        if name.lower() in WORD_LISTS:
+            return USUAL_WORDS
+        holds_sentences = items.get("type") == "string" and NO_SENTENCE.isdisjoint(items)
+        return min(USUAL_ITEMS, len(self._sentences)) if holds_sentences else USUAL_ITEMS
 
     def _choice(self, values: Sequence[object], number: int) -> object:
         """The values that the text mentions come first, then the undecided ones."""
@@ -139,24 +162,29 @@ class SchemaFiller:
 
         return sorted(values, key=rank)[number % len(values)]
 
-    def _string(self, schema: Schema, name: str, number: int) -> str:
+    def filled_text(self, schema: Schema, at: Place) -> str:
+        """A text of the format or pattern that is asked for, else a word or a sentence."""
         if schema.get("format") in FORMATS:
             return FORMATS[schema["format"]]
         if "pattern" in schema:
             return self._matching(schema)
-        if name.lower() in WORD_LISTS:
-            words = frequent_words(self._sentences, number + 1)
-            return within_length(
-                words[number] if number < len(words) else f"{name} {number}", schema
-            )
-        unused = [sentence for sentence in self._sentences if sentence not in self._used]
-        if not unused:
-            again = next(iter(self._sentences), "")
-            return within_length(f"{again} {number}" if number else again, schema)
-        about = " ".join((name.replace("_", " "), schema.get("description", "")))
-        best = ranked(unused, about)[0]
-        self._used.add(best)
-        return within_length(best, schema)
+        if at.name.lower() in WORD_LISTS:
+            return within_length(self._word(at), schema)
+        about = f"{at.name.replace('_', ' ')} {schema.get('description', '')}"
+        return within_length(self._sentence(about, at.number), schema)
+
+    def _word(self, at: Place) -> str:
+        words = frequent_words(self._sentences, at.number + 1)
+        return words[at.number] if at.number < len(words) else f"{at.name} {at.number}"
+
+    def _sentence(self, about: str, number: int) -> str:
+        """The best one that was not used yet."""
+        if self._unused:
+            best = ranked(self._unused, about)[0]
+            self._unused.remove(best)
+            return best
+        again = self._sentences[0] if self._sentences else ""
+        return f"{again} {number}" if number else again
 
     def _matching(self, schema: Schema) -> str:
         pattern = schema["pattern"]
@@ -168,6 +196,17 @@ class SchemaFiller:
             f"OfflineModel found no text that matches the pattern {pattern!r}. Use ScriptedModel "
             "for this output."
         )
+
+
+_BY_TYPE: Mapping[str, Callable[[SchemaFiller, Schema, Place], object]] = {
+    "object": SchemaFiller.filled_object,
+    "array": SchemaFiller.filled_array,
+    "string": SchemaFiller.filled_text,
+    "integer": lambda _, schema, at: number_within(schema, True, at.number),
+    "number": lambda _, schema, at: number_within(schema, False, at.number),
+    "boolean": lambda *_: False,
+    "null": lambda *_: None,
+}
 
 
 def within_length(text: str, schema: Schema) -> str:
@@ -186,15 +225,20 @@ def number_within(schema: Schema, whole: bool, number: int = 0) -> int | float:
     low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
     high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
     step = schema.get("multipleOf", 1 if whole else 0)
-    value = float(number)
-    if low > -math.inf and high < math.inf:
-        value = (low + high) / 2 + (number * step if step else 0)
-    elif low > -math.inf:
-        value = low + 1 + number * (step or 1)
-    elif high < math.inf:
-        value = high - 1 - number * (step or 1)
+    value = _between(low, high, number, step)
     if step:
         value = math.ceil(value / step) * step
-    while step and (value > high or value == schema.get("exclusiveMaximum")):
-        value -= step
+        excluded = schema.get("exclusiveMaximum")
+        while value > high or value == excluded:
+            value -= step
     return int(value) if whole else value
+
+
+def _between(low: float, high: float, number: int, step: float) -> float:
+    if math.isinf(low) and math.isinf(high):
+        return float(number)
+    if math.isinf(high):
+        return low + 1 + number * (step or 1)
+    if math.isinf(low):
+        return high - 1 - number * (step or 1)
+    return (low + high) / 2 + number * step

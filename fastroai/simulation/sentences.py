@@ -29,8 +29,8 @@ def sentences_of(text: str) -> list[str]:
     for block in (_CODE_BLOCK, _TABLE_ROW, _LINE_MARK):
         text = block.sub("\n\n", text)
     text = _MARKUP.sub("", _LINK.sub(r"\1", text))
-    parts = (" ".join(part.split()) for part in _END.split(text) if part is not None)
-    return list(dict.fromkeys(part for part in parts if _WORD.search(part)))
+    parts = (" ".join(part.split()) for part in _END.split(text))
+    return list(dict.fromkeys(filter(_WORD.search, parts)))
 
 
 def stems_of(text: str) -> frozenset[str]:
@@ -53,11 +53,6 @@ def ranked(sentences: Collection[str], about: str) -> list[str]:
 
 
 def frequent_words(sentences: Collection[str], limit: int) -> list[str]:
-    """The words that occur most often, as they are written first; capitalised ones count twice."""
-    weights: Counter[str] = Counter()
-    spelling: dict[str, str] = {}
-    for word in (word for sentence in sentences for word in _words(sentence)):
-        stem = word[:_STEM].lower()
-        weights[stem] += 2 if word[0].isupper() else 1
-        spelling.setdefault(stem, word)
-    return [spelling[stem] for stem, _ in weights.most_common(limit)]
+    """The words that occur most often, as they are written."""
+    counts = Counter(_words("\n".join(sentences)))
+    return [word for word, _ in counts.most_common(limit)]
