@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .context import StepContext
 from .schemas import ConversationState, ConversationStatus
@@ -26,3 +26,7 @@ class BaseStep(ABC, Generic[DepsT, OutputT]):
         """Do the step's work and return its output, which dependents read with
         `context.get_dependency`.
         """
+
+
+AnyStep = BaseStep[Any, Any]
+"""A step where it does not matter of what."""

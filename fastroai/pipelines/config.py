@@ -156,12 +156,16 @@ def check_config(config: StepConfig) -> None:
         if config.on_error not in ("fail", "continue"):
             raise ValueError(f"on_error={config.on_error!r}: choose 'fail' or 'continue'.")
     _check_cache(config)
+    a_name = "the name before it was changed"
+    _require(config, "formerly", _is_text, a_name, optional=True)
+    a_scope = "a text that is not empty, for example a tenant's id"
+    _require(config, "cache_scope", _is_text, a_scope, optional=True)
 
 
 def _require(
     config: StepConfig,
     name: str,
-    holds: Callable[[Any], bool],
+    holds: Callable[[object], bool],
     allowed: str,
     *,
     optional: bool = False,
@@ -171,23 +175,18 @@ def _require(
         raise ValueError(f"{name}={value!r}: give {allowed}.")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _is_amount(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < float("inf")
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and 0 <= value < float("inf")
 
 
-def _is_delay(value: Any) -> bool:
-    return (
-        bool(value) and all(map(_is_amount, value))
-        if isinstance(value, list)
-        else _is_amount(value)
-    )
+def _is_delay(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_amount, value))
+    return _is_amount(value)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and _is_amount(value)
 
 
@@ -195,12 +194,16 @@ def _is_positive(value: Any) -> bool:
     return _is_count(value) and value >= 1
 
 
-def _is_choice(value: Any) -> bool:
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_choice(value: object) -> bool:
     return isinstance(value, bool)
 
 
 def _check_cache(config: StepConfig) -> None:
-    policy, scope = config.cache_policy, config.cache_scope
+    policy = config.cache_policy
     if isinstance(policy, str):
         # only here: pydantic-settings takes its time to import
         from ..settings import CachePolicyName
@@ -210,12 +213,6 @@ def _check_cache(config: StepConfig) -> None:
             raise ValueError(
                 f"cache_policy={policy!r} is unknown: give {names} or a Prefect CachePolicy."
             )
-    if config.formerly is not None and not (isinstance(config.formerly, str) and config.formerly):
-        raise ValueError(f"formerly={config.formerly!r}: give the name before it was changed.")
-    if scope is not None and not (isinstance(scope, str) and scope):
-        raise ValueError(
-            f"cache_scope={scope!r}: give a text that is not empty, for example a tenant's id."
-        )
     expiration(config)
 
 

@@ -69,7 +69,8 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         self.step_configs = step_configs if step_configs is not None else {}
         self.input_type = input_type
         self.executor = executor
-        _check_definition(name, steps, output_step, input_type)
+        _check_definition(name, input_type)
+        _check_output_step(output_step, steps)
         self._plan = ExecutionPlan.build(steps, self.dependencies, config, self.step_configs)
         self.output_step = (
             output_step if output_step is not None else _only_terminal_step(self._plan)
@@ -206,7 +207,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         other.executor = executor
         return other
 
-    def validate_input(self, input_data: Any) -> dict[str, Any]:
+    def validate_input(self, input_data: object) -> dict[str, Any]:
         """What the steps will read with `get_input`.
 
         Raises:
@@ -256,7 +257,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         )
 
 
-def _check_definition(name: Any, steps: Any, output_step: Any, input_type: Any) -> None:
+def _check_definition(name: object, input_type: object) -> None:
     if not isinstance(name, str) or not name.strip():
         raise PipelineValidationError(
             f"A pipeline's name must be a non-empty string, not {name!r}."
@@ -268,18 +269,19 @@ def _check_definition(name: Any, steps: Any, output_step: Any, input_type: Any) 
         raise PipelineValidationError(
             f"input_type must be a pydantic model class, not {input_type!r}."
         )
-    if (
-        output_step is not None
-        and isinstance(steps, Mapping)
-        and steps
-        and output_step not in steps
-    ):
+
+
+def _check_output_step(output_step: object, steps: object) -> None:
+    # What is wrong with the steps themselves, the plan says.
+    if output_step is None or not isinstance(steps, Mapping) or not steps:
+        return
+    if output_step not in steps:
         raise PipelineValidationError(
             f"output_step '{output_step}' not in steps: {sorted(map(str, steps))}."
         )
 
 
-def _run_options(run_key: Any, tags: Any) -> dict[str, Any]:
+def _run_options(run_key: object, tags: object) -> dict[str, Any]:
     """What is given of a run's options: an executor that knows none of them is not handed any."""
     options: dict[str, Any] = {}
     if run_key is not None:
@@ -289,14 +291,16 @@ def _run_options(run_key: Any, tags: Any) -> dict[str, Any]:
             )
         options["run_key"] = run_key
     if tags:
-        if not isinstance(tags, Mapping) or not all(
-            isinstance(text, str) for tag in tags.items() for text in tag
-        ):
+        if not isinstance(tags, Mapping) or not all(map(_is_tag, tags.items())):
             raise InputValidationError(
                 f"tags={tags!r}: give a dict of texts, for example {{'team': 'search'}}."
             )
         options["tags"] = dict(tags)
     return options
+
+
+def _is_tag(tag: tuple[object, object]) -> bool:
+    return all(isinstance(text, str) for text in tag)
 
 
 def _only_terminal_step(plan: ExecutionPlan) -> str:

@@ -6,14 +6,12 @@ Pure, O(steps + edges).
 from __future__ import annotations
 
 import unicodedata
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from ..errors import PipelineValidationError
-from .base import BaseStep
+from .base import AnyStep
 from .config import PipelineConfig, StepConfig, check_config, resolve_config
 
 SHOWN_OF_A_CYCLE = 5
@@ -25,7 +23,7 @@ class PlannedStep:
     """One node of a plan."""
 
     step_id: str
-    step: BaseStep[Any, Any]
+    step: AnyStep
     dependencies: tuple[str, ...]
     config: StepConfig
 
@@ -79,7 +77,7 @@ class ExecutionPlan:
     @classmethod
     def build(
         cls,
-        steps: Mapping[str, BaseStep[Any, Any]],
+        steps: Mapping[str, AnyStep],
         dependencies: Mapping[str, Sequence[str]] | None = None,
         config: PipelineConfig | None = None,
         step_configs: Mapping[str, StepConfig] | None = None,
@@ -93,7 +91,8 @@ class ExecutionPlan:
         _check_steps(steps)
         edges = _checked_dependencies(steps, dependencies if dependencies is not None else {})
         step_configs = step_configs if step_configs is not None else {}
-        _check_configs(steps, config, step_configs)
+        _check_config(config)
+        _check_step_configs(steps, step_configs)
         order, dependents = _ordered(edges)
         base = config if config is not None else PipelineConfig()
         planned = {
@@ -108,7 +107,7 @@ class ExecutionPlan:
         return cls(planned, dependents, base)
 
 
-def _check_steps(steps: Any) -> None:
+def _check_steps(steps: object) -> None:
     if not isinstance(steps, Mapping):
         raise PipelineValidationError(
             f"steps must be a dict of step id to step, not {type(steps).__name__}."
@@ -142,42 +141,50 @@ def check_name(what: str, name: str) -> None:
 
 
 def _checked_dependencies(
-    steps: Mapping[str, Any], dependencies: Any
+    steps: Mapping[str, AnyStep], dependencies: object
 ) -> dict[str, tuple[str, ...]]:
     if not isinstance(dependencies, Mapping):
         raise PipelineValidationError(
             "dependencies must be a dict of step id to a list of step ids, not "
             f"{type(dependencies).__name__}."
         )
-    edges: dict[str, tuple[str, ...]] = dict.fromkeys(steps, ())
     for step_id in dependencies:
         if step_id not in steps:
             raise PipelineValidationError(
                 f"Dependency for unknown step '{step_id}'. Known steps: {_names(steps)}."
             )
+    edges: dict[str, tuple[str, ...]] = dict.fromkeys(steps, ())
     for step_id, needed in dependencies.items():
-        if isinstance(needed, str) or not isinstance(needed, Sequence | frozenset | set):
-            raise PipelineValidationError(
-                f"Dependencies of step '{step_id}' must be a list of step ids, not {needed!r}."
-            )
-        for dependency in needed:
-            if dependency not in steps:
-                raise PipelineValidationError(
-                    f"Step '{step_id}' depends on unknown step '{dependency}'. Known steps: "
-                    f"{_names(steps)}."
-                )
-        edges[step_id] = tuple(dict.fromkeys(needed))
+        edges[step_id] = _needed_by(step_id, needed, steps)
     return edges
 
 
-def _check_configs(steps: Mapping[str, Any], config: Any, step_configs: Any) -> None:
-    if config is not None and not isinstance(config, PipelineConfig):
+def _needed_by(step_id: str, needed: object, steps: Mapping[str, AnyStep]) -> tuple[str, ...]:
+    if isinstance(needed, str) or not isinstance(needed, Sequence | frozenset | set):
+        raise PipelineValidationError(
+            f"Dependencies of step '{step_id}' must be a list of step ids, not {needed!r}."
+        )
+    for dependency in needed:
+        if dependency not in steps:
+            raise PipelineValidationError(
+                f"Step '{step_id}' depends on unknown step '{dependency}'. Known steps: "
+                f"{_names(steps)}."
+            )
+    return tuple(dict.fromkeys(needed))
+
+
+def _check_config(config: object) -> None:
+    if config is None:
+        return
+    if not isinstance(config, PipelineConfig):
         raise PipelineValidationError(f"config must be a PipelineConfig, not {config!r}.")
-    if config is not None:
-        try:
-            check_config(config)
-        except ValueError as error:
-            raise PipelineValidationError(f"Configuration of the pipeline: {error}") from error
+    try:
+        check_config(config)
+    except ValueError as error:
+        raise PipelineValidationError(f"Configuration of the pipeline: {error}") from error
+
+
+def _check_step_configs(steps: Mapping[str, AnyStep], step_configs: object) -> None:
     if not isinstance(step_configs, Mapping):
         raise PipelineValidationError(
             f"step_configs must be a dict of step id to StepConfig, not {step_configs!r}."
@@ -195,7 +202,7 @@ def _check_configs(steps: Mapping[str, Any], config: Any, step_configs: Any) -> 
 
 def _config_of(
     step_id: str,
-    steps: Mapping[str, Any],
+    steps: Mapping[str, AnyStep],
     config: PipelineConfig | None,
     step_configs: Mapping[str, StepConfig],
 ) -> StepConfig:
@@ -222,42 +229,40 @@ def _ordered(edges: Mapping[str, tuple[str, ...]]) -> tuple[list[str], dict[str,
         for dependency in needed:
             dependents[dependency].append(step_id)
     missing = {step_id: len(needed) for step_id, needed in edges.items()}
-    ready = deque(step_id for step_id, count in missing.items() if not count)
-    order: list[str] = []
-    while ready:
-        step_id = ready.popleft()
-        order.append(step_id)
+    order = [step_id for step_id, needed in edges.items() if not needed]
+    for step_id in order:  # it grows meanwhile
         for dependent in dependents[step_id]:
             missing[dependent] -= 1
             if not missing[dependent]:
-                ready.append(dependent)
+                order.append(dependent)
     if len(order) < len(edges):
-        cycle = _find_cycle(edges, {step_id for step_id, count in missing.items() if count})
+        cycle = _find_cycle(edges, edges.keys() - order)
         raise PipelineValidationError(
-            f"Dependencies form a cycle (each depends on the next): {_told(cycle)}. Remove one of "
-            "them."
+            f"Dependencies form a cycle (each depends on the next): {_shortened(cycle)}. Remove "
+            "one of them."
         )
     return order, {step_id: tuple(ids) for step_id, ids in dependents.items()}
 
 
 def _find_cycle(edges: Mapping[str, tuple[str, ...]], unordered: set[str]) -> list[str]:
     """Follow unordered dependencies until a step comes up again; every unordered step has one."""
+    # A dict, which keeps the order and finds a step in no time.
     path: dict[str, None] = {}
-    step_id = next(id_ for id_ in edges if id_ in unordered)
+    step_id = next(filter(unordered.__contains__, edges))
     while step_id not in path:
         path[step_id] = None
-        step_id = next(dependency for dependency in edges[step_id] if dependency in unordered)
+        step_id = next(filter(unordered.__contains__, edges[step_id]))
     steps = list(path)
     return [*steps[steps.index(step_id) :], step_id]
 
 
-def _told(cycle: list[str]) -> str:
+def _shortened(cycle: list[str]) -> str:
     if len(cycle) <= 2 * SHOWN_OF_A_CYCLE + 1:
         return " -> ".join(cycle)
     first, last = cycle[:SHOWN_OF_A_CYCLE], cycle[-SHOWN_OF_A_CYCLE:]
     return " -> ".join([*first, f"… ({len(cycle) - 1:,} steps in all)", *last])
 
 
-def _names(steps: Mapping[str, Any]) -> str:
+def _names(steps: Mapping[str, AnyStep]) -> str:
     shown = list(steps)[:20]
     return ", ".join(map(repr, shown)) + (", …" if len(steps) > len(shown) else "")
