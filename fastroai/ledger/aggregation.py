@@ -162,6 +162,16 @@ def step_key(pipeline: str | None, step_id: str | None) -> str | None:
     return "/".join(part for part in (pipeline, step_id) if part is not None) or None
 
 
+def deployment_key(pipeline: str | None, deployment: str | None) -> str | None:
+    """A deployment as `flow/deployment`.
+
+    Earlier entries have its name alone; their flow most likely has the name of the pipeline.
+    """
+    if deployment is None or pipeline is None or "/" in deployment:
+        return deployment
+    return f"{pipeline}/{deployment}"
+
+
 def _day_key(day: date) -> tuple[str | None, ...]:
     return (day.isoformat(),)
 
@@ -178,6 +188,7 @@ _OF_ATTRIBUTION = {
 }
 GROUPINGS: dict[str, Grouping] = {
     **_OF_ATTRIBUTION,
+    "deployment": Grouping(("pipeline", "deployment"), lambda *parts: (deployment_key(*parts),)),
     "step": Grouping(("pipeline", "step_id"), lambda *parts: (step_key(*parts),)),
     "agent": Grouping(("agent",), _one_key),
     "model": Grouping(("model",), _one_key),

@@ -46,11 +46,11 @@ class Attribution:
     tags: Mapping[str, str] = field(default_factory=dict)
     """What the caller books by: team, customer, project."""
     deployment: str | None = None
-    """Name of the deployment that the run belongs to."""
+    """The deployment that the run belongs to, as `flow/deployment`."""
     flow_tags: tuple[str, ...] = ()
     """Tags of the flow run."""
     created_by: str | None = None
-    """Who or what started the run, where Prefect knows: a user, a schedule, an automation."""
+    """Who or what started the run, where Prefect knows, as `kind:name`: `schedule:nightly`."""
 
     def is_same_run(self, other: Attribution) -> bool:
         """Whether both are of executions of one run: of one flow run, or under one key."""

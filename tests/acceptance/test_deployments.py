@@ -99,7 +99,7 @@ async def _check_books(flow_run_id: Any, deployment: str, cost: Decimal) -> None
     async with Ledger.open() as ledger:
         entries = await ledger.entries(run_id=str(flow_run_id))
     assert total_usd(entries) == cost
-    assert {entry.attribution.deployment for entry in entries} == {deployment.partition("/")[2]}
+    assert {entry.attribution.deployment for entry in entries} == {deployment}
     assert all("fastroai" in entry.attribution.flow_tags for entry in entries)
 
 

@@ -150,3 +150,19 @@ def test_an_attribution_of_a_step_has_all_that_its_run_has() -> None:
     of_step = whole.of_step("asked", 2, 3)
     assert of_step == replace(whole, step_id="asked", attempt=2, dispatch=3)
     assert [f.name for f in fields(Attribution) if getattr(of_step, f.name) == f.default] == []
+
+
+def test_deployments_of_one_name_in_two_flows_are_two_groups_that_earlier_entries_join() -> None:
+    booked = [
+        charged("1", pipeline="digest", deployment="digest/nightly"),
+        charged("2", pipeline="digest", deployment="nightly"),
+        charged("4", pipeline="triage", deployment="triage/nightly"),
+        charged("8", deployment="nightly"),
+        charged("16", pipeline="digest"),
+    ]
+    assert {t.key: t.cost_usd for t in totals_of(booked, "deployment")} == {
+        "digest/nightly": 3,
+        "triage/nightly": 4,
+        "nightly": 8,
+        None: 16,
+    }

@@ -26,7 +26,7 @@ from ..protocol import ExecutionResult
 from ..scheduler import run_plan
 from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, write_output_artifact
-from .deployments import deployment_name
+from .deployments import creator, deployment_name
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
 from .run_storage import describe_losses, open_storage
@@ -76,6 +76,7 @@ async def run_in_flow(
             run_id=str(flow_run.id),
             deployment=None if deployment is None else await deployment_name(deployment),
             flow_tags=tuple(sorted(flow_run.tags)),
+            created_by=creator(flow_run),
         )
         session = RunSession(
             plan,

@@ -29,6 +29,7 @@ from ...leases.shared import configured_heartbeat
 from ...leases.table import LeaseRecord, LeaseRequest, Outcome
 from ...redaction import redact
 from ...settings import FastroAISettings
+from .deployments import read_deployment_name
 from .flow_run_lease import NOT_STORED
 
 logger = logging.getLogger("fastroai.executors")
@@ -50,7 +51,7 @@ class TrackedRun:
     """A flow run with a heartbeat, or one whose process died.
 
     Attributes:
-        deployment: None if `execute` started it.
+        deployment: As `flow/deployment`; None if `execute` started it.
         state: Its state's name on the server.
         holding: The process that runs it, since when, and its last heartbeat.
     """
@@ -280,4 +281,4 @@ async def _flow_runs(client: PrefectClient, ids: Sequence[UUID]) -> list[FlowRun
 
 async def _deployment_names(client: PrefectClient, flow_runs: Sequence[FlowRun]) -> dict[UUID, str]:
     ids = {flow_run.deployment_id for flow_run in flow_runs if flow_run.deployment_id is not None}
-    return {id_: (await client.read_deployment(id_)).name for id_ in ids}
+    return {id_: await read_deployment_name(client, id_) for id_ in ids}
