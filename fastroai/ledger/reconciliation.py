@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from operator import itemgetter
 from typing import TypeVar
 
@@ -16,16 +17,32 @@ from .entries import EntryState, LedgerEntry
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "response_id": ("response_id", "id", "request_id", "completion_id", "generation_id"),
-    "model": ("model", "model_name", "model_id", "snapshot_id"),
+    "model": ("model", "model_name", "model_id", "snapshot_id", "model_permaslug"),
     "at": ("at", "time", "timestamp", "datetime", "created_at", "created", "sent_at", "date"),
-    "input_tokens": ("input_tokens", "prompt_tokens", "tokens_in", "n_context_tokens_total"),
+    "input_tokens": (
+        "input_tokens",
+        "prompt_tokens",
+        "tokens_in",
+        "tokens_prompt",
+        "n_context_tokens_total",
+    ),
     "output_tokens": (
         "output_tokens",
         "completion_tokens",
         "tokens_out",
+        "tokens_completion",
         "n_generated_tokens_total",
     ),
-    "cost_usd": ("cost_usd", "cost", "amount", "amount_usd", "total_cost", "usd", "price"),
+    "cost_usd": (
+        "cost_usd",
+        "cost",
+        "amount",
+        "amount_usd",
+        "total_cost",
+        "cost_total",
+        "usd",
+        "price",
+    ),
 }
 """What an invoice may call its columns; case, spaces and dashes don't matter."""
 
@@ -130,11 +147,11 @@ def read_invoice(
 
 def _columns_in(header: list[str], given: Mapping[str, str]) -> dict[str, str]:
     """What an invoice calls our columns; those that it lacks are left out."""
-    names = {_plain(name): name for name in header}
+    names = {column_name(name): name for name in header}
     found: dict[str, str] = {}
     for ours, theirs in COLUMNS.items():
         wanted = (given[ours],) if ours in given else theirs
-        known = [names[_plain(name)] for name in wanted if _plain(name) in names]
+        known = [names[column_name(name)] for name in wanted if column_name(name) in names]
         if known:
             found[ours] = known[0]
         elif ours in given:
@@ -173,9 +190,10 @@ def reconcile(
     )
     matching.by_response_id()
     matching.by_key("tokens", _tokens_key_of_entry, _tokens_key_of_line)
-    for places in sorted({_places(line) for line in matching.lines if line.cost_usd is not None}):
-        matching.by_key("cost", _cost_key_of_entry(places), _cost_key_of_line(places))
-    matching.by_key("time", _open_key_of_entry, lambda line: _model(line.model))
+    known = {places(line.cost_usd) for line in matching.lines if line.cost_usd is not None}
+    for digits in sorted(known):
+        matching.by_key("cost", _cost_key_of_entry(digits), _cost_key_of_line(digits))
+    matching.by_key("time", _open_key_of_entry, lambda line: same_model(line.model))
     return matching.result()
 
 
@@ -270,7 +288,7 @@ def _tokens_key_of_entry(entry: LedgerEntry) -> Hashable | None:
     if not _tokens_known(entry):
         return None
     return (
-        _model(entry.model_answered or entry.model_asked),
+        _answerer(entry),
         entry.tokens.input_tokens,
         entry.tokens.output_tokens,
     )
@@ -279,29 +297,35 @@ def _tokens_key_of_entry(entry: LedgerEntry) -> Hashable | None:
 def _tokens_key_of_line(line: InvoiceLine) -> Hashable | None:
     if line.input_tokens is None or line.output_tokens is None:
         return None
-    return _model(line.model), line.input_tokens, line.output_tokens
+    return same_model(line.model), line.input_tokens, line.output_tokens
 
 
-def _cost_key_of_entry(places: int) -> Callable[[LedgerEntry], Hashable | None]:
+def _cost_key_of_entry(digits: int) -> Callable[[LedgerEntry], Hashable | None]:
     def key(entry: LedgerEntry) -> Hashable | None:
         if entry.cost_usd is None or entry.state is EntryState.UNSETTLED:
             return None
-        return _model(entry.model_answered or entry.model_asked), round(entry.cost_usd, places)
+        return same_model(entry.model_answered or entry.model_asked), round(entry.cost_usd, digits)
 
     return key
 
 
-def _cost_key_of_line(places: int) -> Callable[[InvoiceLine], Hashable | None]:
+def _cost_key_of_line(digits: int) -> Callable[[InvoiceLine], Hashable | None]:
     def key(line: InvoiceLine) -> Hashable | None:
-        if line.cost_usd is None or _places(line) != places or line.input_tokens is not None:
+        if line.cost_usd is None or line.input_tokens is not None:
             return None
-        return _model(line.model), round(line.cost_usd, places)
+        if places(line.cost_usd) != digits:
+            return None
+        return same_model(line.model), round(line.cost_usd, digits)
 
     return key
 
 
 def _open_key_of_entry(entry: LedgerEntry) -> Hashable | None:
-    return None if _tokens_known(entry) else _model(entry.model_answered or entry.model_asked)
+    return None if _tokens_known(entry) else same_model(entry.model_answered or entry.model_asked)
+
+
+def _answerer(entry: LedgerEntry) -> str | None:
+    return same_model(entry.model_answered or entry.model_asked)
 
 
 def _tokens_known(entry: LedgerEntry) -> bool:
@@ -315,22 +339,28 @@ def _tokens_known(entry: LedgerEntry) -> bool:
 def _same_cost(entry: LedgerEntry, line: InvoiceLine) -> bool:
     if entry.cost_usd is None or line.cost_usd is None or entry.state is EntryState.UNSETTLED:
         return True
-    return abs(entry.cost_usd - line.cost_usd) <= Decimal(1).scaleb(-_places(line)) / 2
+    return abs(entry.cost_usd - line.cost_usd) <= Decimal(1).scaleb(-places(line.cost_usd)) / 2
 
 
-def _places(line: InvoiceLine) -> int:
-    exponent = line.cost_usd.as_tuple().exponent if line.cost_usd is not None else 0
+def places(usd: Decimal | None) -> int:
+    """How many places an amount has, as it is given."""
+    exponent = usd.as_tuple().exponent if usd is not None else 0
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
-def _model(name: str | None) -> str | None:
-    """A model's name without provider and version, which the two sides give differently."""
+@lru_cache(maxsize=1024)
+def same_model(name: str | None) -> str | None:
+    """A model's name without provider and version, which the two sides give differently; also of
+    one for people: `Claude Haiku 4.5`.
+    """
     if not name:
         return None
-    return list(spellings(read_model_name(name)[0].model))[-1]
+    model = read_model_name(name)[0].model.replace(" ", "-").replace(".", "-")
+    return list(spellings(model))[-1]
 
 
-def _plain(name: str) -> str:
+def column_name(name: str) -> str:
+    """A column's name as it is compared."""
     return name.strip().lower().replace(" ", "_").replace("-", "_").lstrip("\ufeff")
 
 
@@ -350,14 +380,15 @@ def _line(number: int, row: Mapping[str, str | None], columns: Mapping[str, str]
         number=number,
         response_id=given.get("response_id"),
         model=given.get("model"),
-        at=read("at", _time),
-        input_tokens=read("input_tokens", _count),
-        output_tokens=read("output_tokens", _count),
-        cost_usd=read("cost_usd", _amount),
+        at=read("at", time),
+        input_tokens=read("input_tokens", count),
+        output_tokens=read("output_tokens", count),
+        cost_usd=read("cost_usd", amount),
     )
 
 
-def _time(text: str) -> datetime:
+def time(text: str) -> datetime:
+    """A time, in seconds since 1970 or in ISO 8601; without a zone, UTC."""
     try:
         return datetime.fromtimestamp(float(text), UTC)
     except ValueError:
@@ -365,12 +396,14 @@ def _time(text: str) -> datetime:
     return at if at.utcoffset() is not None else at.replace(tzinfo=UTC)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number, perhaps with commas."""
     return int(text.replace(",", ""))
 
 
-def _amount(text: str) -> Decimal:
-    amount = Decimal(text.replace("$", "").replace(",", "").strip())
-    if not amount.is_finite():
+def amount(text: str) -> Decimal:
+    """An amount in USD, perhaps with its sign and commas."""
+    usd = Decimal(text.replace("$", "").replace(",", "").strip())
+    if not usd.is_finite():
         raise ValueError
-    return amount
+    return usd

@@ -7,12 +7,14 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal, localcontext
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -20,6 +22,7 @@ from rich.console import Console
 from ...errors import LedgerNotFoundError
 from ...ledger.aggregation import step_key
 from ...ledger.entries import LedgerEntry, total_usd
+from ...ledger.exports import BilledSum, export_format, read_export, reconcile_sums
 from ...ledger.ledger import Ledger
 from ...ledger.reconciliation import (
     COLUMNS,
@@ -36,6 +39,9 @@ from ..parsing import duration
 from ..rendering.console import console, prose
 from ..rendering.tables import Amount, Cell, Column, amounts, exact, print_table
 from .filters import ALL, CONFIGURED, Filters, Source
+from .sums import as_json as sums_as_json
+from .sums import show as show_sums
+from .sums import span, within
 
 
 def reconcile_invoice(
@@ -50,30 +56,73 @@ def reconcile_invoice(
 ) -> int:
     """Compare the ledger with a provider's invoice.
 
-    Lists ledger entries and invoice lines without a partner, and partners that differ. Simulated,
-    refused and replayed requests are ignored. Without --since and --until, the days are compared
-    that the invoice covers. Exits with 0 when the books balance, with 3 when they don't.
+    Lists ledger entries and invoice lines without a partner, and partners that differ. An export of
+    OpenAI, Anthropic or OpenRouter whose lines are sums, by day and model, is compared sum by sum.
+    Simulated, refused and replayed requests are ignored. Without --since and --until, the days are
+    compared that the invoice covers. Exits with 0 when the books balance, with 3 when they don't.
 
     Args:
         invoice: CSV with a line of column names; - is stdin.
         column: NAME=COLUMN, the invoice's own name for response_id, model, at, input_tokens,
             output_tokens or cost_usd, where it is not found by itself. Repeatable.
-        provider: Whose invoice it is, for example openai; default: all requests.
+        provider: Whose invoice it is, for example openai; default: of all requests, or that of the
+            export.
         tolerance: How far apart in time the same request may be on both sides; default: 5m.
     """
-    lines = _invoice(invoice, dict(map(_column, column)))
+    with _opened(invoice) as file:
+        header, rows = _with_header(file)
+        known = None if column else export_format(header)
+        billed = () if known is None else read_export(rows, known)
+        lines = read_invoice(rows, dict(map(_column, column))) if known is None else ()
+    if known is not None:
+        return _compare_sums(billed, provider or known.provider, filters, source)
     filters = _with_days_of(lines, filters)
-    try:
-        entries = asyncio.run(_entries(source.ledger, filters, tolerance, provider))
-    except LedgerNotFoundError as error:
-        entries = []
-        sys.stderr.write(f"{error}\n")
+    entries = _read(source, filters, tolerance, provider)
     found = _within(reconcile(entries, lines, tolerance=tolerance), filters)
     if source.json:
         sys.stdout.write(json.dumps(_as_json(found, filters), indent=2) + "\n")
     else:
         _show(console(), found, filters)
     return 0 if found.is_balanced else NOT_BALANCED
+
+
+def _compare_sums(
+    billed: Sequence[BilledSum], provider: str, filters: Filters, source: Source
+) -> int:
+    billed = within(billed, filters)
+    covered = span(billed)
+    if covered is not None:
+        filters = replace(filters, since=covered[0], until=covered[1])
+    entries = _read(source, filters, timedelta(), provider)
+    found = reconcile_sums(entries, billed)
+    if source.json:
+        sys.stdout.write(sums_as_json(found, filters, _entry_json) + "\n")
+    else:
+        show_sums(console(), found, filters, _ENTRY_COLUMNS, _entry_row)
+    return 0 if found.is_balanced else NOT_BALANCED
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[TextIO]:
+    """The invoice's file; whatever is wrong with it is a wrong argument."""
+    try:
+        if name == "-":
+            yield sys.stdin
+            return
+        with Path(name).open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except OSError as error:
+        raise UsageError(f"Can't read invoice {name!r}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Invoice {name!r} is not valid UTF-8.") from error
+    except (ValueError, csv.Error) as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+def _with_header(file: TextIO) -> tuple[list[str], Iterator[str]]:
+    """The names of the columns, and all lines."""
+    first = file.readline()
+    return next(csv.reader([first]), []), chain([first], file)
 
 
 def _column(pair: str) -> tuple[str, str]:
@@ -83,20 +132,6 @@ def _column(pair: str) -> tuple[str, str]:
         names = ", ".join(COLUMNS)
         raise UsageError(f"--column {pair!r}: expected NAME=COLUMN, where NAME is one of {names}.")
     return ours, theirs
-
-
-def _invoice(name: str, columns: Mapping[str, str]) -> tuple[InvoiceLine, ...]:
-    try:
-        if name == "-":
-            return read_invoice(sys.stdin, columns)
-        with Path(name).open(encoding="utf-8-sig", newline="") as file:
-            return read_invoice(file, columns)
-    except OSError as error:
-        raise UsageError(f"Can't read invoice {name!r}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"Invoice {name!r} is not valid UTF-8.") from error
-    except (ValueError, csv.Error) as error:
-        raise UsageError(f"{name}: {error}") from error
 
 
 def _with_days_of(lines: Iterable[InvoiceLine], filters: Filters) -> Filters:
@@ -111,6 +146,16 @@ def _with_days_of(lines: Iterable[InvoiceLine], filters: Filters) -> Filters:
 
 def _midnight(at: datetime) -> datetime:
     return datetime.combine(at.astimezone(UTC), time(), UTC)
+
+
+def _read(
+    source: Source, filters: Filters, tolerance: timedelta, provider: str | None
+) -> list[LedgerEntry]:
+    try:
+        return asyncio.run(_entries(source.ledger, filters, tolerance, provider))
+    except LedgerNotFoundError as error:
+        sys.stderr.write(f"{error}\n")
+        return []
 
 
 async def _entries(
