@@ -210,9 +210,9 @@ class _Submitter:
 
     async def _intend(self, request: BookedRequest) -> None:
         booking, id_ = request.booking, entry_id(self._id, request.custom_id)
-        entry = await booking.books.intend(booking.target, booking.foreseen, id_)
-        self._sent.append((booking, entry))
+        entry = booking.books.draft(booking.target, booking.foreseen, id_)
         if booking.place is not None:
+            # Before the ledger has it, so that an attempt that finds it can say that it never left.
             dumped = adapter_of(LedgerEntry).dump_python(entry, mode="json")
             await booking.place.journal.write(
                 booking.place.name,
@@ -220,6 +220,8 @@ class _Submitter:
                 custom_id=request.custom_id,
                 entry=dumped,
             )
+        self._sent.append((booking, entry))
+        await booking.books.intend(entry)
 
     async def _write(self, record: dict[str, Any]) -> None:
         """For all requests at once, once in each journal that is asked for it."""
@@ -284,8 +286,12 @@ async def take_up(
     if told.withdrawn:
         return None
     if batch is None:
+        if not _can_be_asked(model):
+            booking.books.note(replace(entry, error=_MAYBE_SUBMITTED))
+            return None
         batch = await find_batch(model, told.ids, entry, group)
         if batch is None:
+            booking.books.note(settle_failure(entry, InterruptedError(_ENDED), left=False))
             return None
         _name_submission(batch, submission)
         await booking.place.journal.write(submission, batch=_as_json(batch))
@@ -298,18 +304,22 @@ def _await(submission: str, custom_id: str, booking: Booking, entry: LedgerEntry
 
 
 _ENDED: Final = "The process ended before the batch was submitted."
+_MAYBE_SUBMITTED: Final = "The process ended while the batch was submitted."
+
+
+def _can_be_asked(model: Model) -> bool:
+    """Whether the provider can be asked for a batch whose id is not known: OpenAI's batches name
+    the files in which their requests' ids are.
+    """
+    client = getattr(innermost(model), "client", None)
+    return hasattr(client, "batches") and hasattr(client, "files")
 
 
 async def find_batch(
     model: Model, custom_ids: Sequence[str], entry: LedgerEntry, group: str
 ) -> Batch | None:
-    """The batch that was submitted just before a process ended, where the provider can be asked.
-
-    Only of OpenAI's protocol: its batches name the files in which their requests' ids are.
-    """
+    """The batch that was submitted just before a process ended; None: there is none."""
     client: Any = getattr(innermost(model), "client", None)
-    if not hasattr(client, "batches") or not hasattr(client, "files"):
-        return None
     since = entry.sent_at.timestamp() - _CLOCKS_APART
     async for listed in client.batches.list(limit=100):
         if listed.created_at < since:

@@ -115,20 +115,28 @@ class RequestBooks:
         Raises:
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
-        intend = partial(self.intend, target, foreseen)
+        intend = partial(self._intend, target, foreseen)
         settle = partial(settle_answer, model=target.model, pricer=self._pricer)
         book = partial(self._record, foreseen)
         return Send(await intend(), target.sender, intend, book, settle)
 
-    async def intend(
-        self, target: Target, foreseen: Foreseen, entry_id: str | None = None
-    ) -> LedgerEntry:
+    async def _intend(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
+        entry = self.draft(target, foreseen)
+        await self.intend(entry)
+        return entry
+
+    async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent.
 
         Raises:
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
-        entry = LedgerEntry(
+        self._sent.append(entry.id)
+        await self._recorder.intend(entry)
+
+    def draft(self, target: Target, foreseen: Foreseen, entry_id: str | None = None) -> LedgerEntry:
+        """The entry of a request before it is sent."""
+        return LedgerEntry(
             id=entry_id or str(uuid4()),
             sent_at=datetime.now(UTC),
             attribution=self._attribution,
@@ -141,9 +149,6 @@ class RequestBooks:
             upper_bound_usd=foreseen.max_cost() if self._recorder.is_durable else None,
             simulated=target.simulated,
         )
-        self._sent.append(entry.id)
-        await self._recorder.intend(entry)
-        return entry
 
     def streamed(
         self, send: Send, target: Target, stream: StreamedResponse, error: BaseException | None

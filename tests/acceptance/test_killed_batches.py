@@ -37,6 +37,8 @@ async def test_each_batch_is_submitted_and_paid_for_once(
     async with Ledger.open(url) as ledger:
         entries = await ledger.entries()
         [totals] = await ledger.totals()
-    assert_agree(lines, entries, list_price)
+    # A kill may come when a submission is booked and not yet sent: the next attempt says so.
+    sent = [entry for entry in entries if not (entry.error or "").startswith("Not sent")]
+    assert_agree(lines, sent, list_price)
     assert totals.cost_usd == invoiced_usd(lines, list_price)
     print(f"{hits} of {kills} kills came while a batch was under way")  # noqa: T201
