@@ -74,7 +74,12 @@ def list_price(line: InvoiceLine) -> Decimal:
     return _price(line, *LISTED[line.asked])
 
 
-LISTED = {"gpt-5-mini": ("0.25", "0.025", "2.00"), "gpt-4.1-mini": ("0.40", "0.10", "1.60")}
+LISTED = {
+    "gpt-5-mini": ("0.25", "0.025", "2.00"),
+    "gpt-4.1-mini": ("0.40", "0.10", "1.60"),
+    "text-embedding-3-small": ("0.02", "0.02", "0"),
+    "gpt-image-1": ("5.00", "1.25", "40.00"),
+}
 """USD per million tokens: input, cached input, output."""
 
 
@@ -111,7 +116,7 @@ class Invoice:
         with self._lock:
             number = len(self._lines) + 1
             response_id = f"resp_{number}" if line["status"] == 200 else None
-            booked = InvoiceLine(number=number, response_id=response_id, **line)
+            booked = InvoiceLine(number=number, **({"response_id": response_id} | line))
             self._lines.append(booked)
             self._write(booked)
         return booked

@@ -164,6 +164,50 @@ class Responses:
         }
 
 
+class Embeddings:
+    """The Embeddings API, whose answers have no id."""
+
+    def __init__(self, answer: Answer, line: InvoiceLine) -> None:
+        self.line = line
+
+    def whole(self) -> dict[str, Any]:
+        tokens = self.line.input_tokens
+        return {
+            "object": "list",
+            "model": self.line.model,
+            "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}],
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+
+
+class Images:
+    """The Images API, whose answers have no id either."""
+
+    def __init__(self, answer: Answer, line: InvoiceLine) -> None:
+        self.line = line
+
+    def whole(self) -> dict[str, Any]:
+        asked, drawn = self.line.input_tokens, self.line.output_tokens
+        return {
+            "created": 1_700_000_000,
+            "data": [{"b64_json": _PIXEL}],
+            "usage": {
+                "input_tokens": asked,
+                "output_tokens": drawn,
+                "total_tokens": asked + drawn,
+                "input_tokens_details": {"text_tokens": asked, "image_tokens": 0},
+                "output_tokens_details": {"text_tokens": 0, "image_tokens": drawn},
+            },
+        }
+
+
+_PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
+    "gg=="
+)
+"""A PNG of one pixel."""
+
+
 def _event(data: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(data)}\n\n".encode()
 
@@ -180,9 +224,11 @@ def error_body(message: str, code: str) -> dict[str, Any]:
 
 def last_prompt(body: dict[str, Any]) -> str:
     """The text of the last user message, in either API's form."""
-    messages = body.get("messages") or body.get("input") or []
+    messages = body.get("messages") or body.get("input") or body.get("prompt") or []
     if isinstance(messages, str):
         return messages
+    if messages and isinstance(messages[0], str):
+        return str(messages[0])
     for message in reversed(messages):
         if message.get("role") == "user":
             content = message["content"]
@@ -197,6 +243,6 @@ def last_prompt(body: dict[str, Any]) -> str:
 def tool_results(body: dict[str, Any]) -> int:
     """How many results of tools a request carries, in either API's form."""
     messages = body.get("messages") or body.get("input") or []
-    if isinstance(messages, str):
+    if isinstance(messages, str) or (messages and isinstance(messages[0], str)):
         return 0
     return sum(m.get("role") == "tool" or m.get("type") == "function_call_output" for m in messages)

@@ -29,7 +29,15 @@ from tests.support.behaviours import (
     from_json,
 )
 from tests.support.invoice import Invoice, InvoiceLine
-from tests.support.openai_api import Chat, Responses, error_body, last_prompt, tool_results
+from tests.support.openai_api import (
+    Chat,
+    Embeddings,
+    Images,
+    Responses,
+    error_body,
+    last_prompt,
+    tool_results,
+)
 from tests.support.openai_batches import Batches
 
 __all__ = [
@@ -174,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         line = provider.invoice.book(
             **(provider.received(self.path, prompt) | {"received_at": received_at}),
             **_asked(self.body),
-            **_billed(behaviour),
+            **(_billed(behaviour) | _not_answered_by_name(self.path)),
         )
         delivered = False
         try:
@@ -201,12 +209,13 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         answer = Answer("one two three four five six") if isinstance(behaviour, Die) else behaviour
         time.sleep(random.uniform(0, answer.slowest))
-        api = Responses(answer, line) if self.path.endswith("/responses") else Chat(answer, line)
         if line.streamed:
-            return self._stream(api.events(), behaviour)
+            kind = Responses if self.path.endswith("/responses") else Chat
+            return self._stream(kind(answer, line).events(), behaviour)
         if answer.left_after is not None:
             self._wait_until_left()
-        self._send_json(200, api.whole())
+        api = next((api for end, api in _APIS.items() if self.path.endswith(end)), Chat)
+        self._send_json(200, api(answer, line).whole())
         return True
 
     def _stream(self, events: Iterator[bytes], behaviour: Answer | Die) -> bool:
@@ -265,6 +274,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._check_still_there()
             time.sleep(0.005)
         raise ConnectionAbortedError("The provider is closed.")
+
+
+_APIS: dict[str, Any] = {
+    "/responses": Responses,
+    "/embeddings": Embeddings,
+    "/images/generations": Images,
+}
+
+
+def _not_answered_by_name(path: str) -> dict[str, Any]:
+    """What the invoice says of an answer that is no text."""
+    if path.endswith("/embeddings"):
+        return {"response_id": None, "output_tokens": 0}
+    return {"response_id": None} if path.endswith("/images/generations") else {}
 
 
 def _asked(body: dict[str, Any]) -> dict[str, Any]:
