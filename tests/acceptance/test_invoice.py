@@ -500,6 +500,7 @@ async def test_at_list_prices_where_the_provider_is_said_to_bill_as_openai(
 class TestPostgreSQL:
     """The same where several machines may write."""
 
+    @pytest.mark.long
     async def test_fifty_steps_at_once(self, books_on_postgres: Books) -> None:
         await fifty_steps_agree(books_on_postgres)
 
