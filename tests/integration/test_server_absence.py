@@ -116,7 +116,9 @@ def mortal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[i
     folder = tmp_path / "server"
     url = own_server_url(folder)
     pid = int(json.loads((folder / "address.json").read_text())["pid"])
-    monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "1")
+    monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "0.5")
+    for module in ("server", "shutdown"):
+        monkeypatch.setattr(f"fastroai.executors._prefect.{module}.ANSWER_SECONDS", 0.5)
     with prefect_settings(url, tmp_path / "r", monkeypatch):
         yield pid
     release_shared_dir(folder)
