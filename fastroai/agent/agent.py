@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from contextvars import ContextVar
-from inspect import isawaitable
+from inspect import isawaitable, signature
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from pydantic_ai import Agent
-from pydantic_ai.exceptions import ModelTimeoutError, UserError
+from pydantic_ai.exceptions import ModelTimeoutError
 from pydantic_ai.messages import ModelMessage, UserContent
-from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models import infer_model
 from pydantic_ai.output import OutputSpec
-from pydantic_ai.providers import Provider, infer_provider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import AbstractToolset
 
 from ..metering.meter import RequestMeter
 from ..metering.scope import current_scope, scope_outside_of_runs
-from ..metering.sdk_retries import retry_nothing
 from ..pricing.calculator import CostCalculator
-from ..providers import canonical_provider
 from ..replay.tools import ToolJournal
 from ..tracing.tracer import NoOpTracer, Tracer
+from .models import ModelsOfLoops, is_overridden, reasons
 from .responses import read_response, tool_calls_in, tool_calls_of_run
 from .schemas import (
     DEFAULT_MODEL,
@@ -98,7 +94,7 @@ class FastroAgent(Generic[OutputT]):
         self._on_after_dispatch = on_after_dispatch
         self._name = name
         self._is_built = agent is None
-        self._models: dict[asyncio.AbstractEventLoop, Model] = {}
+        self._models = ModelsOfLoops()
         self._run_options: dict[str, Any] = {}
         self._model_label = self.config.model_label
         self._fallback_model: str | None = self._model_label
@@ -276,9 +272,9 @@ class FastroAgent(Generic[OutputT]):
         """The arguments of pydantic-ai's `run` and `run_stream`, with which a run's requests are
         counted, and within a step its answers recorded.
         """
+        model = self._models.of_running_loop(self._agent.model) if self._is_built else None
         defaults = self._build_default_model_settings()
-        model = self._model()
-        if "temperature" not in self.config.model_fields_set and _reasons(
+        if "temperature" not in self.config.model_fields_set and reasons(
             model or self._agent.model
         ):
             # nobody asked for it, and the model would only warn that it takes none
@@ -292,44 +288,20 @@ class FastroAgent(Generic[OutputT]):
             **kwargs,
         }
         capabilities = list(kwargs.get("capabilities") or ())
-        if "model" in kwargs or _is_overridden(self._agent):
-            model = None
-        if model is not None and "capabilities" not in kwargs:
+        if model is None or "model" in kwargs or is_overridden(self._agent):
+            capabilities.append(meter)
+        elif "capabilities" in kwargs:
+            call["model"] = model
+            capabilities.append(meter)
+        else:
             # A capability would cost a run more than all the rest of metering: here the model can
             # stand for it.
             call["model"] = meter.metered(model)
-        else:
-            if model is not None:
-                call["model"] = model
-            capabilities.append(meter)
         if meter.journal is not None and (self.toolsets or not self._is_built):
             capabilities.append(ToolJournal(meter.journal))
         if capabilities:
             call["capabilities"] = capabilities
         return call
-
-    def _model(self) -> Model | None:
-        """The model of a built agent, or None where pydantic-ai has to find it.
-
-        Made once for each event loop, so that connections are kept: a client that is used from two
-        loops loses answers that were paid for.
-        """
-        model = self._agent.model if self._is_built else None
-        if not isinstance(model, str):
-            return model
-        loop = asyncio.get_running_loop()
-        if (known := self._models.get(loop)) is not None:
-            return known
-        try:
-            made = infer_model(model, _provider)
-        except Exception:
-            return None  # the run raises the same, unless another model was put in this one's place
-        retry_nothing(made)
-        # Its connections hold their loop, so weak references would keep the closed ones.
-        self._models = {loop: made} | {
-            other: kept for other, kept in self._models.items() if not other.is_closed()
-        }
-        return made
 
     async def _meter(self) -> RequestMeter:
         configured = self._is_built or "max_retries" in self.config.model_fields_set
@@ -377,20 +349,6 @@ class FastroAgent(Generic[OutputT]):
         return tool_calls_in(messages)
 
 
-def _provider(name: str) -> Provider[Any]:
-    """A provider for a model's name; OpenAI's with the key of the settings, which may be in `.env`
-    only.
-    """
-    from ..settings import load_settings  # only here: pydantic-settings takes its time to import
-
-    key = load_settings().openai_api_key if canonical_provider(name) == "openai" else None
-    if key is None or name.startswith("gateway/"):
-        return infer_provider(name)
-    from pydantic_ai.providers.openai import OpenAIProvider
-
-    return OpenAIProvider(api_key=key.get_secret_value())
-
-
 def __getattr__(name: str) -> Any:
     if name == "AgentStepWrapper":  # published here too; it lives with the pipelines
         from ..pipelines.agent_step import AgentStepWrapper
@@ -401,7 +359,7 @@ def __getattr__(name: str) -> Any:
 
 def _configured(config: AgentConfig | None, options: dict[str, Any]) -> AgentConfig:
     if config is None:
-        if complaint := complain_of_unknown(options):
+        if complaint := complain_of_unknown(options, signature(FastroAgent).parameters):
             raise TypeError(f"FastroAgent got an {complaint}.")
         return AgentConfig(**options)
     if options:
@@ -410,22 +368,6 @@ def _configured(config: AgentConfig | None, options: dict[str, Any]) -> AgentCon
             f"FastroAgent got config= and {named} beside it. Put them into the AgentConfig."
         )
     return config
-
-
-def _is_overridden(agent: Agent[Any, Any]) -> bool:
-    """Whether another model was put in place of the agent's (`agent.override`); taken as so where
-    it can't be told.
-    """
-    override = getattr(agent, "_override_model", None)
-    return not isinstance(override, ContextVar) or override.get(None) is not None
-
-
-def _reasons(model: object) -> bool:
-    """Whether a model reasons unless told otherwise; not known of a model made of models."""
-    try:
-        return isinstance(model, Model) and bool(model.profile.get("thinking_enabled_by_default"))
-    except (NotImplementedError, UserError):
-        return False
 
 
 def _merged(defaults: dict[str, Any], given: Settings | None) -> Any:

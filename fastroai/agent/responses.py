@@ -47,38 +47,47 @@ def read_response(
     """
     usage = read_usage(result)
     model = answering_model(result) or fallback_model
-    if entries:
-        spent = [entry.tokens for entry in entries if entry.is_spend]
-        tokens = {name: sum([getattr(counts, name) for counts in spent]) for name in TOKEN_COUNTERS}
-        total_tokens = tokens["input_tokens"] + tokens["output_tokens"]
-        cost_usd = _known_cost(entries)
-        cost = usd_to_microcents(cost_usd) if cost_usd is not None else 0
-        request_count = sum(e.request_count for e in entries if e.state is not EntryState.REPLAYED)
-    else:
-        tokens = {name: _count(usage, name) for name in TOKEN_COUNTERS}
-        total_tokens = (
-            _count(usage, "total_tokens") or tokens["input_tokens"] + tokens["output_tokens"]
-        )
-        cost_usd = None
-        cost = _estimate(calculator, model, tokens)
-        request_count = _count(usage, "requests") or 1
+    counted = _of_entries(entries) if entries else _of_result(usage, calculator, model)
     return ChatResponse(
         output=output,
         content=output if isinstance(output, str) else str(output),
         model=model,
-        **tokens,
-        total_tokens=total_tokens,
-        cost_microcents=cost,
-        cost_usd=cost_usd,
+        **counted,
         processing_time_ms=processing_time_ms,
         tool_calls=tool_calls_of_run(result, output_tools),
         tool_call_count=_count(usage, "tool_calls"),
-        request_count=request_count,
         trace_id=trace_id,
         usage_details=_details(usage),
         entries=entries,
         messages=_conversation(result),
     )
+
+
+def _of_entries(entries: Collection[LedgerEntry]) -> dict[str, Any]:
+    """Tokens, cost and requests as they were metered."""
+    spent = [entry.tokens for entry in entries if entry.is_spend]
+    tokens = {name: sum([getattr(counts, name) for counts in spent]) for name in TOKEN_COUNTERS}
+    sent = [entry.request_count for entry in entries if entry.state is not EntryState.REPLAYED]
+    cost = _known_cost(entries)
+    return {
+        **tokens,
+        "total_tokens": tokens["input_tokens"] + tokens["output_tokens"],
+        "cost_usd": cost,
+        "cost_microcents": usd_to_microcents(cost or Decimal(0)),
+        "request_count": sum(sent),
+    }
+
+
+def _of_result(usage: Any, calculator: Any, model: str | None) -> dict[str, Any]:
+    """The same as a result reports it."""
+    tokens = {name: _count(usage, name) for name in TOKEN_COUNTERS}
+    total = _count(usage, "total_tokens") or tokens["input_tokens"] + tokens["output_tokens"]
+    return {
+        **tokens,
+        "total_tokens": total,
+        "cost_microcents": _estimate(calculator, model, tokens),
+        "request_count": _count(usage, "requests") or 1,
+    }
 
 
 def read_usage(result: Any) -> Any:
@@ -118,26 +127,24 @@ def tool_calls_in(
     messages: Iterable[Any], output_tools: Collection[str] = ()
 ) -> list[dict[str, Any]]:
     """The tool calls in messages, recognised by their `tool_name` and `args`. Never raises."""
-    calls: list[dict[str, Any]] = []
     try:
-        for message in messages:
-            for part in getattr(message, "parts", ()):
-                if (
-                    hasattr(part, "tool_name")
-                    and hasattr(part, "args")
-                    and part.tool_name not in output_tools
-                ):
-                    calls.append(
-                        {
-                            "tool_name": part.tool_name,
-                            "args": _arguments(part.args),
-                            "tool_call_id": getattr(part, "tool_call_id", None),
-                        }
-                    )
+        parts = [part for message in messages for part in getattr(message, "parts", ())]
+        return [
+            {
+                "tool_name": part.tool_name,
+                "args": _arguments(part.args),
+                "tool_call_id": getattr(part, "tool_call_id", None),
+            }
+            for part in parts
+            if _is_call(part) and part.tool_name not in output_tools
+        ]
     except Exception as error:
         logger.debug("Tool calls could not be read from messages: %r", error)
         return []
-    return calls
+
+
+def _is_call(part: Any) -> bool:
+    return hasattr(part, "tool_name") and hasattr(part, "args")
 
 
 def _arguments(args: Any) -> dict[str, Any]:

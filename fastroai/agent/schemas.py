@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any, Final, Generic
@@ -74,19 +74,23 @@ class AgentConfig(BaseModel):
         return self.model if isinstance(self.model, str) else self.model.model_id
 
 
-def complain_of_unknown(options: Mapping[Any, Any]) -> str | None:
-    """A message that names the keys which are no field of `AgentConfig`, or None where all are
-    known.
+def complain_of_unknown(options: Iterable[Any], arguments: Iterable[str] = ()) -> str | None:
+    """A message that names the options which are no field of `AgentConfig`; None: all are known.
+
+    Args:
+        options: Their names.
+        arguments: What else is known where they were given.
     """
-    known = AgentConfig.model_fields
-    unknown = [key for key in options if key not in known]
+    known = [*AgentConfig.model_fields, *(name for name in arguments if name != "options")]
+    unknown = [_with_hint(str(name), known) for name in options if name not in known]
     if not unknown:
         return None
-    hints = {key: get_close_matches(str(key), known, n=1) for key in unknown}
-    named = ", ".join(
-        f"{key!r} (did you mean {hint[0]!r}?)" if hint else repr(key) for key, hint in hints.items()
-    )
-    return f"unknown option {named}; known are {', '.join(known)}"
+    return f"unknown option {', '.join(unknown)}; known are {', '.join(known)}"
+
+
+def _with_hint(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"{name!r} (did you mean {near[0]!r}?)" if near else repr(name)
 
 
 class ChatResponse(BaseModel, Generic[OutputT]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -200,6 +201,14 @@ def test_a_model_without_a_provider_is_refused_by_name() -> None:
 def test_an_unknown_option_is_refused_with_its_nearest_name() -> None:
     with pytest.raises(TypeError, match=r"'temprature' \(did you mean 'temperature'\?\)"):
         FastroAgent(model="test", temprature=0.1)
+
+
+def test_an_unknown_option_is_answered_with_all_that_are_known() -> None:
+    with pytest.raises(TypeError, match=r"'toolset' \(did you mean 'toolsets'\?\)") as caught:
+        FastroAgent(toolset=[])
+    assert {"model", "config", "cost_calculator", "name"} <= set(
+        re.findall(r"\w+", str(caught.value))
+    )
 
 
 def test_options_beside_a_config_are_refused_by_name() -> None:

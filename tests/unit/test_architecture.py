@@ -69,7 +69,7 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 ENTRIES = {
-    "agent.agent": "an agent is made by a user, and its model with OpenAI's key",
+    "agent.models": "an agent is made by a user, and its model with OpenAI's key",
     "cli.costs.report": "a command",
     "cli.runs": "a command",
     "executors": "get_executor",
