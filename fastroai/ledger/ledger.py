@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Unpack
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 from ..database.location import configured_url, default_url
 from .aggregation import Totals
+from .archive_files import archive_format
 from .entries import LedgerEntry
 from .filters import EVERYTHING, FilterFields, LedgerFilter
 from .store import LedgerStore, flush_shared, open_store
+
+if TYPE_CHECKING:
+    from .store.archiving import Archive
 
 
 class Ledger:
@@ -114,3 +120,26 @@ class Ledger:
                 f"it can't become {entry.state} at {entry.cost_usd} USD. Book a correction as an "
                 "entry of its own."
             )
+
+    async def archive(
+        self, before: datetime, folder: Path, *, form: str | None = None
+    ) -> list[Archive]:
+        """Move the entries that were sent before a time to new files in a folder. All totals stay.
+
+        Entries whose outcome is not final stay in the ledger. What is moved is no longer among
+        `entries`. Interrupted, it goes on when it is called again with the same folder.
+
+        Args:
+            before: Timezone-aware.
+            folder: It is made if it is missing.
+            form: `csv` (compressed by gzip) or `parquet`. None: Parquet where pyarrow is installed,
+                CSV elsewhere.
+
+        Raises:
+            ValueError: `before` is naive, or there is no such format.
+            OSError: A file can't be written; its entries are in the ledger.
+            LedgerUnavailableError: It can't be read or changed.
+        """
+        if before.utcoffset() is None:
+            raise ValueError(f"before must be timezone-aware, got {before!r}.")
+        return await self._store.archive(before, folder, archive_format(form))

@@ -461,3 +461,15 @@ def test_a_reader_that_has_enough_is_no_error(books: Books) -> None:
     with forked.Popen(command, text=True, **pipes) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+def test_old_entries_are_moved_to_files_and_the_report_stays(books: Books, tmp_path: Path) -> None:
+    books.book([charged("0.25", id="old"), charged("0.5", id="new", sent_at=datetime.now(UTC))])
+    before = books.costs("--by", "model").out
+    moved = books.costs("archive", "--older-than", "1d", "--to", str(tmp_path), "--json")
+    [file] = moved.json["files"]
+    assert (moved.code, moved.json["entries"], Path(file["path"]).exists()) == (0, 1, True)
+    assert books.costs("--by", "model").out == before
+    again = books.costs("archive", "--older-than", "1d", "--to", str(tmp_path))
+    assert again.out.startswith("0 entries sent before")
+    assert books.costs("archive", "--older-than", "soon", "--to", str(tmp_path)).code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cyclopts import App
 
 from ..parsing import TIME_FORMS
+from .archive import archive
 from .reconcile import reconcile_invoice
 from .report import report
 from .what_if import price_otherwise
@@ -18,3 +19,4 @@ costs = App(name="costs", help_epilogue=_TIMES)
 costs.default(report)
 costs.command(reconcile_invoice, name="reconcile")
 costs.command(price_otherwise, name="what-if")
+costs.command(archive, name="archive")

@@ -15,9 +15,13 @@ from ...errors import LedgerUnavailableError
 from ..entries import LedgerEntry
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ...settings import FastroAISettings
     from ..aggregation import Totals
+    from ..archive_files import ArchiveFormat
     from ..filters import LedgerFilter
+    from .archiving import Archive
     from .sql_store import SqlStore
 
 
@@ -31,6 +35,9 @@ class LedgerStore(Protocol):
     async def flush(self) -> None: ...
     async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]: ...
     async def totals(self, selection: LedgerFilter, by: str | None) -> tuple[Totals, ...]: ...
+    async def archive(
+        self, before: datetime, folder: Path, form: ArchiveFormat
+    ) -> list[Archive]: ...
     async def close(self) -> None: ...
 
 

@@ -130,11 +130,20 @@ def is_one_of(
 
 def read_entries(connection: Connection, selection: LedgerFilter) -> list[LedgerEntry]:
     """The selected entries in the order in which they were sent."""
+    conditions = _conditions(connection, selection, ENTRY_COLUMNS)
+    return select_entries(connection, *conditions, *_times(selection, _i.sent_at))
+
+
+def select_entries(
+    connection: Connection, *where: ColumnElement[bool], limit: int | None = None
+) -> list[LedgerEntry]:
+    """The entries that fit, in the order in which they were sent; the first of them."""
     statement = (
         select(*intents.columns, *(column.label(f"o_{column.name}") for column in outcomes.columns))
         .select_from(current())
-        .where(*_conditions(connection, selection, ENTRY_COLUMNS), *_times(selection, _i.sent_at))
+        .where(*where)
         .order_by(_i.sent_at, _i.id)
+        .limit(limit)
     )
     return [entry_from(row) for row in connection.execute(statement).mappings()]
 
@@ -155,7 +164,7 @@ def read_totals(
     _add_summed(query)
     not_summed = [_i.summed.is_(None), *inside]
     if again := ids_archived(connection):
-        not_summed.append(~is_one_of(connection, again))
+        not_summed.append(_i.id.not_in(again))
     query.add(_ENTRIES, *not_summed)
     if changed := changed_ids(connection):
         query.add(_ENTRIES, is_one_of(connection, [name for name, _ in changed]), *inside)

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +17,10 @@ from ...database.engine import database_url, open_database
 from ...database.registry import OPEN_LEDGERS
 from ...errors import LedgerNotFoundError
 from ..aggregation import Totals
+from ..archive_files import ArchiveFormat
 from ..entries import LedgerEntry
 from ..filters import LedgerFilter
+from .archiving import Archive, archive_entries
 from .outbox import Outbox
 from .queries import read_entries, read_totals
 from .summing import MANY, count_not_summed, sum_up
@@ -146,6 +149,22 @@ class SqlStore:
         if await self._read(lambda connection: count_not_summed(connection, MANY)) == MANY:
             await asyncio.to_thread(self._sum_up)
         return await self._read(lambda connection: read_totals(connection, selection, by))
+
+    async def archive(self, before: datetime, folder: Path, form: ArchiveFormat) -> list[Archive]:
+        """Move old entries to files; as of `archive_entries`."""
+        await self.flush()
+        return await asyncio.to_thread(self._archive, before, folder, form)
+
+    def _archive(self, before: datetime, folder: Path, form: ArchiveFormat) -> list[Archive]:
+        database = open_database(self._database_url, writes=True)
+        try:
+            return list(archive_entries(database, before, folder, form))
+        except OSError:
+            raise
+        except Exception as error:
+            raise database.unavailable(error) from error
+        finally:
+            database.close()
 
     def _sum_up(self) -> None:
         """Bring the sums up to date; a database that can't be changed is read without."""

@@ -1,0 +1,93 @@
+"""Moves old entries from a ledger's tables to files. What they add up to stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from ...database.engine import Database
+from ...database.values import microseconds
+from ...errors import LedgerUnavailableError
+from ..archive_files import UNFINISHED, ArchiveFormat, finish_archive, write_archive
+from ..entries import LedgerEntry
+from .queries import is_one_of, select_entries
+from .schema import archives, intents, outcomes
+from .summing import sum_up
+
+ENTRIES_IN_A_FILE = 20_000
+"""They are removed in one transaction, for which other writers wait."""
+
+_i, _o = intents.c, outcomes.c
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A file of entries that the ledger has no more."""
+
+    path: Path
+    entries: int
+
+
+def archive_entries(
+    database: Database, before: datetime, folder: Path, form: ArchiveFormat
+) -> Iterator[Archive]:
+    """Move entries with a final outcome that were sent before a time, file by file.
+
+    A file is written whole before its entries are removed, and gets its name after that: whenever
+    this is interrupted, entries are in the ledger, or in a file that the next call names.
+
+    Raises:
+        LedgerUnavailableError: Somebody else archives the same entries.
+    """
+    yield from _finish(database, folder)
+    sum_up(database)
+    while entries := database.run(lambda connection: _oldest(connection, before)):
+        path = write_archive(folder, entries, form)
+        _remove(database, path, entries)
+        yield Archive(finish_archive(path), len(entries))
+
+
+def _finish(database: Database, folder: Path) -> Iterator[Archive]:
+    """Name the files of an interrupted call whose entries were removed."""
+    for path in sorted(folder.glob(f"fastroai-*{UNFINISHED}")):
+        entries = database.run(lambda connection, name=path.name: _recorded(connection, name))  # type: ignore[misc]  # the default binds the name
+        if entries is not None:
+            yield Archive(finish_archive(path), entries)
+
+
+def _recorded(connection: Connection, name: str) -> int | None:
+    final = name.removesuffix(UNFINISHED)
+    return connection.scalar(select(archives.c.entries).where(archives.c.name == final))
+
+
+def _oldest(connection: Connection, before: datetime) -> list[LedgerEntry]:
+    is_old = _i.summed == 1, _i.sent_at < microseconds(before)
+    return select_entries(connection, *is_old, limit=ENTRIES_IN_A_FILE)
+
+
+def _remove(database: Database, path: Path, entries: Sequence[LedgerEntry]) -> None:
+    ids = [entry.id for entry in entries]
+    archive = {
+        "name": path.name.removesuffix(UNFINISHED),
+        "entries": len(ids),
+        "first_sent_at": microseconds(entries[0].sent_at),
+        "last_sent_at": microseconds(entries[-1].sent_at),
+        "archived_at": microseconds(datetime.now(UTC)),
+    }
+
+    def work(connection: Connection) -> None:
+        are_these = is_one_of(connection, ids)
+        removed = connection.execute(intents.delete().where(are_these, _i.summed == 1))
+        if removed.rowcount != len(ids):
+            raise LedgerUnavailableError(
+                f"Somebody else archives the entries of {path}. Nothing of them was removed here; "
+                "delete this file."
+            )
+        connection.execute(outcomes.delete().where(is_one_of(connection, ids, _o.entry_id)))
+        connection.execute(archives.insert(), [archive])
+
+    database.run(work)

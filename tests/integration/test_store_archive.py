@@ -1,0 +1,245 @@
+"""Old entries are moved to files: what they add up to stays, and none is lost or double."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import gzip
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastroai.errors import LedgerUnavailableError
+from fastroai.ledger.aggregation import Totals
+from fastroai.ledger.store import archiving, open_store, schema
+from fastroai.usage import EntryState, Ledger, LedgerEntry
+from tests.support.ledger_entries import START, charged
+
+HORIZON = START + timedelta(days=2, minutes=20)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archiving, "ENTRIES_IN_A_FILE", 25)
+
+
+def booked() -> list[LedgerEntry]:
+    """Entries of four days, with amounts no column holds among them, and lost ones."""
+    found = [
+        charged(
+            f"0.{n}00000000000000{n}" if n % 9 == 0 else f"0.00{n}",
+            id=f"e{n}",
+            run_id=f"run-{n % 4}",
+            pipeline=f"p{n % 2}",
+            step_id="s",
+            tags={"team": 'a,"b"\n'} if n % 3 else {},
+            sent_at=START + timedelta(hours=n),
+            error=None,
+        )
+        for n in range(90)
+    ]
+    lost = LedgerEntry(id="lost", sent_at=START, upper_bound_usd=Decimal("0.25"))
+    return [*found, lost]
+
+
+async def fill(url: str) -> list[LedgerEntry]:
+    store = await open_store(url)
+    entries = booked()
+    for entry in entries:
+        if entry.settled_at is None:
+            await store.intend(entry)
+        else:
+            store.settle(entry)
+    await store.close()
+    return entries
+
+
+async def all_totals(url: str) -> list[tuple[Totals, ...]]:
+    """Sums by everything, and of parts that cut days and hours."""
+    async with Ledger.open(url) as ledger:
+        found = [await ledger.totals(by) for by in (None, "step", "day", "run", "tag:team")]
+        for fields in (
+            {"since": START + timedelta(hours=5, minutes=7)},
+            {"until": START + timedelta(hours=31, minutes=7)},
+            {"run_id": "run-1", "since": START + timedelta(hours=5, minutes=7)},
+            {"pipeline": "p0", "state": EntryState.CHARGED},
+            {"tag": "team"},
+        ):
+            found += [await ledger.totals(by, **fields) for by in ("step", "run")]
+    return found
+
+
+async def archive(url: str, folder: Path) -> list[archiving.Archive]:
+    async with Ledger.open(url) as ledger:
+        return await ledger.archive(HORIZON, folder, form="csv")
+
+
+def archived(folder: Path) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for path in sorted(folder.glob("*.csv.gz")):
+        with gzip.open(path, "rt", newline="") as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+async def each_is_once(url: str, folder: Path, entries: list[LedgerEntry]) -> None:
+    async with Ledger.open(url) as ledger:
+        left = [entry.id for entry in await ledger.entries()]
+    found = Counter([*left, *(row["id"] for row in archived(folder))])
+    assert found == Counter(entry.id for entry in entries)
+
+
+async def test_totals_before_are_totals_after(url: str, tmp_path: Path) -> None:
+    entries = await fill(url)
+    before = await all_totals(url)
+    folder = tmp_path / "archive"
+    found = await archive(url, folder)
+    old = [e for e in entries if e.sent_at < HORIZON and e.state is EntryState.CHARGED]
+    assert [one.entries for one in found] == [25, len(old) - 25]
+    assert await all_totals(url) == before
+    await each_is_once(url, folder, entries)
+    rows = {row["id"]: row for row in archived(folder)}
+    assert {e.id: (e.cost_usd, e.attribution.tags) for e in old} == {
+        name: (Decimal(row["cost_usd"]), json.loads(row["tags"])) for name, row in rows.items()
+    }
+    async with Ledger.open(url) as ledger:
+        await ledger.append(charged("1", id="new", sent_at=START + timedelta(days=3)))
+        [whole] = await ledger.totals()
+    assert whole.cost_usd == before[0][0].cost_usd + 1
+    assert await archive(url, folder) == []
+
+
+async def test_an_archived_entry_that_is_booked_again_counts_once(url: str, tmp_path: Path) -> None:
+    entries = await fill(url)
+    before = await all_totals(url)
+    folder = tmp_path / "archive"
+    await archive(url, folder)
+    store = await open_store(url)
+    for entry in entries[:5]:  # as a replayed record does, or an outbox
+        store.settle(entry)
+    await store.close()
+    assert await all_totals(url) == before
+    await archive(url, folder)
+    assert await all_totals(url) == before
+    await each_is_once(url, folder, entries)
+
+
+@pytest.mark.parametrize("moment", ["written", "removing", "removed"])
+async def test_an_archive_that_is_interrupted_loses_nothing_and_is_finished_later(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    entries = await fill(url)
+    before = await all_totals(url)
+    folder = tmp_path / "archive"
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "written":
+            patch.setattr(archiving, "_remove", killed)
+        elif moment == "removing":
+            patch.setattr(schema.archives, "insert", killed)
+        else:
+            patch.setattr(archiving, "finish_archive", killed)
+        with pytest.raises((KeyboardInterrupt, LedgerUnavailableError)):
+            await archive(url, folder)
+    assert archived(folder) == []
+    assert await all_totals(url) == before
+    finished = await archive(url, folder)
+    assert sum(one.entries for one in finished) == len(archived(folder)) > 25
+    assert await all_totals(url) == before
+    await each_is_once(url, folder, entries)
+
+
+async def test_two_that_archive_at_once_move_each_entry_once(url: str, tmp_path: Path) -> None:
+    entries = await fill(url)
+    before = await all_totals(url)
+    folder = tmp_path / "archive"
+    both = await asyncio.gather(archive(url, folder), archive(url, folder), return_exceptions=True)
+    assert all(isinstance(one, list | LedgerUnavailableError) for one in both)
+    await archive(url, folder)
+    await each_is_once(url, folder, entries)
+    assert await all_totals(url) == before
+
+
+PROGRAM = """
+import asyncio, sys
+from datetime import datetime
+from pathlib import Path
+from fastroai.ledger.store import archiving
+from fastroai.usage import Ledger
+archiving.ENTRIES_IN_A_FILE = 2
+
+async def main(url, before, folder):
+    async with Ledger.open(url) as ledger:
+        print("ready", flush=True)
+        await ledger.archive(datetime.fromisoformat(before), Path(folder), form="csv")
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+async def test_killed_at_any_moment_an_archive_loses_nothing(url: str, tmp_path: Path) -> None:
+    entries = await fill(url)
+    before = await all_totals(url)
+    folder = tmp_path / "archive"
+
+    def kill_one() -> None:
+        command = [sys.executable, "-c", PROGRAM, url, HORIZON.isoformat(), str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(random.uniform(0, 0.08))
+            process.send_signal(signal.SIGKILL)
+
+    for _ in range(12):
+        await asyncio.to_thread(kill_one)
+        assert await all_totals(url) == before
+    await archive(url, folder)
+    await each_is_once(url, folder, entries)
+    assert await all_totals(url) == before
+
+
+async def test_parquet_has_the_same_where_pyarrow_is_installed(tmp_path: Path) -> None:
+    parquet: Any = pytest.importorskip("pyarrow.parquet")
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    entries = {entry.id: entry for entry in await fill(url)}
+    async with Ledger.open(url) as ledger:
+        files = await ledger.archive(HORIZON, tmp_path / "archive")
+    rows = [row for one in files for row in parquet.read_table(one.path).to_pylist()]
+    assert len(rows) == sum(one.entries for one in files) > 25
+    assert all(Decimal(row["cost_usd"]) == entries[row["id"]].cost_usd for row in rows)
+
+
+async def test_without_pyarrow_there_is_no_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing: Callable[[str], None] = lambda name: None  # noqa: E731
+    monkeypatch.setattr("fastroai.ledger.archive_files.find_spec", missing)
+    async with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
+        with pytest.raises(ValueError, match="pyarrow"):
+            await ledger.archive(HORIZON, tmp_path, form="parquet")
+        with pytest.raises(ValueError, match="'xml'"):
+            await ledger.archive(HORIZON, tmp_path, form="xml")
+        with pytest.raises(ValueError, match="timezone"):
+            await ledger.archive(HORIZON.replace(tzinfo=None), tmp_path)
