@@ -12,7 +12,7 @@ from ..errors import UnknownModelPriceError
 from ..pricing.calculator import CostCalculator
 from ..pricing.money import EXACT
 from ..pricing.price_list import tier_context
-from .entries import LedgerEntry
+from .entries import EntryState, LedgerEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Repriced:
     entry: LedgerEntry
     usd: Decimal | None
     reason: str
+    version: str | None = None
+    """Of the data set that the price is from, if it is from one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,55 @@ def what_if(
     return WhatIf(model, service_tier, requests)
 
 
+@dataclass(frozen=True, slots=True)
+class PriceCheck:
+    """Recorded prices beside those of the price list that is installed.
+
+    Attributes:
+        current: Requests whose price is from that list already.
+        own: Requests priced by an own rate or a stated bill; no list says otherwise.
+        same: Priced from an earlier list, and no different by this one.
+        differing: At another price by this list, or unpriced until now.
+        unknown: This list has no price for them any more, or still none.
+    """
+
+    current: int
+    own: int
+    same: int
+    differing: tuple[Repriced, ...]
+    unknown: tuple[Repriced, ...]
+
+
+def check_prices(
+    entries: Iterable[LedgerEntry], *, calculator: CostCalculator | None = None
+) -> PriceCheck:
+    """Price recorded requests by the installed price list, as of when each was sent.
+
+    Args:
+        entries: From a ledger. Those without an outcome, refused and replayed ones are left aside.
+        calculator: Prices; by default the list prices.
+    """
+    prices = calculator or CostCalculator()
+    current = own = same = 0
+    differing, unknown = list[Repriced](), list[Repriced]()
+    for entry in entries:
+        if not entry.is_spend or entry.state is EntryState.UNSETTLED:
+            continue
+        if entry.cost_usd is not None and entry.price_version is None:
+            own += 1
+            continue
+        found = _reprice(entry, None, None, entry.sent_at, prices)
+        if found.usd is None:
+            unknown.append(found)
+        elif (entry.price_version, entry.price_source) == (found.version, found.reason):
+            current += 1
+        elif found.usd == entry.cost_usd:
+            same += 1
+        else:
+            differing.append(found)
+    return PriceCheck(current, own, same, tuple(differing), tuple(unknown))
+
+
 def _reprice(
     entry: LedgerEntry, model: str | None, tier: str | None, at: datetime, prices: CostCalculator
 ) -> Repriced:
@@ -132,7 +183,7 @@ def _reprice(
         return Repriced(entry, None, error.reason)
     except ValueError as error:
         return Repriced(entry, None, str(error))
-    return Repriced(entry, price.total, price.source)
+    return Repriced(entry, price.total, price.source, price.version)
 
 
 def _provider(entry: LedgerEntry) -> str | None:

@@ -8,6 +8,7 @@ from ..parsing import TIME_FORMS
 from .archive import archive
 from .reconcile import reconcile_invoice
 from .report import report
+from .reprice import check_recorded_prices
 from .what_if import price_otherwise
 
 _TIMES = (
@@ -20,3 +21,4 @@ costs.default(report)
 costs.command(reconcile_invoice, name="reconcile")
 costs.command(price_otherwise, name="what-if")
 costs.command(archive, name="archive")
+costs.command(check_recorded_prices, name="reprice")

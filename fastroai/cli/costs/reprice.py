@@ -1,0 +1,140 @@
+"""`fastroai costs reprice`: recorded prices beside the price list that is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from decimal import Decimal
+
+from rich.console import Console
+
+from ...errors import LedgerNotFoundError
+from ...ledger.entries import LedgerEntry
+from ...ledger.ledger import Ledger
+from ...ledger.repricing import PriceCheck, Repriced, check_prices
+from ...pricing.money import EXACT
+from ..exit_codes import NOT_BALANCED, UsageError
+from ..rendering.console import console, prose
+from ..rendering.tables import Amount, Cell, Column, exact, print_table
+from .filters import ALL, CONFIGURED, Filters, Source
+
+_COLUMNS = (
+    Column("model", shortest=12),
+    Column("recorded by", shortest=12, rank=1),
+    Column("requests", rank=2),
+    Column("recorded USD"),
+    Column("would be USD"),
+    Column("difference", rank=3),
+)
+
+Group = tuple[str, str]
+"""A model, and the version of the list that priced it."""
+
+
+def check_recorded_prices(
+    *, check: bool = False, filters: Filters = ALL, source: Source = CONFIGURED
+) -> int:
+    """Check recorded prices against the price list that is installed.
+
+    Each request is priced again as of when it was sent. Nothing is changed: a ledger says what was
+    known. Requests priced by an own rate or by a bill that the answer stated are not checked, nor
+    those without an outcome. Exits with 0 when no price differs, with 3 when some do.
+
+    Args:
+        check: Say what differs; nothing else can be done yet.
+    """
+    if not check:
+        raise UsageError("reprice changes nothing: specify --check.")
+    try:
+        entries = asyncio.run(_entries(source.ledger, filters))
+    except LedgerNotFoundError as error:
+        entries = []
+        sys.stderr.write(f"{error}\n")
+    found = check_prices(entries)
+    if source.json:
+        sys.stdout.write(json.dumps(_as_json(found, filters), indent=2) + "\n")
+    else:
+        _show(console(), found, filters)
+    return NOT_BALANCED if found.differing else 0
+
+
+async def _entries(url: str | None, filters: Filters) -> list[LedgerEntry]:
+    async with Ledger.open(url, create=False) as ledger:
+        return await ledger.entries(**filters.as_arguments())
+
+
+def _groups(requests: Iterable[Repriced]) -> dict[Group, list[Repriced]]:
+    groups: dict[Group, list[Repriced]] = {}
+    for request in requests:
+        entry = request.entry
+        group = entry.model or "-", entry.price_version or "(unpriced)"
+        groups.setdefault(group, []).append(request)
+    return dict(sorted(groups.items()))
+
+
+def _sums(requests: Iterable[Repriced]) -> tuple[Decimal, Decimal]:
+    """What was recorded, and what it would be."""
+    recorded = now = Decimal(0)
+    for request in requests:
+        recorded = EXACT.add(recorded, request.entry.cost_usd or Decimal(0))
+        now = EXACT.add(now, request.usd or Decimal(0))
+    return recorded, now
+
+
+def _as_json(found: PriceCheck, filters: Filters) -> dict[str, object]:
+    return {
+        "filters": filters.as_json(),
+        "currency": "USD",
+        "current": found.current,
+        "own": found.own,
+        "same": found.same,
+        "differing": [
+            {
+                "id": request.entry.id,
+                "model": request.entry.model,
+                "price_source": request.entry.price_source,
+                "price_version": request.entry.price_version,
+                "recorded_usd": _amount(request.entry.cost_usd),
+                "usd": _amount(request.usd),
+                "source": request.reason,
+                "version": request.version,
+            }
+            for request in found.differing
+        ],
+        "unknown": dict(_reasons(found)),
+        "total": dict(
+            zip(("recorded_usd", "usd"), map(exact, _sums(found.differing)), strict=True)
+        ),
+    }
+
+
+def _amount(usd: Decimal | None) -> str | None:
+    return None if usd is None else exact(usd)
+
+
+def _reasons(found: PriceCheck) -> list[tuple[str, int]]:
+    return Counter(request.reason for request in found.unknown).most_common()
+
+
+def _show(out: Console, found: PriceCheck, filters: Filters) -> None:
+    prose(out, f"Recorded prices beside the installed list: {filters or 'all requests'}")
+    prose(out, f"{found.current:,} are from it, {found.same:,} are from earlier ones and agree.")
+    if found.own:
+        prose(out, f"{found.own:,} are own rates or stated bills, which no list changes.")
+    for reason, number in _reasons(found):
+        prose(out, f"{number:,} can't be checked: {reason}")
+    if not found.differing:
+        prose(out, "\nNo price differs.")
+        return
+    prose(out, f"\nPrices that differ: {len(found.differing):,}\n")
+    rows = [(*group, *_measures(those)) for group, those in _groups(found.differing).items()]
+    print_table(out, _COLUMNS, rows, total=("total", "", *_measures(found.differing)))
+
+
+def _measures(requests: Iterable[Repriced]) -> tuple[Cell, ...]:
+    those = list(requests)
+    recorded, now = _sums(those)
+    return len(those), Amount(recorded), Amount(now), Amount(EXACT.subtract(now, recorded))
