@@ -160,6 +160,10 @@ class _Report:
             write(f"\nNot run, because a step they depend on failed: {skipped}.\n")
         write("\nCosts\n\n")
         self._show_costs(out, result.entries, result.run_id)
+        for step_id, hosts in result.unmetered.items():
+            for host, requests in hosts.items():
+                where = f"Step {step_id!r}" if step_id else "The run"
+                write(f"{where} sent {requests} request(s) to {host} that are not in the books.\n")
 
     def show_spent(
         self, until: str, entries: Sequence[LedgerEntry], run_id: str | None = None

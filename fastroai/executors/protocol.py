@@ -57,6 +57,8 @@ class ExecutionResult:
         wall_time_ms: How long the execution took.
         not_stored: Why the result of a step could not be stored, by step id; another run would pay
             for it again.
+        unmetered: By step and host, how many requests to providers went past all meters; their
+            cost is unknown. `""` for those of no step.
     """
 
     outputs: Mapping[str, Any]
@@ -69,6 +71,7 @@ class ExecutionResult:
     run_id: str | None = None
     wall_time_ms: int = 0
     not_stored: Mapping[str, str] = field(default_factory=dict)
+    unmetered: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -178,6 +178,7 @@ class RunSession(RunBooks):
             usages={**result.usages, **booked},
             entries=entries,
             run_id=self.identity.run_id,
+            unmetered=self.recorder.unmetered,
             wall_time_ms=round((time.perf_counter() - self._began) * 1000),
         )
 

@@ -60,6 +60,8 @@ class RequestRecorder:
         self._step_usd: dict[str | None, Decimal] = {}
         self._usd = ZERO_USD
         self._noting = threading.Lock()
+        self.unmetered: dict[str, dict[str, int]] = {}
+        """By step and host, requests that were sent past all meters; `""` for no step."""
 
     @property
     def refuses_unpriced(self) -> bool:
@@ -145,6 +147,17 @@ class RequestRecorder:
         if self._store is not None:
             with suppress(LedgerUnavailableError):
                 await self._store.flush()
+
+    def notice(self, step_id: str | None, host: str) -> int:
+        """Count a request that was sent past all meters.
+
+        Returns:
+            How many there are now of this step to this host.
+        """
+        with self._noting:
+            hosts = self.unmetered.setdefault(step_id or "", {})
+            hosts[host] = hosts.get(host, 0) + 1
+            return hosts[host]
 
     async def stored(self, where: LedgerFilter) -> list[LedgerEntry]:
         """What the store has, of other runs too; nothing where there is none.

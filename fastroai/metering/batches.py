@@ -177,6 +177,11 @@ def is_submitting(model: Model) -> bool:
     return _submitting.get() is model
 
 
+def submits_now() -> bool:
+    """Whether a batch is being submitted here, whose requests are booked."""
+    return _submitting.get() is not None
+
+
 class _Submitter:
     """The requests that are submitted as one batch."""
 

@@ -20,6 +20,7 @@ from .model import COUNTING, meter_all_models
 from .other_models import meter_other_models
 from .scope import current_scope
 from .threads import carry_into_threads
+from .unmetered import notice_unmetered
 
 logger = logging.getLogger("fastroai.agent")
 
@@ -40,6 +41,7 @@ def install() -> bool:
     meter_other_models()
     meter_batches()
     journal_batches()
+    notice_unmetered()
     return book_all_agents()
 
 

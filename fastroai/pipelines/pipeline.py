@@ -254,6 +254,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
             errors=dict(execution.errors),
             skipped=execution.skipped,
             not_stored=dict(execution.not_stored),
+            unmetered={step_id: dict(hosts) for step_id, hosts in execution.unmetered.items()},
         )
 
 

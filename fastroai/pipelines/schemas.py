@@ -247,6 +247,8 @@ class PipelineResult(BaseModel, Generic[OutputT]):
             failed.
         not_stored: Why the result of a step could not be stored, by step id; another run would pay
             for it again.
+        unmetered: By step id and host, how many requests to providers were sent past all meters, by
+            an SDK that a step used itself: what they cost is not in the books. `""` for no step.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, defer_build=True)
@@ -261,3 +263,4 @@ class PipelineResult(BaseModel, Generic[OutputT]):
     errors: dict[str, SkipValidation[StepExecutionError]] = Field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     not_stored: dict[str, str] = Field(default_factory=dict)
+    unmetered: dict[str, dict[str, int]] = Field(default_factory=dict)

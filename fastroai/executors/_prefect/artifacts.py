@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -146,11 +146,24 @@ def plain_usd(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def describe_costs(title: str, entries: Sequence[LedgerEntry], attempts: int | None = None) -> str:
-    """The line above a table, in Markdown."""
+def describe_costs(
+    title: str,
+    entries: Sequence[LedgerEntry],
+    attempts: int | None = None,
+    *,
+    unmetered: Iterable[Mapping[str, int]] = (),
+) -> str:
+    """The line above a table, in Markdown.
+
+    Args:
+        unmetered: How many requests went past all meters, by host.
+    """
     spent, *notes = _described(entries) if entries else ["**$0** for 0 requests"]
     if attempts is not None:
         notes.insert(0, _counted(attempts, "attempt"))
+    for hosts in unmetered:
+        for host, requests in hosts.items():
+            notes.append(f"**not in the books**: {_counted(requests, 'request')} to {host}")
     return " · ".join([f"**{title}**: {spent}", *notes])
 
 

@@ -124,11 +124,12 @@ class StepTasks:
         step_id = step.node.step_id
         entries = self._session.recorder.of_step(step_id)
         attempts = 1 if state == "replayed" else step.attempts
+        unmetered = self._session.recorder.unmetered.get(step_id, {})
         self._ended[step_id] = (state, attempts, entries)
         self._artifacts.add(
             artifact_key(self._session.name, step_id),
             step_rows(entries),
-            describe_costs(f"{step_id} ({state})", entries, attempts),
+            describe_costs(f"{step_id} ({state})", entries, attempts, unmetered=[unmetered]),
             flow_run_id=self._flow_run_id,
             task_run_id=step.task_run_id,
         )
@@ -145,9 +146,12 @@ class StepTasks:
             state, attempts, entries = rows[step_id]
             rows[step_id] = (f"{state}, not stored", attempts, entries)
         losses = f" · **not stored**: {', '.join(not_stored)}" if not_stored else ""
+        recorder = self._session.recorder
+        unmetered = recorder.unmetered.values()
+        costs = describe_costs(self._session.name, recorder.entries, unmetered=unmetered)
         self._artifacts.add(
             artifact_key(self._session.name),
             run_rows(rows),
-            describe_costs(self._session.name, self._session.recorder.entries) + losses,
+            costs + losses,
             flow_run_id=self._flow_run_id,
         )
