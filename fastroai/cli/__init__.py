@@ -93,21 +93,21 @@ def _execute(argv: Sequence[str]) -> int:
     if list(argv) in ([], ["results"]):
         raise UsageError(f"Expected a command, see `{' '.join(['fastroai', *argv])} --help`.")
     try:
-        code = app(_options_last(argv), print_error=False, exit_on_error=False)
+        code = app(options_last(argv), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise UsageError(str(error)) from error
     return code or 0
 
 
-def _options_last(argv: Sequence[str]) -> list[str]:
+def options_last(argv: Sequence[str]) -> list[str]:
     """Put options of `fastroai costs` that stand before the name of its command behind it.
 
     What is given behind it counts.
     """
     if argv[0] != "costs":
         return list(argv)
-    before, rest = _leading_options(argv[1:])
-    command = rest[0] if rest else ""
+    before, rest = leading_options(argv[1:])
+    command = "".join(rest[:1])
     if command not in ("reconcile", "what-if"):
         return list(argv)
     if command == "what-if" and "--model" in before:
@@ -118,7 +118,7 @@ def _options_last(argv: Sequence[str]) -> list[str]:
     return ["costs", *rest, *before.values()]
 
 
-def _leading_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def leading_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The options at the beginning by their names, each as one argument; then what follows."""
     options: dict[str, str] = {}
     rest = list(argv)

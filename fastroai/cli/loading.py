@@ -32,10 +32,11 @@ def load_pipeline(target: str) -> AnyPipeline:
     found = getattr(module, attribute, None)
     if isinstance(found, Pipeline):
         return found
-    raise _not_a_pipeline(module, name, attribute)
+    raise not_a_pipeline(module, name, attribute)
 
 
-def _not_a_pipeline(module: ModuleType, name: str, attribute: str) -> UsageError:
+def not_a_pipeline(module: ModuleType, name: str, attribute: str) -> UsageError:
+    """What a module has under the name instead, and which pipelines it has."""
     found = getattr(module, attribute, None)
     problem = f"Module {name!r} has no {attribute!r}."
     if found is not None:
@@ -52,7 +53,7 @@ def _import(name: str) -> ModuleType:
             raise UsageError(f"No file {name!r} (working directory: {folder}).")
         folder, name = file.parent, file.stem
     sys.path.insert(0, str(folder))
-    _prefer(name, folder)
+    prefer(name, folder)
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -63,7 +64,7 @@ def _import(name: str) -> ModuleType:
         raise
 
 
-def _prefer(name: str, folder: Path) -> None:
+def prefer(name: str, folder: Path) -> None:
     """Have a module of a folder win over installed ones of the same name.
 
     Being first on the path is not enough: a package that was imported before stays, and a folder
@@ -71,19 +72,23 @@ def _prefer(name: str, folder: Path) -> None:
     """
     top, _, rest = name.partition(".")
     spec = PathFinder.find_spec(top, [str(folder)])
-    if spec is None or top == "fastroai" or not _holds(spec, rest):
+    if spec is None or top == "fastroai" or not holds(spec, rest):
         return
     loaded = sys.modules.get(top)
-    if loaded is not None and _origin(loaded.__spec__) == _origin(spec):
-        return
-    for other in list(sys.modules):
-        if f"{other}.".startswith(f"{top}."):
-            del sys.modules[other]
-    if spec.origin is None:
-        sys.modules[top] = module_from_spec(spec)
+    if loaded is None or _origin(loaded.__spec__) != _origin(spec):
+        forget(top)
+        if spec.origin is None:
+            sys.modules[top] = module_from_spec(spec)
 
 
-def _holds(spec: ModuleSpec, submodule: str) -> bool:
+def forget(top: str) -> None:
+    """Have a module and those in it be imported anew."""
+    for name in list(sys.modules):
+        if f"{name}.".startswith(f"{top}."):
+            del sys.modules[name]
+
+
+def holds(spec: ModuleSpec, submodule: str) -> bool:
     """Whether a folder is meant: one without `__init__.py` may hold anything."""
     if spec.origin is not None:
         return True

@@ -113,35 +113,40 @@ def prune(
         found = asdict(pruned) | {"before": pruned.before.isoformat()}
         sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _summary(pruned))
-        sys.stderr.writelines(f"{line}\n" for line in _failures(pruned))
+        sys.stdout.writelines(f"{line}\n" for line in summary(pruned))
+        sys.stderr.writelines(f"{line}\n" for line in failures_of(pruned))
     return FAILED if pruned.failures else 0
 
 
-def _summary(pruned: Pruned) -> Iterator[str]:
+def summary(pruned: Pruned) -> Iterator[str]:
+    """What was deleted, and what stayed."""
+    yield deleted(pruned)
+    if pruned.younger:
+        yield f"{counted(pruned.younger, 'younger one')} stayed."
+    if pruned.others:
+        yield f"{counted(pruned.others, 'other object')} stayed: not recognised as records."
+
+
+def deleted(pruned: Pruned) -> str:
+    """The first line of the summary."""
     since = f"last written before {shown(pruned.before)}"
     done, nothing = "Deleted", "Nothing was"
     if pruned.dry_run:
         done, nothing = "Would delete", "Nothing would be"
     if pruned.results or pruned.requests:
-        yield (
-            f"{done} {_count(pruned.results, 'result')} and "
-            f"{_count(pruned.requests, 'recorded request')}, {_count(pruned.size, 'byte')}, "
-            f"from {pruned.location}: {since}."
-        )
-    elif pruned.younger or pruned.failures:
-        yield f"{nothing} deleted from {pruned.location}, {since}."
-    else:
-        yield f"No results or recorded requests are stored in {pruned.location}."
-    if pruned.younger:
-        yield f"{_count(pruned.younger, 'younger one')} stayed."
-    if pruned.others:
-        yield f"{_count(pruned.others, 'other object')} stayed: not recognised as records."
+        results = counted(pruned.results, "result")
+        requests = counted(pruned.requests, "recorded request")
+        size = counted(pruned.size, "byte")
+        return f"{done} {results} and {requests}, {size}, from {pruned.location}: {since}."
+    if pruned.younger or pruned.failures:
+        return f"{nothing} deleted from {pruned.location}, {since}."
+    return f"No results or recorded requests are stored in {pruned.location}."
 
 
-def _failures(pruned: Pruned) -> Iterator[str]:
+def failures_of(pruned: Pruned) -> Iterator[str]:
+    """What could not be deleted."""
     if pruned.failures:
-        objects = _count(len(pruned.failures), "old object")
+        objects = counted(len(pruned.failures), "old object")
         yield f"fastroai: {objects} could not be read or deleted:"
     for path, cause in islice(pruned.failures.items(), _NAMED_FAILURES):
         yield f"  {path}: {cause}"
@@ -149,5 +154,6 @@ def _failures(pruned: Pruned) -> Iterator[str]:
         yield f"  … and {len(pruned.failures) - _NAMED_FAILURES:,} more, which --json names."
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """So many of something."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -47,21 +47,28 @@ def run(
         debug: Show tracebacks and Prefect's own log of the run.
     """
     pipeline = load_pipeline(target)
-    fields = dict(_parse_input(pipeline, pair) for pair in inputs)
+    fields = dict(parse_input(pipeline, pair) for pair in inputs)
     # Also validated by the run; here, so that nothing is started for an input that can't be run.
     pipeline.validate_input(fields)
     chosen = get_executor(executor or pipeline.executor)
     if not debug:
-        _quieten_run_logs()
+        quieten_run_logs()
     sys.stderr.write(f"Running {pipeline.name!r} ({type(chosen).__name__})\n")
     sys.stderr.flush()
     report = _Report(pipeline, chosen)
+    result = _execute(pipeline.with_executor(chosen), fields, report)
+    report.show(result)
+    for failure in result.errors.values():
+        complain(failure)
+    return FAILED if result.errors else 0
+
+
+def _execute(pipeline: AnyPipeline, fields: dict[str, Any], report: _Report) -> PipelineResult[Any]:
+    """Run it with its progress shown, and in any case what it spent."""
     progress = ProgressTracer(console(sys.stderr))
     try:
         with recorders_of_runs() as recorders, progress.shown():
-            result = run_until_terminated(
-                pipeline.with_executor(chosen).execute(fields, None, progress)
-            )
+            return run_until_terminated(pipeline.execute(fields, None, progress))
     except StepExecutionError as error:
         if isinstance(error.partial_result, PipelineResult):
             report.show_spent("failure", error.partial_result.entries, error.partial_result.run_id)
@@ -70,20 +77,16 @@ def run(
         entries = [entry for recorder in recorders for entry in recorder.entries]
         report.show_spent("interruption", entries)
         raise
-    report.show(result)
-    for failure in result.errors.values():
-        complain(failure)
-    return FAILED if result.errors else 0
 
 
-def _parse_input(pipeline: AnyPipeline, pair: str) -> tuple[str, Any]:
+def parse_input(pipeline: AnyPipeline, pair: str) -> tuple[str, Any]:
     """One field of the input; its value stays unvalidated."""
     key, separator, text = pair.partition("=")
     if not separator or not key:
         raise UsageError(f"Invalid input {pair!r}: expected key=value.")
-    field = _field(pipeline, key)
-    value = _parse_value(text, field)
-    if field is not None and value == text and _takes_only_a_list(field, text):
+    field = field_of(pipeline, key)
+    value = parse_value(text, field)
+    if field is not None and value == text and takes_only_a_list(field, text):
         written = json.dumps([part.strip() for part in text.split(",")], ensure_ascii=False)
         raise UsageError(
             f"Invalid input {pair!r}: {key!r} is a list. Write it as JSON: "
@@ -92,7 +95,7 @@ def _parse_input(pipeline: AnyPipeline, pair: str) -> tuple[str, Any]:
     return key, value
 
 
-def _field(pipeline: AnyPipeline, key: str) -> FieldInfo | None:
+def field_of(pipeline: AnyPipeline, key: str) -> FieldInfo | None:
     """A field of the input's type; None where any input is taken."""
     model = pipeline.input_type
     if model is None:
@@ -107,7 +110,7 @@ def _field(pipeline: AnyPipeline, key: str) -> FieldInfo | None:
     )
 
 
-def _parse_value(text: str, field: FieldInfo | None) -> Any:
+def parse_value(text: str, field: FieldInfo | None) -> Any:
     """JSON where it parses and the field takes it; otherwise the text itself, so that a name may be
     `2024`.
     """
@@ -115,17 +118,19 @@ def _parse_value(text: str, field: FieldInfo | None) -> Any:
         parsed = json.loads(text)
     except ValueError:
         return text
-    if field is None or isinstance(parsed, str) or _takes(field, parsed):
+    if field is None or isinstance(parsed, str) or takes(field, parsed):
         return parsed
-    return text if _takes(field, text) else parsed
+    return text if takes(field, text) else parsed
 
 
-def _takes_only_a_list(field: FieldInfo, text: str) -> bool:
-    takes_lists = _takes(field, [text]) or _takes(field, text.split(","))
-    return takes_lists and not _takes(field, text)
+def takes_only_a_list(field: FieldInfo, text: str) -> bool:
+    """Whether a text must be meant as one of several."""
+    takes_lists = takes(field, [text]) or takes(field, text.split(","))
+    return takes_lists and not takes(field, text)
 
 
-def _takes(field: FieldInfo, value: object) -> bool:
+def takes(field: FieldInfo, value: object) -> bool:
+    """Whether a value is valid for a field."""
     accepts: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # made here
     try:
         accepts.validate_python(value)
@@ -176,7 +181,7 @@ class _Report:
         self._show_costs(out, entries, run_id)
         for entry in entries:
             if entry.state is EntryState.UNSETTLED:
-                out.file.write(f"{printable(_unknown_outcome(entry))}\n")
+                out.file.write(f"{printable(unknown_outcome(entry))}\n")
         out.file.write("\n")
 
     def _show_costs(self, out: Console, entries: Sequence[LedgerEntry], run_id: str | None) -> None:
@@ -187,7 +192,8 @@ class _Report:
         out.file.flush()
 
 
-def _unknown_outcome(entry: LedgerEntry) -> str:
+def unknown_outcome(entry: LedgerEntry) -> str:
+    """An entry of which nobody knows what it cost."""
     step = f"step {entry.attribution.step_id!r}, " if entry.attribution.step_id else ""
     bound = ""
     if entry.upper_bound_usd is not None:
@@ -205,7 +211,7 @@ class _WarningsOfRuns(logging.Filter):
         return not of_run or record.levelno == logging.WARNING
 
 
-def _quieten_run_logs() -> None:
+def quieten_run_logs() -> None:
     """On the terminal only: the handlers that send logs to the server are others."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_WarningsOfRuns())

@@ -29,13 +29,12 @@ def list_runs() -> None:
     reported, found, elsewhere = asyncio.run(_on_server(_read_runs()))
     sys.stdout.writelines(f"{line}\n" for line in reported)
     if found:
-        print_table(console(), _COLUMNS, [_row(run) for run in found])
+        print_table(console(), _COLUMNS, [row_of(run) for run in found])
     else:
         sys.stdout.write("No active or dead runs.\n")
     if elsewhere:
         sys.stdout.write(f"{elsewhere} more of this ledger are unknown to this Prefect server.\n")
-    dead = sum(run.is_dead for run in found)
-    if dead:
+    if dead := len(dead_runs(found)):
         sys.stdout.write(f"\n{dead} dead: `fastroai runs resume RUN`, or `--all`.\n")
 
 
@@ -90,7 +89,7 @@ async def _resume_chosen(names: Sequence[str]) -> int:
 
     settings = load_settings()
     found, _ = await tracked_runs(settings)
-    chosen = [_find(name, found) for name in names] or [run for run in found if run.is_dead]
+    chosen = [find_run(name, found) for name in names] or dead_runs(found)
     code = 0
     for run in chosen:
         try:
@@ -101,7 +100,13 @@ async def _resume_chosen(names: Sequence[str]) -> int:
     return code
 
 
-def _find(name: str, found: Sequence[TrackedRun]) -> TrackedRun:
+def dead_runs(runs: Sequence[TrackedRun]) -> list[TrackedRun]:
+    """Those whose process died."""
+    return [run for run in runs if run.is_dead]
+
+
+def find_run(name: str, found: Sequence[TrackedRun]) -> TrackedRun:
+    """The one run that an id, or its beginning, names."""
     matching = [run for run in found if str(run.flow_run.id).startswith(name.lower())]
     if len(matching) == 1:
         return matching[0]
@@ -125,7 +130,8 @@ _COLUMNS = (
 )
 
 
-def _row(run: TrackedRun) -> tuple[Cell, ...]:
+def row_of(run: TrackedRun) -> tuple[Cell, ...]:
+    """A run, for the table."""
     return (
         str(run.flow_run.id),
         run.holding.claim.pipeline or "-",
@@ -133,12 +139,13 @@ def _row(run: TrackedRun) -> tuple[Cell, ...]:
         run.deployment or "-",
         run.state,
         f"{run.holding.since:%Y-%m-%d %H:%M:%S}",
-        f"{_ago(run.holding.silent)} ago",
+        f"{ago(run.holding.silent)} ago",
         "DEAD" if run.is_dead else "alive",
     )
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
+    """Seconds in a larger unit."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"

@@ -57,45 +57,49 @@ def describe_agent(agent: FastroAgent[Any], describer: Describer) -> object:
     return [
         "agent",
         None if type(agent) is FastroAgent else describer.root(type(agent)),
-        _ready_agent(agent.agent, describer, agent.config.model if built else None),
-        _settings(agent._build_default_model_settings(), describer),
-        _member(agent._run_options, describer),
+        describe_ready_agent(agent.agent, describer, agent.config.model if built else None),
+        describe_settings(agent._build_default_model_settings(), describer),
+        describe_member(agent._run_options, describer),
     ]
 
 
 def describe_part(value: object, describer: Describer) -> object:
     """A pydantic-ai object by what counts about it."""
     if isinstance(value, AbstractAgent):
-        return _ready_agent(value, describer)
+        return describe_ready_agent(value, describer)
     if isinstance(value, Model):
-        return _model(value, describer)
+        return describe_model(value, describer)
     return [
         _kind(value, describer),
-        [[name, _member(item, describer)] for name, item in _state(value)],
+        [[name, describe_member(item, describer)] for name, item in given_members(value)],
     ]
 
 
-def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = None) -> object:
+def describe_ready_agent(
+    agent: Any, describer: Describer, model: str | Model | None = None
+) -> object:
     while isinstance(agent, WrapperAgent):
         agent = agent.wrapped
     if not isinstance(agent, Agent):
         return ["agent of another kind", type(agent).__qualname__]
     # First: what is described twice is numbered in this order.
-    capabilities = _own_capabilities(agent, describer)
+    capabilities = own_capabilities(agent, describer)
     return {
-        "model": _model(model if model is not None else agent.model, describer),
+        "model": describe_model(model if model is not None else agent.model, describer),
         "system prompts": describer.value(agent._system_prompts),
         "system prompt functions": [
             [describer.root(f.function), f.dynamic] for f in agent._system_prompt_functions
         ],
-        "instructions": _member([source.instruction for source in agent._instructions], describer),
-        "output": _member(agent.output_type, describer),
+        "instructions": describe_member(
+            [source.instruction for source in agent._instructions], describer
+        ),
+        "output": describe_member(agent.output_type, describer),
         "output validators": [
             describer.root(validator.function) for validator in agent._output_validators
         ],
-        "settings": _settings(agent.model_settings, describer),
-        "tools": _member(agent._function_toolset.tools, describer),
-        "toolsets": _member([*agent._user_toolsets, *agent._dynamic_toolsets], describer),
+        "settings": describe_settings(agent.model_settings, describer),
+        "tools": describe_member(agent._function_toolset.tools, describer),
+        "toolsets": describe_member([*agent._user_toolsets, *agent._dynamic_toolsets], describer),
         "capabilities": capabilities,
         # A tool or validator can see which try is its last, and give something else then.
         "retries": [agent._max_tool_retries, agent._max_output_retries],
@@ -103,19 +107,19 @@ def _ready_agent(agent: Any, describer: Describer, model: str | Model | None = N
         # A tool that is too slow is answered with a request to try again.
         "tool timeout": describer.value(agent._tool_timeout),
         # Validators and tools can read these.
-        "validation context": _member(agent._validation_context, describer),
-        "metadata": _member(agent._metadata, describer),
+        "validation context": describe_member(agent._validation_context, describer),
+        "metadata": describe_member(agent._metadata, describer),
     }
 
 
-def _own_capabilities(agent: Any, describer: Describer) -> list[object]:
+def own_capabilities(agent: Any, describer: Describer) -> list[object]:
     """Those that may change answers, without what pydantic-ai gives every agent."""
     parts = filter(_answers, agent._root_capability.capabilities)
     described = [describe_part(part, describer) for part in parts]
     return [part for part in described if part not in _given_to_all()]
 
 
-def _model(model: object, describer: Describer) -> object:
+def describe_model(model: object, describer: Describer) -> object:
     """A model by its names; where it is reached, and by which key, is left out."""
     while isinstance(model, WrapperModel):
         model = model.wrapped
@@ -124,18 +128,18 @@ def _model(model: object, describer: Describer) -> object:
     if not isinstance(model, Model):
         return ["type", type(model).__qualname__]
     if isinstance(model, FallbackModel):
-        return ["fallback", [_model(member, describer) for member in model.models]]
-    return [type(model).__qualname__, model.model_id, _settings(model.settings, describer)]
+        return ["fallback", [describe_model(member, describer) for member in model.models]]
+    return [type(model).__qualname__, model.model_id, describe_settings(model.settings, describer)]
 
 
-def _settings(settings: object, describer: Describer) -> object:
+def describe_settings(settings: object, describer: Describer) -> object:
     if isinstance(settings, Mapping):
         return sorted(
             [name, describer.value(value)]
             for name, value in settings.items()
             if name not in NOT_ABOUT_THE_ANSWER
         )
-    return _member(settings, describer)
+    return describe_member(settings, describer)
 
 
 def _answers(capability: object) -> bool:
@@ -146,14 +150,8 @@ def _answers(capability: object) -> bool:
 @functools.cache
 def _given_to_all() -> list[Any]:
     """The capabilities that pydantic-ai gives every agent; another version may give others."""
-    return [
-        [_label(type(part)), [list(item) for item in _state(part)]]
-        for part in _plain_agent_capabilities()
-    ]
-
-
-def _plain_agent_capabilities() -> Sequence[AbstractCapability[Any]]:
-    return Agent()._root_capability.capabilities
+    given: Sequence[AbstractCapability[Any]] = Agent()._root_capability.capabilities
+    return [[_label(type(part)), [list(item) for item in given_members(part)]] for part in given]
 
 
 def _kind(value: object, describer: Describer) -> object:
@@ -166,7 +164,7 @@ def _label(cls: type) -> str:
     return f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}"
 
 
-def _state(value: object) -> Iterator[tuple[str, object]]:
+def given_members(value: object) -> Iterator[tuple[str, object]]:
     """What an object was given beyond the defaults, by name; without what is derived from that."""
     defaults = _members_and_defaults(value)
     public = {name for name in defaults if not name.startswith("_")}
@@ -194,7 +192,7 @@ def _is_empty(item: object) -> bool:
     return item is None or item is False
 
 
-def _member(value: object, describer: Describer) -> object:
+def describe_member(value: object, describer: Describer) -> object:
     """A part of an agent's definition: functions and types are followed wherever they are
     defined.
     """
@@ -203,7 +201,9 @@ def _member(value: object, describer: Describer) -> object:
     if isinstance(value, type) or get_origin(value) is not None:
         return describer.hint(value)
     if isinstance(value, list | tuple):
-        return [_member(item, describer) for item in value]
+        return [describe_member(item, describer) for item in value]
     if type(value) is dict:
-        return [[describer.value(key), _member(item, describer)] for key, item in value.items()]
+        return [
+            [describer.value(key), describe_member(item, describer)] for key, item in value.items()
+        ]
     return describer.value(value)

@@ -21,20 +21,15 @@ _MACHINERY = frozenset({"_abc_impl", "model_fields", "model_computed_fields"})
 def describe_class(cls: type, describer: Describer) -> object:
     """A class: its bases, fields and schema, its methods' code, its attributes' values."""
     bases = [describer.value(base) for base in cls.__bases__ if base is not object]
-    schema = json_schema(cls) if _has_schema(cls) else None
-    return [
-        "class",
-        cls.__qualname__,
-        bases,
-        schema,
-        _fields(cls, describer),
-        _members(cls, describer),
-    ]
+    has_schema = issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls) or is_typeddict(cls)
+    schema = json_schema(cls) if has_schema else None
+    fields, members = declared_fields(cls, describer), written_members(cls, describer)
+    return ["class", cls.__qualname__, bases, schema, fields, members]
 
 
 def describe_fields(value: object, describer: Describer) -> object:
     """What an object holds, by name. Values that a `cached_property` keeps are none of its own."""
-    held = _held_by_model(value) if isinstance(value, BaseModel) else _held(value)
+    held = held_by_model(value) if isinstance(value, BaseModel) else held_by_object(value)
     return [
         [name, describer.value(item)]
         for name, item in sorted(held.items())
@@ -42,15 +37,20 @@ def describe_fields(value: object, describer: Describer) -> object:
     ]
 
 
-def _held_by_model(model: BaseModel) -> dict[str, object]:
+def held_by_model(model: BaseModel) -> dict[str, object]:
     fields = {name: getattr(model, name, None) for name in type(model).model_fields}
     return fields | (model.model_extra or {}) | (model.__pydantic_private__ or {})
 
 
-def _held(value: object) -> dict[str, object]:
+def held_by_object(value: object) -> dict[str, object]:
     slots = itertools.chain.from_iterable(map(_slots, type(value).__mro__))
     in_slots = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return in_slots | getattr(value, "__dict__", {})
+
+
+def is_record(value: object) -> bool:
+    """Whether an object is of declared fields: a model's or a dataclass's, also of a library."""
+    return isinstance(value, BaseModel) or dataclasses.is_dataclass(value)
 
 
 def json_schema(hint: object) -> object:
@@ -73,27 +73,23 @@ def _schema(hint: object) -> object:
         return getattr(hint, "__qualname__", type(hint).__qualname__)
 
 
-def _has_schema(cls: type) -> bool:
-    return issubclass(cls, BaseModel) or dataclasses.is_dataclass(cls) or is_typeddict(cls)
-
-
 def _slots(cls: type) -> tuple[str, ...]:
     slots = vars(cls).get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _fields(cls: type, describer: Describer) -> object:
+def declared_fields(cls: type, describer: Describer) -> object:
     """Defaults, and how pydantic's validators are applied, where a schema does not say it."""
     if issubclass(cls, Enum):
         return [[name, describer.value(member.value)] for name, member in cls.__members__.items()]
     if issubclass(cls, BaseModel):
-        return _fields_of_model(cls, describer)
+        return declared_fields_of_model(cls, describer)
     if dataclasses.is_dataclass(cls):
         return [[f.name, *_default(f, describer)] for f in dataclasses.fields(cls)]
     return None
 
 
-def _fields_of_model(cls: type[BaseModel], describer: Describer) -> object:
+def declared_fields_of_model(cls: type[BaseModel], describer: Describer) -> object:
     fields = [
         [name, _pydantic_field(field, describer)]
         for name, field in sorted(cls.model_fields.items())
@@ -120,15 +116,15 @@ def _pydantic_field(field: Any, describer: Describer) -> object:
     return [default, describer.parts(field.annotation), describer.value(field.metadata)]
 
 
-def _members(cls: type, describer: Describer) -> object:
+def written_members(cls: type, describer: Describer) -> object:
     return [
-        [name, _member(item, describer)]
+        [name, describe_member(item, describer)]
         for name, item in sorted(vars(cls).items())
-        if _is_written(cls, name, item)
+        if is_written(cls, name, item)
     ]
 
 
-def _member(item: object, describer: Describer) -> object:
+def describe_member(item: object, describer: Describer) -> object:
     if isinstance(item, staticmethod | classmethod):
         return [type(item).__name__, describer.value(item.__func__)]
     if isinstance(item, property):
@@ -138,7 +134,7 @@ def _member(item: object, describer: Describer) -> object:
     return describer.value(item)
 
 
-def _is_written(cls: type, name: str, item: object) -> bool:
+def is_written(cls: type, name: str, item: object) -> bool:
     """Whether a class's attribute stands in its source, and was not put there by Python or a
     library.
     """
@@ -147,10 +143,14 @@ def _is_written(cls: type, name: str, item: object) -> bool:
     if isinstance(item, staticmethod | classmethod):
         item = item.__func__
     is_special = name.startswith("_") and name.endswith("_")
-    if not is_special:
-        return isinstance(item, FunctionType) or name not in getattr(cls, "__members__", ())
-    if not isinstance(item, FunctionType) or item.__module__ != cls.__module__:
+    if isinstance(item, FunctionType):
+        return not is_special or _is_of_source(item, cls)
+    return not is_special and name not in getattr(cls, "__members__", ())  # of an enum
+
+
+def _is_of_source(method: FunctionType, cls: type) -> bool:
+    if method.__module__ != cls.__module__:
         return False
     # dataclasses and named tuples compile methods from text of their own.
-    code: CodeType = inspect.unwrap(item).__code__
+    code: CodeType = inspect.unwrap(method).__code__
     return code.co_filename != "<string>"

@@ -34,7 +34,7 @@ def describe_function(function: FunctionType, describer: Describer) -> object:
 
     Another package's (a decorator's wrapper, say) by its name and what it was given.
     """
-    closure = list(_closure(function, describer))
+    closure = list(closure_of(function, describer))
     attributes = [[name, describer.value(value)] for name, value in sorted(vars(function).items())]
     if not describer.follows(origin_of_function(function)):
         package = function.__globals__.get("__name__", "").partition(".")[0]
@@ -42,11 +42,11 @@ def describe_function(function: FunctionType, describer: Describer) -> object:
     source = source_of(function.__code__, function.__globals__)
     closure = [[name, value] for name, value in closure if name not in source.rebound]
     defaults = [describer.value(function.__defaults__), describer.value(function.__kwdefaults__)]
-    read = [*_read(function, source, describer), *_imported(function, source, describer)]
+    read = [*read_names(function, source, describer), *imported_names(function, source, describer)]
     return ["function", source.identity, defaults, closure, attributes, read]
 
 
-def _closure(function: FunctionType, describer: Describer) -> Iterator[list[Any]]:
+def closure_of(function: FunctionType, describer: Describer) -> Iterator[list[Any]]:
     names, cells = function.__code__.co_freevars, function.__closure__ or ()
     for name, cell in zip(names, cells, strict=True):
         try:
@@ -56,7 +56,7 @@ def _closure(function: FunctionType, describer: Describer) -> Iterator[list[Any]
         yield [name, value]
 
 
-def _read(
+def read_names(
     function: FunctionType, source: FunctionSource, describer: Describer
 ) -> Iterator[list[Any]]:
     """What a function finds in its module, without what the module changes."""
@@ -64,10 +64,10 @@ def _read(
     left_out = _MODULE_NAMES | rebound_globals(function.__code__)
     for name in source.globals:
         if name in module and name not in left_out:
-            yield from _named(name, module[name], source.references.get(name, ()), describer)
+            yield from describe_name(name, module[name], source.references.get(name, ()), describer)
 
 
-def _imported(
+def imported_names(
     function: FunctionType, source: FunctionSource, describer: Describer
 ) -> Iterator[list[Any]]:
     """What a function imports when it runs, where that is own code."""
@@ -81,7 +81,9 @@ def _imported(
             value = _import(name, local)
         except Exception:  # a step that imports it will say what is wrong
             continue
-        yield from _named(local.bound, value, source.references.get(local.bound, ()), describer)
+        yield from describe_name(
+            local.bound, value, source.references.get(local.bound, ()), describer
+        )
 
 
 def _import(name: str, local: LocalImport) -> object:
@@ -93,26 +95,24 @@ def _import(name: str, local: LocalImport) -> object:
     return importlib.import_module(f"{name}.{local.name}")
 
 
-def _named(
+def describe_name(
     name: str, value: object, uses: Sequence[Reference], describer: Describer
 ) -> Iterator[list[Any]]:
     """What stands behind a name, through the attributes that are taken of it where these say."""
     paths = sorted({use.attributes for use in uses})
     if isinstance(value, ModuleType):
         for path in paths:
-            yield from _of_module(name, value, path, describer)
+            yield from describe_name_of_module(name, value, path, describer)
         return
-    members = _data_of_class(value, paths, describer)
+    members = data_of_class(value, paths, describer) or {(): value}
     for path, member in members.items():
         yield [".".join((name, *path)), describer.value(member)]
-    if not members:
-        yield [name, describer.value(value)]
     if isinstance(value, FunctionType) and not all(use.is_called for use in uses):
         # handed on, perhaps as a tool, whose docstring the model reads
         yield [f"{name}.__doc__", value.__doc__]
 
 
-def _of_module(
+def describe_name_of_module(
     name: str, module: ModuleType, path: tuple[str, ...], describer: Describer
 ) -> Iterator[list[Any]]:
     value: object = module
@@ -129,19 +129,19 @@ def _of_module(
         yield [".".join(taken), describer.value(value)]
 
 
-def _data_of_class(
+def data_of_class(
     value: object, paths: Iterable[tuple[str, ...]], describer: Describer
 ) -> Mapping[tuple[str, ...], object]:
     """What is taken of an own class, where all of it is data; else nothing."""
     if not isinstance(value, type) or not describer.is_own(value):
         return {}
-    members = {path: _static_member(value, path) for path in paths}
-    if () in members or not all(map(_is_data, members.values())):
+    members = {path: static_member(value, path) for path in paths}
+    if () in members or not all(map(is_data, members.values())):
         return {}
     return members
 
 
-def _static_member(cls: type, path: tuple[str, ...]) -> object:
+def static_member(cls: type, path: tuple[str, ...]) -> object:
     """What a class's attribute is, looked up without running any code; `_MISSING` where that does
     not tell.
     """
@@ -165,9 +165,9 @@ def _of_class(cls: type, attribute: str) -> object:
     return _MISSING
 
 
-def _is_data(value: object) -> bool:
+def is_data(value: object) -> bool:
     if isinstance(value, list | tuple | set | frozenset):
-        return all(map(_is_data, value))
+        return all(map(is_data, value))
     if isinstance(value, dict):
-        return all(map(_is_data, value.values()))
+        return all(map(is_data, value.values()))
     return value is None or isinstance(value, str | bytes | int | float | Enum)

@@ -40,7 +40,7 @@ class CodeOrigin:
         """A text, or where it is a path in this home or above it, the path without what only this
         machine has.
         """
-        if not self.root or len(text) < 2 or not os.path.isabs(text) or "\n" in text:
+        if not self.root or not _is_path(text):
             return text
         path = os.path.normpath(text)
         if path == self.root or path.startswith(self.root + os.sep):
@@ -48,6 +48,10 @@ class CodeOrigin:
         if self.root.startswith(path + os.sep):
             return "<home>" + "/.." * self.root[len(path) :].count(os.sep)
         return text
+
+
+def _is_path(text: str) -> bool:
+    return len(text) > 1 and os.path.isabs(text) and "\n" not in text
 
 
 def origin_of_function(function: Any) -> CodeOrigin:

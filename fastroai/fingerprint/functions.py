@@ -94,7 +94,7 @@ def rebound_globals(code: CodeType) -> frozenset[str]:
     """Names of a function's module that some function there binds anew: a module's state, not its
     definition.
     """
-    return _parsed(code.co_filename).state
+    return parsed_module(code.co_filename).state
 
 
 @functools.lru_cache(maxsize=4096)
@@ -103,29 +103,29 @@ def _source_of(code: CodeType) -> FunctionSource:
     if not is_current:
         linecache.checkcache(code.co_filename)  # the module may have been edited and loaded again
         node, is_current = _find(code)
-    names = tuple(sorted(set(_global_names(code))))
+    names = tuple(sorted(set(global_names(code))))
     if node is None:
-        return FunctionSource(_digest(["compiled", _compiled(code)]), names, {}, frozenset())
-    text = ["source", _normalised(node)]
+        return FunctionSource(_digest(["compiled", plain_code(code)]), names, {}, frozenset())
+    text = ["source", normalised(node)]
     if not is_current:
         # Compiled from another text than stands there now: edited since, or rewritten on import.
-        text.append(_compiled(code))
+        text.append(plain_code(code))
     return FunctionSource(
-        _digest(text), names, _references(node), _rebound(node), tuple(_imports(node))
+        _digest(text), names, references_of(node), rebound_names(node), tuple(local_imports(node))
     )
 
 
 def _find(code: CodeType) -> tuple[_Function | None, bool]:
     """A code's node in its module, and whether that is what the code was compiled from."""
-    module = _parsed(code.co_filename)
+    module = parsed_module(code.co_filename)
     place = (code.co_name, code.co_firstlineno)
     nodes = module.nodes.get(place, [])
     if len(nodes) > 1:
-        nodes = [node for node in nodes if _is_within(code, node)]
+        nodes = [node for node in nodes if is_within(code, node)]
     if not nodes:
         return None, False
-    compiled = _compiled(code)
-    is_current = any(_compiled(other) == compiled for other in module.codes.get(place, ()))
+    compiled = plain_code(code)
+    is_current = any(plain_code(other) == compiled for other in module.codes.get(place, ()))
     return min(nodes, key=_length), is_current
 
 
@@ -135,15 +135,15 @@ parsed again.
 """
 
 
-def _parsed(filename: str) -> _Module:
+def parsed_module(filename: str) -> _Module:
     lines = linecache.getlines(filename)
     known = _modules.get(filename)
     if known is None or known.lines is not lines:
-        known = _modules[filename] = _parse(filename, lines)
+        known = _modules[filename] = parse_module(filename, lines)
     return known
 
 
-def _parse(filename: str, lines: list[str]) -> _Module:
+def parse_module(filename: str, lines: list[str]) -> _Module:
     module = _Module(lines)
     try:
         with warnings.catch_warnings():
@@ -156,29 +156,29 @@ def _parse(filename: str, lines: list[str]) -> _Module:
     state: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, _Function):
-            module.nodes.setdefault(_place_of(node), []).append(node)
+            module.nodes.setdefault(place_of(node), []).append(node)
         elif isinstance(node, ast.Global):
             state.update(node.names)
     module.state = frozenset(state)
-    for code in _nested(compiled):
+    for code in nested_codes(compiled):
         module.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
     return module
 
 
-def _place_of(node: _Function) -> _Place:
+def place_of(node: _Function) -> _Place:
     if isinstance(node, ast.Lambda):
         return "<lambda>", node.lineno
     return node.name, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
+def nested_codes(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield constant
-            yield from _nested(constant)
+            yield from nested_codes(constant)
 
 
-def _is_within(code: CodeType, node: _Function) -> bool:
+def is_within(code: CodeType, node: _Function) -> bool:
     """Whether all that a code does stands in a node's body: tells functions that begin on one line
     apart.
     """
@@ -186,62 +186,64 @@ def _is_within(code: CodeType, node: _Function) -> bool:
     first, last = body[0], body[-1]
     begin = (first.lineno, first.col_offset)
     end = (last.end_lineno or last.lineno, last.end_col_offset or 0)
+    return all(begin <= start and stop <= end for start, stop in _spans(code))
+
+
+def _spans(code: CodeType) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where the instructions of a code begin and end, as lines and columns."""
     for position in code.co_positions():
         line, end_line, column, end_column = cast("tuple[int, int, int, int]", position)
-        # Instructions that Python adds have no place, or one that ends where a line begins.
-        if None in position or end_column == 0:
-            continue
-        if (line, column) < begin or (end_line, end_column) > end:
-            return False
-    return True
+        # Those that Python adds have no place, or one that ends where a line begins.
+        if None not in position and end_column:
+            yield (line, column), (end_line, end_column)
 
 
 def _length(node: _Function) -> tuple[int, int]:
     return (node.end_lineno or 0) - node.lineno, (node.end_col_offset or 0) - node.col_offset
 
 
-def _global_names(code: CodeType) -> Iterator[str]:
+def global_names(code: CodeType) -> Iterator[str]:
     for instruction in dis.get_instructions(code):
         if instruction.opname.startswith("LOAD_") and instruction.opname.endswith(
             ("_GLOBAL", "_NAME", "_GLOBALS")
         ):
             yield instruction.argval
-    for nested in _nested(code):
-        yield from _global_names(nested)
+    for nested in nested_codes(code):
+        yield from global_names(nested)
 
 
-def _normalised(node: _Function) -> object:
+def normalised(node: _Function) -> object:
     """A function's node as plain lists, without what its definition line only decorates and its
     docstring.
     """
     fields = {name: value for name, value in ast.iter_fields(node) if name != "decorator_list"}
     if not isinstance(node, ast.Lambda) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    return _plain_fields(node, fields)
+    return plain_fields(node, fields)
 
 
-def _plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> object:
+def plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> object:
     kept = sorted(
         (name, value)
         for name, value in fields.items()
         if name not in _LAYOUT and value not in (None, [])
     )
-    return [type(node).__name__, [[name, _plain(value)] for name, value in kept]]
+    return [type(node).__name__, [[name, plain_node(value)] for name, value in kept]]
 
 
-def _plain(value: object) -> object:
+def plain_node(value: object) -> object:
     if isinstance(value, ast.Constant):
-        return _constant(value.value)
+        return plain_constant(value.value)
     if isinstance(value, ast.JoinedStr):
-        return ["JoinedStr", *_plain_pieces(value.values)]
+        return ["JoinedStr", *plain_pieces(value.values)]
     if isinstance(value, ast.AST):
-        return _plain_fields(value, dict(ast.iter_fields(value)))
+        return plain_fields(value, dict(ast.iter_fields(value)))
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain_node(item) for item in value]
     return value
 
 
-def _plain_pieces(pieces: list[ast.expr]) -> list[Any]:
+def plain_pieces(pieces: list[ast.expr]) -> list[Any]:
     """The pieces of an f-string; Python versions cut its text differently, also into empty
     pieces.
     """
@@ -251,7 +253,7 @@ def _plain_pieces(pieces: list[ast.expr]) -> list[Any]:
             text = "".join(piece.value for piece in cast("Iterator[Any]", run))
             plain += [text] if text else []
         else:
-            plain += map(_plain, run)
+            plain += map(plain_node, run)
     return plain
 
 
@@ -259,11 +261,11 @@ def _is_text(piece: ast.expr) -> bool:
     return isinstance(piece, ast.Constant) and isinstance(piece.value, str)
 
 
-def _constant(value: object) -> object:
+def plain_constant(value: object) -> object:
     """A constant in the code as text and type."""
     kind = type(value)
     if kind is CodeType:
-        return _compiled(cast(CodeType, value))
+        return plain_code(cast(CodeType, value))
     return [kind.__name__, _CONTENTS.get(kind, repr)(value)]
 
 
@@ -271,18 +273,18 @@ _CONTENTS: dict[type, Callable[[Any], object]] = {
     str: str,
     int: hex,
     bytes: bytes.hex,
-    tuple: lambda items: list(map(_constant, items)),
+    tuple: lambda items: list(map(plain_constant, items)),
     # In an order that no hash seed changes.
-    frozenset: lambda items: sorted(map(_constant, items), key=json.dumps),
+    frozenset: lambda items: sorted(map(plain_constant, items), key=json.dumps),
 }
 
 
-def _compiled(code: CodeType) -> object:
+def plain_code(code: CodeType) -> object:
     """What a compiled function does; where it stands is left out."""
     return [
         code.co_name,
         code.co_code.hex(),
-        [_constant(constant) for constant in code.co_consts],
+        [plain_constant(constant) for constant in code.co_consts],
         [
             list(code.co_names),
             list(code.co_varnames),
@@ -297,10 +299,10 @@ def compiled_identity(code: CodeType) -> str:
     """Digest of compiled code, for what never had a source of its own; differs between minor
     versions of Python.
     """
-    return _digest(["compiled", _compiled(code)])
+    return _digest(["compiled", plain_code(code)])
 
 
-def _references(node: _Function) -> Mapping[str, tuple[Reference, ...]]:
+def references_of(node: _Function) -> Mapping[str, tuple[Reference, ...]]:
     found: dict[str, set[Reference]] = {}
 
     def visit(current: ast.AST, is_called: bool) -> None:
@@ -323,7 +325,7 @@ def _references(node: _Function) -> Mapping[str, tuple[Reference, ...]]:
     }
 
 
-def _rebound(node: _Function) -> frozenset[str]:
+def rebound_names(node: _Function) -> frozenset[str]:
     return frozenset(
         name
         for inner in ast.walk(node)
@@ -332,14 +334,14 @@ def _rebound(node: _Function) -> frozenset[str]:
     )
 
 
-def _imports(node: _Function) -> Iterator[LocalImport]:
+def local_imports(node: _Function) -> Iterator[LocalImport]:
     for inner in ast.walk(node):
         if isinstance(inner, ast.Import | ast.ImportFrom):
             for alias in inner.names:
-                yield _local_import(inner, alias)
+                yield local_import(inner, alias)
 
 
-def _local_import(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> LocalImport:
+def local_import(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> LocalImport:
     if isinstance(statement, ast.ImportFrom):
         module = "." * statement.level + (statement.module or "")
         return LocalImport(alias.asname or alias.name, module, alias.name)

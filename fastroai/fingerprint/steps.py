@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import re
@@ -27,7 +26,7 @@ from types import (
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import SecretBytes, SecretStr
 from pydantic_ai.agent import AbstractAgent
 
 from ..agent.agent import FastroAgent
@@ -37,7 +36,7 @@ from ..pipelines.config import StepConfig
 from ..pipelines.decorators import FunctionStep
 from ..serialization.canonical_json import digest
 from .agents import describe_agent, describe_part, is_part_of_an_agent
-from .classes import describe_class, describe_fields, json_schema
+from .classes import describe_class, describe_fields, is_record, json_schema
 from .code import describe_function
 from .code_origin import CodeOrigin, origin_of_class, origin_of_function
 from .functions import compiled_identity
@@ -101,12 +100,12 @@ class StepDescriber:
             return self._versioned(step)
         if isinstance(step, FunctionStep):
             code = self.root(step.function)
-            return ["step function", code, self._declared(_return_type(step.function))]
+            return ["step function", code, self._declared(return_type(step.function))]
         if isinstance(step, AgentStepWrapper):
             return ["step agent", self.value(step.agent), self.root(step.prompt)]
         with self._at(origin_of_class(type(step))):
             code = [self.value(type(step)), describe_fields(step, self)]
-            declared = _return_type(type(step).execute), *_declared_outputs(type(step))
+            declared = return_type(type(step).execute), *declared_outputs(type(step))
             return ["step class", code, self._declared(*declared)]
 
     def _versioned(self, step: FunctionStep) -> object:
@@ -117,13 +116,13 @@ class StepDescriber:
         return [
             "step version",
             step.version,
-            StepDescriber()._declared(_return_type(step.function)),
+            StepDescriber()._declared(return_type(step.function)),
             sorted(agents),
         ]
 
     def root(self, value: object) -> object:
         """Something of whoever wrote it: its own home is the one in which code is followed."""
-        inner = _unwrapped(value)
+        inner = unwrapped(value)
         if isinstance(inner, FunctionType):
             home = origin_of_function(inner)
         else:
@@ -217,9 +216,9 @@ class StepDescriber:
 
         if isinstance(value, Pipeline):
             return self.once(value, lambda: self._pipeline(value))
-        if _has_fields(value) or self.is_own(type(value)):
+        if is_record(value) or self.is_own(type(value)):
             return self.once(value, lambda: self._instance(value))
-        if (template := _template_code(value)) is not None:
+        if (template := template_code(value)) is not None:
             return ["template", compiled_identity(template)]
         if callable(value) and hasattr(value, "__wrapped__"):
             return ["wrapper", _label(type(value)), self.value(value.__wrapped__)]
@@ -271,7 +270,7 @@ def _label(value: type) -> str:
     return f"{value.__module__.partition('.')[0]}.{value.__qualname__}"
 
 
-def _unwrapped(value: Any) -> Any:
+def unwrapped(value: Any) -> Any:
     """What partials, methods, steps and decorators that say so were made of."""
     inner = value
     while inner is not None:
@@ -287,7 +286,7 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def _return_type(function: Any) -> object:
+def return_type(function: Any) -> object:
     """The type that a function declares; None where it does not, or where it can't be resolved."""
     try:
         return get_type_hints(function, include_extras=True).get("return")
@@ -295,7 +294,7 @@ def _return_type(function: Any) -> object:
         return None
 
 
-def _declared_outputs(cls: type) -> Iterator[object]:
+def declared_outputs(cls: type) -> Iterator[object]:
     """The output types in `class Read(BaseStep[Deps, Output])`."""
     for klass in cls.__mro__:
         for base in klass.__dict__.get("__orig_bases__", ()):
@@ -303,11 +302,7 @@ def _declared_outputs(cls: type) -> Iterator[object]:
                 yield get_args(base)[1]
 
 
-def _has_fields(value: object) -> bool:
-    return isinstance(value, BaseModel) or dataclasses.is_dataclass(value)
-
-
-def _template_code(value: object) -> CodeType | None:
+def template_code(value: object) -> CodeType | None:
     """The compiled code of a template of Jinja's, which keeps no source."""
     code = getattr(getattr(value, "root_render_func", None), "__code__", None)
     return code if isinstance(code, CodeType) else None

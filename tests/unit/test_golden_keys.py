@@ -57,7 +57,7 @@ source = importlib.util.module_from_spec(spec)
 sys.modules["source"] = source
 spec.loader.exec_module(source)
 path = "tests/support/golden_steps.py"
-codes = source._nested(compile(open(path).read(), path, "exec", dont_inherit=True))
+codes = source.nested_codes(compile(open(path).read(), path, "exec", dont_inherit=True))
 names = ("shorten", "lookup", "_counts", "longest", "<lambda>")
 functions = [code for code in codes if code.co_name in names]
 found = [[code.co_name, source.source_of(code, {})] for code in functions]

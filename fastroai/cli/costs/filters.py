@@ -17,11 +17,12 @@ _WHICH = Group("Which requests", sort_key=1)
 _HOW = Group("Source and format", sort_key=2)
 
 
-def _is_grouping(type_: object, value: str) -> None:
+def check_grouping(type_: object, value: str) -> None:
+    """Refuse what entries can't be grouped by."""
     grouping(value)
 
 
-By = Annotated[str, Parameter(validator=_is_grouping)]
+By = Annotated[str, Parameter(validator=check_grouping)]
 
 
 @Parameter(name="*", group=_WHICH)
@@ -72,28 +73,22 @@ class Filters:
         }
 
     def __bool__(self) -> bool:
-        return any(self._described())
+        return any(self.described())
 
     def __str__(self) -> str:
-        return ", ".join(self._described())
+        return ", ".join(self.described())
 
-    def _described(self) -> Iterator[str]:
-        if self.since is not None and self.until is not None:
-            yield f"{shown(self.since)} to {shown(self.until)}"
-        elif self.since is not None:
-            yield f"since {shown(self.since)}"
-        elif self.until is not None:
-            yield f"before {shown(self.until)}"
-        for name, value in (
-            ("run", self.run_id),
-            ("run key", self.run_key),
-            ("pipeline", self.pipeline),
-            ("step", self.step_id),
-            ("model", self.model),
-            ("tag", self.tag),
-        ):
+    def described(self) -> Iterator[str]:
+        """Each filter that is given, in words."""
+        since = self.since and f"since {shown(self.since)}"
+        until = self.until and f"before {shown(self.until)}"
+        if self.since and self.until:
+            since, until = f"{shown(self.since)} to {shown(self.until)}", None
+        yield from filter(None, (since, until))
+        for name in ("run_id", "run_key", "pipeline", "step_id", "model", "tag"):
+            value = getattr(self, name)
             if value is not None:
-                yield f"{name} {value!r}"
+                yield f"{name.removesuffix('_id').replace('_', ' ')} {value!r}"
 
 
 @Parameter(name="*", group=_WHICH)

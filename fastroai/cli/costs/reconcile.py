@@ -69,41 +69,42 @@ def reconcile_invoice(
             export.
         tolerance: How far apart in time the same request may be on both sides; default: 5m.
     """
-    with _opened(invoice) as file:
-        header, rows = _with_header(file)
+    with opened(invoice) as file:
+        header, rows = with_header(file)
         known = None if column else export_format(header)
         billed = () if known is None else read_export(rows, known)
-        lines = read_invoice(rows, dict(map(_column, column))) if known is None else ()
+        lines = read_invoice(rows, dict(map(named_column, column))) if known is None else ()
     if known is not None:
-        return _compare_sums(billed, provider or known.provider, filters, source)
-    filters = _with_days_of(lines, filters)
-    entries = _read(source, filters, tolerance, provider)
-    found = _within(reconcile(entries, lines, tolerance=tolerance), filters)
+        return compare_sums(billed, provider or known.provider, filters, source)
+    filters = with_days_of(lines, filters)
+    entries = read_entries(source, filters, tolerance, provider)
+    found = within_time(reconcile(entries, lines, tolerance=tolerance), filters)
     if source.json:
-        sys.stdout.write(json.dumps(_as_json(found, filters), indent=2) + "\n")
+        sys.stdout.write(json.dumps(reconciliation_json(found, filters), indent=2) + "\n")
     else:
-        _show(console(), found, filters)
+        show(console(), found, filters)
     return 0 if found.is_balanced else NOT_BALANCED
 
 
-def _compare_sums(
+def compare_sums(
     billed: Sequence[BilledSum], provider: str, filters: Filters, source: Source
 ) -> int:
+    """Compare sums by day and model, as providers export them."""
     billed = within(billed, filters)
     covered = span(billed)
     if covered is not None:
         filters = replace(filters, since=covered[0], until=covered[1])
-    entries = _read(source, filters, timedelta(), provider)
+    entries = read_entries(source, filters, timedelta(), provider)
     found = reconcile_sums(entries, billed)
     if source.json:
-        sys.stdout.write(sums_as_json(found, filters, _entry_json) + "\n")
+        sys.stdout.write(sums_as_json(found, filters, entry_json) + "\n")
     else:
-        show_sums(console(), found, filters, _ENTRY_COLUMNS, _entry_row)
+        show_sums(console(), found, filters, _ENTRY_COLUMNS, entry_row)
     return 0 if found.is_balanced else NOT_BALANCED
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[TextIO]:
+def opened(name: str) -> Iterator[TextIO]:
     """The invoice's file; whatever is wrong with it is a wrong argument."""
     try:
         if name == "-":
@@ -119,13 +120,13 @@ def _opened(name: str) -> Iterator[TextIO]:
         raise UsageError(f"{name}: {error}") from error
 
 
-def _with_header(file: TextIO) -> tuple[list[str], Iterator[str]]:
+def with_header(file: TextIO) -> tuple[list[str], Iterator[str]]:
     """The names of the columns, and all lines."""
     first = file.readline()
     return next(csv.reader([first]), []), chain([first], file)
 
 
-def _column(pair: str) -> tuple[str, str]:
+def named_column(pair: str) -> tuple[str, str]:
     """Our name of a column, and the invoice's."""
     ours, separator, theirs = pair.partition("=")
     if not separator or ours not in COLUMNS:
@@ -134,47 +135,49 @@ def _column(pair: str) -> tuple[str, str]:
     return ours, theirs
 
 
-def _with_days_of(lines: Iterable[InvoiceLine], filters: Filters) -> Filters:
+def with_days_of(lines: Iterable[InvoiceLine], filters: Filters) -> Filters:
     """The days (UTC) that the invoice has lines of, unless other times are asked for."""
     times = [line.at for line in lines if line.at is not None]
     if filters.since is not None or filters.until is not None or not times:
         return filters
     return replace(
-        filters, since=_midnight(min(times)), until=_midnight(max(times)) + timedelta(days=1)
+        filters, since=midnight(min(times)), until=midnight(max(times)) + timedelta(days=1)
     )
 
 
-def _midnight(at: datetime) -> datetime:
+def midnight(at: datetime) -> datetime:
+    """The beginning of its day in UTC."""
     return datetime.combine(at.astimezone(UTC), time(), UTC)
 
 
-def _read(
+def read_entries(
     source: Source, filters: Filters, tolerance: timedelta, provider: str | None
 ) -> list[LedgerEntry]:
+    """The entries to compare; none where there is no ledger, which stderr says."""
     try:
-        return asyncio.run(_entries(source.ledger, filters, tolerance, provider))
+        return asyncio.run(entries_around(source.ledger, filters, tolerance, provider))
     except LedgerNotFoundError as error:
         sys.stderr.write(f"{error}\n")
         return []
 
 
-async def _entries(
+async def entries_around(
     url: str | None, filters: Filters, tolerance: timedelta, provider: str | None
 ) -> list[LedgerEntry]:
     """Those asked for, and a little more: the two clocks may put one request on two sides of a
     limit.
     """
-    since, until = _moved(filters.since, -tolerance), _moved(filters.until, tolerance)
+    since, until = moved(filters.since, -tolerance), moved(filters.until, tolerance)
     wider = replace(filters, since=since, until=until)
     async with Ledger.open(url, create=False) as ledger:
         entries = await ledger.entries(**wider.as_arguments())
     if provider is None:
         return entries
     wanted = canonical_provider(provider)
-    return [entry for entry in entries if _provider(entry) == wanted]
+    return [entry for entry in entries if provider_of(entry) == wanted]
 
 
-def _moved(at: datetime | None, by: timedelta) -> datetime | None:
+def moved(at: datetime | None, by: timedelta) -> datetime | None:
     """None where there is no limit, or none in the calendar."""
     try:
         return None if at is None else at + by
@@ -182,12 +185,13 @@ def _moved(at: datetime | None, by: timedelta) -> datetime | None:
         return None
 
 
-def _provider(entry: LedgerEntry) -> str | None:
+def provider_of(entry: LedgerEntry) -> str | None:
+    """Who answered an entry, or was asked."""
     name = entry.provider or (entry.model_asked or "").partition(":")[0]
     return canonical_provider(name) if name else None
 
 
-def _within(found: Reconciliation, filters: Filters) -> Reconciliation:
+def within_time(found: Reconciliation, filters: Filters) -> Reconciliation:
     """Without those that have no partner because theirs may lie outside the time that is asked
     for.
     """
@@ -198,7 +202,7 @@ def _within(found: Reconciliation, filters: Filters) -> Reconciliation:
     return replace(found, entries=entries, lines=lines)
 
 
-def _sums(found: Reconciliation) -> tuple[Decimal, Decimal]:
+def sums_of(found: Reconciliation) -> tuple[Decimal, Decimal]:
     """What the ledger and the invoice say, as far as they do."""
     lines = [*(match.line for match in found.matches), *found.lines]
     with localcontext(EXACT):
@@ -206,8 +210,9 @@ def _sums(found: Reconciliation) -> tuple[Decimal, Decimal]:
     return total_usd([*(match.entry for match in found.matches), *found.entries]), billed
 
 
-def _as_json(found: Reconciliation, filters: Filters) -> dict[str, object]:
-    booked, billed = _sums(found)
+def reconciliation_json(found: Reconciliation, filters: Filters) -> dict[str, object]:
+    """What is found; amounts as strings, exact."""
+    booked, billed = sums_of(found)
     return {
         "balanced": found.is_balanced,
         "filters": filters.as_json(),
@@ -215,22 +220,24 @@ def _as_json(found: Reconciliation, filters: Filters) -> dict[str, object]:
         "ledger_usd": exact(booked),
         "invoice_usd": exact(billed),
         "matched": dict(Counter(match.by for match in found.matches)),
-        "entries_without_line": [_entry_json(entry) for entry in found.entries],
-        "lines_without_entry": [_line_json(line) for line in found.lines],
-        "differing": [_match_json(match) for match in found.matches if match.differences],
+        "entries_without_line": [entry_json(entry) for entry in found.entries],
+        "lines_without_entry": [line_json(line) for line in found.lines],
+        "differing": [match_json(match) for match in found.matches if match.differences],
     }
 
 
-def _match_json(match: Match) -> dict[str, object]:
+def match_json(match: Match) -> dict[str, object]:
+    """A pair that differs."""
     return {
-        "entry": _entry_json(match.entry),
-        "line": _line_json(match.line),
+        "entry": entry_json(match.entry),
+        "line": line_json(match.line),
         "by": match.by,
         "differences": match.differences,
     }
 
 
-def _entry_json(entry: LedgerEntry) -> dict[str, object]:
+def entry_json(entry: LedgerEntry) -> dict[str, object]:
+    """A ledger entry."""
     at = entry.attribution
     return {
         "id": entry.id,
@@ -248,41 +255,45 @@ def _entry_json(entry: LedgerEntry) -> dict[str, object]:
     }
 
 
-def _line_json(line: InvoiceLine) -> dict[str, object]:
+def line_json(line: InvoiceLine) -> dict[str, object]:
+    """An invoice line."""
     return asdict(line) | {
         "at": None if line.at is None else line.at.isoformat(),
         "cost_usd": None if line.cost_usd is None else f"{line.cost_usd:f}",
     }
 
 
-def _show(out: Console, found: Reconciliation, filters: Filters) -> None:
-    for line in _headline(found, filters):
+def show(out: Console, found: Reconciliation, filters: Filters) -> None:
+    """Write what is found, and whether the books balance."""
+    for line in headline(found, filters):
         prose(out, line)
-    entries = [_entry_row(entry) for entry in found.entries]
-    _show_list(out, "Entries without an invoice line", _ENTRY_COLUMNS, entries)
-    lines = [_line_row(line) for line in found.lines]
-    _show_list(out, "Invoice lines without an entry", _LINE_COLUMNS, lines)
+    entries = [entry_row(entry) for entry in found.entries]
+    show_list(out, "Entries without an invoice line", _ENTRY_COLUMNS, entries)
+    lines = [line_row(line) for line in found.lines]
+    show_list(out, "Invoice lines without an entry", _LINE_COLUMNS, lines)
     differing = [match for match in found.matches if match.differences]
     if differing:
         prose(out, f"\nPairs that differ: {len(differing):,}\n")
     for match in differing:
         differences = "; ".join(match.differences)
         prose(out, f"line {match.line.number}, entry {match.entry.id}: {differences}")
-    booked, billed = _sums(found)
+    booked, billed = sums_of(found)
     ours, theirs, apart = amounts([booked, billed, EXACT.subtract(billed, booked)])
     prose(out, f"\nLedger {ours} USD, invoice {theirs} USD, difference {apart} USD.")
     prose(out, "The books balance." if found.is_balanced else "The books do not balance.")
 
 
-def _show_list(
+def show_list(
     out: Console, heading: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]
 ) -> None:
+    """A table below a heading, where it has rows."""
     if rows:
         prose(out, f"\n{heading}: {len(rows):,}\n")
         print_table(out, columns, rows)
 
 
-def _headline(found: Reconciliation, filters: Filters) -> Iterator[str]:
+def headline(found: Reconciliation, filters: Filters) -> Iterator[str]:
+    """How many of each there are, and how they were paired."""
     pairs = len(found.matches)
     entries = _many(pairs + len(found.entries), "ledger entry", "ledger entries")
     lines = _many(pairs + len(found.lines), "invoice line", "invoice lines")
@@ -310,14 +321,16 @@ _LINE_COLUMNS = (
 )
 
 
-def _entry_row(entry: LedgerEntry) -> tuple[Cell, ...]:
+def entry_row(entry: LedgerEntry) -> tuple[Cell, ...]:
+    """A ledger entry, for the table."""
     step = step_key(entry.attribution.pipeline, entry.attribution.step_id) or "-"
     sent = _clock(entry.sent_at)
     usd = None if entry.cost_usd is None else Amount(entry.cost_usd)
     return sent, entry.state.value, entry.model or "-", step, entry.id, usd
 
 
-def _line_row(line: InvoiceLine) -> tuple[Cell, ...]:
+def line_row(line: InvoiceLine) -> tuple[Cell, ...]:
+    """An invoice line, for the table."""
     at = "-" if line.at is None else _clock(line.at)
     usd = None if line.cost_usd is None else Amount(line.cost_usd)
     return line.number, at, line.model or "-", line.response_id or "-", usd

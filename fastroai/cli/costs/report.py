@@ -41,7 +41,7 @@ def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONF
     except LedgerNotFoundError as error:
         groups, total, nothing = (), Totals(), str(error)
     if not groups and not nothing:
-        nothing = _nothing(source.ledger, filters, booked)
+        nothing = nothing_found(source.ledger, filters, booked)
     if source.json:
         write_json(_as_json(by, filters, groups, total), nothing)
     elif nothing:
@@ -79,7 +79,8 @@ async def _read(
     return groups, total, 0
 
 
-def _nothing(url: str | None, filters: Filters, booked: int) -> str:
+def nothing_found(url: str | None, filters: Filters, booked: int) -> str:
+    """Why there is nothing to report."""
     if booked:
         others = f"{booked:,} others" if booked > 1 else "one other"
         return f"No request matches: {printable(str(filters))}. The ledger has {others}."
@@ -106,12 +107,13 @@ def _as_json(
         "by": by,
         "filters": filters.as_json(),
         "currency": "USD",
-        "groups": [{"key": group.key} | _json_of(group) for group in groups],
-        "total": _json_of(total),
+        "groups": [{"key": group.key} | totals_json(group) for group in groups],
+        "total": totals_json(total),
     }
 
 
-def _json_of(totals: Totals) -> dict[str, object]:
+def totals_json(totals: Totals) -> dict[str, object]:
+    """A row of the report."""
     return {
         **{name: getattr(totals, name) for name in COUNTS},
         "share_priced": totals.share_priced,
@@ -128,7 +130,7 @@ def _show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], tot
     out.print()
     left_out = _print_groups(out, by, groups, total)
     out.print()
-    for remark in _remarks(by, total):
+    for remark in remarks_on(by, total):
         prose(out, remark)
     if left_out:
         prose(out, no_room_for(left_out))
@@ -137,10 +139,10 @@ def _show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], tot
 def _print_groups(
     out: Console, by: str, groups: Sequence[Totals], total: Totals
 ) -> tuple[str, ...]:
-    columns, measures = zip(*_measures(total), strict=True)
+    columns, measures = zip(*measures_of(total), strict=True)
     columns = (key_column(by), *columns)
-    rows = [(key_cell(by, group.key), *_measured(group, measures)) for group in groups]
-    sums = ("total", *_measured(total, measures))
+    rows = [(key_cell(by, group.key), *measured(group, measures)) for group in groups]
+    sums = ("total", *measured(total, measures))
     share, amount = "share", paid
     if paid(total) == 0 and total.simulated:  # then what it would have cost is compared
         share, amount = "simulated share", _simulated
@@ -155,14 +157,15 @@ def _print_groups(
     return print_table(out, columns, rows, total=(*sums, ""), bars=bars)
 
 
-def _measured(totals: Totals, measures: Iterable[Callable[[Totals], Cell]]) -> Iterator[Cell]:
+def measured(totals: Totals, measures: Iterable[Callable[[Totals], Cell]]) -> Iterator[Cell]:
+    """The cells of a row."""
     return (measure(totals) for measure in measures)
 
 
 Measure = tuple[Column, Callable[[Totals], Cell]]
 
 
-def _measures(total: Totals) -> Iterator[Measure]:
+def measures_of(total: Totals) -> Iterator[Measure]:
     """The columns of numbers: those that always stand there, and those that have any."""
     yield Column("requests", rank=1), attrgetter("requests")
     for name, rank in (("unpriced", 5), ("unsettled", 5), ("refused", 6), ("replayed", 6)):
@@ -196,26 +199,28 @@ def key_name(by: str) -> str:
     return by.removeprefix("tag:") if by.startswith("tag:") else by.replace("_", " ")
 
 
-def _remarks(by: str, total: Totals) -> Iterator[str]:
+def remarks_on(by: str, total: Totals) -> Iterator[str]:
+    """What must be known to read a table."""
     if by == "tag":
         yield SEVERAL_TAGS
     if total.simulated:
         yield (
-            f"SIMULATED: {total.simulated:,} of {_requests(total.requests)} were answered by an "
+            f"SIMULATED: {total.simulated:,} of {counted(total.requests)} were answered by an "
             f"offline model. What they would have cost, {exact(total.simulated_usd)} USD, was not "
             "paid and is not in the column USD."
         )
-    yield from _unknown(total)
+    yield from remarks_on_unknown(total)
     if total.refused:
-        yield f"{_requests(total.refused)} refused by the provider, which bills nothing for them."
+        yield f"{counted(total.refused)} refused by the provider, which bills nothing for them."
     if total.replayed:
         yield (
-            f"{_requests(total.replayed)} answered from a record instead of being sent again; "
+            f"{counted(total.replayed)} answered from a record instead of being sent again; "
             f"{exact(total.replayed_usd)} USD saved."
         )
 
 
-def _unknown(total: Totals) -> Iterator[str]:
+def remarks_on_unknown(total: Totals) -> Iterator[str]:
+    """What is not in its amounts."""
     share = total.share_priced
     if share is None or share == 1:
         return
@@ -224,7 +229,7 @@ def _unknown(total: Totals) -> Iterator[str]:
         "more than is shown:"
     )
     if total.unpriced:
-        yield f"- {_requests(total.unpriced)} answered by a model without a known price."
+        yield f"- {counted(total.unpriced)} answered by a model without a known price."
     bound = "No upper bound is known."
     if total.upper_bound_usd:
         bound = (
@@ -232,7 +237,7 @@ def _unknown(total: Totals) -> Iterator[str]:
             "what is known to be spent of it is in the total."
         )
     if total.unsettled:
-        yield f"- {_requests(total.unsettled)} unsettled: sent, outcome unknown or pending. {bound}"
+        yield f"- {counted(total.unsettled)} unsettled: sent, outcome unknown or pending. {bound}"
 
 
 def no_room_for(headings: Sequence[str]) -> str:
@@ -242,5 +247,6 @@ def no_room_for(headings: Sequence[str]) -> str:
     )
 
 
-def _requests(number: int) -> str:
+def counted(number: int) -> str:
+    """So many requests."""
     return f"{number:,} request" + ("" if number == 1 else "s")

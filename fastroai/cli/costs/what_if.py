@@ -60,7 +60,7 @@ def price_otherwise(
     except LedgerNotFoundError as error:
         entries, nothing = [], str(error)
     found = what_if(entries, model, service_tier=tier, at=at)
-    groups = _grouped(found, by)
+    groups = grouped(found, by)
     if source.json:
         write_json(_as_json(found, by, filters, groups), "" if found.requests else nothing)
     elif found.requests:
@@ -75,7 +75,7 @@ async def _entries(url: str | None, filters: Filters) -> list[LedgerEntry]:
         return await ledger.entries(**filters.as_arguments())
 
 
-def _grouped(found: WhatIf, by: str) -> Groups:
+def grouped(found: WhatIf, by: str) -> Groups:
     """The compared requests by what they have in common, the largest recorded cost first."""
     keys = grouping(by)
     requests: dict[str | None, list[Repriced]] = {}
@@ -84,24 +84,25 @@ def _grouped(found: WhatIf, by: str) -> Groups:
             requests.setdefault(key, []).append(request)
     groups = {
         key: WhatIf(found.model, found.service_tier, tuple(of_key))
-        for key, of_key in sorted(requests.items(), key=_by_key)
+        for key, of_key in sorted(requests.items(), key=by_key)
     }
     if by == "day":
         return groups
     return dict(sorted(groups.items(), key=lambda group: -group[1].recorded_usd))
 
 
-def _by_key(group: tuple[str | None, object]) -> tuple[bool, str]:
+def by_key(group: tuple[str | None, object]) -> tuple[bool, str]:
     """By name; what has none comes last."""
     return group[0] is None, group[0] or ""
 
 
-def _difference(group: WhatIf) -> Decimal:
+def difference_of(group: WhatIf) -> Decimal:
     """More than 0: it would have cost more."""
     return EXACT.subtract(group.usd, group.recorded_usd)
 
 
-def _reasons(found: WhatIf) -> list[tuple[str, int]]:
+def reasons_of(found: WhatIf) -> list[tuple[str, int]]:
+    """Why requests are left out, the most frequent first."""
     told = (
         r.reason if r.usd is None else "Its recorded cost is not known." for r in found.left_out
     )
@@ -115,19 +116,22 @@ def _as_json(found: WhatIf, by: str, filters: Filters, groups: Groups) -> dict[s
         "by": by,
         "filters": filters.as_json(),
         "currency": "USD",
-        "groups": [{"key": key} | _json_of(group) for key, group in groups.items()],
-        "total": _json_of(found),
+        "groups": [{"key": key} | group_json(group) for key, group in groups.items()],
+        "total": group_json(found),
         "simulated": sum(r.entry.simulated for r in found.compared),
-        "left_out": [{"reason": reason, "requests": number} for reason, number in _reasons(found)],
+        "left_out": [
+            {"reason": reason, "requests": number} for reason, number in reasons_of(found)
+        ],
     }
 
 
-def _json_of(group: WhatIf) -> dict[str, object]:
+def group_json(group: WhatIf) -> dict[str, object]:
+    """A row of the comparison."""
     return {
         "requests": len(group.compared),
         "recorded_usd": exact(group.recorded_usd),
         "usd": exact(group.usd),
-        "difference_usd": exact(_difference(group)),
+        "difference_usd": exact(difference_of(group)),
     }
 
 
@@ -142,7 +146,7 @@ def _show(out: Console, found: WhatIf, by: str, filters: Filters, groups: Groups
     if groups:
         left_out = _print_groups(out, by, groups, found)
         out.print()
-    for remark in _remarks(found, by):
+    for remark in remarks_on(found, by):
         prose(out, remark)
     if left_out:
         prose(out, no_room_for(left_out))
@@ -157,13 +161,14 @@ def _print_groups(out: Console, by: str, groups: Groups, total: WhatIf) -> tuple
         Column("difference", rank=3),
         Column("change", rank=1),
     ]
-    rows = [(key_cell(by, key), *_measures(group)) for key, group in groups.items()]
+    rows = [(key_cell(by, key), *measures_of(group)) for key, group in groups.items()]
     bars = [group.usd for group in groups.values()] if len(groups) > 1 else ()
-    return print_table(out, columns, rows, total=("total", *_measures(total)), bars=bars)
+    return print_table(out, columns, rows, total=("total", *measures_of(total)), bars=bars)
 
 
-def _measures(group: WhatIf) -> tuple[Cell, ...]:
-    difference = _difference(group)
+def measures_of(group: WhatIf) -> tuple[Cell, ...]:
+    """The cells of a row."""
+    difference = difference_of(group)
     change = "-"
     if group.recorded_usd:
         change = f"{float(difference / group.recorded_usd) * 100:+.1f} %"
@@ -171,7 +176,8 @@ def _measures(group: WhatIf) -> tuple[Cell, ...]:
     return len(group.compared), recorded, priced, Amount(difference), change
 
 
-def _remarks(found: WhatIf, by: str) -> Iterator[str]:
+def remarks_on(found: WhatIf, by: str) -> Iterator[str]:
+    """What must be known to read the table."""
     yield (
         "The tokens are those recorded; another model would count and write other ones. Prices are "
         "list prices."
@@ -188,7 +194,7 @@ def _remarks(found: WhatIf, by: str) -> Iterator[str]:
     if not found.left_out:
         return
     yield f"LEFT OUT: {len(found.left_out):,} of {len(found.requests):,} can't be compared."
-    yield from _described(_reasons(found))
+    yield from _described(reasons_of(found))
 
 
 def _described(reasons: Sequence[tuple[str, int]]) -> Iterator[str]:

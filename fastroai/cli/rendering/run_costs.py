@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 
 from rich.console import Console
 from rich.text import Text
@@ -36,12 +37,17 @@ def print_costs(out: Console, entries: Sequence[LedgerEntry], steps: Iterable[st
         steps: Step ids in the order in which they are listed, also without requests.
     """
     rows = [
-        (step_id, model, *_measures(group))
-        for step_id, models in _grouped(entries, steps).items()
+        (step_id, model, *measures_of(group))
+        for step_id, models in by_step_and_model(entries, steps).items()
         for model, group in models.items()
     ]
-    print_table(out, _COLUMNS, rows, total=("total", "", *_measures(entries)))
-    for remarks_on in (_simulated, _unpriced, _refused):
+    print_table(out, _COLUMNS, rows, total=("total", "", *measures_of(entries)))
+    for remarks_on in (
+        remark_on_simulated,
+        remarks_on_unpriced,
+        remark_on_refused,
+        remarks_on_unsent,
+    ):
         for remark in remarks_on(entries):
             out.print(Text(printable(remark)), soft_wrap=True)
 
@@ -49,20 +55,22 @@ def print_costs(out: Console, entries: Sequence[LedgerEntry], steps: Iterable[st
 Groups = dict[str, dict[str, list[LedgerEntry]]]
 
 
-def _grouped(entries: Iterable[LedgerEntry], steps: Iterable[str]) -> Groups:
+def by_step_and_model(entries: Iterable[LedgerEntry], steps: Iterable[str]) -> Groups:
     """Entries by step and model; a step without any has an empty group of model `-`."""
     groups: Groups = {step_id: {} for step_id in steps}
     for entry in entries:
-        model = entry.model_answered or entry.model_asked or "unknown"
         models = groups.setdefault(entry.attribution.step_id or "-", {})
-        models.setdefault(model, []).append(entry)
-    for models in groups.values():
-        if not models:
-            models["-"] = []
-    return groups
+        models.setdefault(answering_model(entry), []).append(entry)
+    return {step_id: models or {"-": []} for step_id, models in groups.items()}
 
 
-def _measures(entries: Sequence[LedgerEntry]) -> tuple[Cell, ...]:
+def answering_model(entry: LedgerEntry) -> str:
+    """The model that answered, as far as it is known."""
+    return entry.model_answered or entry.model_asked or "unknown"
+
+
+def measures_of(entries: Sequence[LedgerEntry]) -> tuple[Cell, ...]:
+    """The numbers of a row."""
     [totals] = totals_of(entries)
     tokens = totals.tokens
     more = with_unknown("", [entry for entry in entries if entry.is_spend])
@@ -70,20 +78,22 @@ def _measures(entries: Sequence[LedgerEntry]) -> tuple[Cell, ...]:
     return totals.requests, totals.replayed, tokens.input_tokens, tokens.output_tokens, usd
 
 
-def _simulated(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+def remark_on_simulated(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+    """What was answered offline."""
     simulated = [entry for entry in entries if entry.simulated]
-    if not simulated:
-        return
-    models = ", ".join(sorted({_priced_as(entry) for entry in simulated}))
+    models = ", ".join(sorted(set(map(priced_as, simulated))))
     which = ""
     if len(simulated) < len(entries):
         which = f"{len(simulated)} of {len(entries)} requests: "
-    yield f"{which}SIMULATED by an offline model, priced as {models}; nothing was paid."
+    if simulated:
+        yield f"{which}SIMULATED by an offline model, priced as {models}; nothing was paid."
 
 
-def _unpriced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+def remarks_on_unpriced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+    """What is not in the total."""
     spend = [entry for entry in entries if entry.is_spend]
-    unknown = sum(entry.request_count for entry in spend if entry.cost_usd is None)
+    unpriced = [entry for entry in spend if entry.cost_usd is None]
+    unknown = sum(map(attrgetter("request_count"), unpriced))
     if unknown:
         yield (
             f"Not in the total: {unknown} request(s) whose cost is not known (no listed price, or "
@@ -94,33 +104,35 @@ def _unpriced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
         yield f"Priced: {percent(share)} of the requests."
 
 
-def _refused(entries: Sequence[LedgerEntry]) -> Iterator[str]:
-    refused = sum(entry.state is EntryState.REFUSED for entry in entries)
-    unsent = [entry for entry in entries if _was_not_sent(entry)]
-    if refused > len(unsent):
+def remark_on_refused(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+    """What providers refused."""
+    refused = [entry for entry in entries if entry.state is EntryState.REFUSED]
+    number = len(refused) - sum(map(was_not_sent, refused))
+    if number:
+        yield f"{number} request(s) were refused by the provider, which bills nothing for them."
+
+
+def remarks_on_unsent(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+    """What was not sent, and which hosts could not be reached."""
+    unsent = list(filter(was_not_sent, entries))
+    if unsent:
+        last = str(unsent[-1].error).removeprefix(NOT_SENT)
+        yield f"{len(unsent)} request(s) were not sent: {last}"
+    hosts = {entry.provider_host for entry in unsent if UNREACHABLE in str(entry.error)}
+    names = ", ".join(sorted(filter(None, hosts)))
+    if names:
         yield (
-            f"{refused - len(unsent)} request(s) were refused by the provider, which bills "
-            "nothing for them."
-        )
-    if not unsent:
-        return
-    errors = [str(entry.error).removeprefix(NOT_SENT) for entry in unsent]
-    yield f"{len(unsent)} request(s) were not sent: {errors[-1]}"
-    unreached = zip(unsent, errors, strict=True)
-    hosts = {entry.provider_host or "" for entry, error in unreached if UNREACHABLE in error}
-    if any(hosts):
-        yield (
-            f"Not reached: {', '.join(sorted(filter(None, hosts)))}. Check the network, a proxy "
-            "that may be needed (HTTPS_PROXY), and the provider's URL where one is set "
-            "(OPENAI_BASE_URL and the like)."
+            f"Not reached: {names}. Check the network, a proxy that may be needed "
+            "(HTTPS_PROXY), and the provider's URL where one is set (OPENAI_BASE_URL and the like)."
         )
 
 
-def _was_not_sent(entry: LedgerEntry) -> bool:
+def was_not_sent(entry: LedgerEntry) -> bool:
+    """Whether it did not get as far as a provider."""
     return entry.state is EntryState.REFUSED and (entry.error or "").startswith(NOT_SENT)
 
 
-def _priced_as(entry: LedgerEntry) -> str:
+def priced_as(entry: LedgerEntry) -> str:
     """`provider:model` as the price's source names it."""
     listed = re.search(r"([\w-]+)/(\S+?)(,|$)", entry.price_source or "")
     return f"{listed[1]}:{listed[2]}" if listed else entry.model_answered or "an unknown model"

@@ -72,10 +72,10 @@ def print_table(
         bars: An amount for each row, drawn as part of the largest where there is room.
     """
     drawn = _drawn(columns, [*rows, total] if total else rows)
-    shown = _that_fit(drawn, out.width)
+    shown = that_fit(drawn, out.width)
     table = _empty_table(shown, out.width)
     table.show_footer = bool(total)
-    room = out.width - _together(part.least for part in shown) - _GAP
+    room = out.width - width_of(part.least for part in shown) - _GAP
     if room < _BAR or out.options.ascii_only:
         bars = ()
     for number in range(len(rows)):
@@ -126,7 +126,7 @@ class _Drawn:
 def _drawn(columns: Sequence[Column], lines: Sequence[Sequence[Cell]]) -> list[_Drawn]:
     places = places_of(cell.usd for line in lines for cell in line if isinstance(cell, Amount))
     return [
-        _Drawn(column, [_text(line[number], places) for line in lines])
+        _Drawn(column, [shown_cell(line[number], places) for line in lines])
         for number, column in enumerate(columns)
     ]
 
@@ -136,16 +136,17 @@ def _empty_table(shown: Sequence[_Drawn], width: int) -> Table:
     table.header_style = table.footer_style = "cyan"
     for part in shown:
         part.add_to(table)
-    narrowest = _together(part.narrowest for part in shown)
+    narrowest = width_of(part.narrowest for part in shown)
     if narrowest > width:
         # The terminal wraps such lines; rich would cut amounts off.
         table.width = narrowest
     return table
 
 
-def _that_fit(drawn: Sequence[_Drawn], width: int) -> list[_Drawn]:
+def that_fit(drawn: Sequence[_Drawn], width: int) -> list[_Drawn]:
+    """The columns for which there is room."""
     shown = list(drawn)
-    while _together(part.least for part in shown) > width:
+    while width_of(part.least for part in shown) > width:
         dropped = max(shown, key=lambda part: part.column.rank)
         if not dropped.column.rank:
             break
@@ -153,12 +154,13 @@ def _that_fit(drawn: Sequence[_Drawn], width: int) -> list[_Drawn]:
     return shown
 
 
-def _together(widths: Iterable[int]) -> int:
+def width_of(widths: Iterable[int]) -> int:
     """The width of columns beside each other."""
     return sum(width + _GAP for width in widths) - _GAP
 
 
-def _text(cell: Cell, places: int) -> str:
+def shown_cell(cell: Cell, places: int) -> str:
+    """A cell as it stands in the table."""
     if cell is None:
         return "unknown"
     if isinstance(cell, Amount):

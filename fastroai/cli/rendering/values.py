@@ -17,31 +17,34 @@ def render(value: object) -> str:
     plain: JSON = to_jsonable_python(
         value, by_alias=False, inf_nan_mode="constants", fallback=str, serialize_unknown=True
     )
-    return "\n".join(_lines(plain, ""))
+    return "\n".join(lines_of(plain, ""))
 
 
-def _lines(value: JSON, indent: str) -> Iterator[str]:
+def lines_of(value: JSON, indent: str) -> Iterator[str]:
+    """A value at an indent."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from _field(name, item, indent)
+            yield from field_lines(name, item, indent)
     elif isinstance(value, list):
         for item in value:
-            first, *rest = [*_lines(item, indent + "  ")] or [""]
+            first, *rest = [*lines_of(item, indent + "  ")] or [""]
             yield f"{indent}- {first.lstrip()}"
             yield from rest
     else:
-        yield from _wrapped(_scalar(value), indent)
+        yield from wrapped(scalar(value), indent)
 
 
-def _field(name: str, value: JSON, indent: str) -> Iterator[str]:
+def field_lines(name: str, value: JSON, indent: str) -> Iterator[str]:
+    """A field, on one line where its value has room there."""
     if isinstance(value, dict | list) and value:
         yield f"{indent}{name}:"
-        yield from _lines(value, indent + "  ")
+        yield from lines_of(value, indent + "  ")
     else:
-        yield from _wrapped(f"{name}: {_scalar(value)}", indent)
+        yield from wrapped(f"{name}: {scalar(value)}", indent)
 
 
-def _scalar(value: JSON) -> str:
+def scalar(value: JSON) -> str:
+    """A value that has no parts."""
     if value is None or value in ("", {}, []):
         return "(none)"
     if isinstance(value, bool):
@@ -49,7 +52,8 @@ def _scalar(value: JSON) -> str:
     return str(value)
 
 
-def _wrapped(text: str, indent: str) -> Iterator[str]:
+def wrapped(text: str, indent: str) -> Iterator[str]:
+    """A text in paragraphs, the first line less indented."""
     first = indent
     for paragraph in text.splitlines():
         yield from textwrap.wrap(
