@@ -45,7 +45,7 @@ class FolderStore(ObjectStore):
 
     async def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
-        return await self._threads.run(partial(_read, Path(self.resolve(name))))
+        return await self._threads.run(partial(_read, self.resolve(name)))
 
     async def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
@@ -97,11 +97,12 @@ def write_private(path: Path, content: bytes) -> None:
         raise
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str) -> bytes:
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except FileNotFoundError:
-        refuse_a_dangling_link(path)
+        refuse_a_dangling_link(Path(path))
         raise
 
 
