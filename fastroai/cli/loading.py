@@ -52,6 +52,7 @@ def _import(name: str) -> ModuleType:
         if not file.is_file():
             raise UsageError(f"No file {name!r} (working directory: {folder}).")
         folder, name = file.parent, file.stem
+    # In front, as `python -m` has it.
     sys.path.insert(0, str(folder))
     prefer(name, folder)
     try:

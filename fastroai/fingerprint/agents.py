@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
-from typing import Any, get_origin
+from typing import Any
 
 from pydantic_ai import Agent
 from pydantic_ai.agent import AbstractAgent, WrapperAgent
@@ -18,6 +18,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.toolsets import AbstractToolset
 
 from ..agent.agent import FastroAgent
+from .classes import is_hint
 from .describer import Describer
 
 NOT_ABOUT_THE_ANSWER = {
@@ -123,7 +124,7 @@ def describe_model(model: object, describer: Describer) -> object:
     """A model by its names; where it is reached, and by which key, is left out."""
     while isinstance(model, WrapperModel):
         model = model.wrapped
-    if model is None or isinstance(model, str):
+    if isinstance(model, str | None):
         return model
     if not isinstance(model, Model):
         return ["type", type(model).__qualname__]
@@ -198,7 +199,7 @@ def describe_member(value: object, describer: Describer) -> object:
     """
     if isinstance(value, FunctionType | MethodType | functools.partial):
         return describer.root(value)
-    if isinstance(value, type) or get_origin(value) is not None:
+    if is_hint(value):
         return describer.hint(value)
     if isinstance(value, list | tuple):
         return [describe_member(item, describer) for item in value]

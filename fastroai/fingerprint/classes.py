@@ -8,7 +8,7 @@ import inspect
 import itertools
 from enum import Enum
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
-from typing import Any, is_typeddict
+from typing import Any, get_origin, is_typeddict
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -51,6 +51,11 @@ def held_by_object(value: object) -> dict[str, object]:
 def is_record(value: object) -> bool:
     """Whether an object is of declared fields: a model's or a dataclass's, also of a library."""
     return isinstance(value, BaseModel) or dataclasses.is_dataclass(value)
+
+
+def is_hint(value: object) -> bool:
+    """Whether an object is a type, or a generic one with its arguments."""
+    return isinstance(value, type) or get_origin(value) is not None
 
 
 def json_schema(hint: object) -> object:

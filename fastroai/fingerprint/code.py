@@ -170,4 +170,4 @@ def is_data(value: object) -> bool:
         return all(map(is_data, value))
     if isinstance(value, dict):
         return all(map(is_data, value.values()))
-    return value is None or isinstance(value, str | bytes | int | float | Enum)
+    return isinstance(value, str | bytes | int | float | Enum | None)

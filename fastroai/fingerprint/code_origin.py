@@ -32,8 +32,10 @@ class CodeOrigin:
     def holds(self, module: str) -> bool:
         """Whether a module of that name is at home here; nothing is imported to find out."""
         top = module.partition(".")[0]
-        if self.is_library or not self.root or self.name != self.root:
-            return top == self.name and not self.is_library
+        if self.is_library:
+            return False
+        if not self.root or self.name != self.root:
+            return top == self.name
         return any(os.path.exists(os.path.join(self.root, top + ending)) for ending in ("", ".py"))
 
     def place(self, text: str) -> str:
@@ -85,12 +87,17 @@ def _home(name: str, file: str | None, is_package: bool) -> CodeOrigin:
     if package in _LIBRARIES or _is_pythons(package, file):
         return CodeOrigin(package, "", is_library=True)
     if is_package or "." in name:
-        paths = list(getattr(sys.modules.get(package), "__path__", []))
-        return CodeOrigin(package, os.path.dirname(os.path.abspath(paths[0])) if paths else "")
+        return CodeOrigin(package, _folder_of(package))
     if file is None:
         return CodeOrigin(package, "")
     folder = os.path.dirname(os.path.abspath(file))
     return CodeOrigin(folder, folder)
+
+
+def _folder_of(package: str) -> str:
+    """The folder that holds a package; empty where it is in none."""
+    paths = list(getattr(sys.modules.get(package), "__path__", []))
+    return os.path.dirname(os.path.abspath(paths[0])) if paths else ""
 
 
 def _is_pythons(package: str, file: str | None) -> bool:

@@ -36,7 +36,7 @@ from ..pipelines.config import StepConfig
 from ..pipelines.decorators import FunctionStep
 from ..serialization.canonical_json import digest
 from .agents import describe_agent, describe_part, is_part_of_an_agent
-from .classes import describe_class, describe_fields, is_record, json_schema
+from .classes import describe_class, describe_fields, is_hint, is_record, json_schema
 from .code import describe_function
 from .code_origin import CodeOrigin, origin_of_class, origin_of_function
 from .functions import compiled_identity
@@ -134,7 +134,7 @@ class StepDescriber:
         """Data by its content, code by what it does, anything else (clients, locks, files) by its
         type's name.
         """
-        if value is None or isinstance(value, bool):
+        if isinstance(value, bool | None):
             return value
         if type(value) is str:
             return value if self._home is None else self._home.place(value)
@@ -164,11 +164,7 @@ class StepDescriber:
         if isinstance(hint, type):
             with self._at(origin_of_class(hint)):
                 return self.value(hint)
-        inner = [
-            self.parts(part)
-            for part in get_args(hint)
-            if isinstance(part, type) or get_origin(part) is not None
-        ]
+        inner = [self.parts(part) for part in filter(is_hint, get_args(hint))]
         return [inner, [self.value(part) for part in getattr(hint, "__metadata__", ())]]
 
     def is_own(self, cls: type) -> bool:

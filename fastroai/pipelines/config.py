@@ -23,6 +23,7 @@ class _RemembersGiven(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         config = super().__call__(*args, **kwargs)
+        # No field: two configs that say the same are equal, however they were written.
         positional = (f.name for f in fields(cls))  # type: ignore[arg-type]  # its classes are dataclasses
         config.__dict__["_given"] = {
             *(name for name, _ in zip(positional, args, strict=False)),
@@ -176,6 +177,7 @@ def _require(
 
 
 def _is_amount(value: Any) -> bool:
+    # To Python, True is the number 1; as an amount, it is a mistake.
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     return is_number and 0 <= value < float("inf")
 

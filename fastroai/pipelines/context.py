@@ -156,6 +156,7 @@ class StepContext(Generic[DepsT]):
             timeout = self._config.timeout if self._stands_alone else None
         if retries is AS_CONFIGURED or retries is None:
             retries = self._config.retries if self._stands_alone else 0
+        # Not before: to find it may open the ledger, and most contexts by hand are tests.
         if not self._is_booked:
             self._state = await find_state(self._step_id)
             self._is_booked = True
@@ -188,6 +189,7 @@ class StepContext(Generic[DepsT]):
             self._state.final(error)
             await self._fire(after, error)
             raise
+        # A cancelled call was sent as well; a hook that counts calls has to hear of it.
         except (Exception, asyncio.CancelledError) as error:
             await self._fire(after, error)
             raise

@@ -222,6 +222,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
                 f"The input of pipeline '{self.name}' does not fit "
                 f"{self.input_type.__name__}:\n{_problems(error)}"
             ) from error
+        # Not as model_dump would give it: models within the input stay models.
         return {field: getattr(model, field) for field in type(model).model_fields} | (
             model.model_extra or {}
         )

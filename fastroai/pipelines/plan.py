@@ -170,6 +170,7 @@ def _needed_by(step_id: str, needed: object, steps: Mapping[str, AnyStep]) -> tu
                 f"Step '{step_id}' depends on unknown step '{dependency}'. Known steps: "
                 f"{_names(steps)}."
             )
+    # Each once: the scheduler counts how many are missing.
     return tuple(dict.fromkeys(needed))
 
 
@@ -206,6 +207,7 @@ def _config_of(
     config: PipelineConfig | None,
     step_configs: Mapping[str, StepConfig],
 ) -> StepConfig:
+    # A step of somebody's own may have a `config` that has nothing to do with ours.
     own = getattr(steps[step_id], "config", None)
     try:
         resolved = resolve_config(

@@ -128,6 +128,7 @@ class StepUsage(BaseModel):
             tool_call_count=tool_call_count,
             processing_time_ms=processing_time_ms,
             cost_usd=cost,
+            # Of the sum: a single request may cost less than half of a microcent.
             cost_microcents=usd_to_microcents(cost),
             model=next((e.model_answered for e in entries if e.model_answered), None),
             replayed_cost_usd=sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0)),

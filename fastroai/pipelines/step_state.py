@@ -135,6 +135,7 @@ class StepState:
         """Start an attempt, counted from 1: the journal is read from its beginning."""
         self.attempt = attempt
         self.dispatches = 0
+        # The answers of earlier attempts are handed out from the first one again.
         self._cursor = None
         if self.journal is not None:
             self.journal.begin_attempt()
@@ -194,6 +195,7 @@ class StepState:
 
     def is_final(self, error: BaseException) -> bool:
         """Whether this very error must not lead to another attempt."""
+        # This very one: another call may have failed with an equal error that passes.
         return any(error is noted for noted in self._final)
 
     def replay(self, agent: Any, message: Any) -> ChatResponse[Any] | None:
@@ -239,6 +241,7 @@ class StepState:
                 self._answered = defaultdict(list)
             answered = self._answered[key]
             answered.append(_Answered(agent, response, entries))
+            # What this attempt was just given is not handed out to it again.
             if self._cursor is not None:
                 self._cursor[key] = len(answered)
 

@@ -122,6 +122,7 @@ class _LocalStream(StreamedResponse):
     async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:
         for index, part in enumerate(self._whole.parts):
             for event in self._events_of(index, part):
+                # As between two packets of a network: others run, and a reader may leave.
                 await asyncio.sleep(0)
                 yield event
         self.provider_response_id = self._whole.provider_response_id
@@ -177,6 +178,7 @@ def estimate_usage(
     )
     incoming = sum(_TOKENS_PER_MESSAGE + estimate_tokens(text) for text in _texts_of(messages))
     outgoing = sum(estimate_tokens(_text_of_part(part)) for part in response.parts)
+    # A request without any tokens would count as one whose usage is not known.
     return RequestUsage(
         input_tokens=max(1, incoming + estimate_tokens(schemas)), output_tokens=max(1, outgoing)
     )

@@ -105,6 +105,7 @@ class SchemaFiller:
             target: Any = self._root
             for step in schema["$ref"].removeprefix("#/").split("/"):
                 target = target[step.replace("~1", "/").replace("~0", "~")]
+            # What stands beside a reference counts more than what it refers to.
             own = dict(schema)
             del own["$ref"]
             schema = {**target, **own}
@@ -114,6 +115,7 @@ class SchemaFiller:
 
     def _variant(self, variants: Sequence[Schema], at: Place) -> object:
         """The first alternative; None as soon as the value is deep enough."""
+        # A schema may hold itself, but then it says how the chain may end.
         resolved = list(map(self._resolved, variants))
         values = [variant for variant in resolved if variant.get("type") != "null"]
         may_be_none = len(values) < len(resolved)
@@ -228,6 +230,7 @@ def number_within(schema: Schema, whole: bool, number: int = 0) -> int | float:
     value = _between(low, high, number, step)
     if step:
         value = math.ceil(value / step) * step
+        # Rounded up, it may be past the limit.
         excluded = schema.get("exclusiveMaximum")
         while value > high or value == excluded:
             value -= step

@@ -42,19 +42,24 @@ def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONF
         groups, total, nothing = (), Totals(), str(error)
     if not groups and not nothing:
         nothing = nothing_found(source.ledger, filters, booked)
+    content = _as_json(by, filters, groups, total)
+    publish(source, content, nothing or (lambda: _show(console(), by, filters, groups, total)))
+
+
+def publish(source: Source, content: object, found: str | Callable[[], None]) -> None:
+    """Write what is found as JSON or as a table.
+
+    Args:
+        content: For JSON, which is written in any case.
+        found: Shows it; or the sentence that says that there is nothing.
+    """
     if source.json:
-        write_json(_as_json(by, filters, groups, total), nothing)
-    elif nothing:
-        sys.stdout.write(f"{nothing}\n")
-    else:
-        _show(console(), by, filters, groups, total)
-
-
-def write_json(content: object, nothing: str) -> None:
-    """Write to stdout, also where there is nothing to report; stderr then says so."""
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
-    if nothing:
-        sys.stderr.write(f"{nothing}\n")
+        sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    if isinstance(found, str):
+        # Beside JSON, a sentence would make stdout unreadable for programs.
+        (sys.stderr if source.json else sys.stdout).write(f"{found}\n")
+    elif not source.json:
+        found()
 
 
 async def _read(
@@ -130,7 +135,12 @@ def _show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], tot
     out.print()
     left_out = _print_groups(out, by, groups, total)
     out.print()
-    for remark in remarks_on(by, total):
+    show_remarks(out, remarks_on(by, total), left_out)
+
+
+def show_remarks(out: Console, remarks: Iterable[str], left_out: Sequence[str]) -> None:
+    """What must be known to read a table, and which columns it lacks."""
+    for remark in remarks:
         prose(out, remark)
     if left_out:
         prose(out, no_room_for(left_out))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -24,7 +23,7 @@ from ..parsing import moment
 from ..rendering.console import console, printable, prose
 from ..rendering.tables import Amount, Cell, Column, exact, print_table
 from .filters import ALL_RECORDED, CONFIGURED, By, Filters, RecordedFilters, Source
-from .report import SEVERAL_TAGS, key_cell, key_column, no_room_for, write_json
+from .report import SEVERAL_TAGS, key_cell, key_column, publish, show_remarks
 
 _MOST_REASONS = 5
 
@@ -61,13 +60,12 @@ def price_otherwise(
         entries, nothing = [], str(error)
     found = what_if(entries, model, service_tier=tier, at=at)
     groups = grouped(found, by)
-    if source.json:
-        write_json(_as_json(found, by, filters, groups), "" if found.requests else nothing)
-    elif found.requests:
-        _show(console(), found, by, filters, groups)
-    else:
-        sys.stdout.write(f"{nothing}\n")
-    return FAILED if found.requests and not found.compared else 0
+    content = _as_json(found, by, filters, groups)
+    if not found.requests:
+        publish(source, content, nothing)
+        return 0
+    publish(source, content, lambda: _show(console(), found, by, filters, groups))
+    return 0 if found.compared else FAILED
 
 
 async def _entries(url: str | None, filters: Filters) -> list[LedgerEntry]:
@@ -146,10 +144,7 @@ def _show(out: Console, found: WhatIf, by: str, filters: Filters, groups: Groups
     if groups:
         left_out = _print_groups(out, by, groups, found)
         out.print()
-    for remark in remarks_on(found, by):
-        prose(out, remark)
-    if left_out:
-        prose(out, no_room_for(left_out))
+    show_remarks(out, remarks_on(found, by), left_out)
 
 
 def _print_groups(out: Console, by: str, groups: Groups, total: WhatIf) -> tuple[str, ...]:

@@ -44,7 +44,8 @@ def print_costs(out: Console, entries: Sequence[LedgerEntry], steps: Iterable[st
     print_table(out, _COLUMNS, rows, total=("total", "", *measures_of(entries)))
     for remarks_on in (
         remark_on_simulated,
-        remarks_on_unpriced,
+        remark_on_unpriced,
+        remark_on_share_priced,
         remark_on_refused,
         remarks_on_unsent,
     ):
@@ -89,17 +90,20 @@ def remark_on_simulated(entries: Sequence[LedgerEntry]) -> Iterator[str]:
         yield f"{which}SIMULATED by an offline model, priced as {models}; nothing was paid."
 
 
-def remarks_on_unpriced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+def remark_on_unpriced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
     """What is not in the total."""
-    spend = [entry for entry in entries if entry.is_spend]
-    unpriced = [entry for entry in spend if entry.cost_usd is None]
+    unpriced = [entry for entry in entries if entry.is_spend and entry.cost_usd is None]
     unknown = sum(map(attrgetter("request_count"), unpriced))
     if unknown:
         yield (
             f"Not in the total: {unknown} request(s) whose cost is not known (no listed price, or "
             "no answer seen)."
         )
-    share = totals_of(spend)[0].share_priced
+
+
+def remark_on_share_priced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+    """How many of the requests that count as spend have a price, where not all have."""
+    share = totals_of([entry for entry in entries if entry.is_spend])[0].share_priced
     if share is not None and share < 1:
         yield f"Priced: {percent(share)} of the requests."
 

@@ -76,11 +76,11 @@ def print_table(
     table = _empty_table(shown, out.width)
     table.show_footer = bool(total)
     room = out.width - width_of(part.least for part in shown) - _GAP
-    if room < _BAR or out.options.ascii_only:
-        bars = ()
+    has_bars = bool(bars) and room >= _BAR and not out.options.ascii_only
+    drawn_bars = _bars(bars) if has_bars else []
     for number in range(len(rows)):
-        cells = [Text(part.cells[number]) for part in shown]
-        table.add_row(*cells, *(_bar(amount, max(bars)) for amount in bars[number : number + 1]))
+        cells = (Text(part.cells[number]) for part in shown)
+        table.add_row(*cells, *drawn_bars[number : number + 1])
     with out.capture() as captured:
         out.print(table, crop=False)
     out.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
@@ -168,12 +168,12 @@ def shown_cell(cell: Cell, places: int) -> str:
     return f"{cell:,}" if isinstance(cell, int) else printable(cell)
 
 
-def _bar(amount: Decimal, largest: Decimal) -> Bar:
-    """An amount as a part of the largest; the smallest part of something is visible."""
-    share = float(amount / largest) if largest > 0 else 0.0
-    if share > 0:
-        share = max(share, 1 / (8 * _BAR))
-    return Bar(1, 0, share, width=_BAR)
+def _bars(amounts: Sequence[Decimal]) -> list[Bar]:
+    """Amounts as parts of the largest; the smallest part of something is visible."""
+    largest = max(amounts)
+    shares = [float(amount / largest) if amount > 0 else 0.0 for amount in amounts]
+    least = 1 / (8 * _BAR)
+    return [Bar(1, 0, max(share, least) if share else 0.0, width=_BAR) for share in shares]
 
 
 def amounts(values: Sequence[Decimal]) -> list[str]:
