@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from pydantic_ai.capabilities import BatchModelRequests
 from pydantic_ai.messages import ModelResponse
@@ -15,15 +14,10 @@ from pydantic_ai.models.batch import Batch, BatchRequest
 from pydantic_ai.models.wrapper import WrapperModel
 
 from ..replay.encoding import adapter_of
-from ..replay.journal import Journal
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel
 from .batches import BookedRequest, Place, SubmittedRequest, place_of_request, take_up
 from .sending_methods import MARK
-
-_waiting: WeakKeyDictionary[Journal, dict[str, tuple[str, int]]] = WeakKeyDictionary()
-"""By the id of a pending response: the request's place in the journal, and how much was sent before
-it. Beside the journal, because the models around a request are made for each look at its batch."""
 
 
 def journal_batches() -> None:
@@ -56,7 +50,7 @@ class JournaledBatches(JournaledModel):
     """
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        waiting = _waiting.setdefault(self.journal, {})
+        waiting = self.journal.waiting
         if (pending := _pending_id(request)) is None:
             place, sent_before = self.place_of(request), len(self.books.entries)
             known = await self.recall(place) or await self._taken_up(request, place)

@@ -273,6 +273,8 @@ async def _after_http_response(response: Any) -> None:
         send.answered_unseen(response.status_code)
         if response.status_code < 300:
             send.raw = RawAnswer(response)
+    elif send is not None and response.request.method == "GET" and response.status_code < 300:
+        send.raw = RawAnswer(response)  # of a request that was taken on before
 
 
 class _Trace:

@@ -12,6 +12,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse
 from pydantic_ai.models.batch import BatchRequest, EncodedBatchRequest
 
+from ..ledger.entries import EntryState
 from ..pricing.calculator import CostCalculator
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
@@ -20,12 +21,18 @@ from .batches import BookedRequest, booked_request, is_submitting, place_of_requ
 from .http_attempts import Send
 from .members import have_stood_for, is_made_of_models
 from .models import innermost
+from .pricer import describe_error
 from .request_books import Foreseen, RequestBooks, Target
 from .retries import retry_delay
 from .scope import current_scope
 from .sdk_retries import settings_for_one_attempt
 
 AnswerT = TypeVar("AnswerT")
+
+_jobs: dict[tuple[str | None, str | None], Send] = {}
+"""By host and answer's id, requests that a provider works on in the background. Of the process, as
+code that asks without an agent has other books for each look.
+"""
 
 
 class MeteredModel(RequestWrapper):
@@ -40,14 +47,15 @@ class MeteredModel(RequestWrapper):
         self._target = Target(wrapped)
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        send, response = await self._insist(request, RequestOfModel.answer_of)
-        send.answered(response)
+        send, response = await self._sent(request, RequestOfModel.answer_of)
+        if not self._is_under_way(send, response):
+            send.answered(response)
         return response
 
     @asynccontextmanager
     async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
         async with AsyncExitStack() as stack:
-            send, stream = await self._insist(
+            send, stream = await self._sent(
                 request, lambda one, model: stack.enter_async_context(one.stream_of(model))
             )
             try:
@@ -55,7 +63,39 @@ class MeteredModel(RequestWrapper):
             except BaseException as error:
                 self.books.streamed(send, self._target, stream, error)
                 raise
-            self.books.streamed(send, self._target, stream, None)
+            if not self._is_under_way(send, stream.get()):
+                self.books.streamed(send, self._target, stream, None)
+
+    async def _sent(
+        self,
+        request: RequestOfModel,
+        attempt: Callable[[RequestOfModel, Model], Awaitable[AnswerT]],
+    ) -> tuple[Send, AnswerT]:
+        """Send a request, or look whether the answer to one that is under way is there: that is no
+        request, and settled as the one that it is about.
+        """
+        last = request.messages[-1] if request.messages else None
+        job = _jobs.get((self._target.host, getattr(last, "provider_response_id", None)))
+        if job is None:
+            return await self._insist(request, attempt)
+        try:
+            with job:
+                return job, await attempt(request, self.wrapped)
+        except BaseException as error:
+            job.book(job.entry.settled(EntryState.UNSETTLED, error=describe_error(error)))
+            raise
+
+    def _is_under_way(self, send: Send, response: ModelResponse) -> bool:
+        """Whether a provider has taken on a request, and is asked for its answer later."""
+        job = self._target.host, response.provider_response_id
+        is_job = (
+            response.state == "suspended" and self.wrapped.continuation_delay(response) is not None
+        )
+        if is_job:
+            _jobs[job] = send
+        else:
+            _jobs.pop(job, None)
+        return is_job
 
     async def _insist(
         self,

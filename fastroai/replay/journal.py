@@ -65,6 +65,10 @@ class Journal:
         self._is_empty = is_empty
         self._known: dict[str, bytes] = {}
         self._asked: Counter[str] = Counter()
+        self.waiting: dict[str, tuple[str, int]] = {}
+        """By the id of an answer that is still to come: its place, and how many entries there were
+        before it was asked for.
+        """
         self._counting = threading.Lock()  # two threads must not get the same place
 
     @property

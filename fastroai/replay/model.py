@@ -44,26 +44,38 @@ class JournaledModel(RequestWrapper):
         self.journal = journal
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        place = self.place_of(request)
-        if (recorded := await self.recall(place)) is not None:
-            return recorded
-        sent_before = len(self.books.entries)
+        if (asked := self._asked_before(request)) is None:
+            asked = self.place_of(request), len(self.books.entries)
+            if (recorded := await self.recall(asked[0])) is not None:
+                return recorded
         response = await request.answer_of(self.wrapped)
-        await self.keep(place, response, sent_before)
+        await self._keep_or_wait(response, *asked)
         return response
 
     @asynccontextmanager
     async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
-        place = self.place_of(request)
-        if (recorded := await self.recall(place)) is not None:
-            yield CompletedStreamedResponse(
-                recorded, model_request_parameters=request.parameters, replay_events=True
-            )
-            return
-        sent_before = len(self.books.entries)
+        if (asked := self._asked_before(request)) is None:
+            asked = self.place_of(request), len(self.books.entries)
+            if (recorded := await self.recall(asked[0])) is not None:
+                yield CompletedStreamedResponse(
+                    recorded, model_request_parameters=request.parameters, replay_events=True
+                )
+                return
         async with request.stream_of(self.wrapped) as stream:
             yield stream
-        await self.keep(place, stream.get(), sent_before)
+        await self._keep_or_wait(stream.get(), *asked)
+
+    def _asked_before(self, request: RequestOfModel) -> tuple[str, int] | None:
+        """Where the answer belongs for which this request only looks whether it is there."""
+        last = request.messages[-1] if request.messages else None
+        return self.journal.waiting.get(getattr(last, "provider_response_id", None) or "")
+
+    async def _keep_or_wait(self, response: ModelResponse, place: str, sent_before: int) -> None:
+        is_to_come = response.state == "suspended" and response.provider_response_id is not None
+        if is_to_come and self.wrapped.continuation_delay(response) is not None:
+            self.journal.waiting[response.provider_response_id or ""] = place, sent_before
+        else:
+            await self.keep(place, response, sent_before)
 
     def place_of(self, request: RequestOfModel) -> str:
         """Where the answer to a request belongs, this being the next time it is asked."""
