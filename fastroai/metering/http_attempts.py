@@ -197,16 +197,14 @@ def _watch_client(model: Model) -> bool:
     client = getattr(model, "client", None) if model.provider is not None else None
     if client is None:
         return False
-    for path in _HTTP_CLIENTS:
-        http_client = attribute_at(client, path)
-        hooks = getattr(http_client, "event_hooks", None)
-        if isinstance(hooks, dict):
-            if _before_http_request not in hooks.get("request", ()):
-                _have_told(http_client)
-            if http_client in _loops:
-                _warn_of_another_loop(http_client, model)
-            uses_aiohttp = attribute_at(client, ("_api_client", "_use_aiohttp"))
-            return not (callable(uses_aiohttp) and uses_aiohttp())
+    http_client = _http_client(client)
+    if http_client is not None:
+        if _before_http_request not in http_client.event_hooks.get("request", ()):
+            _have_told(http_client)
+        if http_client in _loops:
+            _warn_of_another_loop(http_client, model)
+        uses_aiohttp = attribute_at(client, ("_api_client", "_use_aiohttp"))
+        return not (callable(uses_aiohttp) and uses_aiohttp())
     if (events := boto_events(client)) is None:
         return False
     for event, handler in (
@@ -215,6 +213,14 @@ def _watch_client(model: Model) -> bool:
     ):
         events.register(event, handler, unique_id=f"fastroai-{event}")
     return True
+
+
+def _http_client(client: object) -> Any:
+    for path in _HTTP_CLIENTS:
+        found = attribute_at(client, path)
+        if isinstance(getattr(found, "event_hooks", None), dict):
+            return found
+    return None
 
 
 _loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop] | None] = WeakKeyDictionary()

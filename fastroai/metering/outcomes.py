@@ -99,22 +99,27 @@ def settle_failure(
     if left is False and status is None:
         return entry.settled(EntryState.REFUSED, error=f"{NOT_SENT}{reason}")
     if isinstance(error, ModelHTTPError):
-        refused = (
-            not error.in_stream
-            and error.status_code not in _MAYBE_BILLED
-            and not _was_filtered(error)
-        )
-        return entry.settled(EntryState.REFUSED if refused else EntryState.UNSETTLED, error=reason)
-    if left or status is not None:
+        return entry.settled(_state_after(error), error=reason)
+    if status is not None:
         # What was seen outweighs an error that says the request was not sent: it may be about
         # another attempt.
         state = EntryState.REFUSED if _refuses(status) else EntryState.UNSETTLED
-        return entry.settled(state, error=reason if status is None else f"HTTP {status}; {reason}")
-    if isinstance(error, UserError) or (
-        isinstance(error, ModelConnectionError) and error.phase in NOT_SENT_PHASES
-    ):
+        return entry.settled(state, error=f"HTTP {status}; {reason}")
+    if not left and _says_not_sent(error):
         return entry.settled(EntryState.REFUSED, error=f"{NOT_SENT}{reason}")
     return entry.settled(EntryState.UNSETTLED, error=reason)
+
+
+def _state_after(error: ModelHTTPError) -> EntryState:
+    if error.in_stream or error.status_code in _MAYBE_BILLED or _was_filtered(error):
+        return EntryState.UNSETTLED
+    return EntryState.REFUSED
+
+
+def _says_not_sent(error: BaseException) -> bool:
+    if isinstance(error, ModelConnectionError):
+        return error.phase in NOT_SENT_PHASES
+    return isinstance(error, UserError)
 
 
 def settle_resent(entry: LedgerEntry, status: int | None) -> LedgerEntry:

@@ -160,13 +160,7 @@ class Pricer:
                 remedies.
             SettingsError: A variable has a value it may not have.
         """
-        if getattr(model, "simulated", False) is True:
-            return
-        if (
-            not hasattr(self._calculator, "price")
-            or model.system == "test"
-            or model.model_id.startswith("gateway/")
-        ):
+        if not hasattr(self._calculator, "price") or _needs_no_price(model):
             return
         tier = asked_service_tier(model, settings)
         try:
@@ -267,6 +261,13 @@ class Pricer:
         if name not in _warned:
             _warned.add(name)
             logger.warning("Requests to model %r are recorded without a price. %s", name, error)
+
+
+def _needs_no_price(model: Model) -> bool:
+    """Whether nothing is sent, or to a gateway, which states its bill."""
+    if getattr(model, "simulated", False) is True or model.system == "test":
+        return True
+    return model.model_id.startswith("gateway/")
 
 
 def _states_bill(model: Model) -> bool:

@@ -46,20 +46,16 @@ def settings_for_one_attempt(model: Model, settings: ModelSettings | None) -> Mo
     """
     if model.provider is None:
         return settings
-    if sdk_obeys(model):
-        makes_one = getattr(getattr(model, "client", None), "max_retries", None) == 0
-        if makes_one and not any(
-            "max_retries" in (layer or ()) for layer in (settings, model.settings)
-        ):
-            return settings
-        told = ModelSettings(**(settings or {}))
-        told["max_retries"] = 0
-        return told
-    if settings and "max_retries" in settings:
-        kept = ModelSettings(**settings)
-        del kept["max_retries"]
-        return kept
-    return settings
+    told = ModelSettings(**(settings or {}))
+    is_asked = "max_retries" in told
+    told.pop("max_retries", None)
+    if not sdk_obeys(model):
+        return told if is_asked else settings
+    makes_one = attribute_at(model, ("client", "max_retries")) == 0
+    if makes_one and not is_asked and "max_retries" not in (model.settings or {}):
+        return settings
+    told["max_retries"] = 0
+    return told
 
 
 def retry_nothing(model: Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import Final
 
@@ -76,16 +76,14 @@ def sane_counts(usage: RequestUsage) -> TokenCounts:
 def _refuse_nonsense(usage: RequestUsage) -> None:
     if usage.unmeasured_requests:
         raise UnknownUsageError(f"The provider reported no {_NO_USAGE}.")
-    for name in _COUNTS:
-        value = getattr(usage, name)
+    for name, value in _tokens_of(usage):
         if type(value) is not int or not 0 <= value <= _MOST:
-            raise _no_number(name, value)
+            raise UnknownUsageError(
+                f"The provider reported {name}={value!r}, which is no number of tokens."
+            )
     if not usage.input_tokens:
         what = "input tokens, of which each request has some" if usage.output_tokens else _NO_USAGE
         raise UnknownUsageError(f"The provider reported no {what}.")
-    for name, value in usage.details.items():
-        if name.endswith("_tokens") and not 0 <= value <= _MOST:
-            raise _no_number(name, value)
     reasoning = usage.details.get("reasoning_tokens") or 0
     if reasoning > usage.output_tokens:
         raise UnknownUsageError(
@@ -94,10 +92,12 @@ def _refuse_nonsense(usage: RequestUsage) -> None:
         )
 
 
-def _no_number(name: str, value: object) -> UnknownUsageError:
-    return UnknownUsageError(
-        f"The provider reported {name}={value!r}, which is no number of tokens."
-    )
+def _tokens_of(usage: RequestUsage) -> Iterator[tuple[str, object]]:
+    for name in _COUNTS:
+        yield name, getattr(usage, name)
+    for name, value in usage.details.items():
+        if name.endswith("_tokens") and value is not None:
+            yield name, value
 
 
 def _whole_floats(usage: RequestUsage) -> dict[str, int]:
@@ -227,11 +227,21 @@ def _of_messages(usage: RequestUsage, told: list[Json]) -> RequestUsage:
     written = last.get("cache_creation_input_tokens")
     if not isinstance(written, int) or written <= (first.get("cache_creation_input_tokens") or 0):
         return usage
-    final_split, split = last.get("cache_creation"), first.get("cache_creation")
+    final_split = last.get("cache_creation")
     if isinstance(final_split, dict):
-        usage = copy(usage)
-        usage.cache_write_1h_tokens = final_split.get("ephemeral_1h_input_tokens") or 0
+        for_hour = final_split.get("ephemeral_1h_input_tokens") or 0
+    elif _is_all_for_an_hour(first, written):
+        for_hour = usage.cache_write_tokens
+    else:
         return usage
+    usage = copy(usage)
+    usage.cache_write_1h_tokens = for_hour
+    return usage
+
+
+def _is_all_for_an_hour(first: Json, written: int) -> bool:
+    """Whether what was written to the cache is of the one kind that the start of a stream tells."""
+    split = first.get("cache_creation")
     split = split if isinstance(split, dict) else {}
     for_hour = split.get("ephemeral_1h_input_tokens") or 0
     for_minutes = split.get("ephemeral_5m_input_tokens") or 0
@@ -240,7 +250,4 @@ def _of_messages(usage: RequestUsage, told: list[Json]) -> RequestUsage:
             f"The provider reported {written} tokens written to the cache, and for only "
             f"{for_hour + for_minutes} of them for how long."
         )
-    if for_hour:
-        usage = copy(usage)
-        usage.cache_write_1h_tokens = usage.cache_write_tokens
-    return usage
+    return bool(for_hour)
