@@ -9,6 +9,7 @@ from enum import Enum
 from types import FunctionType, ModuleType
 from typing import Any
 
+from ..metering.sending_methods import as_written
 from .code_origin import origin_of_function, origin_of_module
 from .describer import Describer
 from .functions import FunctionSource, LocalImport, Reference, rebound_globals, source_of
@@ -34,6 +35,7 @@ def describe_function(function: FunctionType, describer: Describer) -> object:
 
     Another package's (a decorator's wrapper, say) by its name and what it was given.
     """
+    function = as_written(function)  # else a class of models changed when its requests are metered
     closure = list(closure_of(function, describer))
     attributes = [[name, describer.value(value)] for name, value in sorted(vars(function).items())]
     if not describer.follows(origin_of_function(function)):

@@ -53,6 +53,13 @@ def _defined_by_the_next(base: Any) -> Callable[..., None]:
     return defined
 
 
+def as_written(function: Any) -> Any:
+    """A function as its source has it, without what stands for it here."""
+    while hasattr(function, MARK) and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
 def _replace_in(
     cls: type[Any], methods: Mapping[str, Replace], but: tuple[type, ...], extended: bool
 ) -> None:

@@ -20,8 +20,11 @@ from pydantic_ai.toolsets import FunctionToolset
 from pydantic_ai.usage import RequestUsage
 
 from fastroai import FastroAgent, Pipeline, StepContext, step
+from fastroai.fingerprint.steps import fingerprint
 from fastroai.ledger.recorder import RequestRecorder
+from fastroai.metering.model import meter_all_models
 from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.sending_methods import as_written
 from fastroai.replay.journal import Journal
 from fastroai.testing import ScriptedModel, ToolCall
 
@@ -328,3 +331,20 @@ class TestAModelThatAStepAsksWithoutAnAgent:
 
     async def test_is_left_alone_outside_of_steps(self) -> None:
         assert (await model_request(ScriptedModel("one"), HI)).text == "one"
+
+
+def test_a_class_of_models_keeps_its_fingerprint_when_its_requests_are_metered() -> None:
+    meter_all_models()
+
+    class Own(ScriptedModel):
+        async def request(self, *args: Any) -> ModelResponse:
+            return await super().request(*args)
+
+    @step
+    async def ask(ctx: StepContext[None]) -> object:
+        return Own
+
+    metered, method = fingerprint(ask), Own.request
+    Own.request = as_written(method)
+    assert Own.request is not method
+    assert fingerprint(ask) == metered
