@@ -33,8 +33,8 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-bench: $(INSTALLED)
-	@$(BIN)/python -m benchmarks
+bench: $(INSTALLED)  # ONLY=ledger,metering: some of its parts; nothing is written to RESULTS.md then
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 server: $(INSTALLED)
 	@$(BIN)/prefect server start

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import imports, makespan, memory, metering, peer, prefect_path, resume
+from . import books, imports, makespan, memory, metering, peer, prefect_path, resume
 from .report import Section, document
 from .workers import HERE, progress
 
-PARTS = ("memory", "makespan", "import", "metering", "prefect", "resume")
+PARTS = ("memory", "makespan", "import", "metering", "prefect", "resume", "ledger")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         "metering": lambda: [metering.measure(arguments.quick)],
         "prefect": lambda: [prefect_path.measure(arguments.quick)],
         "resume": lambda: resume.measure(arguments.quick),
+        "ledger": lambda: [books.measure(arguments.quick)],
     }
     sections: list[Section] = []
     for part in chosen:

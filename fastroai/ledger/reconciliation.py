@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import itemgetter
-from typing import TypeVar
+from sys import intern
+from typing import Any, TypeVar
 
 from ..pricing.model_names import read_model_name, spellings
 from .entries import EntryState, LedgerEntry
@@ -102,7 +104,7 @@ class Match:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reconciliation:
     """What became of each entry and each line.
 
@@ -116,14 +118,15 @@ class Reconciliation:
     entries: tuple[LedgerEntry, ...]
     lines: tuple[InvoiceLine, ...]
 
+    @cached_property
+    def differing(self) -> tuple[Match, ...]:
+        """The matches whose partners say otherwise."""
+        return tuple(match for match in self.matches if match.differences)
+
     @property
     def is_balanced(self) -> bool:
         """Whether each has a partner and all partners agree."""
-        return (
-            not self.entries
-            and not self.lines
-            and not any(match.differences for match in self.matches)
-        )
+        return not self.entries and not self.lines and not self.differing
 
 
 def read_invoice(
@@ -140,9 +143,11 @@ def read_invoice(
         ValueError: A column that was named is not there, none says which request a line is for, or
             a value can't be read; the message says which.
     """
-    reader = csv.DictReader(rows)
-    found = _columns_in(list(reader.fieldnames or ()), columns or {})
-    return tuple(_line(reader.line_num, row, found) for row in reader if any(row.values()))
+    reader = csv.reader(rows)
+    header = next(reader, [])
+    found = _columns_in(header, columns or {})
+    places_of = {ours: header.index(theirs) for ours, theirs in found.items()}
+    return tuple(_line(reader.line_num, row, places_of, header) for row in reader if any(row))
 
 
 def _columns_in(header: list[str], given: Mapping[str, str]) -> dict[str, str]:
@@ -364,35 +369,29 @@ def column_name(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_").lstrip("\ufeff")
 
 
-def _line(number: int, row: Mapping[str, str | None], columns: Mapping[str, str]) -> InvoiceLine:
-    given = {ours: (row.get(theirs) or "").strip() or None for ours, theirs in columns.items()}
-
-    def read(name: str, parse: Callable[[str], T]) -> T | None:
-        value = given.get(name)
+def _line(
+    number: int, row: Sequence[str], places_of: Mapping[str, int], header: Sequence[str]
+) -> InvoiceLine:
+    given: dict[str, Any] = {"number": number}
+    for name, place in places_of.items():
+        text = row[place].strip() if place < len(row) else ""
+        if not text:
+            continue
         try:
-            return None if value is None else parse(value)
+            given[name] = _READ[name](text)
         except (ValueError, InvalidOperation):
             raise ValueError(
-                f"Line {number} of the invoice: {columns[name]!r} can't be {value!r}."
+                f"Line {number} of the invoice: {header[place]!r} can't be {text!r}."
             ) from None
-
-    return InvoiceLine(
-        number=number,
-        response_id=given.get("response_id"),
-        model=given.get("model"),
-        at=read("at", time),
-        input_tokens=read("input_tokens", count),
-        output_tokens=read("output_tokens", count),
-        cost_usd=read("cost_usd", amount),
-    )
+    return InvoiceLine(**given)
 
 
 def time(text: str) -> datetime:
     """A time, in seconds since 1970 or in ISO 8601; without a zone, UTC."""
-    try:
-        return datetime.fromtimestamp(float(text), UTC)
-    except ValueError:
-        at = datetime.fromisoformat(text.removesuffix(" UTC"))
+    if "-" not in text[1:]:
+        with suppress(ValueError):
+            return datetime.fromtimestamp(float(text), UTC)
+    at = datetime.fromisoformat(text.removesuffix(" UTC"))
     return at if at.utcoffset() is not None else at.replace(tzinfo=UTC)
 
 
@@ -407,3 +406,14 @@ def amount(text: str) -> Decimal:
     if not usd.is_finite():
         raise ValueError
     return usd
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "response_id": str,
+    "model": intern,
+    "at": time,
+    "input_tokens": count,
+    "output_tokens": count,
+    "cost_usd": amount,
+}
+"""How each column of an invoice is read."""

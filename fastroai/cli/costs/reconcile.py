@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import gc
 import json
 import sys
 from collections import Counter
@@ -69,7 +70,7 @@ def reconcile_invoice(
             export.
         tolerance: How far apart in time the same request may be on both sides; default: 5m.
     """
-    with opened(invoice) as file:
+    with nothing_collected(), opened(invoice) as file:
         header, rows = with_header(file)
         known = None if column else export_format(header)
         billed = () if known is None else read_export(rows, known)
@@ -77,8 +78,9 @@ def reconcile_invoice(
     if known is not None:
         return compare_sums(billed, provider or known.provider, filters, source)
     filters = with_days_of(lines, filters)
-    entries = read_entries(source, filters, tolerance, provider)
-    found = within_time(reconcile(entries, lines, tolerance=tolerance), filters)
+    with nothing_collected():
+        entries = read_entries(source, filters, tolerance, provider)
+        found = within_time(reconcile(entries, lines, tolerance=tolerance), filters)
     if source.json:
         sys.stdout.write(json.dumps(reconciliation_json(found, filters), indent=2) + "\n")
     else:
@@ -101,6 +103,16 @@ def compare_sums(
     else:
         show_sums(console(), found, filters, _ENTRY_COLUMNS, entry_row)
     return 0 if found.is_balanced else NOT_BALANCED
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Without the garbage collector, which looks through all entries again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
@@ -271,7 +283,7 @@ def show(out: Console, found: Reconciliation, filters: Filters) -> None:
     show_list(out, "Entries without an invoice line", _ENTRY_COLUMNS, entries)
     lines = [line_row(line) for line in found.lines]
     show_list(out, "Invoice lines without an entry", _LINE_COLUMNS, lines)
-    differing = [match for match in found.matches if match.differences]
+    differing = found.differing
     if differing:
         prose(out, f"\nPairs that differ: {len(differing):,}\n")
     for match in differing:

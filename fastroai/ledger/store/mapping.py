@@ -97,14 +97,18 @@ def _attribution_from(row: Mapping[Any, Any]) -> Attribution:
         **{name: row[name] for name in DIMENSIONS},
         attempt=row["attempt"],
         dispatch=row["dispatch"],
-        tags=json.loads(row["tags"] or "{}"),
-        flow_tags=tuple(json.loads(row["flow_tags"] or "[]")),
+        tags=_parsed(row["tags"]),
+        flow_tags=tuple(_parsed(row["flow_tags"])),
     )
+
+
+def _parsed(text: str | None) -> Any:
+    return json.loads(text) if text else {}
 
 
 def _no_outcome_from(row: Mapping[Any, Any]) -> dict[str, Any]:
     """The fields that an outcome would restate."""
-    exact = json.loads(row["exact"] or "{}")
+    exact = _parsed(row["exact"])
     return {
         "service_tier": row["service_tier"],
         "upper_bound_usd": _amount("upper_bound", row["upper_bound"], exact),
@@ -112,14 +116,14 @@ def _no_outcome_from(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _outcome_from(row: Mapping[Any, Any]) -> dict[str, Any]:
-    exact = json.loads(row["o_exact"] or "{}")
+    exact = _parsed(row["o_exact"])
     return {
         **{name: row[f"o_{name}"] for name in OUTCOME_TEXTS},
         "state": EntryState(row["o_state"]),
         "error": row["o_error"],
         "settled_at": moment(row["o_settled_at"]),
         "tokens": TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES}),
-        "further_usage": json.loads(row["o_further_usage"] or "{}"),
+        "further_usage": _parsed(row["o_further_usage"]),
         "cost_usd": _amount("cost", row["o_cost"], exact),
         "request_fees_usd": _amount("request_fees", row["o_request_fees"], exact),
         "upper_bound_usd": _amount("upper_bound", row["o_upper_bound"], exact),

@@ -144,8 +144,26 @@ def select_entries(
         .where(*where)
         .order_by(_i.sent_at, _i.id)
         .limit(limit)
+        .execution_options(yield_per=_ROWS_AT_ONCE)
     )
-    return [entry_from(row) for row in connection.execute(statement).mappings()]
+    # Most texts stand in many rows, and a driver makes new ones for each.
+    texts: dict[Any, Any] = {}
+    found = []
+    for row in connection.execute(statement):
+        values = dict(zip(_ROW, row, strict=True))
+        for name in _REPEATED:
+            value = values[name]
+            values[name] = texts.setdefault(value, value)
+        found.append(entry_from(values))
+    return found
+
+
+_ROWS_AT_ONCE = 1000
+_ROW = (*intents.columns.keys(), *(f"o_{column.name}" for column in outcomes.columns))
+_REPEATED = (
+    *DIMENSIONS, "tags", "agent", "model_asked", "provider_host", "service_tier", "o_provider",
+    "o_model_answered", "o_service_tier", "o_price_source", "o_price_version", "o_error",
+)  # fmt: skip
 
 
 def read_totals(
