@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import replace
-from functools import wraps
+from dataclasses import dataclass, replace
+from functools import partial, wraps
 from typing import Any, Final
 from uuid import uuid4
 
-from pydantic_ai.embeddings import EmbeddingModel
+from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult
 from pydantic_ai.embeddings.wrapper import WrapperEmbeddingModel
 from pydantic_ai.images import ImageGenerationModel
 from pydantic_ai.images.wrapper import WrapperImageGenerationModel
@@ -19,8 +19,10 @@ from pydantic_ai.models import AbstractModel, Model, ModelRequestParameters
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
-from ..ledger.entries import EntryState
+from ..ledger.entries import EntryState, LedgerEntry
 from ..pricing.calculator import CostCalculator
+from ..replay.encoding import adapter_of
+from ..replay.journal import JournalRecord
 from ..replay.requests import RequestOfModel
 from .http_attempts import current_send
 from .request_books import Foreseen, RequestBooks, Target
@@ -87,22 +89,49 @@ def _metered(method: Callable[..., Any]) -> Callable[..., Any]:
         if scope is None or _is_sending(self) or _sends_nothing(self):
             return await method(self, *args, **kwargs)
         books = RequestBooks(CostCalculator(), scope=scope)
-        target = Target(SendingModel(self))
-        asked = RequestOfModel([], None, ModelRequestParameters())
-        send = await books.send(target, books.foresee(target, asked))
-        token = _sender.set(self)
-        try:
-            with send:
-                result = await method(self, *args, **kwargs)
-        except BaseException as error:
-            send.fail(error)
-            raise
-        finally:
-            _sender.reset(token)
-        send.answered(as_response(result))
+        ask = partial(method, self, *args, **kwargs)
+        if method.__name__ != "embed" or scope.journal is None:
+            return await _send(self, ask, books)
+        place = scope.journal.place("embed", SendingModel(self).model_id, args, kwargs)
+        known = await scope.journal.read(place, adapter_of(_Embedded))
+        if known is not None:
+            books.replayed(known.entries)
+            return known.result
+        result = await _send(self, ask, books)
+        await books.settled()
+        paid = tuple(entry for entry in books.entries if entry.is_spend)
+        await scope.journal.write(
+            place,
+            result=adapter_of(EmbeddingResult).dump_python(result, mode="json"),
+            entries=adapter_of(tuple[LedgerEntry, ...]).dump_python(paid, mode="json"),
+        )
         return result
 
     return sent
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded(JournalRecord):
+    result: EmbeddingResult
+    entries: tuple[LedgerEntry, ...]
+
+
+async def _send(model: Any, ask: Callable[[], Awaitable[Any]], books: RequestBooks) -> Any:
+    """Book a request, send it, and settle it by what comes back."""
+    target = Target(SendingModel(model))
+    asked = RequestOfModel([], None, ModelRequestParameters())
+    send = await books.send(target, books.foresee(target, asked))
+    token = _sender.set(model)
+    try:
+        with send:
+            result = await ask()
+    except BaseException as error:
+        send.fail(error)
+        raise
+    finally:
+        _sender.reset(token)
+    send.answered(as_response(result))
+    return result
 
 
 def _is_sending(model: object) -> bool:

@@ -28,6 +28,7 @@ from pydantic_ai.usage import RequestUsage
 from fastroai.ledger.entries import Attribution, LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.metering.scope import dispatch_scope
+from fastroai.replay.journal import Journal
 
 EMBEDDED = {
     "object": "list",
@@ -167,6 +168,16 @@ class TestEmbeddings:
         model = First(embedding((200, EMBEDDED)))
         entries = await books_of(lambda: model.embed("a", input_type="query"))
         assert costs(entries) == ["charged 0.002"]
+
+    async def test_a_further_attempt_of_a_step_replays_it(self) -> None:
+        ledger, journal = RequestRecorder(), Journal("s")
+        told, embedder = [], Embedder(embedding((200, EMBEDDED), (500, {})))
+        for _ in range(2):
+            journal.begin_attempt()
+            with dispatch_scope(ledger, journal=journal):
+                told.append(await embedder.embed_documents(["a"]))
+        assert costs(list(ledger.entries)) == ["charged 0.002", "replayed 0.002"]
+        assert told[0] == told[1]
 
     async def test_outside_of_a_run_nothing_is_booked(self) -> None:
         await books_of(lambda: Embedder(embedding((200, EMBEDDED))).embed_query("a"))
