@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import LedgerUnavailableError, RunLeaseError
 from ..ledger.entries import LedgerEntry
@@ -84,28 +83,36 @@ async def hold(
         LedgerUnavailableError: The ledger can't be reached, and must be.
     """
     heartbeat, required = configured_heartbeat(settings), settings.ledger_required
-    task = asyncio.current_task()
-    assert task is not None
-    loss = _Loss(task)
+    loop, loss, lease = asyncio.get_running_loop(), asyncio.timeout(None), None
+
+    def announce() -> None:
+        # In the heartbeat's thread; a loop that is closed has no run to cancel.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_expire, loss)
+
     try:
-        lease = await _take(heartbeat, claim, what, loss.announce)
-    except LedgerUnavailableError as error:
-        if required:
-            raise
-        logger.warning("Nothing keeps another process from executing %s, too: %s", what, error)
-        yield None
-        return
-    try:
-        yield HeldLease(heartbeat, lease, what, required)
-    except BaseException as error:
-        # Other cancellations, and what ends the process, stay what they are.
-        if lease.lost and (loss.ends() or isinstance(error, Exception)):
+        # A deadline that passes with the loss: it tells that from other cancellations.
+        async with loss:
+            try:
+                lease = await _take(heartbeat, claim, what, announce)
+            except LedgerUnavailableError as error:
+                if required:
+                    raise
+                message = "Nothing keeps another process from executing %s, too: %s"
+                logger.warning(message, what, error)
+            yield None if lease is None else HeldLease(heartbeat, lease, what, required)
+    except Exception as error:
+        if lease is not None and lease.lost:
             raise _lost(what, claim) from error
         raise
     finally:
-        loss.ends()
-        if not lease.lost:
+        if lease is not None and not lease.lost:
             await _release(heartbeat, lease)
+
+
+def _expire(deadline: asyncio.Timeout) -> None:
+    with suppress(RuntimeError):  # the block is over
+        deadline.reschedule(asyncio.get_running_loop().time())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -141,39 +148,6 @@ class HeldLease:
 
 Held = tuple[HeldLease, ...]
 """The leases of a run and of those around it."""
-
-
-class _Loss:
-    """Cancels the task that holds a lease when that is lost, and tells this from other
-    cancellations.
-    """
-
-    def __init__(self, task: asyncio.Task[Any]) -> None:
-        self._task = task
-        self._loop = task.get_loop()
-        self._cancelling = task.cancelling()
-        self._cancelled = False
-        self._over = False
-
-    def announce(self) -> None:
-        """Called in the heartbeat's thread."""
-        with suppress(RuntimeError):  # the loop is closed, and with it the run
-            self._loop.call_soon_threadsafe(self._cancel)
-
-    def _cancel(self) -> None:
-        if not self._over:
-            self._cancelled = True
-            self._task.cancel()
-
-    def ends(self) -> bool:
-        """The block is over: take the cancellation back; returns whether there was one, and no
-        other.
-        """
-        self._over = True
-        if not self._cancelled:
-            return False
-        self._cancelled = False
-        return self._task.uncancel() <= self._cancelling
 
 
 def _lost(what: str, claim: LeaseRequest) -> RunLeaseError:

@@ -100,16 +100,10 @@ class FileSystemStore(ObjectStore):
         ]
 
     def _modified(self, entry: dict[str, object]) -> datetime:
-        found = next((entry[key] for key in _MODIFIED if entry.get(key)), None)
-        if found is None:
-            found = self._filesystem.modified(entry["name"])
-        if isinstance(found, str):
-            found = datetime.fromisoformat(found)
-        elif isinstance(found, int | float):
-            found = datetime.fromtimestamp(found, UTC)
-        if not isinstance(found, datetime):
-            raise TypeError(f"{found!r} is not the time of a file")
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
+        for key in _MODIFIED:
+            if entry.get(key):
+                return _moment(entry[key])
+        return _moment(self._filesystem.modified(entry["name"]))
 
     async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
         """See `ObjectStore`."""
@@ -134,3 +128,13 @@ class FileSystemStore(ObjectStore):
             except Exception as error:  # whatever the file system's own library raises
                 failed[path] = f"{type(error).__name__}: {error}"
         return failed
+
+
+def _moment(found: object) -> datetime:
+    """A time as one of the file systems gives it."""
+    if isinstance(found, int | float):
+        return datetime.fromtimestamp(found, UTC)
+    moment = datetime.fromisoformat(found) if isinstance(found, str) else found
+    if not isinstance(moment, datetime):
+        raise TypeError(f"{found!r} is not the time of a file")
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
