@@ -18,11 +18,11 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    exists,
     func,
     literal_column,
     or_,
     select,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -86,18 +86,29 @@ _DECODE: dict[str, Callable[[Any], Any]] = {
 """How parts that are not texts are made of their columns."""
 
 
+# Of each entry by the index: with EXISTS, PostgreSQL reads all outcomes there are.
+_last = select(func.max(_other.c.final)).where(_other.c.entry_id == _i.id).scalar_subquery()
+
+
 def current() -> FromClause:
     """Each intent with the outcome that counts: the final one if there is one."""
-    superseded = exists().where(_other.c.entry_id == _o.entry_id, _other.c.final == 1)
-    counts = or_(_o.final == 1, ~superseded)
-    return intents.outerjoin(outcomes, and_(_o.entry_id == _i.id, counts))
+    return intents.outerjoin(outcomes, and_(_o.entry_id == _i.id, _o.final == _last))
 
 
 def changed_ids(connection: Connection) -> list[tuple[str, int]]:
     """The entries in the sums that have another outcome by now, with when they were sent."""
-    newer = exists().where(_other.c.entry_id == _i.id, _other.c.final > _i.summed)
-    found = connection.execute(select(_i.id, _i.sent_at).where(_i.summed < 1, newer))
-    return [(row.id, row.sent_at) for row in found]
+    statement = select(_i.id, _i.sent_at).where(_i.summed < 1, _last > _i.summed)
+    return [(row.id, row.sent_at) for row in connection.execute(statement)]
+
+
+def join_by_index(connection: Connection) -> None:
+    """Have PostgreSQL look up the outcomes of few entries one by one, until the transaction ends.
+
+    It expects many while the statistics are older than the entries, and then reads all outcomes.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL enable_hashjoin = off"))
+        connection.execute(text("SET LOCAL enable_mergejoin = off"))
 
 
 def ids_archived(connection: Connection) -> list[str]:
@@ -180,6 +191,7 @@ def read_totals(
         query.add(_ENTRIES, *inside)
         return query.totals()
     _add_summed(query)
+    join_by_index(connection)
     not_summed = [_i.summed.is_(None), *inside]
     if again := ids_archived(connection):
         not_summed.append(_i.id.not_in(again))

@@ -28,6 +28,7 @@ from .queries import (
     ids_archived,
     is_one_of,
     is_summed,
+    join_by_index,
     upper_bound,
 )
 from .schema import (
@@ -102,6 +103,7 @@ def add_to_sums(connection: Connection, chunk: int = CHUNK) -> int:
     """
     if not _lock(connection):
         return 0
+    join_by_index(connection)
     changed = changed_ids(connection)
     _take_out(connection, changed)
     _drop_archived(connection)
