@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, localcontext
@@ -16,7 +17,7 @@ from .premiums import highest_factor
 from .price_list import PER_THOUSAND, premium_name, tier_context, unlisted_tier, where_listed
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
+    from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +77,35 @@ def list_max_cost(
         None: no price is listed, or the model bills for what can't be foreseen: seconds, or
             searches of its own.
     """
+    tags = tier_context(tier)
+    listed = next(_listed(refs, url), None)
+    if listed is None:
+        return None
+    ref, provider, model = listed
+    if _SEARCHES.search(model.id) or _SEARCHES.search(ref.model):
+        return None
+    factor = highest_factor(provider.id, premium_name(provider, model, ref), url)
+    if factor is None or unlisted_tier(provider, model, tags):
+        return None
+    day = (at or datetime.now(UTC)).astimezone(UTC).date()
+    found = _max_cost_on(_ById(model), day, "speed" in tags)
+    return found and found.times(factor)
+
+
+def _listed(
+    refs: Iterable[ModelRef], url: str | None
+) -> Iterator[tuple[ModelRef, Provider, ModelInfo]]:
     from genai_prices.data_snapshot import get_snapshot
 
-    tags = tier_context(tier)
     for ref in refs:
-        try:
+        with suppress(LookupError):
             where = where_listed(ref, url)
-            provider, model = get_snapshot().find_provider_model(
-                ref.model, None, where.get("provider_id"), where.get("provider_api_url")
+            yield (
+                ref,
+                *get_snapshot().find_provider_model(
+                    ref.model, None, where.get("provider_id"), where.get("provider_api_url")
+                ),
             )
-        except LookupError:
-            continue
-        if _SEARCHES.search(model.id) or _SEARCHES.search(ref.model):
-            return None
-        factor = highest_factor(provider.id, premium_name(provider, model, ref), url)
-        if factor is None or unlisted_tier(provider, model, tags):
-            return None
-        found = _max_cost_on(
-            _ById(model), (at or datetime.now(UTC)).astimezone(UTC).date(), "speed" in tags
-        )
-        return found and found.times(factor)
-    return None
 
 
 class _ById:
@@ -115,20 +124,28 @@ class _ById:
 @lru_cache(maxsize=256)
 def _max_cost_on(key: _ById, day: date, fast: bool) -> MaxCost | None:
     rates = list(_rates(key.model, day, fast))
-    if any(not name.endswith(("_mtok", PER_THOUSAND)) for name, _ in rates):
+    if not all(name.endswith(("_mtok", PER_THOUSAND)) for name, _ in rates):
         return None
-    fees = [price / 1000 for name, price in rates if name == "requests_kcount"]
-    # Tools are left out, which requests for text alone don't use.
-    tokens = [(name, price) for name, price in rates if name.endswith("_mtok")]
-    out = [price for name, price in tokens if name.startswith("output_")]
-    into = [price for name, price in tokens if not _NOT_INPUT_TEXT.search(name)]
-    tiers = {tier.start for price in (*into, *out) for tier in getattr(price, "tiers", ())}
-    starts = sorted({-1, *tiers})
+    # Those of tools are left out, which requests for text alone don't use.
+    fees = _of_kind(rates, _FEE)
+    into, out = _of_kind(rates, _INPUT_TEXT), _of_kind(rates, _OUTPUT)
+    starts = _starts([*into, *out])
     steps = tuple((start, _highest(into, start), _highest(out, start)) for start in starts)
-    return MaxCost(steps, max([Decimal(0), *fees]))
+    return MaxCost(steps, max([Decimal(0), *fees]) / 1000)
 
 
-_NOT_INPUT_TEXT = re.compile("^output_|audio|image|video")
+def _of_kind(rates: Iterable[tuple[str, Any]], kind: re.Pattern[str]) -> list[Any]:
+    return [price for name, price in rates if kind.match(name)]
+
+
+def _starts(prices: Iterable[Decimal | TieredPrices]) -> list[int]:
+    """From more than how many input tokens on another step begins; -1: from the first."""
+    return sorted({-1, *(tier.start for price in prices for tier in getattr(price, "tiers", ()))})
+
+
+_FEE = re.compile("requests_kcount$")
+_OUTPUT = re.compile("output_.*mtok$")
+_INPUT_TEXT = re.compile("(?!output_|.*(?:audio|image|video)).*_mtok$")
 
 
 def _rates(model: ModelInfo, day: date, fast: bool) -> Iterator[tuple[str, Any]]:
