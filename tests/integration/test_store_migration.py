@@ -106,6 +106,11 @@ async def test_a_ledger_of_the_version_before_gives_the_same_entries_and_totals(
         assert as_far_as(expected["entries"], await ledger.entries()) == expected["entries"]
         for by, totals in expected["totals"].items():
             found = await ledger.totals(None if by == "None" else by)
+            if by == "deployment":  # named with its flow by now
+                totals = [
+                    total | {"key": "p/prod" if total["key"] == "prod" else None}
+                    for total in totals
+                ]
             assert as_far_as(totals, found) == totals
     table = LeaseTable(open_database(database_url(f"sqlite:///{path}"), writes=True))
     [holding] = table.holdings("run_key")
