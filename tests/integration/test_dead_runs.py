@@ -103,7 +103,7 @@ async def test_a_deployed_run_whose_worker_was_killed_is_finished_by_another(
 
     resumed = await runs("resume", str(flow_run_id)[:12])
     assert resumed.returncode == 0, resumed.stderr
-    assert "Scheduled again for a worker of 'nightly'" in resumed.stdout
+    assert "Scheduled again for a worker of 'gated/nightly'" in resumed.stdout
     assert (await state_of(flow_run_id)).name == "AwaitingRetry"
     gate.open()
     worker = start_worker("--run-once")
