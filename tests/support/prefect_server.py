@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -152,10 +153,12 @@ def prefect_settings(url: str, results: Path, monkeypatch: pytest.MonkeyPatch) -
 def _start(folder: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     environment |= _SERVER_ENVIRONMENT | {"PREFECT_HOME": str(folder / _HOME)}
+    # On PostgreSQL, not as a fork: whoever has imported Prefect's server has chosen its database.
+    is_on_sqlite = (folder / _HOME / "prefect.db").exists()
+    start = partial(forked.Popen, kind=forked.SERVER) if is_on_sqlite else subprocess.Popen
     with (folder / _LOG).open("wb") as log:
-        process = forked.Popen(
+        process = start(
             [sys.executable, "-m", "tests.support.prefect_server", str(folder)],
-            kind=forked.SERVER,
             cwd=_REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,
