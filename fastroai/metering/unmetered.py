@@ -30,8 +30,8 @@ _CLIENTS: Final = (
 """What SDKs send with, and the method that takes the request as its first argument."""
 
 _FREE: Final = re.compile(
-    r"/(files|uploads|moderations|cancel|count_tokens|input_tokens|invocations:count)$"
-    r"|:(countTokens|computeTokens)$|/count-tokens$"
+    r"/(files|uploads|moderations|cancel|count_tokens|input_tokens|tokenize)$"
+    r"|:(countTokens|computeTokens)$|/count-tokens(:rawPredict)?$"
 )
 """Ends of paths that no provider bills for."""
 

@@ -79,11 +79,21 @@ async def test_it_is_told_once_in_the_log(caplog: pytest.LogCaptureFixture) -> N
     assert len([line for line in told if HOST in line and "'it'" in line]) == 1
 
 
+FREE = [
+    "https://api.anthropic.com/v1/messages/count_tokens",
+    "https://api.openai.com/v1/responses/resp_1/cancel",
+    "https://api.cohere.com/v1/tokenize",
+    "https://generativelanguage.googleapis.com/v1beta/models/gemini-3-flash:countTokens",
+    "https://us-east5-aiplatform.googleapis.com/v1/publishers/anthropic/models/count-tokens:rawPredict",
+    "https://example.com/v1/messages",
+]
+
+
 async def test_what_is_free_or_for_no_provider_is_nothing_to_tell() -> None:
     async def ask() -> None:
         http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-        await http.post("https://api.anthropic.com/v1/messages/count_tokens", json={})
-        await http.post("https://example.com/v1/messages", json={})
+        for url in FREE:
+            await http.post(url, json={})
         await http.get("https://api.openai.com/v1/models")
 
     assert await unmetered_of(ask) == {}
