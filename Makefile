@@ -19,7 +19,7 @@ run: $(INSTALLED)  # FLOW=document_digest|licence_review, DOCS=path or URI
 	@$(BIN)/fastroai run flows.$(FLOW):pipeline $(if $(DOCS),"documents=$$DOCS")
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -q -n 4 --dist worksteal
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 test-long: $(INSTALLED)  # what takes minutes each: many kills, many random runs
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m long

@@ -25,7 +25,7 @@ def results(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(PATIENCE + 100)
-@pytest.mark.parametrize(("kills", "least"), [(3, 0), pytest.param(30, 5, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("kills", "least"), [(2, 0), pytest.param(30, 5, marks=pytest.mark.long)])
 async def test_killed_under_prefect_no_run_pays_twice(
     kills: int,
     least: int,
@@ -56,7 +56,7 @@ async def test_killed_under_prefect_no_run_pays_twice(
 
 
 @pytest.mark.timeout(PATIENCE + 100)
-@pytest.mark.parametrize(("kills", "least"), [(3, 0), pytest.param(10, 3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("kills", "least"), [(2, 0), pytest.param(10, 3, marks=pytest.mark.long)])
 async def test_killed_in_memory_nothing_is_resumed_and_nothing_is_lost(
     kills: int,
     least: int,

@@ -156,6 +156,7 @@ def test_ctrl_c_while_the_temporary_server_starts_ends_both(tmp_path: Path):
         assert command.left_nothing()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2 * PATIENCE)
 def test_ctrl_c_during_a_step_is_noted_by_the_temporary_server_with_what_was_spent(tmp_path: Path):
     home = used_home(tmp_path / "home")

@@ -118,7 +118,15 @@ async def _in_a_task_in_a_subflow(run: Callable[[], Awaitable[Any]]) -> None:
     await _in_a_subflow(in_task)
 
 
-@pytest.mark.parametrize("place", [_in_a_task, _in_a_subflow, _in_a_task_in_a_subflow])
+# The last one has both of the others in it.
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(_in_a_task, marks=pytest.mark.long),
+        pytest.param(_in_a_subflow, marks=pytest.mark.long),
+        _in_a_task_in_a_subflow,
+    ],
+)
 async def test_a_retried_flow_with_something_between(
     provider: ProviderProcess, place: Callable[..., Awaitable[None]]
 ) -> None:

@@ -29,13 +29,17 @@ from tests.support.restartable_server import RestartableServer
 pytestmark = pytest.mark.timeout(500)
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RestartableServer]:
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "1")
     monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "1")
     monkeypatch.setenv("FASTROAI_EXECUTOR", "prefect")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RestartableServer]:
     running = RestartableServer(tmp_path / "home")
     running.start()
     with prefect_settings(running.url, tmp_path / "results", monkeypatch):
@@ -158,7 +162,8 @@ async def test_a_run_that_failed_meanwhile_is_reported_by_the_next_run_of_its_pr
     assert await ended() == []
 
 
-async def test_a_run_that_the_server_saw_ending_leaves_nothing(server: RestartableServer) -> None:
+@pytest.mark.usefixtures("prefect_api")
+async def test_a_run_that_the_server_saw_ending_leaves_nothing() -> None:
     @step
     async def only(ctx: StepContext[Any]) -> str:
         return "done"
