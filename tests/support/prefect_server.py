@@ -54,7 +54,11 @@ _SERVER_ENVIRONMENT = {
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
-    # Two cores for all: a slow answer is better than a failed one.
+}
+
+# Two cores for all: a slow answer is better than a failed one. On SQLite, whose lock is waited for
+# so long, it is better tried again.
+_PATIENCE = {
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
 }
@@ -155,6 +159,8 @@ def _start(folder: Path) -> None:
     environment |= _SERVER_ENVIRONMENT | {"PREFECT_HOME": str(folder / _HOME)}
     # On PostgreSQL, not as a fork: whoever has imported Prefect's server has chosen its database.
     is_on_sqlite = (folder / _HOME / "prefect.db").exists()
+    if not is_on_sqlite:
+        environment |= _PATIENCE
     start = partial(forked.Popen, kind=forked.SERVER) if is_on_sqlite else subprocess.Popen
     with (folder / _LOG).open("wb") as log:
         process = start(
