@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from uuid import UUID
 
+from anyio import fail_after
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.context import SettingsContext, get_settings_context
@@ -55,8 +56,10 @@ async def stop_retrying_if_silent() -> None:
     """
     exit_without_a_silent_server()
     try:
-        async with asyncio.timeout(ANSWER_SECONDS), get_client() as client:
-            await client.api_version()
+        # Not asyncio's: before Python 3.11.3 its timeout is a cancellation in a cancelled task.
+        with fail_after(ANSWER_SECONDS):
+            async with get_client() as client:
+                await client.api_version()
     except Exception:  # whatever it is, the server did not answer
         # The flow's own client reads its limits when it is made: it is told, too.
         get_client()._client.timeout = ANSWER_SECONDS
@@ -76,10 +79,11 @@ async def wait_for_task_runs(task_run_ids: Sequence[UUID]) -> None:
         return
     # A server that does not get there within the limit only lacks a few states in its UI.
     with suppress(Exception):
-        async with asyncio.timeout(RECORDING_SECONDS), get_client() as client:
-            last = list(task_run_ids)[-PAGE:]
-            while await _final_task_runs(client, last) < len(last):  # noqa: ASYNC110  # only the server knows
-                await asyncio.sleep(0.2)
+        with fail_after(RECORDING_SECONDS):
+            async with get_client() as client:
+                last = list(task_run_ids)[-PAGE:]
+                while await _final_task_runs(client, last) < len(last):  # noqa: ASYNC110  # only the server knows
+                    await asyncio.sleep(0.2)
 
 
 async def _final_task_runs(client: PrefectClient, task_run_ids: list[UUID]) -> int:
