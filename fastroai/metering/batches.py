@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
@@ -98,6 +98,7 @@ _awaited: dict[str, dict[str, tuple[Booking, LedgerEntry]]] = {}
 agent that waits for a batch may be the one that reads it."""
 
 
+@cache
 def meter_batches() -> None:
     """Have each request of each batch booked, whoever submits it."""
     methods: dict[str, Replace] = {
@@ -122,6 +123,8 @@ def booked_request(
     Raises:
         UnknownModelPriceError: `FASTROAI_UNPRICED` refuses it. Nothing is sent or booked.
     """
+    # An agent that is called by itself opens no scope, where this is done for all others.
+    meter_batches()
     target = Target(model)
     asked = RequestOfModel(
         request.messages, request.model_settings, request.model_request_parameters
@@ -157,8 +160,10 @@ def _creating(method: Callable[..., Any]) -> Callable[..., Any]:
         if not booked or _submitting.get() is self:
             batch: Batch = await method(self, requests)
             return batch
-        if (known := await _submitted_before(self, booked)) is not None:
-            return known
+        if len(booked) == len(requests):
+            known = await _submitted_before(self, booked)
+            if known is not None:
+                return known
         token = _submitting.set(self)
         try:
             return await _Submitter(self, booked).send(lambda: method(self, requests))
@@ -329,8 +334,7 @@ async def find_batch(
     async for listed in client.batches.list(limit=100):
         if listed.created_at < since:
             return None
-        lines = (await client.files.content(listed.input_file_id)).text.splitlines()
-        if {json.loads(line)["custom_id"] for line in lines} == set(custom_ids):
+        if await _ids_in_file(client, listed.input_file_id) == set(custom_ids):
             handle = Batch(
                 id=listed.id,
                 model_name=model.model_name,
@@ -342,6 +346,19 @@ async def find_batch(
             )
             return await model.batch_status(handle)
     return None
+
+
+async def _ids_in_file(client: Any, file_id: str) -> set[str] | None:
+    """The ids of the requests in a batch's input; None where it is gone, or not of this kind."""
+    try:
+        lines = (await client.files.content(file_id)).text.splitlines()
+        return {json.loads(line)["custom_id"] for line in lines if line}
+    except (ValueError, KeyError, TypeError):
+        return None
+    except Exception as error:
+        if getattr(error, "status_code", None) == 404:
+            return None
+        raise
 
 
 _CLOCKS_APART: Final = 300

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial, wraps
+from itertools import islice
 from typing import Any, Final
 
 from pydantic_ai.models import Model
@@ -18,6 +19,8 @@ Stand = Callable[[Model], Model | None]
 
 _WAYS_OF_ASKING: Final = ("request", "request_stream", "compact_messages")
 _SENDS_NOTHING: Final = (WrapperModel, FallbackModel)
+_LOOKED_AT: Final = 100
+"""Values of a container that are looked at, with each request."""
 
 
 def is_made_of_models(model: Model) -> bool:
@@ -85,7 +88,8 @@ def _is_users(cls: type[Model]) -> bool:
 
 def _holds_a_model(value: object) -> bool:
     if isinstance(value, dict):
-        value = value.values()
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Iterator):
-        return any(isinstance(item, Model) for item in value)
+        value = list(islice(value.values(), _LOOKED_AT))
+    # No other iterables: what those do when they are iterated is the user's.
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(isinstance(item, Model) for item in list(islice(value, _LOOKED_AT)))
     return isinstance(value, Model)

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import cache
 from typing import TypeVar
 
 from pydantic_ai.messages import ModelResponse
@@ -35,12 +36,23 @@ code that asks without an agent has other books for each look.
 """
 
 
-class MeteredModel(RequestWrapper):
+class _Metered(RequestWrapper):
+    """What models have in common that count their requests."""
+
+    books: RequestBooks
+
+    async def batch_encode(self, request: BatchRequest) -> EncodedBatchRequest:
+        encoded = await self.wrapped.batch_encode(request)
+        place = place_of_request.get()
+        if isinstance(encoded, BookedRequest):
+            place = encoded.booking.place
+        return booked_request(encoded, request, self.books, self.wrapped, place)
+
+
+class MeteredModel(_Metered):
     """Sends requests through another model, books each send, and sends again what failed in
     passing.
     """
-
-    books: RequestBooks
 
     def __init__(self, wrapped: Model, books: RequestBooks) -> None:
         super().__init__(wrapped, books)
@@ -127,13 +139,6 @@ class MeteredModel(RequestWrapper):
 
         return await retry(send_once, delay_after)
 
-    async def batch_encode(self, request: BatchRequest) -> EncodedBatchRequest:
-        encoded = await self.wrapped.batch_encode(request)
-        place = place_of_request.get()
-        if isinstance(encoded, BookedRequest):
-            place = encoded.booking.place
-        return booked_request(encoded, request, self.books, self.wrapped, place)
-
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
     ) -> ModelResponse:
@@ -150,7 +155,7 @@ class MeteredModel(RequestWrapper):
         return response
 
 
-class MeteredMembers(RequestWrapper):
+class MeteredMembers(_Metered):
     """A model made of models: whichever of them sends books what it sends."""
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
@@ -170,6 +175,15 @@ class MeteredMembers(RequestWrapper):
             finally:
                 asked_for.reset(token)
             yield stream
+
+    async def compact_messages(
+        self, request_context: ModelRequestContext, *, instructions: str | None = None
+    ) -> ModelResponse:
+        token = asked_for.set(self.books)
+        try:
+            return await self.wrapped.compact_messages(request_context, instructions=instructions)
+        finally:
+            asked_for.reset(token)
 
 
 COUNTING = (MeteredModel, MeteredMembers, JournaledModel)
@@ -192,6 +206,7 @@ def metered_model(model: Model, books: RequestBooks) -> Model:
     return MeteredMembers(model, books)
 
 
+@cache
 def meter_all_models() -> None:
     """Have each model that sends count its requests for those who have it asked: the books of the
     run that asks a model made of it, else the step whose code asks it without any agent.

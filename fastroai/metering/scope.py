@@ -92,7 +92,7 @@ def current_scope() -> DispatchScope | None:
 
 
 @contextmanager
-def carried(scope: DispatchScope | CarriedScope | None) -> Iterator[None]:
+def carried(scope: CarriedScope | None) -> Iterator[None]:
     """Book what this thread sends meanwhile as the thread does that hands it the work."""
     token = _scope.set(scope)
     try:

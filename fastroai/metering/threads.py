@@ -8,7 +8,7 @@ from functools import wraps
 from threading import Thread
 from typing import Any
 
-from .scope import CarriedScope, DispatchScope, carried, current_scope
+from .scope import CarriedScope, carried, current_scope
 
 
 def carry_into_threads() -> None:
@@ -40,15 +40,15 @@ def _carrying_submit(submit: Callable[..., Future[Any]]) -> Any:
     def submitted(
         self: Executor, function: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Future[Any]:
+        scope = current_scope()
         # Outside of any scope, too: the pool's thread may have been started within one.
-        return submit(self, _within(current_scope(), function), *args, **kwargs)
+        carried_on = None if scope is None else CarriedScope(scope)
+        return submit(self, _within(carried_on, function), *args, **kwargs)
 
     return submitted
 
 
-def _within(
-    scope: DispatchScope | CarriedScope | None, function: Callable[..., Any]
-) -> Callable[..., Any]:
+def _within(scope: CarriedScope | None, function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with carried(scope):
             return function(*args, **kwargs)

@@ -348,3 +348,23 @@ def test_a_class_of_models_keeps_its_fingerprint_when_its_requests_are_metered()
     Own.request = as_written(method)
     assert Own.request is not method
     assert fingerprint(ask) == metered
+
+
+class Awkward(Router):
+    """Holds what breaks when it is iterated, as an array without dimensions does."""
+
+    class Array:
+        def __iter__(self) -> Any:
+            raise TypeError("iteration over a 0-d array")
+
+    def __init__(self, *routes: Model) -> None:
+        super().__init__(*routes)
+        self.weights = self.Array()
+
+
+async def test_what_a_model_holds_is_not_iterated_unless_it_is_a_plain_container() -> None:
+    model = Awkward(ScriptedModel("Hi", repeat=True))
+    ledger = RequestRecorder()
+    with dispatch_scope(ledger):
+        await Agent(model).run("q")
+    assert [entry.state.value for entry in ledger.entries] == ["charged"]

@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -147,3 +147,26 @@ async def test_a_thread_that_outlives_its_run_books_nothing_on_it(
     async with Ledger.open("sqlite:///ledger.db") as ledger:
         booked = [entry.attribution.run_id for entry in await ledger.entries()]
     assert sorted(booked, key=str) == sorted([first.run_id, None], key=str)
+
+
+async def test_what_a_pool_does_after_its_run_is_not_booked_to_that() -> None:
+    go_on = threading.Event()
+    ask = raw_agent(ScriptedModel("Hi", repeat=True))
+    late: list[Future[Any]] = []
+
+    def ask_late() -> None:
+        go_on.wait(10)
+        ask("late")
+
+    with ThreadPoolExecutor(1) as pool:
+
+        @step
+        def it(context: StepContext[None]) -> str:
+            late.append(pool.submit(ask_late))
+            return "x"
+
+        result = await Pipeline("late", {"it": it}, executor="memory").execute({}, None)
+        recorded = len(result.entries)
+        go_on.set()
+        await asyncio.wrap_future(late[0])
+    assert (recorded, result.entries) == (0, ())
