@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 
@@ -27,6 +27,17 @@ def make_private_file(path: Path) -> None:
     # locks that other connections of this process hold on it.
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _FILE_MODE))
+
+
+def write_whole(file: IO[bytes], content: bytes) -> None:
+    """Write to an unbuffered file, and have it on disk.
+
+    Raises:
+        OSError: It took only a part, as a full disk may.
+    """
+    if file.write(content) != len(content):
+        raise OSError(f"{file.name} took only a part")
+    os.fsync(file.fileno())
 
 
 def open_private_file(path: Path) -> BinaryIO:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ..database.files import make_private_folder, open_private_file
+from ..database.files import make_private_folder, open_private_file, write_whole
 from .aggregation import TOKEN_NAMES
 from .entries import Attribution, LedgerEntry
 
@@ -63,8 +63,7 @@ def write_archive(folder: Path, entries: Sequence[LedgerEntry], form: ArchiveFor
     name = f"fastroai-{first:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}{form.suffix}{UNFINISHED}"
     path = folder / name
     with open_private_file(path) as file:
-        file.write(form.content(list(map(_row, entries))))
-        os.fsync(file.fileno())
+        write_whole(file, form.content(list(map(_row, entries))))
     _sync(folder)
     return path
 

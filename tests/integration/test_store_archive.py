@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -20,9 +21,12 @@ from typing import Any
 
 import pytest
 
+from fastroai.database.engine import Database, database_url
 from fastroai.errors import LedgerUnavailableError
 from fastroai.ledger.aggregation import Totals
+from fastroai.ledger.archive_files import ArchiveFormat, write_archive
 from fastroai.ledger.store import archiving, open_store, schema
+from fastroai.ledger.store.summing import sum_up
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.support.ledger_entries import START, charged
 
@@ -243,3 +247,31 @@ async def test_without_pyarrow_there_is_no_parquet(
             await ledger.archive(HORIZON, tmp_path, form="xml")
         with pytest.raises(ValueError, match="timezone"):
             await ledger.archive(HORIZON.replace(tzinfo=None), tmp_path)
+
+
+def test_a_file_that_takes_only_a_part_is_no_archive(tmp_path: Path) -> None:
+    large = ArchiveFormat(".csv.gz", lambda rows: b"x" * 20_000)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As on a disk that is nearly full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, usual[1]))
+    try:
+        with pytest.raises(OSError, match="took only a part"):
+            write_archive(tmp_path / "archive", booked()[:3], large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+async def test_times_the_wrong_way_round_select_nothing(url: str) -> None:
+    await fill(url)
+    async with Ledger.open(url) as ledger:
+        await asyncio.to_thread(ledger_sums, url)
+        turned = {"since": START + timedelta(days=3), "until": START + timedelta(days=1, hours=5)}
+        assert await ledger.entries(**turned) == []
+        [total] = await ledger.totals(**turned)
+    assert total.requests == 0
+
+
+def ledger_sums(url: str) -> None:
+    database = Database(database_url(url), writes=True)
+    sum_up(database)
+    database.close()

@@ -14,7 +14,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import URL
 
-from ...database.files import make_private_folder, open_private_file
+from ...database.files import make_private_folder, open_private_file, write_whole
 from ..entries import LedgerEntry
 from .mapping import as_stored
 
@@ -60,9 +60,7 @@ class Outbox:
                 b"".join(b"\n" + _entry.dump_json(as_stored(entry)) for entry in entries) + b"\n"
             )
             file = self._open()
-            if file.write(lines) != len(lines):
-                raise OSError(f"{self.path} took only a part")
-            os.fsync(file.fileno())
+            write_whole(file, lines)
         except Exception as error:  # whatever it is: what is to be kept must not be lost for it
             if not self._memory:
                 logger.error(

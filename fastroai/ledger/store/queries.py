@@ -211,10 +211,11 @@ def _add_summed(query: _Query) -> None:
         return
     since = None if asked.since is None else microseconds(asked.since)
     until = None if asked.until is None else microseconds(asked.until)
-    if since is not None and until is not None and since // DAY == until // DAY:
+    if since is not None and until is not None and since // DAY >= until // DAY:
         query.add(_SUMMED, sent_at >= since, sent_at < until)
         return
-    days = []
+    # An entry that was settled late may have left an empty day of the group it was in before.
+    days = [sums.c.entries != 0]
     if since is not None:
         first = -(-since // DAY)
         days.append(sums.c.day >= first)

@@ -52,6 +52,8 @@ CHUNK = 2_000
 """Entries that are added in one transaction: others write to the ledger meanwhile."""
 MANY = 5_000
 """Entries that are quickly added up one by one."""
+OTHERS_PATIENCE = 60.0
+"""Seconds after which a process that adds to the sums is no longer waited for."""
 SETTLING_TIME = timedelta(days=1)
 """How long a request without an outcome is left for later: most get one."""
 
@@ -87,22 +89,24 @@ def sum_up(database: Database) -> None:
     waiting = database.run(lambda connection: count_not_summed(connection, 20 * MANY))
     if waiting >= 20 * MANY:
         logger.warning("Summing up the entries of %s once; this takes a while.", database.name)
+    began = time.monotonic()
     while True:
         started = time.monotonic()
-        if not database.run(add_to_sums):
+        added = database.run(add_to_sums)
+        if added == 0 or (added is None and started - began > OTHERS_PATIENCE):
             return
         # Who waits for SQLite's lock looks for it from time to time only.
         time.sleep(0.01 + (time.monotonic() - started) / 5)
 
 
-def add_to_sums(connection: Connection, chunk: int = CHUNK) -> int:
+def add_to_sums(connection: Connection, chunk: int = CHUNK) -> int | None:
     """Add some entries to the sums, in the caller's transaction.
 
     Returns:
-        How many there were; 0 also while another process does the same.
+        How many there were; None while another process does the same.
     """
     if not _lock(connection):
-        return 0
+        return None
     join_by_index(connection)
     changed = changed_ids(connection)
     _take_out(connection, changed)
@@ -152,7 +156,7 @@ def _drop_archived(connection: Connection) -> None:
     again = ids_archived(connection)
     if again:
         connection.execute(intents.delete().where(is_one_of(connection, again)))
-        connection.execute(outcomes.delete().where(_o.entry_id.in_(again)))
+        connection.execute(outcomes.delete().where(is_one_of(connection, again, _o.entry_id)))
 
 
 class _DaySum:
