@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..protocol import StepRecord
 
 
-_EVENTS_TAKE = timedelta(seconds=5)
+_EVENTS_TAKE = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True)
