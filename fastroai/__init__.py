@@ -1,39 +1,59 @@
 """fastroai: LLM pipelines over pydantic-ai that run as Prefect flows, with exact costs."""
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from .agent import AgentConfig, AgentStepWrapper, ChatResponse, FastroAgent, StreamChunk
-from .errors import (
-    CostBudgetExceededError,
-    DispatchSkippedError,
-    ErrorCategory,
-    FastroAIError,
-    InputValidationError,
-    PipelineValidationError,
-    StepExecutionError,
-)
-from .pipelines import (
-    BasePipeline,
-    BaseStep,
-    ConversationState,
-    ConversationStatus,
-    Pipeline,
-    PipelineConfig,
-    PipelineResult,
-    PipelineUsage,
-    StepConfig,
-    StepContext,
-    StepUsage,
-    step,
-)
-from .tools import FunctionToolsetBase, SafeToolset, safe_tool
-from .tracing import LogfireTracer, NoOpTracer, SimpleTracer, Tracer
-from .usage import CostCalculator
+from .lazy_names import lazy_names
 
-try:
-    __version__ = version("fastroai")
-except PackageNotFoundError:
-    __version__ = "0.0.0+unknown"
+if TYPE_CHECKING:
+    from .agent import AgentConfig, AgentStepWrapper, ChatResponse, FastroAgent, StreamChunk
+    from .errors import (
+        CostBudgetExceededError,
+        DispatchSkippedError,
+        ErrorCategory,
+        FastroAIError,
+        InputValidationError,
+        PipelineValidationError,
+        StepExecutionError,
+    )
+    from .pipelines import (
+        BasePipeline,
+        BaseStep,
+        ConversationState,
+        ConversationStatus,
+        Pipeline,
+        PipelineConfig,
+        PipelineResult,
+        PipelineUsage,
+        StepConfig,
+        StepContext,
+        StepUsage,
+        step,
+    )
+    from .tools import FunctionToolsetBase, SafeToolset, safe_tool
+    from .tracing import LogfireTracer, NoOpTracer, SimpleTracer, Tracer
+    from .usage import CostCalculator
+    from .version import __version__
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            ".agent": "AgentConfig AgentStepWrapper ChatResponse FastroAgent StreamChunk",
+            ".errors": (
+                "CostBudgetExceededError DispatchSkippedError ErrorCategory "
+                "FastroAIError InputValidationError PipelineValidationError "
+                "StepExecutionError"
+            ),
+            ".pipelines": (
+                "BasePipeline BaseStep ConversationState ConversationStatus Pipeline "
+                "PipelineConfig PipelineResult PipelineUsage StepConfig StepContext "
+                "StepUsage step"
+            ),
+            ".tools": "FunctionToolsetBase SafeToolset safe_tool",
+            ".tracing": "LogfireTracer NoOpTracer SimpleTracer Tracer",
+            ".usage": "CostCalculator",
+            ".version": "__version__",
+        },
+    )
 
 __all__ = [
     "AgentConfig",

@@ -1,4 +1,4 @@
-"""`FASTROAI_*` settings: the only reader of the environment."""
+"""`FASTROAI_*` settings: what the environment says, validated."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .environment import DOTENV, PREFIX
 from .errors import SettingsError
 from .providers import PROVIDERS, canonical_provider, host_and_port, host_key
 from .redaction import redact_patterns
-
-PREFIX = "FASTROAI_"
-DOTENV = ".env"
 
 ExecutorName = Literal["prefect", "memory"]
 CachePolicyName = Literal["run", "inputs", "off"]
@@ -180,11 +178,6 @@ def load_settings() -> FastroAISettings:
     if _cached is None or _cached[0] != key:
         _cached = (key, _parse())
     return _cached[1]
-
-
-def process_environment() -> dict[str, str]:
-    """All variables, for a process that is started; settings are read with `load_settings`."""
-    return dict(os.environ)
 
 
 def secret_values() -> set[str]:

@@ -1,23 +1,34 @@
 """Agents: send model requests, count them and price them."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from .agent import FastroAgent
-from .schemas import (
-    DEFAULT_MAX_RETRIES,
-    DEFAULT_MAX_TOKENS,
-    DEFAULT_MODEL,
-    DEFAULT_SYSTEM_PROMPT,
-    DEFAULT_TEMPERATURE,
-    AgentConfig,
-    ChatResponse,
-    StreamChunk,
-)
+from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from ..pipelines.agent_step import AgentStepWrapper
+    from .agent import FastroAgent
+    from .schemas import (
+        DEFAULT_MAX_RETRIES,
+        DEFAULT_MAX_TOKENS,
+        DEFAULT_MODEL,
+        DEFAULT_SYSTEM_PROMPT,
+        DEFAULT_TEMPERATURE,
+        AgentConfig,
+        ChatResponse,
+        StreamChunk,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "..pipelines.agent_step": "AgentStepWrapper",
+            ".agent": "FastroAgent",
+            ".schemas": (
+                "DEFAULT_MAX_RETRIES DEFAULT_MAX_TOKENS DEFAULT_MODEL DEFAULT_SYSTEM_PROMPT "
+                "DEFAULT_TEMPERATURE AgentConfig ChatResponse StreamChunk"
+            ),
+        },
+    )
 
 __all__ = [
     "DEFAULT_MAX_RETRIES",
@@ -31,12 +42,3 @@ __all__ = [
     "FastroAgent",
     "StreamChunk",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # A step is a floor higher; it is only looked up when asked for.
-    if name == "AgentStepWrapper":
-        from ..pipelines.agent_step import AgentStepWrapper
-
-        return AgentStepWrapper
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

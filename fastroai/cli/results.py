@@ -33,7 +33,7 @@ def _age(type_: object, tokens: Sequence[Token]) -> timedelta:
     return age
 
 
-results = App(name="results")
+results = App(name="results", help_format="markdown")
 
 
 @results.command

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-runs = App(name="runs")
+runs = App(name="runs", help_format="markdown")
 
 
 @runs.default

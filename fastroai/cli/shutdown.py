@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import signal
@@ -29,6 +28,8 @@ def run_until_terminated(work: Coroutine[Any, Any, T]) -> T:
         Terminated: It was cancelled so.
         KeyboardInterrupt: It was interrupted.
     """
+    import asyncio  # only here: the help of a command needs none
+
     told: list[int] = []
 
     async def main() -> T:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -22,9 +22,8 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from ..errors import LedgerUnavailableError
 from ..redaction import redact, redact_patterns
@@ -33,6 +32,9 @@ from .files import make_private_file, make_private_folder
 from .migrations import CURRENT, migrate, version_of
 from .registry import OPEN_LEDGERS
 from .values import Row
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
@@ -200,6 +202,16 @@ class Database:
             self._backend.close()
 
 
+def insert_of(dialect: Dialect) -> Any:
+    """The `insert` of a kind of database, which knows what to do about a conflict."""
+    if dialect.name != "postgresql":
+        return sqlite.insert
+    # Only here: to import it takes as long as all else that a small ledger needs of SQLAlchemy.
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert
+
+
 class Insert:
     """An insert that leaves out what is there already.
 
@@ -213,7 +225,7 @@ class Insert:
     def compiled(self, dialect: Dialect) -> tuple[str, list[str]]:
         """The statement for a driver, and the names of its parameters in their order."""
         if self._compiled is None:
-            insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+            insert = insert_of(dialect)
             columns = self._table.columns
             names = [column.name for column in columns if not column.info.get("written_later")]
             compiled = (
@@ -386,6 +398,9 @@ class _PostgreSQL:
                 return await self._connection.run_sync(work)
 
     async def _connect(self) -> AsyncConnection:
+        # Only here: it brings SQLAlchemy's ORM, a third of what importing a ledger takes.
+        from sqlalchemy.ext.asyncio import create_async_engine
+
         engine = create_async_engine(
             self._url,
             poolclass=NullPool,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..environment import variable
+
 if TYPE_CHECKING:
     from ..settings import FastroAISettings
 
@@ -14,6 +16,13 @@ MEMORY = "memory://"
 def default_url() -> str:
     """The ledger of this user: `~/.fastroai/ledger.db`."""
     return f"sqlite:///{user_folder() / 'ledger.db'}"
+
+
+def ledger_url() -> str:
+    """What `FASTROAI_LEDGER_URL` names, or else the default one; without the settings, which take
+    longer to import than a small ledger to read.
+    """
+    return variable("LEDGER_URL") or default_url()
 
 
 def configured_url(settings: FastroAISettings) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ExecutorUnavailableError
+from ..lazy_names import lazy_names
 from .protocol import ExecutionResult, Executor, PlanExecutor, StepRecord
 
 if TYPE_CHECKING:
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from .scheduler import Outcome, run_plan
     from .session import RunSession, open_session
     from .step import may_retry, run_attempts, run_step
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            ".in_memory": "InMemoryExecutor",
+            ".prefect": "PrefectExecutor",
+            ".scheduler": "Outcome run_plan",
+            ".session": "RunSession open_session",
+            ".step": "may_retry run_attempts run_step",
+        },
+    )
 
 __all__ = [
     "ExecutionResult",
@@ -36,15 +48,6 @@ __all__ = [
 _EXECUTORS = {
     "memory": (".in_memory", "InMemoryExecutor"),
     "prefect": (".prefect", "PrefectExecutor"),
-}
-_PARTS = {
-    "Outcome": ".scheduler",
-    "RunSession": ".session",
-    "may_retry": ".step",
-    "open_session": ".session",
-    "run_attempts": ".step",
-    "run_plan": ".scheduler",
-    "run_step": ".step",
 }
 
 
@@ -76,26 +79,13 @@ _ALLOWED = "Give 'memory', 'prefect' or an object with the Executor protocol."
 @cache
 def _shared_executor(name: str) -> Executor:
     """One for all runs, as an executor keeps nothing of them."""
-    executor: Executor = _load(name)()
-    return executor
-
-
-def _load(name: str) -> Any:
     module, attribute = _EXECUTORS[name]
     try:
-        return getattr(import_module(module, __name__), attribute)
+        executor: Executor = getattr(import_module(module, __name__), attribute)()
     except ImportError as error:
         raise ExecutorUnavailableError(
             f"The {name!r} executor can't be imported ({error}). "
             "Install fastroai with its dependencies (`pip install fastroai`), or set "
             "FASTROAI_EXECUTOR=memory."
         ) from error
-
-
-def __getattr__(name: str) -> Any:
-    for key, (_, attribute) in _EXECUTORS.items():
-        if name == attribute:
-            return _load(key)
-    if name in _PARTS:
-        return getattr(import_module(_PARTS[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return executor

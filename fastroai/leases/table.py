@@ -28,9 +28,8 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
-from ..database.engine import Database
+from ..database.engine import Database, insert_of
 from ..database.values import Row, moment
 from .schema import leases
 
@@ -290,8 +289,7 @@ class _Watch:
 
 def _insert(connection: Connection, row: Row) -> bool:
     """Take what nobody holds, or what one holds oneself; whether that was so."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    insert = dialect.insert(leases).values(row)
+    insert = insert_of(connection.dialect)(leases).values(row)
     return bool(
         connection.execute(
             insert.on_conflict_do_update(

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from ..database.location import configured_url, default_url
+from ..database.location import ledger_url
 from .aggregation import Totals
 from .archive_files import archive_format
 from .entries import LedgerEntry
@@ -47,10 +47,7 @@ class Ledger:
             LedgerUnavailableError: It can't be opened, or brought up to date.
         """
         if url is None:
-            # Only here: a ledger that is named needs no settings, which take their time to import.
-            from ..settings import load_settings
-
-            url = configured_url(load_settings()) or default_url()
+            url = ledger_url()
         await flush_shared(url)
         store = await open_store(url, create=create)
         try:

@@ -1,26 +1,50 @@
 """Pipelines: steps, their configuration, and results."""
 
-from ..errors import (
-    CostBudgetExceededError,
-    DispatchSkippedError,
-    ErrorCategory,
-    FastroAIError,
-    PipelineValidationError,
-    StepExecutionError,
-)
-from .base import BaseStep
-from .config import PipelineConfig, StepConfig
-from .context import StepContext
-from .decorators import step
-from .pipeline import Pipeline
-from .router import BasePipeline
-from .schemas import (
-    ConversationState,
-    ConversationStatus,
-    PipelineResult,
-    PipelineUsage,
-    StepUsage,
-)
+from typing import TYPE_CHECKING
+
+from ..lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from ..errors import (
+        CostBudgetExceededError,
+        DispatchSkippedError,
+        ErrorCategory,
+        FastroAIError,
+        PipelineValidationError,
+        StepExecutionError,
+    )
+    from .base import BaseStep
+    from .config import PipelineConfig, StepConfig
+    from .context import StepContext
+    from .decorators import step
+    from .pipeline import Pipeline
+    from .router import BasePipeline
+    from .schemas import (
+        ConversationState,
+        ConversationStatus,
+        PipelineResult,
+        PipelineUsage,
+        StepUsage,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "..errors": (
+                "CostBudgetExceededError DispatchSkippedError ErrorCategory FastroAIError "
+                "PipelineValidationError StepExecutionError"
+            ),
+            ".base": "BaseStep",
+            ".config": "PipelineConfig StepConfig",
+            ".context": "StepContext",
+            ".decorators": "step",
+            ".pipeline": "Pipeline",
+            ".router": "BasePipeline",
+            ".schemas": (
+                "ConversationState ConversationStatus PipelineResult PipelineUsage StepUsage"
+            ),
+        },
+    )
 
 __all__ = [
     "BasePipeline",

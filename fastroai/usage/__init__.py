@@ -1,26 +1,25 @@
 """Costs of requests, and the ledger in which they are booked."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..ledger.entries import EntryState, LedgerEntry
-from ..pricing.calculator import CostCalculator
-from ..pricing.price_list import Price
+from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from ..ledger.aggregation import Totals
+    from ..ledger.entries import EntryState, LedgerEntry
     from ..ledger.ledger import Ledger
+    from ..pricing.calculator import CostCalculator
+    from ..pricing.price_list import Price
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "..ledger.aggregation": "Totals",
+            "..ledger.entries": "EntryState LedgerEntry",
+            "..ledger.ledger": "Ledger",
+            "..pricing.calculator": "CostCalculator",
+            "..pricing.price_list": "Price",
+        },
+    )
 
 __all__ = ["CostCalculator", "EntryState", "Ledger", "LedgerEntry", "Price", "Totals"]
-
-
-def __getattr__(name: str) -> Any:
-    # What reads a ledger is imported when it is asked for: a run does not need it.
-    if name == "Ledger":
-        from ..ledger.ledger import Ledger
-
-        return Ledger
-    if name == "Totals":
-        from ..ledger.aggregation import Totals
-
-        return Totals
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,20 +5,50 @@ from __future__ import annotations
 from cyclopts import App
 
 from ..parsing import TIME_FORMS
-from .archive import archive
-from .reconcile import reconcile_invoice
 from .report import report
-from .reprice import check_recorded_prices
-from .what_if import price_otherwise
 
 _TIMES = (
     f"Times are UTC unless they name their zone: {TIME_FORMS}. A day means its start, so "
     "--since yesterday --until today is yesterday."
 )
 
-costs = App(name="costs", help_epilogue=_TIMES)
+costs = App(name="costs", help_format="markdown", help_epilogue=_TIMES)
 costs.default(report)
-costs.command(reconcile_invoice, name="reconcile")
-costs.command(price_otherwise, name="what-if")
-costs.command(archive, name="archive")
-costs.command(check_recorded_prices, name="reprice")
+# By their paths: the report needs no prices.
+for _name, _path, _help in (
+    (
+        "reconcile",
+        "reconcile:reconcile_invoice",
+        "Compare the ledger with a provider's invoice.\n\n"
+        "Lists ledger entries and invoice lines without a partner, and partners that differ. An "
+        "export of OpenAI, Anthropic or OpenRouter whose lines are sums, by day and model, is "
+        "compared sum by sum. Simulated, refused and replayed requests are ignored. Without "
+        "--since and --until, the days are compared that the invoice covers. Exits with 0 when "
+        "the books balance, with 3 when they don't.",
+    ),
+    (
+        "what-if",
+        "what_if:price_otherwise",
+        "Price recorded requests on another model or service tier.\n\n"
+        "One by one, at list prices. The tokens are taken as recorded; another model would count "
+        "and write other ones.",
+    ),
+    (
+        "archive",
+        "archive:archive",
+        "Move old entries of the ledger to files. All sums stay as they are.\n\n"
+        "Requests without a final outcome stay. The files are written whole before anything is "
+        "removed; interrupted, the command goes on when it is called again. Entries that were "
+        "moved are not listed or compared with invoices any more.",
+    ),
+    (
+        "reprice",
+        "reprice:check_recorded_prices",
+        "Check recorded prices against the price list that is installed.\n\n"
+        "Each request is priced again as of when it was sent. Nothing is changed: a ledger says "
+        "what was known. Requests priced by an own rate or by a bill that the answer stated are "
+        "not checked, nor those without an outcome. Exits with 0 when no price differs, with 3 "
+        "when some do.",
+    ),
+):
+    costs.command(f"{__name__}.{_path}", name=_name, help=_help)

@@ -29,10 +29,6 @@ def archive(
 ) -> None:
     """Move old entries of the ledger to files. All sums stay as they are.
 
-    Requests without a final outcome stay. The files are written whole before anything is removed;
-    interrupted, the command goes on when it is called again. Entries that were moved are not listed
-    or compared with invoices any more.
-
     Args:
         older_than: Age of the requests, for example 90d.
         to: A folder; it is made if it is missing.

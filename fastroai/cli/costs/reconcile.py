@@ -57,11 +57,6 @@ def reconcile_invoice(
 ) -> int:
     """Compare the ledger with a provider's invoice.
 
-    Lists ledger entries and invoice lines without a partner, and partners that differ. An export of
-    OpenAI, Anthropic or OpenRouter whose lines are sums, by day and model, is compared sum by sum.
-    Simulated, refused and replayed requests are ignored. Without --since and --until, the days are
-    compared that the invoice covers. Exits with 0 when the books balance, with 3 when they don't.
-
     Args:
         invoice: CSV with a line of column names; - is stdin.
         column: NAME=COLUMN, the invoice's own name for response_id, model, at, input_tokens,

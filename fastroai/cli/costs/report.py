@@ -12,7 +12,7 @@ from operator import attrgetter
 
 from rich.console import Console
 
-from ...database.location import MEMORY, configured_url
+from ...database.location import MEMORY, ledger_url
 from ...errors import LedgerNotFoundError
 from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, whole_of
 from ...ledger.ledger import Ledger
@@ -89,9 +89,7 @@ def nothing_found(url: str | None, filters: Filters, booked: int) -> str:
     if booked:
         others = f"{booked:,} others" if booked > 1 else "one other"
         return f"No request matches: {printable(str(filters))}. The ledger has {others}."
-    from ...settings import load_settings  # only here: most reports need no settings
-
-    if (url or configured_url(load_settings())) == MEMORY:
+    if (url or ledger_url()) == MEMORY:
         return (
             f"A ledger in {MEMORY} ends with the process that writes it. Name a database with "
             "--ledger."

@@ -39,10 +39,6 @@ def check_recorded_prices(
 ) -> int:
     """Check recorded prices against the price list that is installed.
 
-    Each request is priced again as of when it was sent. Nothing is changed: a ledger says what was
-    known. Requests priced by an own rate or by a bill that the answer stated are not checked, nor
-    those without an outcome. Exits with 0 when no price differs, with 3 when some do.
-
     Args:
         check: Say what differs; nothing else can be done yet.
     """

@@ -41,9 +41,6 @@ def price_otherwise(
 ) -> int:
     """Price recorded requests on another model or service tier.
 
-    One by one, at list prices. The tokens are taken as recorded; another model would count and
-    write other ones.
-
     Args:
         model: The other model, PROVIDER:MODEL; default: as recorded.
         tier: The other service tier: flex, priority, default, batch, …

@@ -23,9 +23,9 @@ from prefect.settings import (
     get_current_settings,
 )
 
+from ...environment import process_environment
 from ...errors import ExecutorUnavailableError
 from ...redaction import redact
-from ...settings import process_environment
 
 NOTICE = (
     "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip the "

@@ -7,11 +7,11 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
-from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import URL
 
 from ...database.files import make_private_folder, open_private_file, write_whole
@@ -23,9 +23,10 @@ try:
 except ImportError:  # Windows has none: there, files that another process left are not taken over
     fcntl = None  # type: ignore[assignment]
 
-logger = logging.getLogger("fastroai.usage")
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
-_entry = TypeAdapter(LedgerEntry)
+logger = logging.getLogger("fastroai.usage")
 
 
 class Outbox:
@@ -56,9 +57,8 @@ class Outbox:
         self._count += len(entries)
         try:
             # What a full disk cut off before does not spoil this line.
-            lines = (
-                b"".join(b"\n" + _entry.dump_json(as_stored(entry)) for entry in entries) + b"\n"
-            )
+            dump = _adapter().dump_json
+            lines = b"".join(b"\n" + dump(as_stored(entry)) for entry in entries) + b"\n"
             file = self._open()
             write_whole(file, lines)
         except Exception as error:  # whatever it is: what is to be kept must not be lost for it
@@ -112,7 +112,7 @@ class Outbox:
         """
         for entry in self._memory:
             logger.error(
-                "Ledger entry that was never written: %s", _entry.dump_json(entry).decode()
+                "Ledger entry that was never written: %s", _adapter().dump_json(entry).decode()
             )
         if self._file is not None:
             self._file.close()
@@ -142,6 +142,15 @@ def read_entries(path: Path) -> list[LedgerEntry]:
 def _parse(content: bytes, path: Path | None) -> Iterator[LedgerEntry]:
     for line in filter(None, content.split(b"\n")):
         try:
-            yield _entry.validate_json(line)
-        except ValidationError:
+            yield _adapter().validate_json(line)
+        except ValueError:
             logger.error("A line in %s is no ledger entry: %r", path, line[:200])
+
+
+@cache
+def _adapter() -> TypeAdapter[LedgerEntry]:
+    # Only here: a process that sends has imported pydantic long before; one that reads a ledger
+    # seldom needs it, and would take twice the time to start.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(LedgerEntry)

@@ -1,0 +1,42 @@
+"""Names of a package that are imported when they are asked for (PEP 562)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_names(
+    package: str, origins: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's `__getattr__` and `__dir__`, so that importing it imports none of its parts.
+
+    Beside it, the package imports the same names under `TYPE_CHECKING`: those are what type
+    checkers and editors read.
+
+    Args:
+        package: Its `__name__`.
+        origins: What is imported from where: names, divided by spaces, by their module, which is
+            named from the package: `".schemas"`. The package's own modules are found as its
+            attributes, too, as they are once something has imported them.
+    """
+    modules = {name: module for module, names in origins.items() for name in names.split()}
+    parts = {module[1:].partition(".")[0] for module in origins if not module.startswith("..")}
+
+    def load(name: str) -> Any:
+        if name in modules:
+            value = getattr(import_module(modules[name], package), name)
+        elif name in parts:
+            value = import_module(f".{name}", package)
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        # From now on, Python finds it by itself.
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules, *parts})
+
+    return load, names
