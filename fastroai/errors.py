@@ -51,7 +51,9 @@ class PipelineValidationError(FastroAIError):
 
 
 class InputValidationError(PipelineValidationError):
-    """The input of a run does not match `input_type`. Raised before the first step."""
+    """The input of a run does not match `input_type`. Raised before the first step; or by a step
+    that finds that the input names what is not there.
+    """
 
 
 class UnknownPipelineError(PipelineValidationError, ValueError):

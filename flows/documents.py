@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 
 from pydantic import BaseModel
 
-from fastroai.errors import FastroAIError
+from fastroai.errors import FastroAIError, InputValidationError
 from fastroai.settings import load_settings
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class DocumentError(FastroAIError):
 
     The message names the path, the cause and the remedy; no model was asked.
     """
+
+
+class LocationError(DocumentError, InputValidationError):
+    """The input names no documents: nothing is there, or no place that can be read."""
 
 
 class Document(BaseModel):
@@ -94,7 +98,7 @@ def read_documents(location: str, max_documents: int) -> Documents:
         else:
             left_out.append(f"{found.name}: empty")
     if not documents:
-        raise DocumentError(
+        raise LocationError(
             f"There is no text to read at {location!r}"
             + (f" ({'; '.join(left_out[:5])})" if left_out else "")
             + f". Give a text file, or a folder or prefix with {', '.join(SUFFIXES)} files."
@@ -112,11 +116,11 @@ def _local_place(location: str) -> _Place:
     except OSError as error:
         raise _unreadable(str(path), error) from error
     if path.exists():
-        raise DocumentError(
+        raise LocationError(
             f"{str(path)!r} is neither a file nor a folder. Give one of them, or "
             "s3://bucket/prefix."
         )
-    raise DocumentError(
+    raise LocationError(
         f"There is no file or folder {str(path)!r}. Correct the path (a relative one starts at "
         f"{str(Path.cwd())!r}), "
         "or give s3://bucket/prefix."
@@ -127,17 +131,17 @@ def _local_path(location: str) -> Path:
     parts = urlsplit(location)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise DocumentError(
+            raise LocationError(
                 f"{location!r} names the host {parts.netloc!r}. Write file:///absolute/path."
             )
         return Path(url2pathname(parts.path))
     if "://" in location:
-        raise DocumentError(
+        raise LocationError(
             f"{location!r}: {parts.scheme}:// can't be read. Give a path, file://… or "
             "s3://bucket/prefix."
         )
     if not location.strip():
-        raise DocumentError(
+        raise LocationError(
             "The path of the documents is empty. Give a file, a folder or s3://bucket/prefix."
         )
     return Path(location).expanduser().absolute()
@@ -168,7 +172,7 @@ def _s3_place(location: str) -> tuple[_Place, S3Client]:
     parts = urlsplit(location)
     prefix = parts.path.lstrip("/")
     if not parts.netloc:
-        raise DocumentError(f"{location!r} names no bucket. Write s3://bucket/prefix.")
+        raise LocationError(f"{location!r} names no bucket. Write s3://bucket/prefix.")
     client = _s3_client()
     place = _Place(location, [], False, bucket=parts.netloc)
     base = prefix if not prefix or prefix.endswith("/") else prefix + "/"

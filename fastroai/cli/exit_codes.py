@@ -10,7 +10,7 @@ FAILED, WRONG_USAGE, NOT_BALANCED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 
 class UsageError(FastroAIError):
-    """The command line is wrong. Nothing was run."""
+    """The command line is wrong, or names an input that can't be used."""
 
 
 class Terminated(BaseException):

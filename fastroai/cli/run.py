@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
-from ..errors import StepExecutionError
+from ..errors import InputValidationError, StepExecutionError
 from ..executors import Executor, get_executor
 from ..executors.session import recorders_of_runs
 from ..ledger.entries import EntryState, LedgerEntry
@@ -48,8 +48,11 @@ def run(
     """
     pipeline = load_pipeline(target)
     fields = dict(parse_input(pipeline, pair) for pair in inputs)
-    # Also validated by the run; here, so that nothing is started for an input that can't be run.
-    pipeline.validate_input(fields)
+    try:
+        # Also validated by the run; here, so that nothing is started for an input that can't be.
+        pipeline.validate_input(fields)
+    except InputValidationError as error:
+        raise UsageError(str(error)) from error
     chosen = get_executor(executor or pipeline.executor)
     if not debug:
         quieten_run_logs()
@@ -72,6 +75,8 @@ def _execute(pipeline: AnyPipeline, fields: dict[str, Any], report: _Report) -> 
     except StepExecutionError as error:
         if isinstance(error.partial_result, PipelineResult):
             report.show_spent("failure", error.partial_result.entries, error.partial_result.run_id)
+        if isinstance(error.original_error, InputValidationError):
+            raise UsageError(str(error)) from error
         raise
     except (KeyboardInterrupt, Terminated):
         entries = [entry for recorder in recorders for entry in recorder.entries]

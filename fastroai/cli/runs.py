@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
 
+from ..database.location import unvalidated_url
+from ..environment import variable
 from ..errors import FastroAIError
+from ..leases.shared import has_flow_runs
 from .exit_codes import FAILED, UsageError, complain
 from .rendering.console import console
 from .rendering.tables import Cell, Column, print_table
@@ -26,7 +29,13 @@ runs = App(name="runs", help_format="markdown")
 @runs.default
 def list_runs() -> None:
     """List active and dead runs, the oldest first."""
-    reported, found, elsewhere = asyncio.run(_on_server(_read_runs()))
+    refuse_in_memory()
+    reported: list[str] = []
+    found: list[TrackedRun] = []
+    elsewhere = 0
+    # Most ledgers have none, and say so before Prefect could be imported.
+    if has_flow_runs(unvalidated_url()):
+        reported, found, elsewhere = asyncio.run(_on_server(_read_runs()))
     sys.stdout.writelines(f"{line}\n" for line in reported)
     if found:
         print_table(console(), _COLUMNS, [row_of(run) for run in found])
@@ -54,6 +63,7 @@ def resume(
     """
     if bool(names) == all_:
         raise UsageError("Specify which runs to resume: RUN …, or --all.")
+    refuse_in_memory()
     return run_until_terminated(_on_server(_resume_chosen(names)))
 
 
@@ -65,17 +75,20 @@ async def _read_runs() -> tuple[list[str], list[TrackedRun], int]:
     return await report_ended_runs(settings), *await tracked_runs(settings)
 
 
+def refuse_in_memory() -> None:
+    """Say that there are no runs to come back to where none is under Prefect."""
+    if variable("EXECUTOR") == "memory":
+        raise UsageError(
+            "With FASTROAI_EXECUTOR=memory a run ends with its process, and none can be "
+            "resumed. For runs under Prefect, set FASTROAI_EXECUTOR=prefect."
+        )
+
+
 async def _on_server(work: Coroutine[Any, Any, T]) -> T:
-    from ..settings import load_settings
-
     try:
-        if load_settings().executor == "memory":
-            raise UsageError(
-                "With FASTROAI_EXECUTOR=memory a run ends with its process, and none can be "
-                "resumed. For runs under Prefect, set FASTROAI_EXECUTOR=prefect."
-            )
-        from ..executors.prefect import check_server
+        from ..executors.prefect import check_server, configured_server
 
+        configured_server()
         await check_server()
     except BaseException:
         work.close()

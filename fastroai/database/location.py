@@ -18,7 +18,7 @@ def default_url() -> str:
     return f"sqlite:///{user_folder() / 'ledger.db'}"
 
 
-def ledger_url() -> str:
+def unvalidated_url() -> str:
     """What `FASTROAI_LEDGER_URL` names, or else the default one; without the settings, which take
     longer to import than a small ledger to read.
     """

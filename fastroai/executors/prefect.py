@@ -25,7 +25,7 @@ from ._prefect.flow import as_ended, build_flow, flow_options_of, run_in_flow
 from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions
-from ._prefect.server import check_server, stop_retrying_if_silent
+from ._prefect.server import check_server, configured_server, stop_retrying_if_silent
 from ._prefect.step_task import literal_name
 from ._prefect.zombie_runs import (
     TrackedRun,
@@ -47,6 +47,7 @@ __all__ = [
     "StoredBefore",
     "TrackedRun",
     "check_server",
+    "configured_server",
     "links_to_run",
     "report_ended_runs",
     "resume_run",

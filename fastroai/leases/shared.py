@@ -29,3 +29,23 @@ def configured_heartbeat(settings: FastroAISettings) -> Heartbeat:
         return Heartbeat(LeaseTable(open_database(database_url(url), writes=True)))
 
     return OPEN_LEDGERS.shared(("heartbeat", url), make)
+
+
+def has_flow_runs(url: str) -> bool:
+    """Whether flow runs hold leases in a ledger, or left there how they ended. Blocks; without
+    settings and a thread, for a command that has nothing else to do.
+
+    Raises:
+        LedgerUnavailableError: The ledger can't be read.
+    """
+    from ..database.engine import database_url, open_database
+    from .table import LeaseTable
+
+    database = open_database(database_url(url), writes=True)
+    try:
+        table = LeaseTable(database)
+        return database.has_ledger() and bool(table.holdings("flow_run") or table.ended())
+    except Exception as error:
+        raise database.unavailable(error) from error
+    finally:
+        database.close()

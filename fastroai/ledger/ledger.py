@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from ..database.location import ledger_url
+from ..database.location import unvalidated_url
 from .aggregation import Totals
 from .archive_files import archive_format
 from .entries import LedgerEntry
@@ -17,7 +17,7 @@ from .filters import EVERYTHING, FilterFields, LedgerFilter
 from .store import LedgerStore, flush_shared, open_store
 
 if TYPE_CHECKING:
-    from .store.archiving import Archive
+    from .store.archiving import Archive, ArchivedEntries
 
 
 class Ledger:
@@ -47,7 +47,7 @@ class Ledger:
             LedgerUnavailableError: It can't be opened, or brought up to date.
         """
         if url is None:
-            url = ledger_url()
+            url = unvalidated_url()
         await flush_shared(url)
         store = await open_store(url, create=create)
         try:
@@ -117,6 +117,18 @@ class Ledger:
                 f"it can't become {entry.state} at {entry.cost_usd} USD. Book a correction as an "
                 "entry of its own."
             )
+
+    async def archived(
+        self, *, since: datetime | None = None, until: datetime | None = None
+    ) -> ArchivedEntries | None:
+        """How many entries were moved to files, and from when to when they were sent: those in the
+        files that have any from `since` on and before `until`. None: there are none. They are in
+        all totals, and not among `entries`.
+
+        Raises:
+            LedgerUnavailableError: The database can't be read.
+        """
+        return await self._store.archived(since, until)
 
     async def archive(
         self, before: datetime, folder: Path, *, form: str | None = None

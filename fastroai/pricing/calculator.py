@@ -16,7 +16,7 @@ from .model_names import ModelRef, read_model_name
 from .money import EXACT, MICROCENTS_PER_USD, usd_to_microcents
 from .overrides import Override, Overrides, RateTable, Tokens
 from .price_file import OwnPrices, read_discounts, read_price_file
-from .price_list import Price, list_in_use, list_price
+from .price_list import SERVICE_TIERS, Price, list_in_use, list_price
 from .rates import Rate
 from .token_counts import TokenCounts
 
@@ -208,6 +208,10 @@ class CostCalculator:
         except UnknownModelPriceError as error:
             logger.debug("%s Its cost is counted as 0.", error)
             return 0
+
+    def service_tiers(self) -> frozenset[str]:
+        """The service tiers that a price may be asked for: the price list's, and own ones."""
+        return SERVICE_TIERS | self.overrides.tiers() | self._own_prices().overrides.tiers()
 
     def add_pricing_override(
         self,

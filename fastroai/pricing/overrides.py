@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Any, Protocol
 
 from ..providers import PROVIDERS
@@ -202,6 +203,11 @@ class Overrides:
         group.pop(ref.provider, None)
         group[ref.provider] = [override]
         self.revision = Revision()
+
+    def tiers(self) -> set[str]:
+        """The service tiers that have rates of their own, of whichever model."""
+        by_provider = chain.from_iterable(group.values() for group in self._by_model.values())
+        return {tier for override in chain.from_iterable(by_provider) for tier in override.tiers}
 
     def find(
         self, model: str, provider: str | None = None, at: datetime | None = None

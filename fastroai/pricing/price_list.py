@@ -347,3 +347,7 @@ def _unlisted(ref: ModelRef, url: str | None, why: str) -> UnknownModelPriceErro
         f"State it with CostCalculator(pricing_overrides={{{ref.model!r}: "
         "{'input_per_mtok': ..., 'output_per_mtok': ...}}).",
     )
+
+
+SERVICE_TIERS = frozenset({"auto", "default", "standard", *_TIERS}) | _NOT_STANDARD["service_tier"]
+"""What may be asked for by name: what is billed otherwise, and names of the standard tier."""

@@ -87,7 +87,7 @@ def test_without_a_server_a_temporary_one_runs_the_job_and_the_output_says_how_t
     assert "no Prefect server is set, so a temporary one is started" in done.stderr
     assert read_cost_table(done.stdout).adds_up()
     assert f"kept in {home}" in done.stdout
-    assert "`prefect server start`" in done.stdout
+    assert "prefect server start`" in done.stdout
     run_id = re.search(r"/runs/flow-run/([0-9a-f-]+)", done.stdout)
     assert run_id is not None
     with closing(sqlite3.connect(home / "prefect.db")) as database:

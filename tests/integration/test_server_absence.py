@@ -18,12 +18,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect.events.worker import EventsWorker
 
 from fastroai import BaseStep, Pipeline, StepContext, StepExecutionError
+from fastroai.database.engine import database_url, open_database
 from fastroai.errors import ExecutorUnavailableError
+from fastroai.executors._prefect.temporary_server import server_command
+from fastroai.leases.table import LeaseRequest, LeaseTable
 from tests.integration.models import PRICE, Ask, CountingModel
 from tests.support import forked
 from tests.support.prefect_server import (
@@ -279,6 +283,70 @@ def test_without_a_server_a_temporary_one_is_told_of_with_the_ways_out_and_does_
     assert "PREFECT_API_URL" in done.stderr
     assert "FASTROAI_EXECUTOR=memory" in done.stderr
     assert done.stderr.count("temporary one is started") == 1
+
+
+COMMAND = """
+import sys
+from fastroai.cli import main
+code = main({arguments!r})
+import asyncio
+from prefect import get_client
+from prefect.server.api.server import SubprocessASGIServer
+
+async def says():
+    async with get_client() as client:
+        return (await client._client.get("/admin/settings")).json()["server"]["analytics_enabled"]
+
+print(code, SubprocessASGIServer().running and asyncio.run(says()))
+"""
+"""Runs the command, and says whether it started a server that phones home."""
+
+
+def test_a_stored_result_is_looked_for_on_a_temporary_server_that_does_not_phone_home(
+    tmp_path: Path,
+):
+    home = used_home(tmp_path / "home")
+    source = COMMAND.format(arguments=["results", "show", "no-such-run", "read"])
+    done = program(source, PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED=None)
+    assert done.stdout == "1 False\n", done.stderr
+    assert done.stderr.count("temporary one is started") == 1
+    assert "no flow run 'no-such-run'" in done.stderr
+    # It would not help: a run in memory stores no results.
+    assert "FASTROAI_EXECUTOR" not in done.stderr
+
+
+async def test_runs_of_a_ledger_are_not_listed_by_a_server_started_for_it(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    table = LeaseTable(open_database(database_url(url), writes=True))
+    home = {"PREFECT_HOME": str(tmp_path / "home"), "FASTROAI_LEDGER_URL": url}
+    listing = COMMAND.format(arguments=["runs"])
+    assert program(listing, **home).stdout == "No active or dead runs.\n0 False\n"
+    table.take(LeaseRequest(kind="flow_run", name=str(uuid4()), seconds=30))
+    table.close()
+    for arguments in (["runs"], ["runs", "resume", "--all"]):
+        done = program(COMMAND.format(arguments=arguments), **home)
+        assert done.stdout == "1 False\n", done.stderr
+        [said] = [line for line in done.stderr.splitlines() if line.startswith("fastroai: ")]
+        assert "No Prefect server is configured" in said
+        assert "PREFECT_API_URL" in said
+        assert "FASTROAI_EXECUTOR" not in said
+
+
+def test_the_advice_to_start_a_server_can_be_typed_where_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(commands / "python"))
+    assert server_command() == "prefect server start"
+    (commands / "prefect").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    assert server_command() == ".venv/bin/prefect server start"
+    monkeypatch.chdir("/")
+    assert server_command() == f"{commands}/prefect server start".lstrip("/")
+    monkeypatch.setenv("PATH", str(commands))
+    assert server_command() == "prefect server start"
 
 
 async def test_without_a_server_and_with_the_temporary_one_forbidden_nothing_is_run(

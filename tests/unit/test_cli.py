@@ -202,7 +202,7 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(run, arguments: list[st
 
 def test_an_input_that_does_not_fit_is_one_message_and_starts_nothing(run):
     ran = run("jobs:plain", 'numbers=[1,"x"]')
-    assert ran.code == 1
+    assert ran.code == 2
     assert "numbers.1" in ran.err
     assert "start" not in ran.err
     assert "Traceback" not in ran.err
@@ -233,6 +233,14 @@ def test_a_failed_step_is_one_message_with_what_was_spent_until_then(run):
     table = read_cost_table(ran.err)
     assert table.usd > 0
     assert table.adds_up()
+
+
+def test_an_input_that_names_what_is_not_there_is_wrong_usage(run, tmp_path: Path):
+    pipeline = f"{Path(__file__).parents[2] / 'flows' / 'document_digest.py'}:pipeline"
+    ran = run(pipeline, f"documents={tmp_path / 'missing.txt'}")
+    assert ran.code == 2
+    assert "missing.txt" in ran.err
+    assert "Nothing: no request was sent." in ran.err
 
 
 def test_debug_shows_the_traceback(run):
@@ -283,11 +291,10 @@ def test_a_run_in_memory_points_to_no_server_even_where_prefect_is_loaded(run):
 @pytest.mark.parametrize("text", ["1,2", "[1,2"])
 def test_a_text_for_a_list_says_how_to_write_one_or_what_is_wrong(run, text: str):
     ran = run("jobs:plain", f"numbers={text}", "--executor", "memory")
+    assert ran.code == 2
     if text == "1,2":
-        assert ran.code == 2
         assert """'numbers=["1", "2"]'""" in ran.err
     else:
-        assert ran.code == 1
         assert "numbers: Input should be a valid list" in ran.err
     assert ran.out == ""
 

@@ -319,13 +319,22 @@ def test_a_replay_shows_what_it_saved_and_is_no_spend(books: Books) -> None:
     assert "0.5 USD saved" in ran.out
 
 
-def test_a_ledger_that_is_not_there_is_one_sentence_and_stays_so(books: Books) -> None:
-    ran = books.costs()
-    assert (ran.code, ran.err) == (0, "")
-    assert ran.out == f"There is no ledger in {books.url} yet.\n"
-    ran = books.costs("--json")
-    assert (ran.code, ran.json["groups"], ran.json["total"]["cost_usd"]) == (0, [], "0")
-    assert "There is no ledger" in ran.err
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["--json"],
+        ["reprice", "--check"],
+        ["what-if", "--tier", "flex"],
+        ["archive", "--older-than", "1d", "--to", "archive"],
+    ],
+)
+def test_a_ledger_that_is_not_there_is_an_error_and_stays_so(
+    books: Books, command: list[str]
+) -> None:
+    ran = books.costs(*command)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == f"fastroai: There is no ledger in {books.url} yet.\n"
     assert not books.path.exists()
 
 
@@ -334,7 +343,7 @@ def test_another_database_is_no_ledger_and_is_left_as_it_is(books: Books) -> Non
         other.execute("CREATE TABLE theirs (a)")
     other.close()
     before = books.path.read_bytes()
-    assert "There is no ledger" in books.costs().out
+    assert "There is no ledger" in books.costs().err
     assert books.path.read_bytes() == before
     assert list(books.path.parent.glob("ledger.db?*")) == []
 
@@ -475,3 +484,36 @@ def test_old_entries_are_moved_to_files_and_the_report_stays(books: Books, tmp_p
     again = books.costs("archive", "--older-than", "1d", "--to", str(tmp_path))
     assert again.out.startswith("0 entries sent before")
     assert books.costs("archive", "--older-than", "soon", "--to", str(tmp_path)).code == 2
+
+
+def test_a_folder_for_old_entries_has_to_be_named(books: Books) -> None:
+    books.book([charged("0.25", id="old")])
+    ran = books.costs("archive", "--older-than", "1d")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--to" in ran.err
+    assert books.costs("--json").json["total"]["requests"] == 1
+
+
+def test_archived_entries_are_said_to_be_left_out(books: Books, tmp_path: Path) -> None:
+    late = START + timedelta(hours=1)
+    old = [charged("0.25", id="a"), charged("0.25", id="b", sent_at=late)]
+    books.book([*old, charged("0.5", id="new", sent_at=NOW)])
+    what_if, reprice = ["what-if", "--tier", "flex"], ["reprice", "--check"]
+    invoice = tmp_path / "invoice.csv"
+    invoice.write_text(f"id,model,time,cost\nr1,gpt-5-mini,{START.isoformat()},0.25\n")
+    reconcile = ["reconcile", str(invoice)]
+    for command in (what_if, reprice, reconcile):
+        assert "ARCHIVED" not in books.costs(*command).out
+        assert books.costs(*command, "--json").json["archived"] is None
+    assert books.costs("archive", "--older-than", "1d", "--to", str(tmp_path)).code == 0
+    for command in (what_if, reprice, reconcile):
+        said = " ".join(books.costs(*command).out.split())
+        assert "ARCHIVED: 2 entries, sent from 2026-03-01" in said
+        assert books.costs(*command, "--json").json["archived"] == {
+            "entries": 2,
+            "first_sent_at": START.isoformat(),
+            "last_sent_at": late.isoformat(),
+        }
+    for command in (what_if, reprice):
+        assert books.costs(*command, "--json", "--since", "1d").json["archived"] is None
+        assert books.costs(*command, "--json", "--until", "2026-02-01").json["archived"] is None

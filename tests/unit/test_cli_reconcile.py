@@ -195,11 +195,36 @@ def test_an_invoice_that_can_not_be_read_is_one_message(
     assert said in ran.err
 
 
-def test_without_a_ledger_all_lines_have_no_entry(books: Books, invoice: Write) -> None:
+def test_without_a_ledger_nothing_is_compared(books: Books, invoice: Write) -> None:
     ran = books.costs("reconcile", invoice(billed(1)))
-    assert ran.code == 3
+    assert (ran.code, ran.out) == (1, "")
     assert "There is no ledger" in ran.err
     assert not books.path.exists()
+
+
+@pytest.mark.parametrize(
+    "header", ["id,model,time,cost", "start_time,num_model_requests,model,input_tokens"]
+)
+def test_an_invoice_without_lines_does_not_balance(
+    books: Books, invoice: Write, header: str
+) -> None:
+    books.book([])
+    ran = books.costs("reconcile", invoice(header=header))
+    assert (ran.code, ran.out) == (2, "")
+    assert "has no lines" in ran.err
+
+
+def test_a_provider_that_nobody_knows_is_refused_with_those_that_are(
+    books: Books, invoice: Write
+) -> None:
+    books.book([sent(1), sent(2, provider="our-gateway")])
+    ran = books.costs("reconcile", invoice(billed(1)), "--provider", "opnai")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'opnai'" in ran.err
+    assert " openai," in ran.err
+    assert books.costs("reconcile", invoice(billed(1)), "--provider", "openai").code == 0
+    # One's own is known by what is booked under it.
+    assert books.costs("reconcile", invoice(billed(2)), "--provider", "our-gateway").code == 0
 
 
 @pytest.mark.parametrize("columns", [40, 80])

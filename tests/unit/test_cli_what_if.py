@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -135,10 +137,29 @@ def test_prices_may_be_those_of_another_time(books: Books) -> None:
     assert Decimal(later) * 2 == Decimal(then)
 
 
+@pytest.mark.parametrize("tier", ["flx", "", "Flex"])
+def test_a_tier_that_nobody_knows_is_refused_with_those_that_are(books: Books, tier: str) -> None:
+    books.book([sent("a", "1")])
+    ran = books.costs("what-if", "--tier", tier)
+    assert (ran.code, ran.out) == (2, "")
+    assert repr(tier) in ran.err
+    for known in ("batch", "default", "flex", "priority"):
+        assert f" {known}" in ran.err
+        assert books.costs("what-if", "--tier", known).code in (0, 1)
+
+
+def test_a_tier_of_own_rates_is_known(
+    books: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"input_per_mtok": 1, "output_per_mtok": 1}
+    models = {"gpt-5-mini": rates | {"tiers": {"night": rates}}}
+    (tmp_path / "prices.json").write_text(json.dumps({"models": models}))
+    monkeypatch.setenv("FASTROAI_PRICES", str(tmp_path / "prices.json"))
+    books.book([sent("a", "1")])
+    assert books.costs("what-if", "--tier", "night").code == 0
+
+
 def test_nothing_to_compare_is_one_sentence(books: Books) -> None:
-    ran = books.costs("what-if", "--tier", "flex")
-    assert (ran.code, ran.out) == (0, f"There is no ledger in {books.url} yet.\n")
-    assert not books.path.exists()
     books.book([sent("a", "1")])
     ran = books.costs("what-if", "--tier", "flex", "--pipeline", "b")
     assert (ran.code, ran.out) == (0, "No request with a cost matches: pipeline 'b'.\n")

@@ -57,7 +57,7 @@ def test_the_help_of_a_command_imports_nothing_that_a_run_needs(command: list[st
     assert not loaded_by(COMMAND, *command, "--help") & HEAVY
 
 
-@pytest.mark.parametrize("command", ["costs"])
+@pytest.mark.parametrize("command", ["costs", "runs"])
 async def test_a_ledger_is_read_without_what_a_run_needs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

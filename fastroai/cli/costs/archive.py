@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def archive(
     *,
     older_than: Annotated[timedelta, Parameter(converter=duration)],
-    to: Path = Path("ledger-archive"),
+    to: Path,
     format_: Annotated[Literal["csv", "parquet"] | None, Parameter(name="--format")] = None,
     source: Source = CONFIGURED,
 ) -> None:

@@ -20,11 +20,9 @@ from typing import Annotated, TextIO
 from cyclopts import Parameter
 from rich.console import Console
 
-from ...errors import LedgerNotFoundError
 from ...ledger.aggregation import step_key
 from ...ledger.entries import LedgerEntry, total_usd
 from ...ledger.exports import BilledSum, export_format, read_export, reconcile_sums
-from ...ledger.ledger import Ledger
 from ...ledger.reconciliation import (
     COLUMNS,
     InvoiceLine,
@@ -34,12 +32,13 @@ from ...ledger.reconciliation import (
     reconcile,
 )
 from ...pricing.money import EXACT
-from ...providers import canonical_provider
+from ...providers import PROVIDERS, canonical_provider
 from ..exit_codes import NOT_BALANCED, UsageError
 from ..parsing import duration
 from ..rendering.console import console, prose
 from ..rendering.tables import Amount, Cell, Column, amounts, exact, print_table
 from .filters import ALL, CONFIGURED, Filters, Source
+from .recorded import Recorded, read_recorded
 from .sums import as_json as sums_as_json
 from .sums import show as show_sums
 from .sums import span, within
@@ -70,16 +69,20 @@ def reconcile_invoice(
         known = None if column else export_format(header)
         billed = () if known is None else read_export(rows, known)
         lines = read_invoice(rows, dict(map(named_column, column))) if known is None else ()
+    if not (billed or lines):
+        raise UsageError(f"Invoice {invoice!r} has no lines: there is nothing to compare.")
     if known is not None:
         return compare_sums(billed, provider or known.provider, filters, source)
     filters = with_days_of(lines, filters)
     with nothing_collected():
-        entries = read_entries(source, filters, tolerance, provider)
-        found = within_time(reconcile(entries, lines, tolerance=tolerance), filters)
+        recorded = read_entries(source, filters, tolerance, provider)
+        found = reconcile(recorded.entries, lines, tolerance=tolerance)
+        found = within_time(found, filters)
     if source.json:
-        sys.stdout.write(json.dumps(reconciliation_json(found, filters), indent=2) + "\n")
+        said = reconciliation_json(found, filters) | recorded.as_json()
+        sys.stdout.write(json.dumps(said, indent=2) + "\n")
     else:
-        show(console(), found, filters)
+        show(console(), found, filters, recorded.remarks())
     return 0 if found.is_balanced else NOT_BALANCED
 
 
@@ -91,12 +94,13 @@ def compare_sums(
     covered = span(billed)
     if covered is not None:
         filters = replace(filters, since=covered[0], until=covered[1])
-    entries = read_entries(source, filters, timedelta(), provider)
-    found = reconcile_sums(entries, billed)
+    recorded = read_entries(source, filters, timedelta(), provider)
+    found = reconcile_sums(recorded.entries, billed)
     if source.json:
-        sys.stdout.write(sums_as_json(found, filters, entry_json) + "\n")
+        said = sums_as_json(found, filters, entry_json) | recorded.as_json()
+        sys.stdout.write(json.dumps(said, indent=2) + "\n")
     else:
-        show_sums(console(), found, filters, _ENTRY_COLUMNS, entry_row)
+        show_sums(console(), found, filters, _ENTRY_COLUMNS, entry_row, recorded.remarks())
     return 0 if found.is_balanced else NOT_BALANCED
 
 
@@ -159,29 +163,27 @@ def midnight(at: datetime) -> datetime:
 
 def read_entries(
     source: Source, filters: Filters, tolerance: timedelta, provider: str | None
-) -> list[LedgerEntry]:
-    """The entries to compare; none where there is no ledger, which stderr says."""
-    try:
-        return asyncio.run(entries_around(source.ledger, filters, tolerance, provider))
-    except LedgerNotFoundError as error:
-        sys.stderr.write(f"{error}\n")
-        return []
+) -> Recorded:
+    """The entries to compare: those asked for, and a little more, as the two clocks may put one
+    request on two sides of a limit.
 
-
-async def entries_around(
-    url: str | None, filters: Filters, tolerance: timedelta, provider: str | None
-) -> list[LedgerEntry]:
-    """Those asked for, and a little more: the two clocks may put one request on two sides of a
-    limit.
+    Raises:
+        UsageError: Nobody is known under the provider's name, and nothing is booked under it.
+        LedgerNotFoundError: There is no ledger.
     """
     since, until = moved(filters.since, -tolerance), moved(filters.until, tolerance)
     wider = replace(filters, since=since, until=until)
-    async with Ledger.open(url, create=False) as ledger:
-        entries = await ledger.entries(**wider.as_arguments())
+    recorded = asyncio.run(read_recorded(source.ledger, wider))
     if provider is None:
-        return entries
+        return recorded
     wanted = canonical_provider(provider)
-    return [entry for entry in entries if provider_of(entry) == wanted]
+    entries = [entry for entry in recorded.entries if provider_of(entry) == wanted]
+    if not entries and wanted not in PROVIDERS:
+        raise UsageError(
+            f"--provider {provider!r} is not a known provider. Known: "
+            f"{', '.join(sorted(PROVIDERS))}."
+        )
+    return replace(recorded, entries=entries)
 
 
 def moved(at: datetime | None, by: timedelta) -> datetime | None:
@@ -270,8 +272,10 @@ def line_json(line: InvoiceLine) -> dict[str, object]:
     }
 
 
-def show(out: Console, found: Reconciliation, filters: Filters) -> None:
-    """Write what is found, and whether the books balance."""
+def show(
+    out: Console, found: Reconciliation, filters: Filters, remarks: Iterable[str] = ()
+) -> None:
+    """Write what is found, what must be known of it, and whether the books balance."""
     for line in headline(found, filters):
         prose(out, line)
     entries = [entry_row(entry) for entry in found.entries]
@@ -287,6 +291,8 @@ def show(out: Console, found: Reconciliation, filters: Filters) -> None:
     booked, billed = sums_of(found)
     ours, theirs, apart = amounts([booked, billed, EXACT.subtract(billed, booked)])
     prose(out, f"\nLedger {ours} USD, invoice {theirs} USD, difference {apart} USD.")
+    for remark in remarks:
+        prose(out, remark)
     prose(out, "The books balance." if found.is_balanced else "The books do not balance.")
 
 

@@ -12,8 +12,7 @@ from operator import attrgetter
 
 from rich.console import Console
 
-from ...database.location import MEMORY, ledger_url
-from ...errors import LedgerNotFoundError
+from ...database.location import MEMORY, unvalidated_url
 from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, whole_of
 from ...ledger.ledger import Ledger
 from ...pricing.money import EXACT
@@ -35,13 +34,8 @@ def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONF
         by: run, run_key, pipeline, step, agent, model, provider, deployment, created_by, day, tag,
             or tag:NAME for the values of one tag. Default: pipeline.
     """
-    nothing = ""
-    try:
-        groups, total, booked = asyncio.run(_read(source.ledger, by, filters))
-    except LedgerNotFoundError as error:
-        groups, total, nothing = (), Totals(), str(error)
-    if not groups and not nothing:
-        nothing = nothing_found(source.ledger, filters, booked)
+    groups, total, booked = asyncio.run(_read(source.ledger, by, filters))
+    nothing = "" if groups else nothing_found(source.ledger, filters, booked)
     content = _as_json(by, filters, groups, total)
     publish(source, content, nothing or (lambda: _show(console(), by, filters, groups, total)))
 
@@ -89,7 +83,7 @@ def nothing_found(url: str | None, filters: Filters, booked: int) -> str:
     if booked:
         others = f"{booked:,} others" if booked > 1 else "one other"
         return f"No request matches: {printable(str(filters))}. The ledger has {others}."
-    if (url or ledger_url()) == MEMORY:
+    if (url or unvalidated_url()) == MEMORY:
         return (
             f"A ledger in {MEMORY} ends with the process that writes it. Name a database with "
             "--ledger."

@@ -11,15 +11,13 @@ from decimal import Decimal
 
 from rich.console import Console
 
-from ...errors import LedgerNotFoundError
-from ...ledger.entries import LedgerEntry
-from ...ledger.ledger import Ledger
 from ...ledger.repricing import PriceCheck, Repriced, check_prices
 from ...pricing.money import EXACT
 from ..exit_codes import NOT_BALANCED, UsageError
 from ..rendering.console import console, prose
 from ..rendering.tables import Amount, Cell, Column, exact, print_table
 from .filters import ALL, CONFIGURED, Filters, Source
+from .recorded import read_recorded
 
 _COLUMNS = (
     Column("model", shortest=12),
@@ -44,22 +42,15 @@ def check_recorded_prices(
     """
     if not check:
         raise UsageError("reprice changes nothing: specify --check.")
-    try:
-        entries = asyncio.run(_entries(source.ledger, filters))
-    except LedgerNotFoundError as error:
-        entries = []
-        sys.stderr.write(f"{error}\n")
-    found = check_prices(entries)
+    recorded = asyncio.run(read_recorded(source.ledger, filters))
+    found = check_prices(recorded.entries)
     if source.json:
-        sys.stdout.write(json.dumps(_as_json(found, filters), indent=2) + "\n")
+        said = _as_json(found, filters) | recorded.as_json()
+        sys.stdout.write(json.dumps(said, indent=2) + "\n")
     else:
         _show(console(), found, filters)
+        sys.stdout.writelines(f"{remark}\n" for remark in recorded.remarks())
     return NOT_BALANCED if found.differing else 0
-
-
-async def _entries(url: str | None, filters: Filters) -> list[LedgerEntry]:
-    async with Ledger.open(url, create=False) as ledger:
-        return await ledger.entries(**filters.as_arguments())
 
 
 def _groups(requests: Iterable[Repriced]) -> dict[Group, list[Repriced]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -41,16 +40,15 @@ def span(billed: Sequence[BilledSum]) -> tuple[datetime, datetime] | None:
 
 def as_json(
     found: SumsReconciliation, filters: Filters, entry_json: Callable[[LedgerEntry], object]
-) -> str:
+) -> dict[str, object]:
     """All sums; of those that differ, the entries behind them, too."""
-    said = {
+    return {
         "balanced": found.is_balanced,
         "filters": filters.as_json(),
         "currency": "USD",
         "sums": [_sum_json(one, entry_json) for one in found.compared],
         "entries_without_line": [entry_json(entry) for entry in found.entries],
     }
-    return json.dumps(said, indent=2)
 
 
 def _sum_json(one: ComparedSum, entry_json: Callable[[LedgerEntry], object]) -> dict[str, object]:
@@ -77,6 +75,7 @@ def show(
     filters: Filters,
     columns: Sequence[Column],
     entry_row: EntryRow,
+    remarks: Iterable[str] = (),
 ) -> None:
     """Write what agrees, what differs, and the entries behind a difference."""
     differing = [one for one in found.compared if one.differences]
@@ -92,6 +91,8 @@ def show(
     _list(out, "Entries without a line in the export", found.entries, columns, entry_row)
     if any(COST in one.billed.sums for one in found.compared):
         _show_cost(out, found)
+    for remark in remarks:
+        prose(out, f"\n{remark}")
     prose(out, "\nThe books balance." if found.is_balanced else "\nThe books do not balance.")
 
 

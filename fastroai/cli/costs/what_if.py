@@ -12,17 +12,16 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from ...errors import LedgerNotFoundError
 from ...ledger.aggregation import grouping
-from ...ledger.entries import LedgerEntry
-from ...ledger.ledger import Ledger
 from ...ledger.repricing import Repriced, WhatIf, what_if
+from ...pricing.calculator import CostCalculator
 from ...pricing.money import EXACT
 from ..exit_codes import FAILED, UsageError
 from ..parsing import moment
 from ..rendering.console import console, printable, prose
 from ..rendering.tables import Amount, Cell, Column, exact, print_table
 from .filters import ALL_RECORDED, CONFIGURED, By, Filters, RecordedFilters, Source
+from .recorded import read_recorded
 from .report import SEVERAL_TAGS, key_cell, key_column, publish, show_remarks
 
 _MOST_REASONS = 5
@@ -50,24 +49,28 @@ def price_otherwise(
     if model is None and tier is None:
         raise UsageError("Specify --model PROVIDER:MODEL, --tier TIER, or both.")
     asked = f": {printable(str(filters))}" if filters else ""
-    nothing = f"No request with a cost matches{asked}."
-    try:
-        entries = asyncio.run(_entries(source.ledger, filters))
-    except LedgerNotFoundError as error:
-        entries, nothing = [], str(error)
-    found = what_if(entries, model, service_tier=tier, at=at)
+    prices = CostCalculator()
+    check_tier(tier, prices)
+    recorded = asyncio.run(read_recorded(source.ledger, filters))
+    found = what_if(recorded.entries, model, service_tier=tier, at=at, calculator=prices)
     groups = grouped(found, by)
-    content = _as_json(found, by, filters, groups)
+    content = _as_json(found, by, filters, groups) | recorded.as_json()
     if not found.requests:
-        publish(source, content, nothing)
+        nothing = f"No request with a cost matches{asked}."
+        publish(source, content, "\n".join([nothing, *recorded.remarks()]))
         return 0
-    publish(source, content, lambda: _show(console(), found, by, filters, groups))
+    remarks = [*remarks_on(found, by), *recorded.remarks()]
+    publish(source, content, lambda: _show(console(), found, by, filters, groups, remarks))
     return 0 if found.compared else FAILED
 
 
-async def _entries(url: str | None, filters: Filters) -> list[LedgerEntry]:
-    async with Ledger.open(url, create=False) as ledger:
-        return await ledger.entries(**filters.as_arguments())
+def check_tier(tier: str | None, prices: CostCalculator) -> None:
+    """Refuse a name that would be priced as the standard tier because nobody knows it."""
+    known = prices.service_tiers()
+    if tier is not None and tier not in known:
+        raise UsageError(
+            f"--tier {tier!r} is not a known service tier. Known: {', '.join(sorted(known))}."
+        )
 
 
 def grouped(found: WhatIf, by: str) -> Groups:
@@ -130,7 +133,14 @@ def group_json(group: WhatIf) -> dict[str, object]:
     }
 
 
-def _show(out: Console, found: WhatIf, by: str, filters: Filters, groups: Groups) -> None:
+def _show(
+    out: Console,
+    found: WhatIf,
+    by: str,
+    filters: Filters,
+    groups: Groups,
+    remarks: Sequence[str],
+) -> None:
     other = found.model or "the recorded models"
     if found.service_tier:
         other += f" at tier {found.service_tier}"
@@ -141,7 +151,7 @@ def _show(out: Console, found: WhatIf, by: str, filters: Filters, groups: Groups
     if groups:
         left_out = _print_groups(out, by, groups, found)
         out.print()
-    show_remarks(out, remarks_on(found, by), left_out)
+    show_remarks(out, remarks, left_out)
 
 
 def _print_groups(out: Console, by: str, groups: Groups, total: WhatIf) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from ...storage.folder import FolderStore
 from ...storage.location import open_object_store
 from ...storage.object_store import ObjectStore
 from ...storage.s3 import S3Store, make_client
+from .server import have_server
 
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9-]+")
 """`block-type/name`, as Prefect takes it; a relative folder may look the same."""
@@ -110,6 +111,7 @@ async def _saved_block(reference: str) -> WritableFileSystem | None:
         ResultStorageError: There is no such block, and no such folder, or it is not for files.
     """
     block_type = reference.partition("/")[0]
+    await have_server()
     try:
         block = await Block.aload(reference)
     except ValueError as error:
@@ -143,6 +145,7 @@ async def _refuse_a_near_miss(choice: str) -> None:
     first, separator, _ = choice.partition("/")
     if not separator or first in _NO_TYPE or ":" in first or await anyio.Path(choice).is_dir():
         return
+    await have_server()
     async with get_client() as client:
         types = {_plain(known.slug): known.slug for known in await client.read_block_types()}
     if slug := types.get(_plain(first)):

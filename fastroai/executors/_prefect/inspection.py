@@ -27,6 +27,7 @@ from ...storage.result_store import ResultStore
 from ..step_codec import StepCodec
 from .results import StoredStep, decode_record
 from .run_storage import StepStorage, open_store
+from .server import have_server
 
 if TYPE_CHECKING:
     from ...pipelines.pipeline import Pipeline
@@ -69,6 +70,7 @@ async def read_stored_result(
     pipeline: Pipeline[Any, Any, Any] | None = None,
 ) -> StoredResult:
     """See `fastroai.executors.stored_results.read_stored_result`."""
+    await have_server()
     async with get_client() as client:
         flow_run = await _flow_run(client, run)
         task_run = await _task_run(client, flow_run, step_id)

@@ -6,6 +6,7 @@ from prefect.settings import PREFECT_HOME
 from prefect.utilities.urls import url_for
 
 from .artifacts import artifact_key
+from .temporary_server import server_command
 
 _DEFAULT_UI = "http://127.0.0.1:4200"
 
@@ -25,7 +26,7 @@ def links_to_run(pipeline_name: str, run_id: str) -> list[str]:
     return [
         "\nThe temporary Prefect server ends with this command; the run and its costs are kept in "
         f"{PREFECT_HOME.value()}.",
-        "To look at them, start a server that stays: `prefect server start`. Then open",
+        f"To look at them, start a server that stays: `{server_command()}`. Then open",
         f"  this run   {_DEFAULT_UI}/runs/flow-run/{run_id}",
         f"  its costs  {_DEFAULT_UI}{costs}",
     ]

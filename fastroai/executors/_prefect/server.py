@@ -19,15 +19,40 @@ from prefect.settings import (
 from ...errors import ExecutorUnavailableError
 from ...redaction import redact
 from .shutdown import ANSWER_SECONDS, exit_without_a_silent_server
-from .temporary_server import start_temporary_server
+from .temporary_server import server_command, start_temporary_server
 
 CHECK_SECONDS = 10
 RECORDING_SECONDS = 10
 PAGE = 100
 
 
+async def have_server() -> None:
+    """Have a server to ask, if only a temporary one; whether it answers is not found out.
+
+    Prefect would start one by itself that sends telemetry.
+    """
+    if not PREFECT_API_URL.value():
+        await start_temporary_server(for_a_run=False)
+
+
+def configured_server() -> str:
+    """The URL of the API of the server that is set.
+
+    Raises:
+        ExecutorUnavailableError: None is.
+    """
+    url: str | None = PREFECT_API_URL.value()
+    if not url:
+        raise ExecutorUnavailableError(
+            "No Prefect server is configured. Set PREFECT_API_URL to the API of the one that the "
+            f"runs are on, for example http://127.0.0.1:4200/api (`{server_command()}` starts it)."
+        )
+    return url
+
+
 async def check_server() -> None:
-    """Find out whether a server answers, before anything is run or spent.
+    """Find out whether a server answers, before anything is run or spent; start a temporary one
+    where none is set.
 
     Raises:
         ExecutorUnavailableError: None does. Names the URL, the cause and the ways out.
@@ -43,7 +68,7 @@ async def check_server() -> None:
         raise ExecutorUnavailableError(
             f"No Prefect server answers at PREFECT_API_URL={redact(repr(url))} "
             f"({type(error).__name__}: {redact(str(error))}). Nothing was run or spent. Start one "
-            "with `prefect server start`, correct the URL, or run in process with "
+            f"with `{server_command()}`, correct the URL, or run in process with "
             "FASTROAI_EXECUTOR=memory."
         ) from error
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 import httpx
@@ -27,39 +30,40 @@ from ...environment import process_environment
 from ...errors import ExecutorUnavailableError
 from ...redaction import redact
 
-NOTICE = (
-    "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip the "
-    "wait, set PREFECT_API_URL to a running server (`prefect server start`), or run in process "
-    "with FASTROAI_EXECUTOR=memory.\n"
-)
 STARTUP_SECONDS = 120
 CHECK_EVERY = 0.1
 
-_REMEDY = (
-    "Nothing was run or spent. Set PREFECT_API_URL to a running server (`prefect server start`), "
-    "or run in process with FASTROAI_EXECUTOR=memory."
-)
+_OR_IN_PROCESS = ", or run in process with FASTROAI_EXECUTOR=memory"
 
 
-async def start_temporary_server() -> None:
+async def start_temporary_server(*, for_a_run: bool = True) -> None:
     """Start it, unless it runs. It ends with this process, or when the wait for it is cancelled.
 
     `SubprocessASGIServer.start` would block the event loop, and try for ever with a database that
     can't be used; so only its bookkeeping is used, by which Prefect's clients find the server.
 
+    Args:
+        for_a_run: Whether what needs it could also be done without any server.
+
     Raises:
         ExecutorUnavailableError: It can't be started. Contains the server's own error.
     """
+    otherwise = f"set PREFECT_API_URL to a running server (`{server_command()}`)"
+    otherwise += _OR_IN_PROCESS if for_a_run else ""
     if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         raise ExecutorUnavailableError(
-            f"No Prefect server is set and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is off. {_REMEDY}"
+            "No Prefect server is set and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is off. Nothing was "
+            f"run or spent. To go on, {otherwise}."
         )
     from prefect.server.api.server import SubprocessASGIServer
 
     server = SubprocessASGIServer()
     if server.running:
         return
-    sys.stderr.write(NOTICE)
+    sys.stderr.write(
+        "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip "
+        f"the wait, {otherwise}.\n"
+    )
     sys.stderr.flush()
     server.running = True
     server.port = server.find_available_port()
@@ -76,8 +80,21 @@ async def start_temporary_server() -> None:
             raise
         raise ExecutorUnavailableError(
             f"The temporary Prefect server did not start: {redact(str(error))}. Its files are in "
-            f"PREFECT_HOME={str(PREFECT_HOME.value())!r}. {_REMEDY}"
+            f"PREFECT_HOME={str(PREFECT_HOME.value())!r}. Nothing was run or spent. To go on, "
+            f"{otherwise}."
         ) from error
+
+
+def server_command() -> str:
+    """What starts a server that stays, as it can be typed here: of a virtual environment that is
+    not active, the command is not on the PATH.
+    """
+    command = Path(sys.executable).with_name("prefect")
+    if shutil.which("prefect") or not command.exists():
+        return "prefect server start"
+    here = Path.cwd()
+    shown = command.relative_to(here) if command.is_relative_to(here) else command
+    return f"{shlex.quote(str(shown))} server start"
 
 
 def _launch(port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:

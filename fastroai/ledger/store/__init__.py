@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..aggregation import Totals
     from ..archive_files import ArchiveFormat
     from ..filters import LedgerFilter
-    from .archiving import Archive
+    from .archiving import Archive, ArchivedEntries
     from .sql_store import SqlStore
 
 
@@ -38,6 +38,9 @@ class LedgerStore(Protocol):
     async def archive(
         self, before: datetime, folder: Path, form: ArchiveFormat
     ) -> list[Archive]: ...
+    async def archived(
+        self, since: datetime | None, until: datetime | None
+    ) -> ArchivedEntries | None: ...
     async def close(self) -> None: ...
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from ...database.engine import Database
-from ...database.values import microseconds
+from ...database.values import microseconds, moment
 from ...errors import LedgerUnavailableError
 from ..archive_files import UNFINISHED, ArchiveFormat, finish_archive, write_archive
 from ..entries import LedgerEntry
@@ -30,6 +30,29 @@ class Archive:
 
     path: Path
     entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedEntries:
+    """What the ledger has moved to files, and from when to when it was sent."""
+
+    entries: int
+    first_sent_at: datetime
+    last_sent_at: datetime
+
+
+def archived_entries(
+    connection: Connection, since: datetime | None, until: datetime | None
+) -> ArchivedEntries | None:
+    """The entries in all files that have any of a time; None without any."""
+    _a = archives.c
+    found = select(func.sum(_a.entries), func.min(_a.first_sent_at), func.max(_a.last_sent_at))
+    if since is not None:
+        found = found.where(_a.last_sent_at >= microseconds(since))
+    if until is not None:
+        found = found.where(_a.first_sent_at < microseconds(until))
+    entries, first, last = connection.execute(found).one()
+    return ArchivedEntries(int(entries), moment(first), moment(last)) if entries else None
 
 
 def archive_entries(

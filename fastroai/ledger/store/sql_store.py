@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from ..aggregation import Totals
 from ..archive_files import ArchiveFormat
 from ..entries import LedgerEntry
 from ..filters import LedgerFilter
-from .archiving import Archive, archive_entries
+from .archiving import Archive, ArchivedEntries, archive_entries, archived_entries
 from .outbox import Outbox
 from .queries import read_entries, read_totals
 from .summing import MANY, count_not_summed, sum_up
@@ -165,6 +166,16 @@ class SqlStore:
             raise database.unavailable(error) from error
         finally:
             database.close()
+
+    async def archived(
+        self, since: datetime | None, until: datetime | None
+    ) -> ArchivedEntries | None:
+        """What was moved to files; as of `archived_entries`."""
+        read = partial(archived_entries, since=since, until=until)
+        try:
+            return await asyncio.to_thread(self._reader.run, read)
+        except Exception as error:
+            raise self._reader.unavailable(error) from error
 
     def _sum_up(self) -> None:
         """Bring the sums up to date; a database that can't be changed is read without."""
