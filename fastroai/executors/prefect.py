@@ -19,6 +19,7 @@ from ..leases.run_lease import only_execution
 from ..ledger.entries import Attribution
 from ..pipelines.config import Durable
 from ..pipelines.plan import ExecutionPlan
+from ..pricing.price_file import with_readable_prices
 from ..redaction import redact
 from ..settings import load_settings
 from ._prefect.flow import as_ended, build_flow, flow_options_of, run_in_flow
@@ -106,8 +107,10 @@ class PrefectExecutor(PlanExecutor):
             ResultStorageError: Results could not be kept; nothing was run.
             RunLeaseError: It is executed from within itself; or another process took it over, as
                 this one had no heartbeat.
+            SettingsError: A variable has a value it may not have, or `FASTROAI_PRICES` can't be
+                read; nothing was run.
         """
-        settings = load_settings()
+        settings = with_readable_prices(load_settings())
         attribution = Attribution(run_key=run_key, pipeline=name, tags=tags or {})
         ended: list[ExecutionResult | BaseException] = []
         sigterm_handler = signal.getsignal(signal.SIGTERM)

@@ -25,6 +25,7 @@ from ..metering.scope import current_scope, dispatch_scope
 from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState, StepUsage
 from ..pipelines.step_state import RunBooks
+from ..pricing.price_file import with_readable_prices
 from ..settings import FastroAISettings, load_settings
 from ..tracing.tracer import NoOpTracer, Tracer
 from .protocol import ExecutionResult
@@ -211,10 +212,10 @@ async def open_session(
 
     Raises:
         LedgerUnavailableError: The ledger can't be written, and must be.
-        SettingsError: A variable has a value it may not have.
+        SettingsError: A variable has a value it may not have, or `FASTROAI_PRICES` can't be read.
     """
     identity = Attribution(run_id=str(uuid4()), run_key=run_key, pipeline=name, tags=tags or {})
-    settings = load_settings()
+    settings = with_readable_prices(load_settings())
     store = await configured_store(settings)
     async with RunSession(
         plan, inputs, deps, tracer, identity=identity, store=store, settings=settings

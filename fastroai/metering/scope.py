@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..ledger.entries import Attribution
 from ..ledger.recorder import RequestRecorder
 from ..ledger.store import configured_store
+from ..pricing.price_file import with_readable_prices
 from ..replay.journal import Journal
 
 UNATTRIBUTED = Attribution()
@@ -107,11 +108,11 @@ async def scope_outside_of_runs() -> DispatchScope:
 
     Raises:
         LedgerUnavailableError: It can't be used, and must be.
-        SettingsError: A variable has a value it may not have.
+        SettingsError: A variable has a value it may not have, or `FASTROAI_PRICES` can't be read.
     """
     from ..settings import load_settings  # only here: pydantic-settings takes its time to import
 
-    settings = load_settings()
+    settings = with_readable_prices(load_settings())
     recorder = RequestRecorder(
         await configured_store(settings), refuses_unpriced=settings.unpriced == "fail"
     )

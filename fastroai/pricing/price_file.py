@@ -9,12 +9,15 @@ from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import SettingsError
 from ..providers import canonical_provider, host_and_port
 from .model_names import read_model_name, spellings
 from .overrides import Overrides, holds, read_date, read_usd
+
+if TYPE_CHECKING:
+    from ..settings import FastroAISettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +122,29 @@ def read_price_file(path: Path) -> OwnPrices:
     and `discounts`.
 
     Raises:
-        SettingsError: It can't be read, or says what can't be a price.
+        SettingsError: It can't be read, or says what can't be a price; which line, model or
+            discount it is about.
     """
     try:
         return _read(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError) as error:
-        problem = f"FASTROAI_PRICES={str(path)!r} can't be read: {error}"
-        raise SettingsError(problem) from error
+    except (OSError, ValueError, RecursionError) as error:
+        problem = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise SettingsError(
+            f"FASTROAI_PRICES={str(path)!r} can't be read: {problem}. Correct the file, or unset "
+            "the variable to have list prices."
+        ) from error
+
+
+def with_readable_prices(settings: FastroAISettings) -> FastroAISettings:
+    """The settings of a run that is about to send requests: what they say of prices is read, so
+    that none is sent whose price can't be told for it.
+
+    Raises:
+        SettingsError: See `read_price_file`.
+    """
+    if settings.prices is not None:
+        read_price_file(settings.prices)
+    return settings
 
 
 @lru_cache(maxsize=8)
@@ -135,10 +154,22 @@ def _read(path: Path, _changed: int) -> OwnPrices:
         raise ValueError(f"expected a table of models and discounts, got {document!r}")
     if unknown := sorted(set(map(str, document)) - {"models", "discounts"}):
         raise ValueError(f"expected models and discounts, got {unknown}")
-    return OwnPrices(
-        Overrides.parse(document.get("models") or {}, origin=path.name),
-        read_discounts(document.get("discounts") or ()),
-    )
+    models, discounts = document.get("models") or {}, document.get("discounts") or []
+    if not isinstance(models, dict):
+        raise ValueError(f"models must map models to their rates, got {models!r}")
+    if not isinstance(discounts, list):
+        raise ValueError(f"discounts must be a list, got {discounts!r}")
+    return OwnPrices(Overrides.parse(models, origin=path.name), _read_listed(discounts))
+
+
+def _read_listed(discounts: list[Mapping[str, object]]) -> tuple[Discount, ...]:
+    found: list[Discount] = []
+    for number, entry in enumerate(discounts, start=1):
+        try:
+            found.append(Discount.parse(entry))
+        except ValueError as error:
+            raise ValueError(f"discount {number} of {len(discounts)}: {error}") from error
+    return tuple(found)
 
 
 def _parsed(path: Path) -> object:

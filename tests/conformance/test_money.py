@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from fastroai import (
     StepExecutionError,
     step,
 )
+from fastroai.errors import SettingsError
 from fastroai.ledger.entries import total_usd
 from fastroai.usage import EntryState
 from tests.conformance.third_party import AnyExecutor
@@ -436,3 +438,17 @@ class TestBudgets:
         error = await failure(pipeline)
         assert isinstance(error.original_error, CostBudgetExceededError)
         assert model.prompts == ["a"]
+
+
+async def test_prices_that_can_not_be_read_stop_a_run_before_anything_is_sent(
+    any_executor: AnyExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prices.json").write_text('{"models": {"acme": {"input_per_mtok": "cheap"}}}')
+    monkeypatch.setenv("FASTROAI_PRICES", str(tmp_path / "prices.json"))
+    agent, model = counted_agent()
+    pipeline: Pipeline[Any, Any, Any] = Pipeline(
+        "p", {"ask": agent.as_step("Hi")}, executor=any_executor
+    )
+    with pytest.raises((SettingsError, StepExecutionError), match="'acme': input_per_mtok"):
+        await pipeline.execute({}, None)
+    assert model.prompts == []

@@ -173,3 +173,14 @@ def test_no_line_is_wider_than_the_terminal(
     monkeypatch.setenv("COLUMNS", str(columns))
     ran = books.costs("what-if", "--model", "openai:gpt-5-nano")
     assert max(map(cell_len, ran.out.splitlines())) <= columns
+
+
+def test_prices_that_can_not_be_read_are_one_message(
+    books: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.book([sent("small", "1")])
+    monkeypatch.setenv("FASTROAI_PRICES", str(tmp_path / "missing.json"))
+    ran = books.costs("what-if", "--tier", "flex")
+    assert ran.code == 1
+    assert "missing.json" in ran.err
+    assert ran.err.count("\n") == 1

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_ai.usage import RequestUsage
 
-from fastroai import CostCalculator
+from fastroai import CostCalculator, FastroAgent
 from fastroai.errors import SettingsError
 from fastroai.ledger.entries import EntryState, LedgerEntry
 from fastroai.ledger.repricing import what_if
 from fastroai.pricing.rates import KINDS, Rates
 from fastroai.pricing.token_counts import TokenCounts
+from fastroai.testing import ScriptedModel
 
 M = 1_000_000
 BASE = {"input_per_mtok": 2, "output_per_mtok": 8}
@@ -219,6 +220,30 @@ def test_a_file_that_says_no_prices_is_an_error(
     monkeypatch.setenv("FASTROAI_PRICES", str(tmp_path / name))
     with pytest.raises(SettingsError, match="FASTROAI_PRICES"):
         CostCalculator().price(USAGE, "gpt-4o")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"models": {"acme": {\n"input_per_mtok" 1}}}', "line 2"),
+        ('{"models": {"acme": {"input_per_mtok": 1}}}', "'acme' lacks output_per_mtok"),
+        ('{"models": ["acme"]}', "models must map"),
+        ('{"discounts": {"factor": 1}}', "discounts must be a list"),
+        ('{"discounts": [{"factor": 1}, {"factor": "half"}]}', "discount 2 of 2"),
+        ('{"models": {"acme": 3}}', "'acme' must map"),
+    ],
+)
+async def test_a_lone_agent_is_told_what_is_wrong_with_the_file_before_it_sends(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    monkeypatch.setenv("FASTROAI_PRICES", str(path))
+    model = ScriptedModel("Hi")
+    with pytest.raises(SettingsError) as raised:
+        await FastroAgent(model=model).run("Hi")
+    assert all(word in str(raised.value) for word in ("p.json", said, "unset"))
+    assert model.prompts == []
 
 
 _OTHER = ("audio", "image", "video", "search")

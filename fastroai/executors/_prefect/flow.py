@@ -21,6 +21,7 @@ from ...ledger.entries import Attribution
 from ...ledger.store import shared_store
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
+from ...pricing.price_file import with_readable_prices
 from ...settings import FastroAISettings, load_settings
 from ..protocol import ExecutionResult
 from ..scheduler import run_plan
@@ -145,7 +146,7 @@ def build_flow(
         )
 
     async def run_pipeline(inputs: Any = None) -> Any:
-        settings = load_settings()
+        settings = with_readable_prices(load_settings())
         validated = pipeline.validate_input({} if inputs is None else inputs)
         async with _live_deps(deps, deps_factory) as live:
             try:
