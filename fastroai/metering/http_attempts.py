@@ -8,20 +8,22 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
 from threading import Lock
 from typing import Any, Final
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 
 from anyio import from_thread
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model
 
-from ..ledger.entries import LedgerEntry
+from ..ledger.entries import NOT_SENT, EntryState, LedgerEntry
 from ..providers import host_and_port
 from ..redaction import remember
+from ..replay.requests import Members, members_asked
 from .connection_pools import keep_loops_apart
 from .models import innermost
 from .outcomes import settle_failure, settle_resent
 from .raw_answers import RawAnswer
 from .sdk_retries import attribute_at, boto_events
+from .sending_methods import is_of_a_user
 
 logger = logging.getLogger("fastroai.agent")
 
@@ -37,6 +39,14 @@ _HTTP_CLIENTS: Final = (
 
 # Ambient, because between a call of a model and the hooks of its HTTP client stands the SDK.
 _sending: ContextVar[Send | None] = ContextVar("fastroai_send", default=None)
+
+
+_seen_to_send: WeakValueDictionary[int, Model] = WeakValueDictionary()
+"""By id, as they may have no hash: models of users' classes by which something was seen to leave.
+Of the process, as models are.
+"""
+_HANDED_ON: Final = f"{NOT_SENT}another model, which it asked, gave the answer."
+_ANSWERED_BY_ITSELF: Final = f"{NOT_SENT}the model answered without sending anything."
 
 
 class Send:
@@ -58,10 +68,12 @@ class Send:
 
     __slots__ = (
         "_begun",
+        "_has_parts",
         "_intend",
         "_left",
+        "_members",
+        "_members_token",
         "_over",
-        "_part",
         "_sees_wire",
         "_settle",
         "_status",
@@ -70,6 +82,8 @@ class Send:
         "book",
         "entry",
         "host",
+        "is_given",
+        "is_job",
         "model",
         "raw",
         "reached",
@@ -96,40 +110,94 @@ class Send:
         self.reached = False
         """Whether the client of the model was asked to send something, wherever to."""
         self._status: int | None = None
-        self._part: ModelResponse | None = None
+        self.is_job = False
+        """Whether the provider has taken it on, and is only asked for its answer from now on."""
+        self.is_given = self._has_parts = False
+        """Whether the entry is that of one of several requests it consists of; whether there are
+        such.
+        """
+        self._members: Members | None = None
+        self._members_token: Token[Members | None] | None = None
         self.raw: RawAnswer | None = None
         """The last answer that was received, as it came."""
         self._token: Token[Send | None] | None = None
 
     def __enter__(self) -> Send:
         self._watched = _watch_client(self.model)
+        if is_of_a_user(type(getattr(self.model, "sends_for", self.model))):
+            self._members = Members()
+            self._members_token = members_asked.set(self._members)
         self._token = _sending.set(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._over = True
+        if self._members_token is not None:
+            members_asked.reset(self._members_token)
+            self._members_token = None
         if self._token is not None:
             _sending.reset(self._token)
 
     async def part(self, answer: Awaitable[ModelResponse]) -> ModelResponse:
-        """Wait for one of the answers that a model of a user's class makes its own of."""
-        if self._part is not None:
-            await self._again()
-            self._begun = self._left = False
-        self._part = await answer
-        return self._part
+        """Wait for one of the answers that a model of a user's class makes its own of, which may
+        ask for several at once. Each is a request of its own; the first one is this one.
+        """
+        if self.is_job:
+            return await answer
+        is_first = not (self.is_given or self._begun or self._left)
+        self.is_given |= is_first
+        entry = self.entry if is_first else await self._intend()
+        part = Send(entry, self.model, self._intend, self.book, self._settle)
+        try:
+            with part:
+                response = await answer
+        except BaseException as error:
+            part.fail(error)
+            raise
+        if response.state == "suspended":  # its answer is asked for later, as this one's
+            self.entry, self.is_given = part.entry, False
+            return response
+        self._has_parts = True
+        part.answered(response)
+        return response
 
     def answered(self, response: ModelResponse) -> None:
         """Settle the last attempt by the answer of the call, or what it was made of."""
-        self.book(self._settle(self.entry, self._part or response, raw=self.raw))
+        if self.is_given:
+            return
+        if self._answered_by_itself():
+            self.book(self.entry.settled(EntryState.REFUSED, error=_ANSWERED_BY_ITSELF))
+        elif self._hands_on(response):
+            self.book(self.entry.settled(EntryState.REFUSED, error=_HANDED_ON))
+        elif self._has_parts:  # what the class sent besides, whose answer it keeps to itself
+            self.book(settle_resent(self.entry, self._status))
+        else:
+            self.book(self._settle(self.entry, response, raw=self.raw))
+
+    def _hands_on(self, response: ModelResponse) -> bool:
+        """Whether the answer is that of another model, which books its own."""
+        if self._members is None or self._left or self._has_parts:
+            return False
+        return self._members.asked and self._members.has_given(response)
+
+    def _answered_by_itself(self) -> bool:
+        """Whether a model of a user's class gave an answer of its own, such as one that it has
+        kept: where all that it sends is seen, nothing was.
+        """
+        model = self.model
+        if not is_of_a_user(type(model)) or self.is_job or self._has_parts:
+            return False
+        if self.reached or self._left:
+            _seen_to_send[id(model)] = model
+            return False
+        return self._watched or _seen_to_send.get(id(model)) is model
 
     def fail(self, error: BaseException) -> None:
         """Settle the last attempt by the error that the call raised and by what was seen of it.
 
         Synchronous, like all settling: a task may be being cancelled.
         """
-        if self._part is not None:  # answered; what failed is what the user's class makes of it
-            self.answered(self._part)
+        if self.is_given:  # settled; what failed is what the user's class makes of it
             return
         left: bool | None = self._left if self._sees_wire else None
         if self._watched and not self.reached:
@@ -141,7 +209,7 @@ class Send:
 
         Where the attempts in it can't be seen, it counts as one.
         """
-        if self._begun and not self._sees_wire:
+        if self.is_given or (self._begun and not self._sees_wire):
             await self._again()
         self._begun = True
 
@@ -157,7 +225,7 @@ class Send:
                 f"The call of {self.model.model_id!r} was left meanwhile: its client may not send "
                 "it again, as nobody would book that."
             )
-        if self._left:
+        if self._left or self.is_given:
             await self._again()
         self._left = True
 
@@ -174,11 +242,9 @@ class Send:
         entry = await self._intend()
         # Only now: where no further attempt may be booked, none leaves, and this one is still the
         # last.
-        if self._part is None:
+        if not self.is_given:
             self.book(settle_resent(self.entry, self._status))
-        else:
-            self.book(self._settle(self.entry, self._part, raw=self.raw))
-        self.entry, self._status, self._part, self.raw = entry, None, None, None
+        self.entry, self._status, self.is_given, self.raw = entry, None, False, None
 
 
 def current_send() -> Send | None:

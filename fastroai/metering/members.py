@@ -11,8 +11,10 @@ from pydantic_ai.models import Model
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
+from ..replay.requests import members_asked
 from .http_attempts import current_send
-from .sending_methods import is_of_pydantic_ai, replace_methods
+from .own_requests import OwnRequest
+from .sending_methods import is_of_a_user, replace_methods
 
 Stand = Callable[[Model], Model | None]
 """Gives the model that stands for one that is asked, or None where it is to answer itself."""
@@ -30,9 +32,9 @@ def is_made_of_models(model: Model) -> bool:
     if isinstance(model, _SENDS_NOTHING):
         return True
     cls = type(model)
-    if not _is_users(cls):
+    if not is_of_a_user(cls):
         return False
-    return _inherits_sending(cls) or any(map(_holds_a_model, vars(model).values()))
+    return _inherits_sending(cls) or any(holds(Model, value) for value in vars(model).values())
 
 
 def have_stood_for(stand: Stand) -> None:
@@ -49,7 +51,7 @@ def _stood_for(name: str, stand: Stand, method: Callable[..., Any]) -> Callable[
     def asked(self: Model, *args: Any, **kwargs: Any) -> Any:
         send = current_send()
         if send is None or send.model is not self:
-            other = None if _only_hands_on(self) else stand(_Sender(self, name, method))
+            other = None if _is_asking(self) else stand(_Sender(self, name, method))
             if other is not None:
                 return getattr(other, name)(*args, **kwargs)
         elif name == "request" and getattr(type(self), name) is not asked:
@@ -60,14 +62,22 @@ def _stood_for(name: str, stand: Stand, method: Callable[..., Any]) -> Callable[
     return asked
 
 
-def _only_hands_on(model: Model) -> bool:
+def _is_asking(model: Model) -> bool:
+    own = members_asked.get()
+    return isinstance(own, OwnRequest) and own.model is model
+
+
+def may_only_hand_on(model: Model) -> bool:
+    """Whether a model, out of its wrappers, is of a user's class that may have others answer, or
+    send by itself.
+    """
     return not _inherits_sending(type(model)) and is_made_of_models(model)
 
 
 @lru_cache(maxsize=1024)
 def _inherits_sending(cls: type[Model]) -> bool:
     return any(
-        not _is_users(base) and name in base.__dict__
+        not is_of_a_user(base) and name in base.__dict__
         for base in cls.__mro__
         if base is not Model
         for name in _WAYS_OF_ASKING
@@ -82,14 +92,11 @@ class _Sender(WrapperModel):
         setattr(self, name, partial(method, model))
 
 
-def _is_users(cls: type[Model]) -> bool:
-    return not is_of_pydantic_ai(cls) and not cls.__module__.startswith("fastroai.")
-
-
-def _holds_a_model(value: object) -> bool:
+def holds(kinds: type | tuple[type, ...], value: object) -> bool:
+    """Whether a value is of given classes, or a plain container of some that are."""
     if isinstance(value, dict):
         value = list(islice(value.values(), _LOOKED_AT))
     # No other iterables: what those do when they are iterated is the user's.
     if isinstance(value, list | tuple | set | frozenset):
-        return any(isinstance(item, Model) for item in list(islice(value, _LOOKED_AT)))
-    return isinstance(value, Model)
+        return any(isinstance(item, kinds) for item in list(islice(value, _LOOKED_AT)))
+    return isinstance(value, kinds)

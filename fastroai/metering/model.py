@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TypeVar
 
 from pydantic_ai.messages import ModelResponse
@@ -20,8 +20,9 @@ from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
 from ..retries import retry
 from .batches import BookedRequest, booked_request, is_submitting, place_of_request
 from .http_attempts import Send
-from .members import have_stood_for, is_made_of_models
+from .members import have_stood_for, is_made_of_models, may_only_hand_on
 from .models import innermost
+from .own_requests import OwnRequest
 from .pricer import describe_error
 from .request_books import Foreseen, RequestBooks, Target
 from .retries import retry_delay
@@ -104,6 +105,7 @@ class MeteredModel(_Metered):
             response.state == "suspended" and self.wrapped.continuation_delay(response) is not None
         )
         if is_job:
+            send.is_job = True
             _jobs[job] = send
         else:
             _jobs.pop(job, None)
@@ -159,31 +161,66 @@ class MeteredMembers(_Metered):
     """A model made of models: whichever of them sends books what it sends."""
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        token = asked_for.set(self.books)
-        try:
+        with self._asking():
             return await request.answer_of(self.wrapped)
-        finally:
-            asked_for.reset(token)
 
     @asynccontextmanager
     async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
         async with AsyncExitStack() as stack:
             # Only while it opens: what runs while it is read may be other agents.
-            token = asked_for.set(self.books)
-            try:
+            with self._asking():
                 stream = await stack.enter_async_context(request.stream_of(self.wrapped))
-            finally:
-                asked_for.reset(token)
             yield stream
 
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
     ) -> ModelResponse:
+        with self._asking():
+            return await self.wrapped.compact_messages(request_context, instructions=instructions)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
         token = asked_for.set(self.books)
         try:
-            return await self.wrapped.compact_messages(request_context, instructions=instructions)
+            yield
         finally:
             asked_for.reset(token)
+
+
+class MeteredMaybeSender(MeteredMembers):
+    """A model of a user's class that holds others: it may have those answer, or send by itself, or
+    both.
+    """
+
+    def __init__(self, wrapped: Model, books: RequestBooks) -> None:
+        super().__init__(wrapped, books)
+        self._target = Target(wrapped)
+
+    async def answer(self, request: RequestOfModel) -> ModelResponse:
+        with self._own_request() as own:
+            response = await super().answer(request)
+        await own.answered(response)
+        return response
+
+    @asynccontextmanager
+    async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
+        async with AsyncExitStack() as stack:
+            with self._own_request() as own:
+                stream = await stack.enter_async_context(super().stream(request))
+            error: BaseException | None = None
+            send = await own.opened()
+            try:
+                yield stream
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                if send is not None:
+                    self.books.streamed(send, self._target, stream, error)
+
+    def _own_request(self) -> OwnRequest:
+        target = self._target
+        return OwnRequest(target.sender, target.host, partial(self.books.send, target, Foreseen()))
 
 
 COUNTING = (MeteredModel, MeteredMembers, JournaledModel)
@@ -215,12 +252,13 @@ def meter_all_models() -> None:
 
 
 def _counting_for_who_asks(sender: Model) -> Model | None:
+    metering = MeteredMaybeSender if may_only_hand_on(innermost(sender)) else MeteredModel
     books = asked_for.get()
     if isinstance(books, RequestBooks):
-        return MeteredModel(sender, books)
+        return metering(sender, books)
     scope = current_scope()
     if scope is None or is_submitting(innermost(sender)):
         return None
     books = RequestBooks(CostCalculator(), scope=scope)
-    metered = MeteredModel(sender, books)
+    metered = metering(sender, books)
     return JournaledModel(metered, scope.journal, books) if scope.journal else metered

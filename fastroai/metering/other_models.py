@@ -23,11 +23,13 @@ from ..ledger.entries import EntryState, LedgerEntry
 from ..pricing.calculator import CostCalculator
 from ..replay.encoding import adapter_of
 from ..replay.journal import JournalRecord
-from ..replay.requests import RequestOfModel
+from ..replay.requests import RequestOfModel, members_asked
 from .http_attempts import current_send
+from .members import holds
+from .own_requests import OwnRequest
 from .request_books import Foreseen, RequestBooks, Target
 from .scope import DispatchScope, current_scope
-from .sending_methods import Replace, is_of_pydantic_ai, replace_methods
+from .sending_methods import Replace, replace_methods
 
 SENDS_NOTHING: Final = frozenset({"SentenceTransformerEmbeddingModel"})
 """Models that run in this process: nobody bills for them."""
@@ -61,6 +63,11 @@ class SendingModel(Model):
             self._provider = provider
 
     @property
+    def sends_for(self) -> Any:
+        """The model as which it sends."""
+        return self._sender
+
+    @property
     def client(self) -> Any:
         """What it sends with, where it says so."""
         return getattr(self._sender, "_client", None) or getattr(self._sender, "client", None)
@@ -86,16 +93,19 @@ def _metered(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     async def sent(self: Any, *args: Any, **kwargs: Any) -> Any:
         scope = current_scope()
-        if scope is None or _is_sending(self) or _sends_nothing(self):
+        if scope is None or _is_sending(self) or type(self).__name__ in SENDS_NOTHING:
             return await method(self, *args, **kwargs)
         books = RequestBooks(CostCalculator(), scope=scope)
         ask = partial(method, self, *args, **kwargs)
+        if _may_only_hand_on(method, self):
+            return await _ask(self, ask, books)
         if method.__name__ != "embed" or scope.journal is None:
             return await _send(self, ask, books)
         place = scope.journal.place("embed", SendingModel(self).model_id, args, kwargs)
         known = await scope.journal.read(place, adapter_of(_Embedded))
         if known is not None:
             books.replayed(known.entries)
+            _tell(known.result)
             return known.result
         result = await _send(self, ask, books)
         await books.settled()
@@ -131,7 +141,27 @@ async def _send(model: Any, ask: Callable[[], Awaitable[Any]], books: RequestBoo
     finally:
         _sender.reset(token)
     send.answered(as_response(result))
+    _tell(result)
     return result
+
+
+async def _ask(model: Any, ask: Callable[[], Awaitable[Any]], books: RequestBooks) -> Any:
+    """Have a model of a user's class that holds others answer, and book what it sends by itself."""
+    target = Target(SendingModel(model))
+    token = _sender.set(model)
+    try:
+        with OwnRequest(model, target.host, partial(books.send, target, Foreseen())) as own:
+            result = await ask()
+    finally:
+        _sender.reset(token)
+    await own.answered(as_response(result))
+    return result
+
+
+def _tell(result: Any) -> None:
+    if (members := members_asked.get()) is not None:
+        members.ask(stream=False)
+        members.answer(as_response(result))
 
 
 def _is_sending(model: object) -> bool:
@@ -139,12 +169,12 @@ def _is_sending(model: object) -> bool:
     return _sender.get() is model or (send is not None and send.model is model)
 
 
-def _sends_nothing(model: Any) -> bool:
-    """Whether a model runs in this process, or is a user's that asks others."""
-    if is_of_pydantic_ai(type(model)):
-        return type(model).__name__ in SENDS_NOTHING
+def _may_only_hand_on(method: Callable[..., Any], model: Any) -> bool:
+    """Whether a method is of a user's class that holds other models, which may answer for it."""
+    if method.__module__.startswith("pydantic_ai."):
+        return False  # it sends, whatever a user's class that inherits it holds
     kinds = (EmbeddingModel, ImageGenerationModel)
-    return any(isinstance(value, kinds) for value in vars(model).values())
+    return any(holds(kinds, value) for value in vars(model).values())
 
 
 def as_response(result: Any) -> ModelResponse:

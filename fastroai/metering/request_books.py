@@ -157,6 +157,8 @@ class RequestBooks:
 
         Synchronous, like all settling: a task may be being cancelled.
         """
+        if send.is_given:
+            return
         send.book(settle_stream(send.entry, stream, target.model, self._pricer, error, send.raw))
 
     def _record(self, foreseen: Foreseen, entry: LedgerEntry) -> None:

@@ -92,6 +92,10 @@ def is_of_pydantic_ai(cls: type[Any]) -> bool:
     return cls.__module__.startswith("pydantic_ai.")
 
 
+def is_of_a_user(cls: type[Any]) -> bool:
+    return not cls.__module__.startswith(("pydantic_ai.", "fastroai."))
+
+
 def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     for subclass in cls.__subclasses__():
         yield subclass

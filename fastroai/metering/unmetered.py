@@ -7,27 +7,60 @@ import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache, wraps
+from inspect import iscoroutinefunction
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ..pricing.calculator import named_provider
 from ..pricing.price_list import is_listed_host
+from ..providers import host_in
+from ..replay.requests import members_asked
 from .batches import submits_now
 from .http_attempts import current_send
+from .own_requests import OwnRequest
 from .scope import current_scope
 from .sending_methods import MARK
 
 logger = logging.getLogger("fastroai.metering")
 
-_CLIENTS: Final = (
-    ("httpx", "AsyncClient", "send"),
-    ("httpx", "Client", "send"),
-    ("httpx2", "AsyncClient", "send"),
-    ("httpx2", "Client", "send"),
-    ("botocore.httpsession", "URLLib3Session", "send"),
-    ("requests", "Session", "send"),
+_Called = tuple[str, str]
+"""The HTTP method and the URL of a call."""
+
+
+def _of_request(client: Any, request: Any, *_: Any, **__: Any) -> _Called:
+    return request.method, str(request.url)
+
+
+def _of_aiohttp(client: Any, method: str, url: Any, **options: Any) -> _Called:
+    return method.upper(), str(client._build_url(url))
+
+
+def _of_aiohttp_socket(client: Any, url: Any, **options: Any) -> _Called:
+    return "POST", _as_http(str(client._build_url(url)))
+
+
+def _of_websocket(protocol: Any) -> _Called:
+    uri = protocol.uri
+    return "POST", _as_http(f"{'wss' if uri.secure else 'ws'}://{uri.host}:{uri.port}{uri.path}")
+
+
+def _as_http(url: str) -> str:
+    # A socket is opened by a GET; what it is opened for is as good as a POST.
+    return re.sub("^ws", "http", url)
+
+
+_CLIENTS: Final[tuple[tuple[str, str, str, Callable[..., _Called]], ...]] = (
+    ("httpx", "AsyncClient", "send", _of_request),
+    ("httpx", "Client", "send", _of_request),
+    ("httpx2", "AsyncClient", "send", _of_request),
+    ("httpx2", "Client", "send", _of_request),
+    ("botocore.httpsession", "URLLib3Session", "send", _of_request),
+    ("requests", "Session", "send", _of_request),
+    ("aiohttp", "ClientSession", "_request", _of_aiohttp),
+    ("aiohttp", "ClientSession", "_ws_connect", _of_aiohttp_socket),
+    ("websockets.client", "ClientProtocol", "connect", _of_websocket),
 )
-"""What SDKs send with, and the method that takes the request as its first argument."""
+"""What SDKs send with: module, class and method, and what is called by its arguments."""
 
 _FREE: Final = re.compile(
     r"/(files|uploads|moderations|cancel|count_tokens|input_tokens|tokenize)$"
@@ -41,34 +74,65 @@ def notice_unmetered() -> None:
 
     Only of the clients that are imported by now; called when the first scope opens.
     """
-    for module, name, method in _CLIENTS:
+    for module, name, method, called in _CLIENTS:
         client = getattr(sys.modules.get(module), name, None)
         send = getattr(client, method, None)
         if send is not None and not hasattr(send, MARK):
-            setattr(client, method, _noticing(send))
+            noticing = _noticing if iscoroutinefunction(send) else _noticing_sync
+            setattr(client, method, noticing(send, called))
 
 
-def _noticing(send: Callable[..., Any]) -> Callable[..., Any]:
+def _noticing(send: Callable[..., Any], called: Callable[..., _Called]) -> Callable[..., Any]:
     @wraps(send)
-    def sent(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if current_send() is None and request.method == "POST":
-            _notice(str(request.url))
-        return send(self, request, *args, **kwargs)
+    async def sent(*args: Any, **kwargs: Any) -> Any:
+        if (url := _noticed(called, args, kwargs)) is not None:
+            own = members_asked.get()
+            if isinstance(own, OwnRequest) and _is_sent_by(own, url):
+                await own.leave()
+            else:
+                _notice(url)
+        return await send(*args, **kwargs)
 
     setattr(sent, MARK, True)
     return sent
 
 
+def _noticing_sync(send: Callable[..., Any], called: Callable[..., _Called]) -> Callable[..., Any]:
+    @wraps(send)
+    def sent(*args: Any, **kwargs: Any) -> Any:
+        if (url := _noticed(called, args, kwargs)) is not None:
+            _notice(url)
+        return send(*args, **kwargs)
+
+    setattr(sent, MARK, True)
+    return sent
+
+
+def _noticed(
+    called: Callable[..., _Called], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
+    """Where something is posted to for no request that is booked; None: that is not so."""
+    send = current_send()
+    if send is None and current_scope() is None:
+        return None
+    method, url = called(*args, **kwargs)
+    if method != "POST":
+        return None
+    if send is not None:
+        send.reached = True
+        return None
+    return url
+
+
+def _is_sent_by(own: OwnRequest, url: str) -> bool:
+    return (own.host is not None and host_in(url) == own.host) or _is_billed(url)
+
+
 def _notice(url: str) -> None:
     scope = current_scope()
-    if scope is None or submits_now():
+    if scope is None or submits_now() or not _is_billed(url):
         return
-    parts = urlsplit(url)
-    if _FREE.search(parts.path) or not _is_providers(
-        f"{parts.scheme}://{parts.netloc}{parts.path}"
-    ):
-        return
-    step_id, host = scope.attribution.step_id, parts.hostname or url
+    step_id, host = scope.attribution.step_id, urlsplit(url).hostname or url
     if scope.ledger.notice(step_id, host) == 1:
         logger.warning(
             "Step %r sends requests to %s that are not in the books: ask its models through "
@@ -78,8 +142,13 @@ def _notice(url: str) -> None:
         )
 
 
-def _is_providers(url: str) -> bool:
-    return _is_listed(url) or named_provider(url) is not None
+def _is_billed(url: str) -> bool:
+    """Whether a provider bills for what is posted to a URL."""
+    parts = urlsplit(url)
+    if _FREE.search(parts.path):
+        return False
+    plain = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    return _is_listed(plain) or named_provider(plain) is not None
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelResponse
-from pydantic_ai.models import CompletedStreamedResponse, Model, StreamedResponse
+from pydantic_ai.models import (
+    CompletedStreamedResponse,
+    Model,
+    ModelRequestContext,
+    StreamedResponse,
+)
 
 from ..ledger.entries import LedgerEntry
 from .encoding import adapter_of
@@ -65,6 +70,20 @@ class JournaledModel(RequestWrapper):
             yield stream
         await self._keep_or_wait(stream.get(), *asked)
 
+    async def compact_messages(
+        self, request_context: ModelRequestContext, *, instructions: str | None = None
+    ) -> ModelResponse:
+        context = request_context
+        asked = RequestOfModel(
+            context.messages, context.model_settings, context.model_request_parameters
+        )
+        place, sent_before = self.place_of(asked, "compact", instructions), len(self.books.entries)
+        if (recorded := await self.recall(place)) is not None:
+            return recorded
+        response = await self.wrapped.compact_messages(context, instructions=instructions)
+        await self.keep(place, response, sent_before)
+        return response
+
     def _asked_before(self, request: RequestOfModel) -> tuple[str, int] | None:
         """Where the answer belongs for which this request only looks whether it is there."""
         last = request.messages[-1] if request.messages else None
@@ -77,12 +96,13 @@ class JournaledModel(RequestWrapper):
         else:
             await self.keep(place, response, sent_before)
 
-    def place_of(self, request: RequestOfModel) -> str:
+    def place_of(self, request: RequestOfModel, kind: str = "request", *more: str | None) -> str:
         """Where the answer to a request belongs, this being the next time it is asked."""
         messages = ModelMessagesTypeAdapter.dump_python(request.messages, mode="json")
         sent = list(map(_sent, messages))
         model_id = self.wrapped.model_id
-        return self.journal.place("request", model_id, sent, request.settings, request.parameters)
+        asked = (model_id, sent, request.settings, request.parameters, *more)
+        return self.journal.place(kind, *asked)
 
     async def recall(self, place: str) -> ModelResponse | None:
         """The recorded answer, booked as replayed; None where there is none."""

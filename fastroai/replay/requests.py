@@ -69,6 +69,55 @@ asked_for: ContextVar[Books | None] = ContextVar("fastroai_asked_for", default=N
 """The books for which a model made of models asks its members; None outside of such a request."""
 
 
+class Members:
+    """What others answer for one request of a model that is made of them, or may be.
+
+    Attributes:
+        asked: Whether answers were asked for.
+        streams: Whether some of them come as streams.
+        answers: Those that came whole.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.streams = False
+        self.answers: list[ModelResponse] = []
+        self._around = members_asked.get()
+
+    def has_given(self, response: ModelResponse) -> bool:
+        """Whether a whole answer is one of theirs, perhaps with other parts, or all their usage."""
+        if self.streams or any(_is_same(response, each) for each in self.answers):
+            return True
+        given = [each.usage for each in self.answers]
+        sums = sum(each.input_tokens for each in given), sum(each.output_tokens for each in given)
+        return self.asked and sums == (response.usage.input_tokens, response.usage.output_tokens)
+
+    def ask(self, *, stream: bool) -> None:
+        """An answer is asked for, here and wherever this is a part of."""
+        self.asked, self.streams = True, self.streams or stream
+        if self._around is not None:
+            self._around.ask(stream=stream)
+
+    def answer(self, response: ModelResponse) -> None:
+        """One came whole."""
+        self.answers.append(response)
+        if self._around is not None:
+            self._around.answer(response)
+
+
+def _is_same(one: ModelResponse, other: ModelResponse) -> bool:
+    if one is other or one.usage is other.usage:
+        return True
+    counts = (one.usage.input_tokens, one.usage.output_tokens)
+    if counts != (other.usage.input_tokens, other.usage.output_tokens):
+        return False
+    return one.model_name in (None, other.model_name)
+
+
+# Ambient, as `asked_for` is.
+members_asked: ContextVar[Members | None] = ContextVar("fastroai_members_asked", default=None)
+"""Who is to know what is asked and answered here; None outside of such a request."""
+
+
 class RequestWrapper(WrapperModel):
     """A model around another one, for the books of one run. Subclasses say what is done with a
     request.
@@ -91,7 +140,12 @@ class RequestWrapper(WrapperModel):
         request = RequestOfModel(messages, model_settings, model_request_parameters)
         if asked_for.get() is not self._asked_for:
             return await request.answer_of(self._handed_on())
-        return await self.answer(request)
+        if (members := members_asked.get()) is None:
+            return await self.answer(request)
+        members.ask(stream=False)
+        response = await self.answer(request)
+        members.answer(response)
+        return response
 
     @asynccontextmanager
     async def request_stream(
@@ -103,6 +157,8 @@ class RequestWrapper(WrapperModel):
     ) -> AsyncGenerator[StreamedResponse]:
         request = RequestOfModel(messages, model_settings, model_request_parameters, run_context)
         is_own = asked_for.get() is self._asked_for
+        if is_own and (members := members_asked.get()) is not None:
+            members.ask(stream=True)
         answer = self.stream(request) if is_own else request.stream_of(self._handed_on())
         async with answer as stream:
             yield stream

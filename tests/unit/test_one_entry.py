@@ -10,7 +10,7 @@ import pytest
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.concurrency import ConcurrencyLimit
 from pydantic_ai.direct import model_request, model_request_stream, model_request_sync
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturn
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolReturn
 from pydantic_ai.models import Model
 from pydantic_ai.models.concurrency import ConcurrencyLimitedModel
 from pydantic_ai.models.fallback import FallbackModel
@@ -74,6 +74,24 @@ class Router(Model):
 
     def request_stream(self, *args: Any) -> Any:
         return self.routes[0].request_stream(*args)
+
+
+class Own(Model):
+    """Sends by itself what nobody sees leave, and may ask the model that it holds first."""
+
+    def __init__(self, guard: Model, *, asks: bool = True) -> None:
+        super().__init__()
+        self.guard = guard
+        self.asks = asks
+
+    model_name = "gpt-5-mini"
+    system = "acme"
+
+    async def request(self, *args: Any) -> ModelResponse:
+        if self.asks:
+            await self.guard.request(*args)
+        usage = RequestUsage(input_tokens=1000, output_tokens=77)
+        return ModelResponse(parts=[TextPart("own")], usage=usage, model_name=self.model_name)
 
 
 WRAPPED: dict[str, Callable[[Model], Model]] = {
@@ -264,6 +282,88 @@ class TestAModelOfTheUsers:
             ("guard", GPT, "charged"),
             ("a", GPT, "charged"),
         ]
+
+    async def test_that_inherits_and_asks_its_base_at_once(self) -> None:
+        class Best(ScriptedModel):
+            async def request(self, *args: Any) -> ModelResponse:
+                ask = super().request
+                answers = await asyncio.gather(*(ask(*args) for _ in range(3)))
+                return answers[-1]
+
+        class BestOfBest(Best):
+            async def request(self, *args: Any) -> ModelResponse:
+                ask = super().request
+                return (await asyncio.gather(ask(*args), ask(*args)))[0]
+
+        assert await entries_of(Best("1", "2", "3")) == [("a", GPT, "charged")] * 3
+        assert await entries_of(BestOfBest(*"123456")) == [("a", GPT, "charged")] * 6
+
+    async def test_that_inherits_and_gives_up_what_its_base_is_at(self) -> None:
+        class First(ScriptedModel):
+            async def request(self, *args: Any) -> ModelResponse:
+                ask = super().request
+                tasks = [asyncio.create_task(ask(*args)) for _ in range(2)]
+                done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in left:
+                    task.cancel()
+                await asyncio.gather(*left, return_exceptions=True)
+                return done.pop().result()
+
+        async def never(*_: Any) -> str:
+            await asyncio.Event().wait()
+            return "never"
+
+        assert sorted(await entries_of(First("yes", never))) == [
+            ("a", GPT, "charged"),
+            ("a", GPT, "unsettled"),
+        ]
+
+    async def test_that_sends_by_itself_beside_one_that_it_holds(self) -> None:
+        own = Own(ScriptedModel("fine", model_name="gpt-4o", repeat=True))
+        assert await entries_of(own) == [
+            ("a", "scripted:gpt-4o", "charged"),
+            ("a", "acme:gpt-5-mini", "charged"),
+        ]
+        assert len(await entries_of(Router(own))) == 2
+        assert len(await entries_of(WrapperModel(Router(own)))) == 2
+
+    async def test_that_holds_one_and_does_not_ask_it(self) -> None:
+        own = Own(ScriptedModel("fine"), asks=False)
+        assert await entries_of(own) == [("a", "acme:gpt-5-mini", "charged")]
+
+    async def test_that_gives_an_answer_again_which_another_one_gave(self) -> None:
+        class Cached(Router):
+            kept: ModelResponse | None = None
+
+            async def request(self, *args: Any) -> ModelResponse:
+                self.kept = self.kept or await super().request(*args)
+                return self.kept
+
+        model = Cached(ScriptedModel("yes", usage=RequestUsage(input_tokens=10, output_tokens=1)))
+        assert len(await entries_of(model)) == 1
+        assert await entries_of(model) == []
+
+    async def test_that_merges_the_answers_of_others(self) -> None:
+        class Merged(Router):
+            async def request(self, *args: Any) -> ModelResponse:
+                answers = [await route.request(*args) for route in self.routes]
+                usage = answers[0].usage + answers[1].usage
+                return ModelResponse(parts=answers[0].parts, usage=usage, model_name="merged")
+
+        usage = RequestUsage(input_tokens=10, output_tokens=1)
+        routes = [ScriptedModel("yes", usage=usage), ScriptedModel("no", usage=usage)]
+        assert await entries_of(Merged(*routes)) == [("a", GPT, "charged")] * 2
+
+    async def test_that_makes_the_one_it_asks(self) -> None:
+        class Lazy(Model):
+            model_name = "lazy"
+            system = "lazy"
+
+            async def request(self, *args: Any) -> ModelResponse:
+                return await ScriptedModel("yes").request(*args)
+
+        spend = [e for e in await entries_of(Lazy()) if e[2] != "refused"]
+        assert spend == [(None, GPT, "charged")]
 
     async def test_that_refuses_before_it_asks(self) -> None:
         class Refuses(WrapperModel):

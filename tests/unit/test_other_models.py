@@ -169,6 +169,60 @@ class TestEmbeddings:
         entries = await books_of(lambda: model.embed("a", input_type="query"))
         assert costs(entries) == ["charged 0.002"]
 
+    async def test_one_of_the_user_s_that_holds_another_and_asks_its_base_is_booked(self) -> None:
+        class Beside(OpenAIEmbeddingModel):
+            other: EmbeddingModel
+
+            async def embed(self, *args: Any, **kwargs: Any) -> Any:
+                return await super().embed(*args, **kwargs)
+
+        model = Beside("text-embedding-3-small", provider=provider((200, EMBEDDED)))
+        model.other = embedding((200, EMBEDDED))
+        entries = await books_of(lambda: model.embed("a", input_type="query"))
+        assert costs(entries) == ["charged 0.002"]
+
+    @pytest.mark.parametrize("holding", [list, tuple, lambda models: dict(enumerate(models))])
+    async def test_one_that_asks_all_it_holds_sends_nothing_itself(self, holding: Any) -> None:
+        class All(EmbeddingModel):
+            model_name = "all"  # type: ignore[assignment]
+            system = "all"  # type: ignore[assignment]
+
+            def __init__(self, models: Any) -> None:
+                super().__init__()
+                self.models = models
+
+            async def embed(self, inputs: Any, **options: Any) -> EmbeddingResult:
+                models = self.models.values() if isinstance(self.models, dict) else self.models
+                return [await model.embed(inputs, **options) for model in models][-1]
+
+        model = All(holding([embedding((200, EMBEDDED)), embedding((200, EMBEDDED))]))
+        entries = await books_of(lambda: model.embed("a", input_type="query"))
+        assert costs(entries) == ["charged 0.002"] * 2
+
+    async def test_one_that_holds_another_and_sends_by_itself_is_booked(self) -> None:
+        class Own(EmbeddingModel):
+            model_name = "acme-embed-1"  # type: ignore[assignment]
+            system = "acme"  # type: ignore[assignment]
+
+            def __init__(self, other: EmbeddingModel) -> None:
+                super().__init__()
+                self.other = other
+
+            async def embed(self, inputs: Any, **options: Any) -> EmbeddingResult:
+                usage = RequestUsage(input_tokens=10)
+                return EmbeddingResult(
+                    [[0.1]],
+                    inputs=[inputs],
+                    usage=usage,
+                    model_name="a",
+                    provider_name="acme",
+                    **options,
+                )
+
+        model = Own(embedding((200, EMBEDDED)))
+        entries = await books_of(lambda: model.embed("a", input_type="query"))
+        assert costs(entries) == ["unpriced None"]
+
     async def test_a_further_attempt_of_a_step_replays_it(self) -> None:
         ledger, journal = RequestRecorder(), Journal("s")
         told, embedder = [], Embedder(embedding((200, EMBEDDED), (500, {})))

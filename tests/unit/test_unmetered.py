@@ -6,8 +6,13 @@ import json
 import logging
 from typing import Any
 
+import aiohttp
 import httpx2 as httpx
 import pytest
+import websockets.client
+import websockets.exceptions
+import websockets.sync.client
+import websockets.uri
 from openai import AsyncOpenAI, OpenAI
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -112,3 +117,49 @@ async def test_what_is_metered_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch)
             await at.client.chat.completions.create(model="gpt-5-mini", messages=messages)
 
         assert await unmetered_of(both) == {"it": {"127.0.0.1": 1}}
+
+
+async def by_aiohttp(url: str) -> None:
+    async with aiohttp.ClientSession(base_url=url) as session:
+        body = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "x"}]}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with session.post("/v1/chat/completions", json=body, headers=headers) as response:
+            assert response.status == 200
+        async with session.get("/v1/batches", headers=headers):
+            pass
+
+
+async def by_a_socket_of_aiohttp(url: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.ws_connect(f"{url}/v1/batches/none")
+
+
+async def by_a_socket(url: str) -> None:
+    with pytest.raises(websockets.exceptions.InvalidHandshake):
+        await websockets.connect(url.replace("http", "ws") + "/v1/batches/none?of=it")
+
+
+def by_a_sync_socket(url: str) -> None:
+    with pytest.raises(websockets.exceptions.InvalidHandshake):
+        websockets.sync.client.connect(url.replace("http", "ws") + "/v1/batches/none")
+
+
+@pytest.mark.parametrize("ask", [by_aiohttp, by_a_socket_of_aiohttp, by_a_socket, by_a_sync_socket])
+async def test_other_clients_are_noticed_too(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LoopbackProvider() as provider:
+        host = f"127.0.0.1:{provider.port}"
+        assert await unmetered_of(lambda: ask(f"http://{host}")) == {}
+        monkeypatch.setenv("FASTROAI_PROVIDER_HOSTS", json.dumps({host: "openai"}))
+        assert await unmetered_of(lambda: ask(f"http://{host}")) == {"it": {"127.0.0.1": 1}}
+
+
+async def test_a_socket_to_a_provider_s_own_host_is_known_by_that() -> None:
+    async def ask() -> None:
+        # As both of the library's clients do before they shake hands.
+        protocol = websockets.client.ClientProtocol(
+            websockets.uri.parse_uri("wss://api.openai.com/v1/realtime?model=gpt-realtime")
+        )
+        protocol.connect()
+
+    assert await unmetered_of(ask) == {"it": {HOST: 1}}
