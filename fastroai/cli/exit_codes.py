@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from ..errors import FastroAIError
@@ -17,7 +18,20 @@ class Terminated(BaseException):
     """The process received SIGTERM; what ran was cancelled and has cleaned up."""
 
 
+_NO_KEY = re.compile(r"Set the `(\w+)` environment variable or pass it via .*", re.DOTALL)
+"""How pydantic-ai says that a provider's key is missing; what it advises is for code."""
+
+
 def complain(error: BaseException) -> None:
     """One message on stderr."""
     kind = "" if isinstance(error, FastroAIError) else f"{type(error).__name__}: "
-    sys.stderr.write(f"fastroai: {kind}{error}\n")
+    sys.stderr.write(f"fastroai: {kind}{_NO_KEY.sub(_advise, str(error))}\n")
+
+
+def _advise(missing: re.Match[str]) -> str:
+    name = missing[1]
+    where = "environment or the file .env" if name == "OPENAI_API_KEY" else "environment"
+    return (
+        f"{name} is not set. Set it in the {where}, or name a model of another provider (the jobs "
+        "in flows/ read FASTROAI_MODEL, which may be `offline`)."
+    )

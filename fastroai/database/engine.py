@@ -60,10 +60,10 @@ def database_url(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError:
         # The text is not shown: what can't be read can't be told from a password.
-        raise LedgerUnavailableError(f"The ledger's URL is not valid. {_ALLOWED}") from None
+        raise LedgerUnavailableError(f"The ledger's URL {_FROM} is no URL. {_ALLOWED}") from None
     except ValueError:
         raise LedgerUnavailableError(
-            f"The port in the ledger's URL is not a number. {_ALLOWED}"
+            f"The port in the ledger's URL {_FROM} is not a number. {_ALLOWED}"
         ) from None
     if parsed.drivername == MEMORY_DRIVER:
         return parsed
@@ -91,6 +91,7 @@ def _last(value: str | tuple[str, ...]) -> str:
     return value if isinstance(value, str) else value[-1]
 
 
+_FROM = "(FASTROAI_LEDGER_URL or --ledger; not shown, as it may hold a password)"
 _ALLOWED = "Allowed: sqlite:///path, postgresql://user@host/name, memory://."
 
 
@@ -191,9 +192,9 @@ class Database:
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         reason = redact(lines[0], *filter(None, [self.url.password]))
         return LedgerUnavailableError(
-            f"The ledger in {self.name} can't be used: {reason}. Make it reachable, or set "
-            "FASTROAI_LEDGER_URL to another database, or FASTROAI_LEDGER_REQUIRED=false to go on "
-            "and book later."
+            f"The ledger in {self.name} can't be used: {reason}. Make that database reachable, "
+            "set FASTROAI_LEDGER_URL to another one, or set FASTROAI_LEDGER_REQUIRED=false to run "
+            "without it: entries are then kept in a file and written later."
         )
 
     def close(self) -> None:

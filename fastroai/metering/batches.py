@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4, uuid5
 
 from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError
-from pydantic_ai.models import Model
+from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.models.batch import Batch, BatchRequest, BatchResult, EncodedBatchRequest
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
@@ -29,7 +29,7 @@ from .outcomes import settle_failure
 from .pricer import describe_error
 from .raw_answers import RawAnswer
 from .request_books import Foreseen, RequestBooks, Target
-from .scope import current_scope, scope_outside_of_runs
+from .scope import DispatchScope, current_scope, scope_outside_of_runs
 from .sending_methods import Replace, replace_methods
 
 logger = logging.getLogger("fastroai.agent")
@@ -93,9 +93,45 @@ class BookedRequest(EncodedBatchRequest):
     booking: Booking
 
 
-_awaited: dict[str, dict[str, tuple[Booking, LedgerEntry]]] = {}
-"""By submission and the request's id in it, what has no result yet. Of the process, because any
-agent that waits for a batch may be the one that reads it."""
+_Waiting = dict[str, tuple[Booking, LedgerEntry]]
+"""By the request's id in its batch, what has no result yet."""
+
+
+class Awaited:
+    """By submission, what has no result yet.
+
+    Results may never be read: beyond so many requests the oldest submissions are forgotten. Those
+    that are read all the same are looked for in the ledger, as another process's are.
+    """
+
+    def __init__(self, most: int = 100_000) -> None:
+        self._most = most
+        self._count = 0
+        self._by_submission: dict[str, _Waiting] = {}
+
+    def add(self, submission: str, custom_id: str, booking: Booking, entry: LedgerEntry) -> None:
+        """One more; the latest submission is never forgotten."""
+        waiting = self._by_submission.setdefault(submission, {})
+        self._count += custom_id not in waiting
+        waiting[custom_id] = booking, entry
+        while (
+            self._count > self._most and (oldest := next(iter(self._by_submission))) != submission
+        ):
+            self.pop(oldest)
+
+    def of(self, submission: str | None) -> _Waiting:
+        """What is known of a submission."""
+        return self._by_submission.get(submission or "", {})
+
+    def pop(self, submission: str) -> _Waiting | None:
+        """The same, to be settled; None: it is not of this process."""
+        waiting = self._by_submission.pop(submission, None)
+        self._count -= len(waiting or ())
+        return waiting
+
+
+_awaited = Awaited()
+"""Of the process, because any agent that waits for a batch may be the one that reads it."""
 
 
 @cache
@@ -130,9 +166,7 @@ def booked_request(
         request.messages, request.model_settings, request.model_request_parameters
     )
     foreseen = replace(books.foresee(target, asked), service_tier="batch")
-    booking = Booking(books, target, foreseen, place)
-    plain = {each.name: getattr(encoded, each.name) for each in fields(EncodedBatchRequest)}
-    return BookedRequest(**plain, booking=booking)
+    return _with_booking(encoded, Booking(books, target, foreseen, place))
 
 
 def _encoding(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,28 +176,62 @@ def _encoding(method: Callable[..., Any]) -> Callable[..., Any]:
         scope = current_scope()
         if scope is None:
             return plain
-        place = place_of_request.get()
-        if place is None and scope.journal is not None:
-            name = scope.journal.place("batch", self.model_id, plain.body)
-            known = await scope.journal.read(name, adapter_of(SubmittedRequest))
-            place = Place(scope.journal, name, known)
+        place = place_of_request.get() or await _place_in(scope, self, plain)
         books = RequestBooks(CostCalculator(), scope=scope)
         return booked_request(plain, request, books, self, place)
 
     return encoded
 
 
+async def _place_in(scope: DispatchScope, model: Model, plain: EncodedBatchRequest) -> Place | None:
+    if scope.journal is None:
+        return None
+    name = scope.journal.place("batch", model.model_id, plain.body)
+    known = await scope.journal.read(name, adapter_of(SubmittedRequest))
+    return Place(scope.journal, name, known)
+
+
+async def _all_booked(
+    model: Model, requests: Sequence[EncodedBatchRequest]
+) -> Sequence[EncodedBatchRequest]:
+    """The requests of a batch, also those that were encoded outside of any scope: they are booked
+    to whoever submits them, or as outside of runs where others beside them are booked.
+    """
+    booked = [request for request in requests if isinstance(request, BookedRequest)]
+    scope = current_scope()
+    if len(booked) == len(requests) or (scope is None and not booked):
+        return requests
+    scope = scope or await scope_outside_of_runs()
+    books, target = RequestBooks(CostCalculator(), scope=scope), Target(model)
+    books.foresee(target, RequestOfModel([], None, ModelRequestParameters()))
+    # What it can cost at most was to be read from the messages, which are encoded by now.
+    foreseen = Foreseen(service_tier="batch")
+    return [
+        request
+        if isinstance(request, BookedRequest)
+        else _with_booking(
+            request, Booking(books, target, foreseen, await _place_in(scope, model, request))
+        )
+        for request in requests
+    ]
+
+
+def _with_booking(encoded: EncodedBatchRequest, booking: Booking) -> BookedRequest:
+    plain = {each.name: getattr(encoded, each.name) for each in fields(EncodedBatchRequest)}
+    return BookedRequest(**plain, booking=booking)
+
+
 def _creating(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     async def created(self: Model, requests: Sequence[EncodedBatchRequest]) -> Batch:
+        if _submitting.get() is not self:
+            requests = await _all_booked(self, requests)
         booked = [request for request in requests if isinstance(request, BookedRequest)]
         if not booked or _submitting.get() is self:
             batch: Batch = await method(self, requests)
             return batch
-        if len(booked) == len(requests):
-            known = await _submitted_before(self, booked)
-            if known is not None:
-                return known
+        if (known := await _submitted_before(self, booked)) is not None:
+            return known
         token = _submitting.set(self)
         try:
             return await _Submitter(self, booked).send(lambda: method(self, requests))
@@ -215,7 +283,7 @@ class _Submitter:
         for request, (booking, entry) in zip(self._requests, self._sent, strict=True):
             awaited = replace(entry, error=f"In batch {batch.id!r}, whose result was not read yet.")
             booking.books.note(awaited)
-            _await(self._id, request.custom_id, booking, entry)
+            _awaited.add(self._id, request.custom_id, booking, entry)
         return batch
 
     async def _intend(self, request: BookedRequest) -> None:
@@ -305,12 +373,8 @@ async def take_up(
             return None
         _name_submission(batch, submission)
         await booking.place.journal.write(submission, batch=_as_json(batch))
-    _await(submission, record.custom_id, booking, booking.books.resume(entry))
+    _awaited.add(submission, record.custom_id, booking, booking.books.resume(entry))
     return batch
-
-
-def _await(submission: str, custom_id: str, booking: Booking, entry: LedgerEntry) -> None:
-    _awaited.setdefault(submission, {})[custom_id] = booking, entry
 
 
 _ENDED: Final = "The process ended before the batch was submitted."
@@ -382,7 +446,7 @@ def _cancelling(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     async def cancelled(self: Model, batch: Batch) -> Batch:
         submission = _submission_of(batch)
-        awaited = list(_awaited.get(submission or "", {}).values())
+        awaited = list(_awaited.of(submission).values())
         places = [booking.place for booking, _ in awaited if booking.place is not None]
         if any(place.is_agents and place.journal.is_durable for place in places):
             logger.warning(
@@ -412,7 +476,7 @@ def _reading(method: Callable[..., Any]) -> Callable[..., Any]:
         except ModelHTTPError as error:
             # The one kind that says that the job ended without having run anything.
             if submission is not None and type(error).__name__ == "BatchJobError":
-                for booking, entry in _awaited.pop(submission, {}).values():
+                for booking, entry in (_awaited.pop(submission) or {}).values():
                     _refuse(booking, entry, describe_error(error))
             raise
         if submission is not None:
@@ -425,9 +489,17 @@ def _reading(method: Callable[..., Any]) -> Callable[..., Any]:
 async def _settle_all(
     model: Model, batch: Batch, submission: str, results: Sequence[BatchResult]
 ) -> None:
-    awaited = _awaited.pop(submission, None)
+    awaited = _awaited.pop(submission)
     if awaited is None:
-        awaited = await _booked_elsewhere(model, batch, submission, results)
+        try:
+            awaited = await _booked_elsewhere(model, batch, submission, results)
+        except Exception as error:  # whoever reads the results has paid for them
+            logger.warning(
+                "The entries of batch %r stay unsettled, as the ledger can't be asked for them: %s",
+                batch.id,
+                describe_error(error),
+            )
+            return
     for result in results:
         if (known := awaited.pop(result.custom_id, None)) is not None:
             _settle(model, result, *known)

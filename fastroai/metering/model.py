@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse
@@ -35,6 +35,8 @@ _jobs: dict[tuple[str | None, str | None], Send] = {}
 """By host and answer's id, requests that a provider works on in the background. Of the process, as
 code that asks without an agent has other books for each look.
 """
+_MOST_JOBS: Final = 10_000
+"""Answers may never be asked for: beyond so many, the oldest job's entry stays unsettled."""
 
 
 class _Metered(RequestWrapper):
@@ -107,6 +109,8 @@ class MeteredModel(_Metered):
         if is_job:
             send.is_job = True
             _jobs[job] = send
+            if len(_jobs) > _MOST_JOBS:
+                _jobs.pop(next(iter(_jobs)), None)
         else:
             _jobs.pop(job, None)
         return is_job

@@ -157,7 +157,8 @@ def test_no_key_is_one_message_and_nothing_was_sent(command: Command, documents:
         FASTROAI_MODEL="openai:gpt-5-mini",
     )
     assert done.returncode == 1
-    assert "OPENAI_API_KEY" in done.stderr
+    assert "OPENAI_API_KEY is not set. Set it in the environment or the file .env" in done.stderr
+    assert "OpenAIProvider" not in done.stderr
     assert "Nothing: no request was sent." in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""

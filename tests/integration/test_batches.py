@@ -21,10 +21,11 @@ from pydantic_ai.models.openai import OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from fastroai import FastroAgent
-from fastroai.ledger.entries import Attribution
+from fastroai.ledger.entries import Attribution, LedgerEntry
 from fastroai.ledger.ledger import Ledger
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.ledger.store import shared_store
+from fastroai.metering.batches import Awaited, BookedRequest
 from fastroai.metering.scope import dispatch_scope
 from fastroai.replay.journal import Journal
 from tests.support.agreement import assert_agree
@@ -224,7 +225,9 @@ class TestSentByHand:
         with scope(RequestRecorder(store)):
             requests = [await model.batch_encode(request) for request in self._requests()]
             batch = await model.batch_create(requests)
-        monkeypatch.setattr("fastroai.metering.batches._awaited", {})  # as in another process
+        monkeypatch.setattr(
+            "fastroai.metering.batches._awaited", Awaited()
+        )  # as in another process
         handle = adapter.validate_python(adapter.dump_python(batch, mode="json"))
         handle = await model.batch_status(handle)
         assert len(await model.batch_results(handle)) == 2
@@ -232,6 +235,60 @@ class TestSentByHand:
             entries = await ledger.entries()
         assert_agree(provider.invoice.lines, entries, list_price)
         assert [entry.attribution.step_id for entry in entries] == ["s", "s"]
+
+    async def test_what_was_encoded_before_is_booked_to_the_step_that_submits_it(
+        self, provider: LoopbackProvider
+    ) -> None:
+        model, ledger, journal = model_of(provider), RequestRecorder(), Journal("s")
+        first, second = self._requests()
+        encoded = await model.batch_encode(first)
+        for _ in range(2):  # a further attempt submits nothing again
+            journal.begin_attempt()
+            with scope(ledger, journal):
+                batch = await model.batch_create([encoded, await model.batch_encode(second)])
+                await model.batch_results(await model.batch_status(batch))
+        assert provider.batches.submitted == 1
+        assert agree(provider, ledger) == [ANSWERED] * 2
+        assert {entry.attribution.step_id for entry in ledger.entries} == {"s"}
+
+    async def test_what_nobody_books_is_booked_with_the_others_of_its_batch(
+        self, provider: LoopbackProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FASTROAI_LEDGER_URL", "sqlite:///ledger.db")
+        model, store = model_of(provider), await shared_store("sqlite:///ledger.db")
+        first, second = self._requests()
+        with scope(RequestRecorder(store)):
+            encoded = await model.batch_encode(first)
+        batch = await model.batch_create([encoded, await model.batch_encode(second)])
+        await model.batch_results(await model.batch_status(batch))
+        async with Ledger.open("sqlite:///ledger.db") as ledger:
+            entries = await ledger.entries()
+        assert_agree(provider.invoice.lines, entries, list_price)
+        assert {entry.attribution.step_id for entry in entries} == {"s", None}
+
+    async def test_what_nobody_books_is_left_alone(self, provider: LoopbackProvider) -> None:
+        model = model_of(provider)
+        with scope(RequestRecorder()) as own:
+            pass
+        batch = await model.batch_create([await model.batch_encode(r) for r in self._requests()])
+        assert len(await model.batch_results(await model.batch_status(batch))) == 2
+        assert own.ledger.entries == ()
+
+    async def test_a_ledger_that_can_not_be_asked_loses_no_results(
+        self,
+        provider: LoopbackProvider,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        model, ledger = model_of(provider), RequestRecorder()
+        with scope(ledger):
+            requests = [await model.batch_encode(request) for request in self._requests()]
+            batch = await model.batch_create(requests)
+        monkeypatch.setattr("fastroai.metering.batches._awaited", Awaited())
+        monkeypatch.setenv("FASTROAI_LEDGER_URL", "sqlite:////dev/null/ledger.db")
+        assert len(await model.batch_results(await model.batch_status(batch))) == 2
+        assert {entry.state.value for entry in ledger.entries} == {"unsettled"}
+        assert batch.id in caplog.text
 
     def _requests(self) -> list[BatchRequest]:
         return [
@@ -274,7 +331,7 @@ class TestExecutedAgain:
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-        monkeypatch.setattr("fastroai.metering.batches._awaited", {})
+        monkeypatch.setattr("fastroai.metering.batches._awaited", Awaited())
         await self._again(provider, kept, ledger)
 
     async def test_a_batch_that_was_submitted_unheard_is_found_at_the_provider(
@@ -324,3 +381,21 @@ def requests_of_agent() -> list[BatchRequest]:
         BatchRequest(custom_id=f"r{n}", messages=[ModelRequest.user_text_prompt(f"s: q{n}")])
         for n in range(2)
     ]
+
+
+async def test_what_is_never_read_is_forgotten_in_time(provider: LoopbackProvider) -> None:
+    model = model_of(provider)
+    with scope(RequestRecorder()):
+        [encoded, *_] = [await model.batch_encode(request) for request in requests_of_agent()]
+    assert isinstance(encoded, BookedRequest)
+    booking, entry = encoded.booking, LedgerEntry()
+    awaited = Awaited(most=3)
+    for number in range(5):
+        for custom_id in ("a", "b"):
+            awaited.add(str(number), custom_id, booking, entry)
+    assert [len(awaited.of(str(number))) for number in range(5)] == [0, 0, 0, 0, 2]
+    for number in range(9):
+        awaited.add("large", str(number), booking, entry)
+    assert len(awaited.of("large")) == 9  # what is being submitted stays
+    assert awaited.pop("large") is not None
+    assert awaited.pop("large") is None

@@ -53,8 +53,9 @@ def _looks_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 class Sent:
     """A model that answers from memory; counts what creates an answer, and what looks for one."""
 
-    def __init__(self, *looks: dict[str, Any]) -> None:
+    def __init__(self, *looks: dict[str, Any], number: int = 1) -> None:
         self.methods: list[str] = []
+        self.id = f"resp_{number}"
         self.looks = list(looks)
         http = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
         client = AsyncOpenAI(api_key="k", http_client=http, max_retries=0)
@@ -67,7 +68,7 @@ class Sent:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.methods.append(request.method)
         if request.method == "POST":
-            return httpx.Response(200, json=QUEUED, request=request)
+            return httpx.Response(200, json=QUEUED | {"id": self.id}, request=request)
         body = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         return httpx.Response(200, json=body, request=request)
 
@@ -105,3 +106,20 @@ async def test_one_that_is_left_stays_unsettled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
     assert [entry.state.value for entry in ledger.entries] == ["unsettled"]
+
+
+async def test_jobs_that_nobody_looks_at_again_are_forgotten_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs: dict[Any, Any] = {}
+    monkeypatch.setattr("fastroai.metering.model._jobs", jobs)
+    monkeypatch.setattr("fastroai.metering.model._MOST_JOBS", 2)
+    asked: list[ModelMessage] = [ModelRequest.user_text_prompt("Hi")]
+    queued: list[ModelMessage] = []
+    models, ledger = [Sent(DONE, number=number).model for number in range(5)], RequestRecorder()
+    with dispatch_scope(ledger):
+        for model in models:
+            queued.append(await model.request(asked, None, ModelRequestParameters()))
+        assert len(jobs) == 2
+        await models[-1].request([*asked, queued[-1]], None, ModelRequestParameters())
+    assert [entry.state.value for entry in ledger.entries] == ["unsettled"] * 4 + ["charged"]
