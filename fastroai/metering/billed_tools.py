@@ -9,8 +9,9 @@ from typing import Final
 
 from pydantic_ai.messages import FilePart, ModelResponse
 
+from ..pricing.endpoints import on_domain
 from ..providers import canonical_provider, host_and_port
-from .raw_answers import Json, RawAnswer, count, items
+from .raw_answers import Json, RawAnswer, count, items, usages
 
 _XAI_TOOLS: Final = {
     "web_search": "web_searches",
@@ -58,12 +59,34 @@ def tool_calls(response: ModelResponse, raw: RawAnswer | None) -> dict[str, int]
         }
     if provider not in _OPENAI_PROTOCOL:
         return {}
+    if xai := _calls_at_xai(raw):
+        return xai
     kinds = [(part.part_kind, getattr(part, "tool_name", None)) for part in response.parts]
     calls = {"storage_searches": kinds.count(("builtin-tool-call", "file_search"))}
     for document in _responses(raw):
         searches = count(document, "tool_usage", "web_search", "num_requests")
         if type(searches) is int:  # OpenAI's SDK knows this one by now, so pydantic-ai misses it
             calls["web_searches"] = searches
+    return calls
+
+
+_XAI_CALLS: Final = {
+    "web_search_calls": "web_searches",
+    "x_search_calls": "social_searches",
+    "file_search_calls": "storage_searches",
+    "document_search_calls": "storage_searches",
+    "code_interpreter_calls": "code_executions",
+}
+"""The same tools as its answers over HTTP count them (docs.x.ai, tool usage details)."""
+
+
+def _calls_at_xai(raw: RawAnswer | None) -> dict[str, int]:
+    calls: dict[str, int] = {}
+    for usage in usages(raw.documents)[-1:] if raw is not None else ():
+        told = count(usage, "server_side_tool_usage_details")
+        for name, tool in _XAI_CALLS.items():
+            if type(number := count(told, name)) is int and number:
+                calls[tool] = calls.get(tool, 0) + number
     return calls
 
 
@@ -179,6 +202,30 @@ def media_and_tools_of_a_chat(answer: _Answer) -> str | None:
     return None
 
 
+def search_of_a_chat(answer: _Answer) -> str | None:
+    """Searches of the web that show in an answer's citations only, as OpenRouter's plugin does, and
+    Perplexity's request fee, of which the list has that of the largest search context.
+    """
+    if answer.url and on_domain(answer.url, "perplexity.ai"):
+        return _small_context(answer)
+    for document in answer.documents:
+        for choice in items(document, "choices")[:1]:
+            said = count(choice, "message") or count(choice, "delta")
+            if any("url_citation" in note for note in items(said, "annotations")):
+                return "its search of the web"
+    return None
+
+
+def _small_context(answer: _Answer) -> str | None:
+    for document in answer.documents:
+        usage = count(document, "usage")
+        if usage and answer.model.startswith("sonar") and "deep-research" not in answer.model:
+            size = count(usage, "search_context_size") or "low"
+            if size != "high":
+                return f"a request at search context {size!r}"
+    return None
+
+
 def container_of_anthropic(answer: _Answer) -> str | None:
     """Code runs in a container by the hour, free beside Anthropic's search and fetch tools
     (platform.claude.com, code execution tool, pricing).
@@ -243,6 +290,7 @@ _CHECKS: Final = (
     media_not_told_apart,
     grounding_of_google,
     media_and_tools_of_a_chat,
+    search_of_a_chat,
     container_of_anthropic,
     tools_of_openais_responses,
 )

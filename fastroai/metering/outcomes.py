@@ -35,7 +35,7 @@ def settle_answer(
     price are unknown.
     """
     usage, price = pricer.price(response, model, entry, raw)
-    answer = _answer(entry, response, model, usage)
+    answer = _answer(entry, response, model, usage, raw)
     if isinstance(price, str):
         return entry.settled(EntryState.UNPRICED, error=price, **answer)
     # pydantic-ai looks up a price only where there is none yet: its cost limits then hold at the
@@ -72,14 +72,14 @@ def settle_stream(
         return entry.settled(
             EntryState.UNSETTLED,
             error=f"{reason}; its tokens are unknown.",
-            **_answer(entry, response, model, response.usage),
+            **_answer(entry, response, model, response.usage, raw),
         )
     usage, price = pricer.price(response, model, entry, raw)
     return entry.settled(
         EntryState.UNSETTLED,
         error=f"{reason}; tokens and cost are those reported until then.",
         **(_charge(price) if isinstance(price, Price) else {}),
-        **_answer(entry, response, model, usage),
+        **_answer(entry, response, model, usage, raw),
     )
 
 
@@ -159,7 +159,11 @@ def _charge(price: Price) -> dict[str, Any]:
 
 
 def _answer(
-    entry: LedgerEntry, response: ModelResponse, model: Model, usage: RequestUsage
+    entry: LedgerEntry,
+    response: ModelResponse,
+    model: Model,
+    usage: RequestUsage,
+    raw: RawAnswer | None,
 ) -> dict[str, Any]:
     """What an entry keeps of an answer."""
     provider = response.provider_name or model.system
@@ -168,6 +172,6 @@ def _answer(
         "further_usage": further_usage(usage),
         "model_answered": response.model_name,
         "provider": provider,
-        "service_tier": billed_service_tier(provider, response, entry.service_tier),
+        "service_tier": billed_service_tier(provider, response, entry.service_tier, raw),
         "response_id": response.provider_response_id,
     }

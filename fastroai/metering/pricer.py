@@ -27,7 +27,7 @@ from .billed_tools import unpriced_extra
 from .models import endpoint, innermost, merged
 from .raw_answers import RawAnswer, inference_geo
 from .service_tiers import asked_service_tier, billed_service_tier
-from .stated_bills import litellm_estimate, stated_bill, who_states_bills
+from .stated_bills import litellm_estimate, stated_bill, unreadable_bill, who_states_bills
 from .token_bounds import tokens_at_most
 from .usage_reading import UnknownUsageError, read_usage, sane_counts
 
@@ -106,6 +106,7 @@ class Pricer:
             return stated or str(error)
         missing = unpriced_extra(answer.response, answer.raw, answer.url)
         if stated is None:
+            missing = unreadable_bill(answer.response, answer.raw, answer.url) or missing
             return missing or self._listed(answer)
         if missing:
             return stated
@@ -124,7 +125,7 @@ class Pricer:
             microcents: int = self._calculator.calculate_cost(answer.name, **tokens)
             return Price(microcents_to_usd(microcents), "calculate_cost", request_fees=None)
         provider = response.provider_name or answer.model.system
-        tier = billed_service_tier(provider, response, entry.service_tier)
+        tier = billed_service_tier(provider, response, entry.service_tier, answer.raw)
         context = {**(response.provider_details or {}), **tier_context(tier)}
         if geo := inference_geo(answer.raw):
             context["inference_geo"] = geo

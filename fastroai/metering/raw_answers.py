@@ -12,6 +12,7 @@ Json = dict[str, Any]
 
 _TELLS_USAGE = re.compile(
     rb'"(?:usage|usageMetadata|tool_usage|groundingMetadata)"\s*:\s*\{|"executed_tools"\s*:\s*\['
+    rb'|"type"\s*:\s*"url_citation"'
 )
 """In an event of a stream that is worth keeping; most have text only, or `"usage": null`."""
 
@@ -110,11 +111,24 @@ def usages(documents: list[Json]) -> list[Json]:
         # OpenAI's responses and Anthropic's messages come within an event of their own kind.
         inner = document.get("response") or document.get("message") or document
         usage = count(inner, "usage") or count(inner, "usageMetadata")
+        usage = usage or count(inner, "x_groq", "usage")  # Groq's streams, unasked
         if not usage and isinstance(choices := document.get("choices"), list) and choices:
             usage = count(choices[0], "usage")  # Moonshot's streams
         if isinstance(usage, dict):
             found.append(usage)
     return found
+
+
+def told_tier(raw: RawAnswer | None) -> str | None:
+    """The service tier that Anthropic says an answer had, or its fast mode, which pydantic-ai does
+    not keep.
+    """
+    for usage in usages(raw.documents) if raw is not None else ():
+        if usage.get("speed") == "fast":
+            return "fast-mode"
+        if isinstance(tier := usage.get("service_tier"), str):
+            return tier
+    return None
 
 
 def inference_geo(raw: RawAnswer | None) -> str | None:

@@ -12,6 +12,7 @@ from pydantic_ai.settings import ModelSettings
 
 from ..providers import canonical_provider
 from .models import merged, sends_setting
+from .raw_answers import RawAnswer, told_tier
 
 _TRAFFIC_TYPES = {
     "ON_DEMAND": "default",
@@ -30,7 +31,7 @@ _GOOGLE_CLOUD_TIERS = {
 }
 
 _UNIFIED = "service_tier"
-_SAYS_TIER = re.compile(r"(service_tier|_speed)$")
+_SAYS_TIER = re.compile(r"(service_tier|_speed|_performance_configuration)$")
 
 _SILENT = frozenset({"anthropic", "aws", "google"})
 """Providers of whose answers pydantic-ai keeps no tier, or not always: they give the one that is
@@ -77,6 +78,9 @@ def _asked_of_google(model: Model, own: dict[str, Any]) -> Any:
 
 
 def _asked_of_bedrock(model: Model, own: dict[str, Any]) -> Any:
+    performance = own.get("bedrock_performance_configuration")
+    if isinstance(performance, Mapping) and performance.get("latency") == "optimized":
+        return "latency-optimized"
     bedrock = own.get("bedrock_service_tier")
     return bedrock.get("type") if isinstance(bedrock, Mapping) else _asked_of_google(model, own)
 
@@ -94,13 +98,19 @@ _ASKED_OF = {
 """By provider, how a model class sends a tier; the others do as OpenAI's does."""
 
 
-def billed_service_tier(provider: str, response: ModelResponse, asked: str | None) -> str | None:
+def billed_service_tier(
+    provider: str, response: ModelResponse, asked: str | None, raw: RawAnswer | None = None
+) -> str | None:
     """The service tier of an answer: the one it names, or the one asked for where the provider
     gives just that.
     """
-    return _answered_service_tier(response) or (
-        asked if canonical_provider(provider) in _SILENT else None
-    )
+    if (answered := _answered_service_tier(response)) is not None:
+        return answered
+    name = canonical_provider(provider)
+    told = told_tier(raw) if name == "anthropic" else None
+    if told not in (None, "standard"):
+        return told
+    return asked if name in _SILENT else None
 
 
 def _answered_service_tier(response: ModelResponse) -> str | None:

@@ -47,6 +47,22 @@ def stated_bill(
     return Price(usd, "reported by LiteLLM", request_fees=None)
 
 
+def unreadable_bill(response: ModelResponse, raw: RawAnswer | None, url: str | None) -> str | None:
+    """Why the bill that an answer states can't be relied on, nor any list beside it; None: it
+    states one that can, or none.
+    """
+    usage = _told(response, raw)
+    if usage.keys().isdisjoint(_COSTS) and not usage.get("is_byok"):
+        return None
+    biller = who_states_bills(response.provider_name, url)
+    if biller not in _IN_USAGE or _IN_USAGE[biller](usage) is not None:
+        return None
+    if usage.get("is_byok"):
+        return "OpenRouter does not say what the provider behind it bills for a key of your own."
+    told = {name: usage[name] for name in _COSTS if usage.get(name) is not None}
+    return f"The bill that the answer states is no amount: {told}." if told else None
+
+
 def _told(response: ModelResponse, raw: RawAnswer | None) -> Json:
     """The last usage that an answer tells."""
     told = usages(raw.documents) if raw is not None else []
@@ -125,7 +141,8 @@ def _of_openrouter(usage: Json) -> Price | None:
 
 def _of_perplexity(usage: Json) -> Price | None:
     """`usage.cost.total_cost`, with searches and citations (docs.perplexity.ai, chat API)."""
-    total = _amount(count(usage, "cost", "total_cost"))
+    cost = usage.get("cost")
+    total = _amount(count(cost, "total_cost") if isinstance(cost, dict) else cost)
     return None if total is None else Price(total, "reported by Perplexity", request_fees=None)
 
 
@@ -146,8 +163,11 @@ _DOMAINS: Final = {"openrouter": "openrouter.ai", "perplexity": "perplexity.ai",
 
 
 def _amount(value: object) -> Decimal | None:
-    """An amount in USD; None: it is no number, negative or without end."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    """An amount in USD, which may come as text; None: it is none, negative or without end."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return None
-    amount = Decimal(str(value))
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        return None
     return amount if amount.is_finite() and amount >= 0 else None

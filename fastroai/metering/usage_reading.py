@@ -51,7 +51,23 @@ def _as_told(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
         return _of_chat(response, told, raw.is_stream)
     if "cache_creation_input_tokens" in told[0]:
         return _of_messages(response.usage, told)
+    if "totalTokenCount" in told[-1]:
+        _refuse_untold_kind(response.usage, told[-1]["totalTokenCount"])
     return response.usage
+
+
+def _refuse_untold_kind(usage: RequestUsage, total: object) -> None:
+    """Hold Gemini's usage against its total: what is in that only may be input of tools or
+    thinking, which cost differently.
+    """
+    known = (usage.input_tokens, usage.output_tokens)
+    if type(total) is not int or not all(type(value) is int for value in known):
+        return
+    if usage.input_tokens and total > sum(known):
+        raise UnknownUsageError(
+            f"The provider reported totalTokenCount={total}, {total - sum(known)} more than input "
+            "and output; what they are is not said."
+        )
 
 
 def _with(
@@ -193,6 +209,10 @@ def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) ->
     if type(total) is not int or type(usage.input_tokens) is not int:
         return usage
     missing = total - usage.input_tokens - (usage.output_tokens or 0)
+    if missing < 0 < total:
+        raise UnknownUsageError(
+            f"The provider reported total_tokens={total}, less than input and output."
+        )
     if missing <= 0 or not usage.input_tokens:
         return usage
     if _is_google(response):

@@ -45,12 +45,14 @@ class Price:
 PER_THOUSAND = "_kcount"
 _TIERS = {"batch": {"processing": "batch"}, "fast-mode": {"speed": "fast"}}
 """What genai-prices calls otherwise than a service tier."""
-_NOT_STANDARD = {
-    "service_tier": frozenset({"fast", "flex", "priority", "provisioned", "reserved", "scale"}),
-    "processing": frozenset({"batch"}),
-    "speed": frozenset({"fast"}),
+_STANDARD = {
+    "service_tier": frozenset(
+        {"auto", "default", "on_demand", "ondemand", "standard", "standard_only", "unspecified"}
+    ),
+    "processing": frozenset({"default", "standard"}),
+    "speed": frozenset({"standard"}),
 }
-"""What is not billed at the standard rates. Any other tier is a name of the standard one."""
+"""Names of what is billed at the standard rates. Any other tier may cost otherwise."""
 _STANDARD_AFTER_ALL = frozenset({("groq", "flex")})
 """Groq sells its flex tier at the rates of the standard one."""
 _BILLED_TOOLS = ("web_searches", "social_searches", "storage_searches", "code_executions")
@@ -253,9 +255,9 @@ def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str])
     # The variants of a model are its own provider's; another one that serves it has other rates.
     is_own = any(own is model for own in provider.models)
     listed = [variant.when for variant in (model.price_variants or ()) if is_own]
-    for key, tiers in _NOT_STANDARD.items():
+    for key, standard in _STANDARD.items():
         tier = tags.get(key)
-        if tier not in tiers or (provider.id, tier) in _STANDARD_AFTER_ALL:
+        if not tier or tier.lower() in standard or (provider.id, tier) in _STANDARD_AFTER_ALL:
             continue
         if tier not in [when.get(key) for when in listed]:
             return tier
