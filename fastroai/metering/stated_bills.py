@@ -163,11 +163,8 @@ _DOMAINS: Final = {"openrouter": "openrouter.ai", "perplexity": "perplexity.ai",
 
 
 def _amount(value: object) -> Decimal | None:
-    """An amount in USD, which may come as text; None: it is none, negative or without end."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+    """An amount in USD; None: it is no number, negative or without end."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
-    try:
-        amount = Decimal(str(value))
-    except InvalidOperation:
-        return None
+    amount = Decimal(str(value))
     return amount if amount.is_finite() and amount >= 0 else None
