@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache, wraps
 from typing import Any, Final
@@ -24,6 +24,14 @@ from ..pricing.calculator import CostCalculator
 from ..replay.encoding import adapter_of
 from ..replay.journal import Journal, JournalRecord
 from ..replay.requests import RequestOfModel
+from .booked_batches import (
+    Awaited,
+    BookedRequest,
+    Booking,
+    Place,
+    SubmittedRequest,
+    place_of_request,
+)
 from .models import innermost
 from .outcomes import settle_failure
 from .pricer import describe_error
@@ -39,95 +47,12 @@ _SUBMISSION: Final = "fastroai_submission"
 
 
 @dataclass(frozen=True, slots=True)
-class SubmittedRequest(JournalRecord):
-    """That a request was submitted, at its place in the journal."""
-
-    submission: str
-    custom_id: str
-    entry: LedgerEntry
-
-
-@dataclass(frozen=True, slots=True)
 class _Submission(JournalRecord):
     """What is known of a submission, under its id: what it is about to submit, then its batch."""
 
     ids: list[str] = field(default_factory=list)
     batch: Batch | None = None
     withdrawn: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a journal keeps that a request was submitted.
-
-    Attributes:
-        name: Of the record, within the journal.
-        known: The record of an earlier attempt that is to be taken up; None: there is none.
-        is_agents: Whether an agent's run waits for the answer, and takes it up again.
-    """
-
-    journal: Journal
-    name: str
-    known: SubmittedRequest | None = None
-    is_agents: bool = False
-
-
-# Ambient, because between an agent's request and the batch that it goes into stands pydantic-ai.
-place_of_request: ContextVar[Place | None] = ContextVar("fastroai_batch_place", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Booking:
-    """Whom a request of a batch is booked to, as it was known when it was encoded."""
-
-    books: RequestBooks
-    target: Target
-    foreseen: Foreseen
-    place: Place | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BookedRequest(EncodedBatchRequest):
-    """A request that carries its booking into the batch, which another one may submit."""
-
-    booking: Booking
-
-
-_Waiting = dict[str, tuple[Booking, LedgerEntry]]
-"""By the request's id in its batch, what has no result yet."""
-
-
-class Awaited:
-    """By submission, what has no result yet.
-
-    Results may never be read: beyond so many requests the oldest submissions are forgotten. Those
-    that are read all the same are looked for in the ledger, as another process's are.
-    """
-
-    def __init__(self, most: int = 100_000) -> None:
-        self._most = most
-        self._count = 0
-        self._by_submission: dict[str, _Waiting] = {}
-
-    def add(self, submission: str, custom_id: str, booking: Booking, entry: LedgerEntry) -> None:
-        """One more; the latest submission is never forgotten."""
-        waiting = self._by_submission.setdefault(submission, {})
-        self._count += custom_id not in waiting
-        waiting[custom_id] = booking, entry
-        while (
-            self._count > self._most and (oldest := next(iter(self._by_submission))) != submission
-        ):
-            self.pop(oldest)
-
-    def of(self, submission: str | None) -> _Waiting:
-        """What is known of a submission."""
-        return self._by_submission.get(submission or "", {})
-
-    def pop(self, submission: str) -> _Waiting | None:
-        """The same, to be settled; None: it is not of this process."""
-        waiting = self._by_submission.pop(submission, None)
-        self._count -= len(waiting or ())
-        return waiting
 
 
 _awaited = Awaited()
@@ -166,7 +91,7 @@ def booked_request(
         request.messages, request.model_settings, request.model_request_parameters
     )
     foreseen = replace(books.foresee(target, asked), service_tier="batch")
-    return _with_booking(encoded, Booking(books, target, foreseen, place))
+    return BookedRequest.of(encoded, Booking(books, target, foreseen, place))
 
 
 def _encoding(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,16 +134,11 @@ async def _all_booked(
     return [
         request
         if isinstance(request, BookedRequest)
-        else _with_booking(
+        else BookedRequest.of(
             request, Booking(books, target, foreseen, await _place_in(scope, model, request))
         )
         for request in requests
     ]
-
-
-def _with_booking(encoded: EncodedBatchRequest, booking: Booking) -> BookedRequest:
-    plain = {each.name: getattr(encoded, each.name) for each in fields(EncodedBatchRequest)}
-    return BookedRequest(**plain, booking=booking)
 
 
 def _creating(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,8 @@ from ..pricing.calculator import CostCalculator
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
 from ..retries import retry
-from .batches import BookedRequest, booked_request, is_submitting, place_of_request
+from .batches import booked_request, is_submitting
+from .booked_batches import BookedRequest, place_of_request
 from .http_attempts import Send
 from .members import have_stood_for, is_made_of_models, may_only_hand_on
 from .models import innermost

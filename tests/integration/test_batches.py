@@ -25,7 +25,7 @@ from fastroai.ledger.entries import Attribution, LedgerEntry
 from fastroai.ledger.ledger import Ledger
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.ledger.store import shared_store
-from fastroai.metering.batches import Awaited, BookedRequest
+from fastroai.metering.booked_batches import Awaited, BookedRequest
 from fastroai.metering.scope import dispatch_scope
 from fastroai.replay.journal import Journal
 from tests.support.agreement import assert_agree
