@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 Replace = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -92,6 +93,7 @@ def is_of_pydantic_ai(cls: type[Any]) -> bool:
     return cls.__module__.startswith("pydantic_ai.")
 
 
+@lru_cache(maxsize=1024)
 def is_of_a_user(cls: type[Any]) -> bool:
     return not cls.__module__.startswith(("pydantic_ai.", "fastroai."))
 
