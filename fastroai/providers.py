@@ -61,6 +61,7 @@ DECISIONS = frozenset({"google-decisions", "openai-decisions"})
 _HOST = re.compile(r"[\w.:-]+")
 
 
+@lru_cache(maxsize=1024)
 def canonical_provider(provider: str) -> str:
     """One name for all that pydantic-ai calls a provider: `openai-chat` is `openai`, `bedrock` is
     `aws`.

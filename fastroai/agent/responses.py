@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from decimal import Decimal, localcontext
+from operator import attrgetter
 from typing import Any, Final
 
 from pydantic_ai.messages import ModelRequest, ModelResponse
 from pydantic_ai.usage import RunUsage
 
-from ..ledger.entries import EntryState, LedgerEntry, total_usd
-from ..pricing.money import EXACT, usd_to_microcents
+from ..ledger.entries import ZERO_USD, EntryState, LedgerEntry, total_usd
+from ..pricing.money import usd_to_microcents
 from .schemas import ChatResponse
 
 logger = logging.getLogger("fastroai.agent")
@@ -26,6 +26,8 @@ TOKEN_COUNTERS: Final = (
     "output_audio_tokens",
     "cache_audio_read_tokens",
 )
+_counters_of = attrgetter(*TOKEN_COUNTERS)
+_NO_TOKENS: Final = (0,) * len(TOKEN_COUNTERS)
 
 
 def read_response(
@@ -65,15 +67,18 @@ def read_response(
 
 def _of_entries(entries: Collection[LedgerEntry]) -> dict[str, Any]:
     """Tokens, cost and requests as they were metered."""
-    spent = [entry.tokens for entry in entries if entry.is_spend]
-    tokens = {name: sum([getattr(counts, name) for counts in spent]) for name in TOKEN_COUNTERS}
+    spent = [entry for entry in entries if entry.is_spend]
+    columns = zip(_NO_TOKENS, *(_counters_of(entry.tokens) for entry in spent), strict=True)
+    tokens = dict(zip(TOKEN_COUNTERS, map(sum, columns), strict=True))
     sent = [entry.request_count for entry in entries if entry.state is not EntryState.REPLAYED]
-    cost = _known_cost(entries)
+    # Where something was sent and no cost at all is known, the sum is not 0, but unknown.
+    is_known = not spent or any(entry.cost_usd is not None for entry in spent)
+    cost = total_usd(spent) if is_known else None
     return {
         **tokens,
         "total_tokens": tokens["input_tokens"] + tokens["output_tokens"],
         "cost_usd": cost,
-        "cost_microcents": usd_to_microcents(cost or Decimal(0)),
+        "cost_microcents": usd_to_microcents(cost or ZERO_USD),
         "request_count": sum(sent),
     }
 
@@ -167,17 +172,6 @@ def _details(usage: Any) -> dict[str, int]:
     if not isinstance(details, Mapping):
         return {}
     return {str(k): v for k, v in details.items() if isinstance(v, int) and not isinstance(v, bool)}
-
-
-def _known_cost(entries: Iterable[LedgerEntry]) -> Decimal | None:
-    """The exact sum of the costs that are known; None when something was sent and no cost at all is
-    known.
-    """
-    spent = [e for e in entries if e.is_spend]
-    if spent and all(e.cost_usd is None for e in spent):
-        return None
-    with localcontext(EXACT):
-        return total_usd(spent)
 
 
 def _estimate(calculator: Any, model: str | None, tokens: Mapping[str, int]) -> int:

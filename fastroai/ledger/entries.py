@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from enum import StrEnum
+from typing import TypeVar
 from uuid import uuid4
 
 from ..pricing.money import EXACT
 from ..pricing.token_counts import TokenCounts
+
+ValueT = TypeVar("ValueT", "Attribution", "LedgerEntry")
 
 
 class EntryState(StrEnum):
@@ -60,19 +63,24 @@ class Attribution:
 
     def of_step(self, step_id: str, attempt: int, dispatch: int) -> Attribution:
         """The same run's, for a dispatch of one of its steps."""
-        # Every step makes one. This copies whatever fields there are, in less than half of the time
-        # that `replace` takes.
-        copy = object.__new__(Attribution)
-        for name in _FIELDS:
-            _set(copy, name, getattr(self, name))
-        _set(copy, "step_id", step_id)
-        _set(copy, "attempt", attempt)
-        _set(copy, "dispatch", dispatch)
-        return copy
+        return _changed(self, {"step_id": step_id, "attempt": attempt, "dispatch": dispatch})
 
 
-_FIELDS = tuple(field.name for field in fields(Attribution))
-_set = object.__setattr__  # the dataclass is frozen
+def _changed(value: ValueT, changes: Mapping[str, object]) -> ValueT:
+    """As `dataclasses.replace`, in less than half of the time: every step and request makes some.
+
+    Raises:
+        AttributeError: There is no such field.
+    """
+    copy = object.__new__(type(value))
+    for name in value.__slots__:
+        _set(copy, name, getattr(value, name))
+    for name, changed in changes.items():
+        _set(copy, name, changed)
+    return copy
+
+
+_set = object.__setattr__  # the dataclasses are frozen
 
 DIMENSIONS = tuple(field.name for field in fields(Attribution) if field.type == "str | None")
 """What entries are booked by, each a text column of a ledger's tables, by which they are grouped
@@ -139,7 +147,7 @@ class LedgerEntry:
 
     def settled(self, state: EntryState, **changes: object) -> LedgerEntry:
         """This entry with its outcome, settled now."""
-        return replace(self, state=state, settled_at=datetime.now(UTC), **changes)  # type: ignore[arg-type]  # kwargs of replace
+        return _changed(self, {"state": state, "settled_at": datetime.now(UTC), **changes})
 
     def replayed(self, attribution: Attribution) -> LedgerEntry:
         """A new entry that says this one's answer was used again, for nothing, under another

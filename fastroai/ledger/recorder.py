@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
+from functools import cached_property
 from operator import attrgetter
 from typing import Protocol
 
@@ -53,7 +54,8 @@ class RequestRecorder:
         self._store = store
         self.is_durable = store is not None
         """Whether entries outlive the process."""
-        self._refuses_unpriced = refuses_unpriced
+        if refuses_unpriced is not None:
+            self.refuses_unpriced = refuses_unpriced
         self._entries: dict[str, LedgerEntry] = {}
         self._by_step: dict[str | None, dict[str, None]] = {}
         self._by_dispatch: dict[tuple[str | None, int, int], list[str]] = {}
@@ -63,23 +65,21 @@ class RequestRecorder:
         self.unmetered: dict[str, dict[str, int]] = {}
         """By step and host, requests that were sent past all meters; `""` for no step."""
 
-    @property
+    @cached_property
     def refuses_unpriced(self) -> bool:
         """Whether a request without a known price is refused before it is sent.
 
         Raises:
             SettingsError: A variable has a value it may not have.
         """
-        if self._refuses_unpriced is None:
-            # A run hands it down; nothing did for a recorder that is made by hand.
-            from ..settings import load_settings
+        # A run hands it down; nothing did for a recorder that is made by hand.
+        from ..settings import load_settings
 
-            self._refuses_unpriced = load_settings().unpriced == "fail"
-        return self._refuses_unpriced
+        return load_settings().unpriced == "fail"
 
     def outside_of_run(self) -> RequestRecorder:
         """A recorder of the same store, for requests that are of no run."""
-        return RequestRecorder(self._store, refuses_unpriced=self._refuses_unpriced)
+        return RequestRecorder(self._store, refuses_unpriced=self.refuses_unpriced)
 
     async def intend(self, entry: LedgerEntry) -> None:
         """Book a request that is about to be sent. A store has it on disk when this returns.
@@ -171,15 +171,15 @@ class RequestRecorder:
         step_id = entry.attribution.step_id
         with self._noting:  # an executor may run its steps in threads
             before = self._entries.get(entry.id)
-            delta = EXACT.subtract(spend_of(entry), spend_of(before))
             self._entries[entry.id] = entry
             if before is None:
                 self._by_step.setdefault(step_id, {})[entry.id] = None
                 self._by_dispatch.setdefault(_dispatch_of(entry.attribution), []).append(entry.id)
             elif before.attribution is not entry.attribution:
                 self._move(entry.id, before.attribution, entry.attribution)
-            self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), delta)
-            self._usd = EXACT.add(self._usd, delta)
+            if more := EXACT.subtract(spend_of(entry), spend_of(before)):
+                self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), more)
+                self._usd = EXACT.add(self._usd, more)
 
     def _move(self, entry_id: str, before: Attribution, now: Attribution) -> None:
         """A later attempt of a step waits for what an earlier one sent."""

@@ -97,18 +97,9 @@ class _Answer:
     response: ModelResponse
     raw: RawAnswer | None
     url: str | None
-
-    @property
-    def model(self) -> str:
-        return self.response.model_name or ""
-
-    @property
-    def provider(self) -> str:
-        return canonical_provider(self.response.provider_name or "")
-
-    @property
-    def documents(self) -> list[Json]:
-        return [] if self.raw is None else self.raw.documents
+    model: str
+    provider: str
+    documents: list[Json]
 
 
 def unpriced_extra(response: ModelResponse, raw: RawAnswer | None, url: str | None) -> str | None:
@@ -121,7 +112,14 @@ def unpriced_extra(response: ModelResponse, raw: RawAnswer | None, url: str | No
     """
     if response.usage.details.get("advisor_iterations"):
         return "An advisor model took part, whose tokens are billed at its own rates."
-    answer = _Answer(response, raw, url)
+    answer = _Answer(
+        response,
+        raw,
+        url,
+        model=response.model_name or "",
+        provider=canonical_provider(response.provider_name or ""),
+        documents=[] if raw is None else raw.documents,
+    )
     for missing_of in _CHECKS:
         if missing := missing_of(answer):
             return f"No price is known for {missing}, which is billed beside tokens."

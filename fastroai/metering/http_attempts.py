@@ -19,7 +19,6 @@ from ..providers import host_and_port
 from ..redaction import remember
 from ..replay.requests import Members, members_asked
 from .connection_pools import keep_loops_apart
-from .models import innermost
 from .outcomes import settle_failure, settle_resent
 from .raw_answers import RawAnswer
 from .sdk_retries import attribute_at, boto_events
@@ -60,7 +59,7 @@ class Send:
 
     Args:
         entry: Booked already, for the first attempt.
-        model: The model that is called.
+        model: The model that is called, out of its wrappers.
         intend: Books a further attempt.
         book: Records what is now known of an attempt.
         settle: Gives the entry of an attempt from its booked one, its complete answer and `raw`.
@@ -98,8 +97,7 @@ class Send:
         settle: Callable[..., LedgerEntry],
     ) -> None:
         self.entry = entry
-        self.model = innermost(model)
-        """The one that sends, out of its wrappers."""
+        self.model = model
         self.host = host_and_port(self.model.base_url or "")[0]
         """Of the model's provider, if it is known."""
         self._intend = intend

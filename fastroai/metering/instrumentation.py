@@ -76,7 +76,7 @@ def _booked(iterate: Callable[..., Any]) -> Any:
     def booked(self: Agent[Any, Any], *args: Any, **kwargs: Any) -> Any:
         scope = current_scope()
         given = kwargs.get("capabilities") or ()
-        is_counted = any(isinstance(capability, RequestMeter) for capability in given)
+        is_counted = RequestMeter in map(type, given)
         model = kwargs.get("model")
         if isinstance(model, COUNTING) and not model.books.is_in_use:
             # Made for this run; a tool's `ctx.model` counts for the run that called the tool.

@@ -126,7 +126,12 @@ class MeteredModel(_Metered):
         for tool in request.parameters.output_tools:
             books.output_tools.add(tool.name)
         retries = books.retries_of(target, request.settings)
-        one = replace(request, settings=settings_for_one_attempt(target.sender, request.settings))
+        one = RequestOfModel(
+            request.messages,
+            settings_for_one_attempt(target.sender, request.settings),
+            request.parameters,
+            request.run_context,
+        )
         foreseen = books.foresee(target, one)
 
         async def send_once(number: int) -> tuple[Send, AnswerT]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..providers import PROVIDERS, canonical_provider
 
@@ -33,6 +34,7 @@ _VERSION = re.compile(
 )
 
 
+@lru_cache(maxsize=1024)
 def read_model_name(name: str, provider: str | None = None) -> tuple[ModelRef, ...]:
     """What a model's name may mean, the likeliest first.
 

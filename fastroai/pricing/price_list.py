@@ -211,8 +211,10 @@ def _unlisted_fee(found: PriceCalculation, usage: object) -> str | None:
     if found.provider.id == "perplexity":  # its searches are in the price of a request
         return None
     for name in _BILLED_TOOLS:
-        listed = getattr(found.model_price, name + PER_THOUSAND, None)
-        if listed is None and getattr(usage, name, None):
+        # In this order, as genai-prices is slow to say that it has no rate.
+        if not getattr(usage, name, None):
+            continue
+        if getattr(found.model_price, name + PER_THOUSAND, None) is None:
             return name.replace("_", " ")
     return None
 
@@ -241,9 +243,10 @@ _ONE_OUTPUT_RATE = re.compile(r"tts|gpt-image|chatgpt-image")
 def _unlisted_rate(found: PriceCalculation, usage: object) -> str | None:
     """What was used of a kind of token that has a rate of its own, which the list does not have."""
     for name, rate in _RATES.items():
+        if not getattr(usage, name, None) or getattr(found.model_price, rate, None) is not None:
+            continue
         has_one = _ONE_OUTPUT_RATE.search if name.startswith("output") else _ONE_INPUT_RATE.match
-        is_listed = getattr(found.model_price, rate, None) is not None
-        if getattr(usage, name, None) and not is_listed and not has_one(found.model.id):
+        if not has_one(found.model.id):
             return name.replace("_", " ")
     return None
 
