@@ -174,7 +174,11 @@ def load_settings() -> FastroAISettings:
         SettingsError: A variable has an invalid value.
     """
     global _cached
-    key = _environment_key()
+    # By name: to walk the whole environment takes longer than all the rest.
+    key: list[object] = list(map(os.environ.get, _VARIABLES))
+    with suppress(OSError):
+        stat = os.stat(DOTENV)
+        key += [str(Path(DOTENV).absolute()), stat.st_mtime_ns, stat.st_size]
     if _cached is None or _cached[0] != key:
         _cached = (key, _parse())
     return _cached[1]
@@ -223,16 +227,6 @@ _cached: tuple[object, FastroAISettings] | None = None
 """Of the process, as the environment is: each run asks for its settings, and parsing them takes
 milliseconds.
 """
-
-
-def _environment_key() -> object:
-    # By name: to walk the whole environment takes longer than all the rest.
-    variables = tuple(map(os.environ.get, _VARIABLES))
-    try:
-        stat = os.stat(DOTENV)
-    except OSError:
-        return variables, None
-    return variables, (str(Path(DOTENV).absolute()), stat.st_mtime_ns, stat.st_size)
 
 
 def _parse() -> FastroAISettings:

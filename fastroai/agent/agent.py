@@ -96,8 +96,10 @@ class FastroAgent(Generic[OutputT]):
         self._is_built = agent is None
         self._models = ModelsOfLoops()
         self._run_options: dict[str, Any] = {}
-        self._model_label = self.config.model_label
-        self._fallback_model: str | None = self._model_label
+        self._fallback_model: str | None = self.config.model_label
+        self._span_attributes: dict[str, Any] = {"model": self.config.model_label}
+        if self.config.timeout_name is not None:
+            self._span_attributes["timeout_name"] = self.config.timeout_name
         if agent is None:
             self._agent = self._build(output_type)
         else:
@@ -143,11 +145,12 @@ class FastroAgent(Generic[OutputT]):
             "history_length": len(message_history or ()),
         }
         async with tracer.span(
-            "fastroai.agent.run", **self._span_attributes(), **history
+            "fastroai.agent.run", **self._span_attributes, **history
         ) as trace_id:
             try:
-                meter = await self._meter()
-                call = self._call(meter, message, deps, message_history, model_settings, kwargs)
+                meter, call = await self._call(
+                    message, deps, message_history, model_settings, kwargs
+                )
                 started = time.perf_counter()
                 result = await self._agent.run(**call)
                 elapsed = int((time.perf_counter() - started) * 1000)
@@ -185,10 +188,9 @@ class FastroAgent(Generic[OutputT]):
         call_args: tuple[Any, ...],
     ) -> None:
         tracer = tracer if tracer is not None else NoOpTracer()
-        async with tracer.span("fastroai.agent.run_stream", **self._span_attributes()) as trace_id:
+        async with tracer.span("fastroai.agent.run_stream", **self._span_attributes) as trace_id:
             try:
-                meter = await self._meter()
-                call = self._call(meter, *call_args)
+                meter, call = await self._call(*call_args)
                 started = time.perf_counter()
                 async with self._agent.run_stream(**call) as stream:
                     async with aclosing(stream_content(stream, meter.output_tools)) as pieces:
@@ -260,18 +262,24 @@ class FastroAgent(Generic[OutputT]):
             settings["timeout"] = self.config.timeout
         return settings
 
-    def _call(
+    async def _call(
         self,
-        meter: RequestMeter,
         message: Message,
         deps: Any,
         message_history: Sequence[ModelMessage] | None,
         model_settings: Settings | None,
         kwargs: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """The arguments of pydantic-ai's `run` and `run_stream`, with which a run's requests are
-        counted, and within a step its answers recorded.
+    ) -> tuple[RequestMeter, dict[str, Any]]:
+        """The books of a run, and the arguments of pydantic-ai's `run` and `run_stream` with which
+        its requests are counted, and within a step its answers recorded.
         """
+        configured = self._is_built or "max_retries" in self.config.model_fields_set
+        meter = RequestMeter(
+            self.cost_calculator,
+            scope=current_scope() or await scope_outside_of_runs(),
+            agent=self._name or (self._agent.name if not self._is_built else None),
+            max_retries=self.config.max_retries if configured else None,
+        )
         model = self._models.of_running_loop(self._agent.model) if self._is_built else None
         defaults = self._build_default_model_settings()
         if "temperature" not in self.config.model_fields_set and reasons(
@@ -301,16 +309,7 @@ class FastroAgent(Generic[OutputT]):
             capabilities.append(ToolJournal(meter.journal))
         if capabilities:
             call["capabilities"] = capabilities
-        return call
-
-    async def _meter(self) -> RequestMeter:
-        configured = self._is_built or "max_retries" in self.config.model_fields_set
-        return RequestMeter(
-            self.cost_calculator,
-            scope=current_scope() or await scope_outside_of_runs(),
-            agent=self._name or (self._agent.name if not self._is_built else None),
-            max_retries=self.config.max_retries if configured else None,
-        )
+        return meter, call
 
     def _respond(
         self, result: Any, output: Any, meter: RequestMeter, trace_id: str, processing_time_ms: int
@@ -325,12 +324,6 @@ class FastroAgent(Generic[OutputT]):
             trace_id=trace_id,
             processing_time_ms=processing_time_ms,
         )
-
-    def _span_attributes(self) -> dict[str, Any]:
-        attributes: dict[str, Any] = {"model": self._model_label}
-        if self.config.timeout_name is not None:
-            attributes["timeout_name"] = self.config.timeout_name
-        return attributes
 
     def _explain(self, error: Exception) -> None:
         """Name the configured timeout on the error it caused."""

@@ -25,10 +25,10 @@ def unvalidated_url() -> str:
     return variable("LEDGER_URL") or default_url()
 
 
-def configured_url(settings: FastroAISettings) -> str | None:
-    """What `FASTROAI_LEDGER_URL` names, with its password."""
+def ledger_url(settings: FastroAISettings) -> str:
+    """What `FASTROAI_LEDGER_URL` names, with its password, or else the default one."""
     url = settings.ledger_url
-    return None if url is None else url.get_secret_value()
+    return default_url() if url is None else url.get_secret_value()
 
 
 def user_folder() -> Path:

@@ -129,19 +129,18 @@ class HeldLease:
     what: str
     required: bool
 
-    async def check(self) -> None:
-        """Make sure that it is still held.
+    async def confirm(self) -> None:
+        """Make sure that it is still held, where that is not certain.
 
         Raises:
             RunLeaseError: It is not.
             LedgerUnavailableError: It can't be found out, and must be.
         """
-        if not self.lease.is_certain:
-            try:
-                await asyncio.wrap_future(self.heartbeat.confirm())
-            except LedgerUnavailableError:
-                if self.required:
-                    raise
+        try:
+            await asyncio.wrap_future(self.heartbeat.confirm())
+        except LedgerUnavailableError:
+            if self.required:
+                raise
         if self.lease.lost:
             raise _lost(self.what, self.lease.claim)
 
@@ -223,4 +222,5 @@ class GuardedStore:
         """
         await self._store.intend(entry)
         for held in self._held:
-            await held.check()
+            if not held.lease.is_certain:
+                await held.confirm()

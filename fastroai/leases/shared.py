@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..database.location import configured_url, default_url
+from ..database.location import ledger_url
 from ..database.registry import OPEN_LEDGERS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def configured_heartbeat(settings: FastroAISettings) -> Heartbeat:
     Raises:
         LedgerUnavailableError: The URL is of no database a ledger can be kept in.
     """
-    url = configured_url(settings) or default_url()
+    url = ledger_url(settings)
     # Only here: a run without a run_key needs neither leases nor SQLAlchemy.
     from ..database.engine import database_url, open_database
     from .heartbeat import Heartbeat

@@ -245,9 +245,8 @@ class Send:
         self.entry, self._status, self.is_given, self.raw = entry, None, False, None
 
 
-def current_send() -> Send | None:
-    """The call of a model under way, or None outside of any."""
-    return _sending.get()
+current_send: Final = _sending.get
+"""Gives the call of a model under way, or None outside of any."""
 
 
 def _watch_client(model: Model) -> bool:
@@ -261,8 +260,10 @@ def _watch_client(model: Model) -> bool:
     client = getattr(model, "client", None) if model.provider is not None else None
     if client is None:
         return False
-    http_client = _http_client(client)
-    if http_client is not None:
+    for path in _HTTP_CLIENTS:
+        http_client: Any = attribute_at(client, path)
+        if not isinstance(getattr(http_client, "event_hooks", None), dict):
+            continue
         if _before_http_request not in http_client.event_hooks.get("request", ()):
             _have_told(http_client)
         if http_client in _loops:
@@ -277,14 +278,6 @@ def _watch_client(model: Model) -> bool:
     ):
         events.register(event, handler, unique_id=f"fastroai-{event}")
     return True
-
-
-def _http_client(client: object) -> Any:
-    for path in _HTTP_CLIENTS:
-        found = attribute_at(client, path)
-        if isinstance(getattr(found, "event_hooks", None), dict):
-            return found
-    return None
 
 
 _loops: WeakKeyDictionary[object, ReferenceType[AbstractEventLoop] | None] = WeakKeyDictionary()

@@ -84,7 +84,8 @@ class RequestBooks:
         self.journal = scope.journal if scope else None
         self._agent = agent
         self.max_retries = max_retries
-        self._sent: list[str] = []
+        self.sent: list[str] = []
+        """Ids of the entries of what this run has sent so far, in order."""
         self.is_in_use = False
         """Whether a run of pydantic-ai has begun that these books are for."""
         self.output_tools: set[str] = set()
@@ -95,7 +96,7 @@ class RequestBooks:
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
         """What this run has sent so far, in order."""
-        return self._recorder.of_ids(self._sent)
+        return self._recorder.of_ids(self.sent)
 
     def foresee(self, target: Target, request: RequestOfModel) -> Foreseen:
         """What can be said of a request before it is sent.
@@ -131,7 +132,7 @@ class RequestBooks:
         Raises:
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
-        self._sent.append(entry.id)
+        self.sent.append(entry.id)
         await self._recorder.intend(entry)
 
     def draft(self, target: Target, foreseen: Foreseen, entry_id: str | None = None) -> LedgerEntry:
@@ -178,14 +179,14 @@ class RequestBooks:
 
     def resume(self, entry: LedgerEntry) -> LedgerEntry:
         """Take over a request that an earlier execution sent, whose answer is still to come."""
-        self._sent.append(entry.id)
+        self.sent.append(entry.id)
         taken = replace(entry, attribution=self._attribution)
         self._recorder.record(taken)
         return taken
 
     def replayed(self, entries: Sequence[LedgerEntry]) -> None:
         """Book that an answer is used again which earlier requests paid for."""
-        self._sent += [entry.id for entry in self._recorder.replay(entries, self._attribution)]
+        self.sent += [entry.id for entry in self._recorder.replay(entries, self._attribution)]
 
     async def settled(self) -> None:
         """Wait until the ledger has what was paid for: a record must not say so before."""

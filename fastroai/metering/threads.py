@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from functools import wraps
+from functools import partial, wraps
 from threading import Thread
 from typing import Any
 
@@ -28,7 +28,7 @@ def _carrying_start(start: Callable[[Thread], None]) -> Any:
     def started(self: Thread) -> None:
         scope = current_scope()
         if scope is not None:
-            self.run = _within(CarriedScope(scope), self.run)  # type: ignore[method-assign]
+            self.run = partial(_within, CarriedScope(scope), self.run)  # type: ignore[method-assign]
         start(self)
 
     started.__wrapped_by_fastroai__ = True  # type: ignore[attr-defined]
@@ -43,14 +43,13 @@ def _carrying_submit(submit: Callable[..., Future[Any]]) -> Any:
         scope = current_scope()
         # Outside of any scope, too: the pool's thread may have been started within one.
         carried_on = None if scope is None else CarriedScope(scope)
-        return submit(self, _within(carried_on, function), *args, **kwargs)
+        return submit(self, _within, carried_on, function, *args, **kwargs)
 
     return submitted
 
 
-def _within(scope: CarriedScope | None, function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with carried(scope):
-            return function(*args, **kwargs)
-
-    return run
+def _within(
+    scope: CarriedScope | None, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    with carried(scope):
+        return function(*args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from pydantic_ai.messages import CachePoint, ModelMessage, ModelResponse, TextContent
@@ -70,25 +71,24 @@ def tokens_at_most(
         return None
     if not _HARMLESS.issuperset(settings):
         return None
-    sizes = [size for message in messages for size in _of_message(message)]
-    if None in sizes:
-        return None
-    total = PER_REQUEST + _of_parameters(parameters) + _of_instructions(messages, parameters)
-    return total + sum(size or 0 for size in sizes), limit
-
-
-def _of_instructions(messages: Sequence[ModelMessage], parameters: ModelRequestParameters) -> int:
-    """Sent with the parameters or with a message, as the model has it."""
-    parts = parameters.instruction_parts or ()
-    apart = sum(_bytes(part.content) + PER_PART for part in parts)
-    within = [_bytes(getattr(message, "instructions", None) or "") for message in messages]
-    return max([apart, *within])
+    total = PER_REQUEST + _of_parameters(parameters)
+    instructions = 0
+    for part in parameters.instruction_parts or ():
+        instructions += PER_PART + _bytes(part.content)
+    for message in messages:
+        for size in _of_message(message):
+            if size is None:
+                return None
+            total += size
+        # Sent with the parameters or with a message, as the model has it.
+        if within := getattr(message, "instructions", None):
+            instructions = max(instructions, _bytes(within))
+    return total + instructions, limit
 
 
 def _of_message(message: ModelMessage) -> Iterator[int | None]:
     yield PER_PART
-    kinds = [part.part_kind for part in message.parts]
-    if isinstance(message, ModelResponse) and "thinking" in kinds:
+    if isinstance(message, ModelResponse) and "thinking" in map(_kind_of, message.parts):
         # What it thought may be kept by the provider, and is then billed again in full.
         yield message.usage.output_tokens or None
     for part in message.parts:
@@ -96,6 +96,9 @@ def _of_message(message: ModelMessage) -> Iterator[int | None]:
         yield _SIZES.get(part.part_kind, _unknown)(part)
         if details := getattr(part, "provider_details", None):
             yield _json_bytes(details)
+
+
+_kind_of = attrgetter("part_kind")
 
 
 def _bytes(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from ..errors import DispatchSkippedError
@@ -167,14 +168,11 @@ class StepContext(Generic[DepsT]):
                 return None
             return retry_delay(self._config, failures)
 
-        async def attempt(number: int) -> ChatResponse[OutputT]:
-            which = f"attempt {number}/{attempts}"
-            return await self._dispatch(agent, message, timeout, which)
-
+        attempt = partial(self._dispatch, agent, message, timeout, attempts)
         return await retry(attempt, delay_after)
 
     async def _dispatch(
-        self, agent: Any, message: Any, timeout: float | None, which: str
+        self, agent: Any, message: Any, timeout: float | None, attempts: int, attempt: int
     ) -> ChatResponse[Any]:
         """One attempt of one call: before-hook, the call, its books, after-hook; or its replay."""
         self._state.check_budget(self._config.cost_budget)
@@ -184,6 +182,7 @@ class StepContext(Generic[DepsT]):
         await self._fire(getattr(agent, "_on_before_dispatch", None))
         after = getattr(agent, "_on_after_dispatch", None)
         try:
+            which = f"attempt {attempt}/{attempts}"
             response = await self._call(agent, message, timeout, which)
         except DispatchSkippedError as error:
             self._state.final(error)

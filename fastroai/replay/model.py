@@ -50,7 +50,7 @@ class JournaledModel(RequestWrapper):
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
         if (asked := self._asked_before(request)) is None:
-            asked = self.place_of(request), len(self.books.entries)
+            asked = self.place_of(request), len(self.books.sent)
             if (recorded := await self.recall(asked[0])) is not None:
                 return recorded
         response = await request.answer_of(self.wrapped)
@@ -60,7 +60,7 @@ class JournaledModel(RequestWrapper):
     @asynccontextmanager
     async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
         if (asked := self._asked_before(request)) is None:
-            asked = self.place_of(request), len(self.books.entries)
+            asked = self.place_of(request), len(self.books.sent)
             if (recorded := await self.recall(asked[0])) is not None:
                 yield CompletedStreamedResponse(
                     recorded, model_request_parameters=request.parameters, replay_events=True

@@ -40,10 +40,12 @@ class Books(Protocol):
 
     Attributes:
         is_in_use: Whether that run has begun.
+        sent: Ids of the entries of what the run has sent so far, in order.
         max_retries: Further sends of a request after a passing failure; None: nobody has said.
     """
 
     is_in_use: bool
+    sent: list[str]
     max_retries: int | None
 
     @property

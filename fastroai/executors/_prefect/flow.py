@@ -14,7 +14,7 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from ...database.location import configured_url, default_url
+from ...database.location import ledger_url
 from ...errors import StepExecutionError
 from ...leases.run_lease import GuardedStore, Held
 from ...ledger.entries import Attribution
@@ -64,8 +64,8 @@ async def run_in_flow(
     assert context is not None, "called within a flow run"
     assert context.flow_run is not None
     flow_run = context.flow_run
-    ledger_url = configured_url(settings) or default_url()
-    store = await shared_store(ledger_url, required=settings.ledger_required)
+    url = ledger_url(settings)
+    store = await shared_store(url, required=settings.ledger_required)
     around = leases_around() if held is None else held
     async with flow_run_lease(flow_run, attribution, settings) as lease:
         leases = around if lease is None else (*around, lease)
@@ -90,7 +90,7 @@ async def run_in_flow(
             leases=leases,
         )
         async with ArtifactWriter(settings.artifact_timeout) as artifacts:
-            steps = StepTasks(session, storage.by_step, options, artifacts, flow_run.id, ledger_url)
+            steps = StepTasks(session, storage.by_step, options, artifacts, flow_run.id, url)
             try:
                 async with storage, session:
                     result = await session.conclude(await run_plan(plan, steps.run_one))

@@ -47,7 +47,14 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
     if run_key is not None:
         return RunScope(f"key:{run_key}", is_keyed=True)
     flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
-    outermost = _outermost(flows, tasks)
+    outermost: RunContext = flows[-1]
+    # A task that was sent to another process brings a copy of its flow's context. What else runs in
+    # that flow is not known here, so nothing outside of the task can number its runs.
+    if flows[-1].detached and tasks:
+        outermost = tasks[-1]
+    for task in tasks:
+        if task.task_run.flow_run_id is None:
+            outermost = task  # of several the last, which is around all others
     if outermost is flows[0]:
         flow_run = flows[0].flow_run
         assert flow_run is not None, "called within a flow run"
@@ -78,18 +85,6 @@ def is_first_try() -> bool:
 
 RunContext = FlowRunContext | TaskRunContext
 RunContextT = TypeVar("RunContextT", FlowRunContext, TaskRunContext)
-
-
-def _outermost(flows: list[FlowRunContext], tasks: list[TaskRunContext]) -> RunContext:
-    """The run around all others that this process knows of: what is retried last of all."""
-    for task in reversed(tasks):
-        if task.task_run.flow_run_id is None:
-            return task
-    # A task that was sent to another process brings a copy of its flow's context. What else runs in
-    # that flow is not known here, so nothing outside of the task can number its runs.
-    if flows[-1].detached and tasks:
-        return tasks[-1]
-    return flows[-1]
 
 
 def _around(context: RunContextT | None) -> list[RunContextT]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ...database.location import configured_url, user_folder
+from ...database.location import user_folder
 from ...database.registry import OPEN_LEDGERS
 from ...errors import LedgerUnavailableError
 from ..entries import LedgerEntry
@@ -73,17 +73,16 @@ async def open_store(
     return store
 
 
-async def configured_store(
-    settings: FastroAISettings, default: str | None = None
-) -> LedgerStore | None:
-    """The ledger that `FASTROAI_LEDGER_URL` names, or else the default one, if any; opened once per
-    process.
+async def configured_store(settings: FastroAISettings) -> LedgerStore | None:
+    """The ledger that `FASTROAI_LEDGER_URL` names, if it does; opened once per process.
 
     Raises:
         LedgerUnavailableError: It can't be used, and `FASTROAI_LEDGER_REQUIRED` says that it must.
     """
-    url = configured_url(settings) or default
-    return None if url is None else await shared_store(url, required=settings.ledger_required)
+    url = settings.ledger_url
+    if url is None:
+        return None
+    return await shared_store(url.get_secret_value(), required=settings.ledger_required)
 
 
 async def shared_store(url: str, *, required: bool = True) -> LedgerStore:

@@ -46,8 +46,8 @@ def intent_row(entry: LedgerEntry) -> Row:
         "exact": exact,
         "attempt": _whole(at.attempt),
         "dispatch": _whole(at.dispatch),
-        "tags": tags_json(at.tags),
-        "flow_tags": _json([_text(str(tag)) for tag in at.flow_tags]) if at.flow_tags else None,
+        "tags": tags_json(at.tags) if at.tags else None,
+        "flow_tags": _dumps([_text(str(tag)) for tag in at.flow_tags]) if at.flow_tags else None,
         "sent_at": microseconds(entry.sent_at),
         "request_count": _whole(entry.request_count),
         "simulated": bool(entry.simulated),
@@ -60,6 +60,7 @@ def outcome_row(entry: LedgerEntry) -> Row:
     amounts, exact = _amounts(
         cost=entry.cost_usd, request_fees=entry.request_fees_usd, upper_bound=entry.upper_bound_usd
     )
+    further = {_text(str(key)): value for key, value in entry.further_usage.items()} or None
     return {
         "entry_id": _text(entry.id),
         "final": int(entry.state is not EntryState.UNSETTLED),
@@ -68,9 +69,7 @@ def outcome_row(entry: LedgerEntry) -> Row:
         **{name: _text(getattr(entry, name)) for name in OUTCOME_TEXTS},
         "error": None if entry.error is None else _text(redact(entry.error)),
         **{name: _whole(getattr(entry.tokens, name)) for name in TOKEN_NAMES},
-        "further_usage": _json(
-            {_text(str(key)): value for key, value in entry.further_usage.items()}
-        ),
+        "further_usage": further and _dumps(further),
         **amounts,
         "exact": exact,
     }
@@ -164,13 +163,9 @@ def from_units(units: int) -> Decimal:
     return plain(EXACT.scaleb(Decimal(units), -_PLACES))
 
 
-def tags_json(tags: Mapping[str, str]) -> str | None:
-    """Tags as canonical JSON: the same tags are the same text. None without any."""
-    return (
-        _json({_text(str(name)): _text(str(value)) for name, value in tags.items()})
-        if tags
-        else None
-    )
+def tags_json(tags: Mapping[str, str]) -> str:
+    """Tags as canonical JSON: the same tags are the same text."""
+    return _dumps({_text(str(name)): _text(str(value)) for name, value in tags.items()})
 
 
 def tag_fragments(name: str, value: str | None) -> tuple[str, ...]:
@@ -199,7 +194,7 @@ def _amounts(**amounts: Decimal | None) -> tuple[dict[str, int | None], str | No
         units[name] = to_units(usd)
         if units[name] is None:
             exact[name] = str(usd)
-    return units, _json(exact)
+    return units, _dumps(exact) if exact else None
 
 
 def _amount(name: str, units: int | None, exact: Mapping[str, str]) -> Decimal | None:
@@ -215,10 +210,6 @@ def _without_impossible_cost(entry: LedgerEntry) -> LedgerEntry:
         return entry
     reason = f"The calculated price is {entry.cost_usd}, which is not an amount of money."
     return replace(entry, cost_usd=None, state=EntryState.UNPRICED, error=reason)
-
-
-def _json(content: Any) -> str | None:
-    return _dumps(content) if content else None
 
 
 def _dumps(content: Any) -> str:

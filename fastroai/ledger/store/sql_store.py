@@ -104,7 +104,7 @@ class SqlStore:
         Raises:
             LedgerUnavailableError: It can't be reached or brought up to date, and it is required.
         """
-        await self._written(Write(waiter=asyncio.get_running_loop().create_future()))
+        await self.flush()
         self.is_ready = True
 
     async def intend(self, entry: LedgerEntry) -> None:
@@ -114,8 +114,9 @@ class SqlStore:
             LedgerUnavailableError: It can't be booked, and it is required that it is. The request
                 must not be sent; `RequestRecorder.intend` books that.
         """
-        write = Write.of(entry, intent=True, waiter=asyncio.get_running_loop().create_future())
-        if await self._written(write):
+        waiter = asyncio.get_running_loop().create_future()
+        self._hand_over(Write.of(entry, intent=True, waiter=waiter))
+        if await waiter:
             self._intended.add(entry.id)
 
     def settle(self, entry: LedgerEntry) -> None:
@@ -139,7 +140,9 @@ class SqlStore:
             LedgerUnavailableError: It can't be written now, and it is required that it is. It is
                 kept.
         """
-        await self._written(Write(waiter=asyncio.get_running_loop().create_future()))
+        waiter = asyncio.get_running_loop().create_future()
+        self._hand_over(Write(waiter=waiter))
+        await waiter
 
     async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]:
         """The selected entries in the order in which they were sent."""
@@ -210,11 +213,6 @@ class SqlStore:
         # harmless.
         while not self._running().hand_over(write):
             pass
-
-    async def _written(self, write: Write) -> bool:
-        assert write.waiter is not None
-        self._hand_over(write)
-        return await write.waiter
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         await self.flush()
