@@ -99,8 +99,6 @@ def provider_at(url: str, hosts: Mapping[str, str]) -> str | None:
     """Who bills for what is answered at a URL, as `FASTROAI_PROVIDER_HOSTS` has it; `host:port`
     comes before `host`.
     """
-    if not hosts:
-        return None
     host, port = host_and_port(url)
     if host is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from inspect import isawaitable, signature
 from typing import TYPE_CHECKING, Any, Generic, cast
 
@@ -280,19 +281,26 @@ class FastroAgent(Generic[OutputT]):
             agent=self._name or (self._agent.name if not self._is_built else None),
             max_retries=self.config.max_retries if configured else None,
         )
-        model = self._models.of_running_loop(self._agent.model) if self._is_built else None
+        model = self._agent.model if self._is_built else None
+        if isinstance(model, str):
+            model = self._models.of_running_loop(model)
         defaults = self._build_default_model_settings()
         if "temperature" not in self.config.model_fields_set and reasons(
             model or self._agent.model
         ):
             # nobody asked for it, and the model would only warn that it takes none
             defaults.pop("temperature", None)
+        settings: Any
+        if callable(model_settings):
+            settings = partial(_merged, defaults, model_settings)
+        else:
+            settings = {**defaults, **(model_settings or {})}
         call = {
             **self._run_options,
             "user_prompt": message,
             "deps": deps,
             "message_history": message_history,
-            "model_settings": _merged(defaults, model_settings) or None,
+            "model_settings": settings or None,
             **kwargs,
         }
         capabilities = list(kwargs.get("capabilities") or ())
@@ -363,13 +371,9 @@ def _configured(config: AgentConfig | None, options: dict[str, Any]) -> AgentCon
     return config
 
 
-def _merged(defaults: dict[str, Any], given: Settings | None) -> Any:
-    """Defaults with the given settings over them, key by key; a function of the run's context stays
-    one.
-    """
-    if callable(given):
-        return lambda context: {**defaults, **(given(context) or {})}
-    return {**defaults, **(given or {})}
+def _merged(defaults: dict[str, Any], given: Callable[[Any], Any], context: Any) -> dict[str, Any]:
+    """Defaults, with the settings over them that a function makes of a run's context."""
+    return {**defaults, **(given(context) or {})}
 
 
 def _log_metrics(tracer: Tracer, trace_id: str, response: ChatResponse[Any]) -> None:

@@ -21,15 +21,13 @@ class ModelsOfLoops:
     def __init__(self) -> None:
         self._made: dict[asyncio.AbstractEventLoop, Model] = {}
 
-    def of_running_loop(self, model: Model | str | None) -> Model | None:
-        """A ready model as it is, one by name as it was made for the running loop.
+    def of_running_loop(self, model: str) -> Model | None:
+        """The model of a name, as it was made for the running loop.
 
         Returns:
-            None: there is none, or it can't be made. The run then raises why, unless another model
-                was put in this one's place.
+            None: it can't be made. The run then raises why, unless another model was put in this
+                one's place.
         """
-        if not isinstance(model, str):
-            return model
         loop = asyncio.get_running_loop()
         if (known := self._made.get(loop)) is not None:
             return known

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from ..settings import FastroAISettings
 
 MEMORY = "memory://"
+FOLDER = Path("~/.fastroai")
+"""Where the ledger of a user is who names none, and the entries that could not be written yet."""
 
 
 def default_url() -> str:
     """The ledger of this user: `~/.fastroai/ledger.db`."""
-    return f"sqlite:///{user_folder() / 'ledger.db'}"
+    return f"sqlite:///{FOLDER.expanduser()}/ledger.db"
 
 
 def unvalidated_url() -> str:
@@ -29,7 +31,3 @@ def ledger_url(settings: FastroAISettings) -> str:
     """What `FASTROAI_LEDGER_URL` names, with its password, or else the default one."""
     url = settings.ledger_url
     return default_url() if url is None else url.get_secret_value()
-
-
-def user_folder() -> Path:
-    return Path.home() / ".fastroai"

@@ -61,12 +61,8 @@ class Attribution:
             return self.pipeline == other.pipeline
         return self.run_id is not None and self.run_id == other.run_id
 
-    def of_step(self, step_id: str, attempt: int, dispatch: int) -> Attribution:
-        """The same run's, for a dispatch of one of its steps."""
-        return _changed(self, {"step_id": step_id, "attempt": attempt, "dispatch": dispatch})
 
-
-def _changed(value: ValueT, changes: Mapping[str, object]) -> ValueT:
+def changed(value: ValueT, **changes: object) -> ValueT:
     """As `dataclasses.replace`, in less than half of the time: every step and request makes some.
 
     Raises:
@@ -75,8 +71,8 @@ def _changed(value: ValueT, changes: Mapping[str, object]) -> ValueT:
     copy = object.__new__(type(value))
     for name in value.__slots__:
         _set(copy, name, getattr(value, name))
-    for name, changed in changes.items():
-        _set(copy, name, changed)
+    for name, new in changes.items():
+        _set(copy, name, new)
     return copy
 
 
@@ -147,7 +143,7 @@ class LedgerEntry:
 
     def settled(self, state: EntryState, **changes: object) -> LedgerEntry:
         """This entry with its outcome, settled now."""
-        return _changed(self, {"state": state, "settled_at": datetime.now(UTC), **changes})
+        return changed(self, state=state, settled_at=datetime.now(UTC), **changes)
 
     def replayed(self, attribution: Attribution) -> LedgerEntry:
         """A new entry that says this one's answer was used again, for nothing, under another

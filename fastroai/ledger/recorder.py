@@ -177,6 +177,8 @@ class RequestRecorder:
                 self._by_dispatch.setdefault(_dispatch_of(entry.attribution), []).append(entry.id)
             elif before.attribution is not entry.attribution:
                 self._move(entry.id, before.attribution, entry.attribution)
+            if entry.cost_usd is None and before is None:
+                return  # about to be sent
             if more := EXACT.subtract(spend_of(entry), spend_of(before)):
                 self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), more)
                 self._usd = EXACT.add(self._usd, more)

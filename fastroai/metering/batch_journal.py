@@ -53,7 +53,7 @@ class JournaledBatches(JournaledModel):
     async def answer(self, request: RequestOfModel) -> ModelResponse:
         waiting = self.journal.waiting
         if (pending := _pending_id(request)) is None:
-            place, sent_before = self.place_of(request), len(self.books.entries)
+            place, sent_before = self.place_of(request), len(self.books.sent)
             known = await self.recall(place) or await self._taken_up(request, place)
         else:
             if pending not in waiting:

@@ -170,9 +170,8 @@ def is_submitting(model: Model) -> bool:
     return _submitting.get() is model
 
 
-def submits_now() -> bool:
-    """Whether a batch is being submitted here, whose requests are booked."""
-    return _submitting.get() is not None
+submitted_by = _submitting.get
+"""Gives the model by which a batch is being submitted here, whose requests are booked."""
 
 
 class _Submitter:

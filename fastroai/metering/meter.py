@@ -8,7 +8,8 @@ from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering
 from pydantic_ai.models import Model
 
 from ..replay.model import JournaledModel
-from .model import metered_model
+from .members import is_made_of_models
+from .model import COUNTING, MeteredMembers, MeteredModel, meter_all_models
 from .request_books import RequestBooks
 
 _INNERMOST = CapabilityOrdering(position="innermost")
@@ -22,16 +23,29 @@ class RequestMeter(RequestBooks, AbstractCapability[Any]):
         return self.metered(model)
 
     def metered(self, model: Model) -> Model:
-        """The model as one that counts its requests, and within a step records its answers."""
-        known = self.metered_models.get(id(model))
-        if known is None:
-            # The model is kept beside its wrapper, so that its id can't be given to another one
-            # meanwhile.
-            metered = metered_model(model, self)
-            if self.journal is not None:
-                metered = JournaledModel(metered, self.journal, self)
-            known = self.metered_models[id(model)] = (model, metered)
-        return known[1]
+        """The model as one that counts its requests, and within a step records its answers.
+
+        One that counts already, for the agent that runs this one as its tool, counts for this run
+        instead. Those of a model made of models are counted one by one, where they are sent.
+        """
+        if id(model) in self.metered_models:
+            return self.metered_models[id(model)][1]
+        sender = model
+        while isinstance(sender, COUNTING):
+            self.retry_like(sender.books)
+            sender = sender.wrapped
+        metered: Model
+        if is_made_of_models(sender):
+            meter_all_models()
+            metered = MeteredMembers(sender, self)
+        else:
+            metered = MeteredModel(sender, self)
+        if self.journal is not None:
+            metered = JournaledModel(metered, self.journal, self)
+        # The model is kept beside its wrapper, so that its id can't be given to another one
+        # meanwhile.
+        self.metered_models[id(model)] = (model, metered)
+        return metered
 
     def get_ordering(self) -> CapabilityOrdering:
         """Next to the provider: what an outer wrapper answers by itself was not sent."""

@@ -21,7 +21,7 @@ from ..retries import retry
 from .batches import booked_request, is_submitting
 from .booked_batches import BookedRequest, place_of_request
 from .http_attempts import Send
-from .members import have_stood_for, is_made_of_models, may_only_hand_on
+from .members import have_stood_for, may_only_hand_on
 from .models import innermost
 from .own_requests import OwnRequest
 from .pricer import describe_error
@@ -87,41 +87,11 @@ class MeteredModel(_Metered):
         request: RequestOfModel,
         attempt: Callable[[RequestOfModel, Model], Awaitable[AnswerT]],
     ) -> tuple[Send, AnswerT]:
-        """Send a request, or look whether the answer to one that is under way is there: that is no
-        request, and settled as the one that it is about.
-        """
+        """Send a request until it is answered or fails for good; each send is booked."""
         last = request.messages[-1] if request.messages else None
         job = _jobs.get((self._target.host, getattr(last, "provider_response_id", None)))
-        if job is None:
-            return await self._insist(request, attempt)
-        try:
-            with job:
-                return job, await attempt(request, self.wrapped)
-        except BaseException as error:
-            job.book(job.entry.settled(EntryState.UNSETTLED, error=describe_error(error)))
-            raise
-
-    def _is_under_way(self, send: Send, response: ModelResponse) -> bool:
-        """Whether a provider has taken on a request, and is asked for its answer later."""
-        job = self._target.host, response.provider_response_id
-        is_job = (
-            response.state == "suspended" and self.wrapped.continuation_delay(response) is not None
-        )
-        if is_job:
-            send.is_job = True
-            _jobs[job] = send
-            if len(_jobs) > _MOST_JOBS:
-                _jobs.pop(next(iter(_jobs)), None)
-        else:
-            _jobs.pop(job, None)
-        return is_job
-
-    async def _insist(
-        self,
-        request: RequestOfModel,
-        attempt: Callable[[RequestOfModel, Model], Awaitable[AnswerT]],
-    ) -> tuple[Send, AnswerT]:
-        """Send a request until it is answered or fails for good; each send is booked."""
+        if job is not None:
+            return job, await self._looked_for(job, request, attempt)
         books, target = self.books, self._target
         for tool in request.parameters.output_tools:
             books.output_tools.add(tool.name)
@@ -150,6 +120,37 @@ class MeteredModel(_Metered):
             return delay and delay * random.uniform(1, 1.25)
 
         return await retry(send_once, delay_after)
+
+    async def _looked_for(
+        self,
+        job: Send,
+        request: RequestOfModel,
+        attempt: Callable[[RequestOfModel, Model], Awaitable[AnswerT]],
+    ) -> AnswerT:
+        """Look whether the answer to a request that is under way is there: that is no request, and
+        settled as the one that it is about.
+        """
+        try:
+            with job:
+                return await attempt(request, self.wrapped)
+        except BaseException as error:
+            job.book(job.entry.settled(EntryState.UNSETTLED, error=describe_error(error)))
+            raise
+
+    def _is_under_way(self, send: Send, response: ModelResponse) -> bool:
+        """Whether a provider has taken on a request, and is asked for its answer later."""
+        job = self._target.host, response.provider_response_id
+        is_job = (
+            response.state == "suspended" and self.wrapped.continuation_delay(response) is not None
+        )
+        if is_job:
+            send.is_job = True
+            _jobs[job] = send
+            if len(_jobs) > _MOST_JOBS:
+                _jobs.pop(next(iter(_jobs)), None)
+        else:
+            _jobs.pop(job, None)
+        return is_job
 
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None
@@ -235,22 +236,6 @@ class MeteredMaybeSender(MeteredMembers):
 
 COUNTING = (MeteredModel, MeteredMembers, JournaledModel)
 """Models that count their requests."""
-
-
-def metered_model(model: Model, books: RequestBooks) -> Model:
-    """A model that counts its requests; those of a model made of models are counted one by one,
-    where they are sent.
-
-    One that counts already, for the agent that runs this one as its tool, counts for the given
-    books instead.
-    """
-    while isinstance(model, COUNTING):
-        books.retry_like(model.books)
-        model = model.wrapped
-    if not is_made_of_models(model):
-        return MeteredModel(model, books)
-    meter_all_models()
-    return MeteredMembers(model, books)
 
 
 @cache

@@ -216,7 +216,18 @@ class Pricer:
                 or (tokens := tokens_at_most(messages, own, parameters)) is None
             ):
                 return None
-            rates = self._known_max_cost(model, asked_service_tier(model, settings))
+            calculator = self._calculator
+            # Prices of someone's own have no known maximum.
+            if getattr(type(calculator), "price", None) is not CostCalculator.price:
+                return None
+            revision, basis = calculator.overrides.revision, basis_of_prices()
+            known = _max_costs.get(revision)
+            if known is None or known[0] != basis:
+                known = _max_costs[revision] = (basis, {})
+            asked = (model.model_id, endpoint(model), asked_service_tier(model, settings))
+            if asked not in known[1]:
+                known[1][asked] = self._find_max_cost(calculator, model, asked[2])
+            rates = known[1][asked]
             return rates.usd(*tokens) if rates else None
         except Exception:  # no request fails for want of a bound
             logger.debug(
@@ -225,23 +236,6 @@ class Pricer:
                 exc_info=True,
             )
             return None
-
-    def _known_max_cost(self, model: Model, tier: str | None) -> MaxCost | None:
-        calculator = self._calculator
-        # Prices of someone's own have no known maximum.
-        if (
-            not isinstance(calculator, CostCalculator)
-            or type(calculator).price is not CostCalculator.price
-        ):
-            return None
-        revision, basis = calculator.overrides.revision, basis_of_prices()
-        known = _max_costs.get(revision)
-        if known is None or known[0] != basis:
-            known = _max_costs[revision] = (basis, {})
-        asked = (model.model_id, endpoint(model), tier)
-        if asked not in known[1]:
-            known[1][asked] = self._find_max_cost(calculator, model, tier)
-        return known[1][asked]
 
     def _find_max_cost(
         self, calculator: CostCalculator, model: Model, tier: str | None

@@ -175,7 +175,7 @@ _SIZES: dict[str, Callable[[Any], int | None]] = {
     "model-settings-delta": _nothing,
     "retry-feedback": _of_retry,
     "retry-prompt": _of_retry,
-    "system-prompt": _of_content,
+    "system-prompt": _of_prompt,
     "text": _of_content,
     "thinking": _of_thinking,
     "tool-availability-delta": _of_names,

@@ -15,7 +15,7 @@ from ..pricing.calculator import named_provider
 from ..pricing.price_list import is_listed_host
 from ..providers import host_in
 from ..replay.requests import members_asked
-from .batches import submits_now
+from .batches import submitted_by
 from .http_attempts import current_send
 from .own_requests import OwnRequest
 from .scope import current_scope
@@ -130,7 +130,7 @@ def _is_sent_by(own: OwnRequest, url: str) -> bool:
 
 def _notice(url: str) -> None:
     scope = current_scope()
-    if scope is None or submits_now() or not _is_billed(url):
+    if scope is None or submitted_by() is not None or not _is_billed(url):
         return
     step_id, host = scope.attribution.step_id, urlsplit(url).hostname or url
     if scope.ledger.notice(step_id, host) == 1:

@@ -179,7 +179,8 @@ class StepContext(Generic[DepsT]):
         replayed = self._state.replay(agent, message)
         if replayed is not None:
             return replayed
-        await self._fire(getattr(agent, "_on_before_dispatch", None))
+        if (before := getattr(agent, "_on_before_dispatch", None)) is not None:
+            await self._fire(before)
         after = getattr(agent, "_on_after_dispatch", None)
         try:
             which = f"attempt {attempt}/{attempts}"

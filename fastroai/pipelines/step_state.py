@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..agent.schemas import ChatResponse
 from ..errors import CostBudgetExceededError
-from ..ledger.entries import Attribution, EntryState, LedgerEntry
+from ..ledger.entries import Attribution, EntryState, LedgerEntry, changed
 from ..ledger.recorder import RequestRecorder
 from ..metering.scope import (
     DispatchScope,
@@ -145,7 +145,8 @@ class StepState:
         with self._lock:
             self.dispatches += 1
             dispatch = self.dispatches
-        return self.books.identity.of_step(self.step_id, self.attempt, dispatch)
+        identity = self.books.identity
+        return changed(identity, step_id=self.step_id, attempt=self.attempt, dispatch=dispatch)
 
     def scope_of(
         self, attribution: Attribution | None = None
@@ -155,7 +156,8 @@ class StepState:
         Without one: those that the step's code sends without `StepContext.run`, as dispatch 0.
         """
         if attribution is None:
-            attribution = self.books.identity.of_step(self.step_id, self.attempt, 0)
+            identity = self.books.identity
+            attribution = changed(identity, step_id=self.step_id, attempt=self.attempt, dispatch=0)
         return dispatch_scope(self.books.recorder, attribution, self.journal, self.books)
 
     @property

@@ -290,7 +290,8 @@ def named_provider(url: str) -> str | None:
     # their time to import.
     from ..settings import load_settings
 
-    return provider_at(url, load_settings().provider_hosts)
+    hosts = load_settings().provider_hosts
+    return provider_at(url, hosts) if hosts else None
 
 
 def basis_of_prices() -> tuple[object, ...]:

@@ -49,7 +49,8 @@ class JournaledModel(RequestWrapper):
         self.journal = journal
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        if (asked := self._asked_before(request)) is None:
+        asked = self._asked_before(request) if self.journal.waiting else None
+        if asked is None:
             asked = self.place_of(request), len(self.books.sent)
             if (recorded := await self.recall(asked[0])) is not None:
                 return recorded
@@ -59,7 +60,8 @@ class JournaledModel(RequestWrapper):
 
     @asynccontextmanager
     async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
-        if (asked := self._asked_before(request)) is None:
+        asked = self._asked_before(request) if self.journal.waiting else None
+        if asked is None:
             asked = self.place_of(request), len(self.books.sent)
             if (recorded := await self.recall(asked[0])) is not None:
                 yield CompletedStreamedResponse(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fastroai.database.engine import Database, database_url
 from fastroai.ledger.aggregation import GROUPINGS, Totals, totals_of
-from fastroai.ledger.entries import DIMENSIONS, Attribution, total_usd
+from fastroai.ledger.entries import DIMENSIONS, Attribution, changed, total_usd
 from fastroai.ledger.filters import FilterFields, LedgerFilter
 from fastroai.ledger.store.mapping import as_stored
 from fastroai.ledger.store.queries import read_entries, read_totals
@@ -147,7 +147,7 @@ def test_each_dimension_of_an_attribution_is_a_grouping() -> None:
 
 def test_an_attribution_of_a_step_has_all_that_its_run_has() -> None:
     whole = Attribution(**{name: name for name in DIMENSIONS}, tags={"a": "b"}, flow_tags=("c",))
-    of_step = whole.of_step("asked", 2, 3)
+    of_step = changed(whole, step_id="asked", attempt=2, dispatch=3)
     assert of_step == replace(whole, step_id="asked", attempt=2, dispatch=3)
     assert [f.name for f in fields(Attribution) if getattr(of_step, f.name) == f.default] == []
 

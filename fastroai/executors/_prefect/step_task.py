@@ -105,10 +105,7 @@ class StepTask:
         self._records_requests = records_requests
         self._ledger_url = ledger_url
         self._codec = StepCodec.of(node.step_id, node.step)
-        self.task = self._make_task(defaults)
-
-    def _make_task(self, defaults: Mapping[str, Any]) -> Task[[dict[str, Any]], Any]:
-        node, config = self.node, self.node.config
+        config = node.config
         delays = range(1, min(config.retries, MAX_RETRY_DELAYS) + 1)
         options: dict[str, Any] = {
             "retries": config.retries,
@@ -124,30 +121,34 @@ class StepTask:
         for option, value in defaults.items():
             if FIELD_OF_OPTION.get(option) not in given:
                 options[option] = value
-        default = self._session.settings.cache_policy
-        options["cache_policy"] = resolve_cache_policy(
-            options["cache_policy"], default, self._scope
-        )
+        policy = resolve_cache_policy(options["cache_policy"], session.settings.cache_policy, scope)
+        options["cache_policy"] = policy
         task: Task[[dict[str, Any]], Any] = Task(self.execute, name=node.step_id, **options)
         # Under a policy of its own it may use what other runs left.
-        if isinstance(task.cache_policy, StepCachePolicy) and task.cache_policy.run is not None:
-            self._storage.is_empty = not self._scope.may_have_results
+        if isinstance(policy, StepCachePolicy) and policy.run is not None:
+            storage.is_empty = not scope.may_have_results
         if task.persist_result:
             # Assigned, because Task() refuses a block that was not saved to the server.
-            task.result_storage = self._storage
-        return task
+            task.result_storage = storage
+        self.task = task
 
     async def execute(self, identity: dict[str, Any]) -> StoredStep | None:
         """Run the step, and give what is to be stored; the body of its task."""
-        context = TaskRunContext.get()
+        context, flow = TaskRunContext.get(), FlowRunContext.get()
+        # The results of a user's own tasks within a step are kept where the flow keeps them, not as
+        # results of steps.
+        results_of_the_flow: AbstractContextManager[Any] = nullcontext()
         if context is not None:
             self.task_run_id = context.task_run.id
+            if flow is not None:
+                own = {"result_store": flow.result_store, "persist_result": flow.persist_result}
+                results_of_the_flow = context.model_copy(update=own)
         self.attempts += 1
         state = self._session.step_state(self.node.step_id)
         if self._records_requests and state.journal is None:
             state.journal = self._new_journal()
         try:
-            with _results_of_the_flow(context):
+            with results_of_the_flow:
                 record = await run_step(self._session, self.node, self.attempts)
             content, self.output_digest = self._stored_form(record)
         except BaseException as error:
@@ -268,18 +269,3 @@ def _asks_for_storage(node: PlannedStep) -> bool:
     if config.persist_result or config.result_storage is not None:
         return True
     return config.cache_policy not in (None, "off")
-
-
-def _results_of_the_flow(context: TaskRunContext | None) -> AbstractContextManager[Any]:
-    """Keep the results of a user's own tasks within a step where the flow keeps them, not as
-    results of steps.
-    """
-    flow_context = FlowRunContext.get()
-    if context is None or flow_context is None:
-        return nullcontext()
-    own = {
-        "result_store": flow_context.result_store,
-        "persist_result": flow_context.persist_result,
-    }
-    changed: AbstractContextManager[Any] = context.model_copy(update=own)
-    return changed

@@ -80,7 +80,19 @@ class StepTasks:
             state = "failed"
             raise
         finally:
-            self._write_artifact(step, state)
+            recorder, step_id = self._session.recorder, node.step_id
+            entries = recorder.of_step(step_id)
+            attempts = 1 if state == "replayed" else step.attempts
+            unmetered = [recorder.unmetered.get(step_id, {})]
+            self._ended[step_id] = (state, attempts, entries)
+            title = f"{step_id} ({state})"
+            self._artifacts.add(
+                artifact_key(self._session.name, step_id),
+                step_rows(entries),
+                describe_costs(title, entries, attempts, unmetered=unmetered),
+                flow_run_id=self._flow_run_id,
+                task_run_id=step.task_run_id,
+            )
 
     async def _run_task(self, step: StepTask) -> StepRecord:
         node, plan = step.node, self._session.plan
@@ -119,20 +131,6 @@ class StepTasks:
                 task.refresh_cache = True
                 if isinstance(task.cache_policy, StepCachePolicy):
                     task.cache_policy.found_under = None
-
-    def _write_artifact(self, step: StepTask, state: str) -> None:
-        step_id = step.node.step_id
-        entries = self._session.recorder.of_step(step_id)
-        attempts = 1 if state == "replayed" else step.attempts
-        unmetered = self._session.recorder.unmetered.get(step_id, {})
-        self._ended[step_id] = (state, attempts, entries)
-        self._artifacts.add(
-            artifact_key(self._session.name, step_id),
-            step_rows(entries),
-            describe_costs(f"{step_id} ({state})", entries, attempts, unmetered=[unmetered]),
-            flow_run_id=self._flow_run_id,
-            task_run_id=step.task_run_id,
-        )
 
     def write_run_artifact(self, not_stored: Collection[str] = ()) -> None:
         """The table of the whole run: a row per step, also for those that were not run; it says

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ...database.location import user_folder
+from ...database.location import FOLDER
 from ...database.registry import OPEN_LEDGERS
 from ...errors import LedgerUnavailableError
 from ..entries import LedgerEntry
@@ -113,6 +113,5 @@ async def flush_shared(url: str) -> None:
 def _make(url: str, required: bool, outbox_folder: Path | None) -> SqlStore:
     from .sql_store import SqlStore
 
-    return SqlStore(
-        url, required=required, outbox_folder=outbox_folder or user_folder() / "unwritten"
-    )
+    folder = outbox_folder or FOLDER.expanduser() / "unwritten"
+    return SqlStore(url, required=required, outbox_folder=folder)
