@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.postgres import postgres_server, postgres_url
 from tests.support.prefect_server import (
@@ -27,6 +28,9 @@ from tests.support.s3 import s3, s3_server
 pytest.register_assert_rewrite(
     "tests.support.agreement", "tests.acceptance.books", "tests.acceptance.killed_books"
 )
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 __all__ = [
     "postgres_server",
