@@ -19,6 +19,7 @@ from pydantic_ai.models import (
 from ..ledger.entries import LedgerEntry
 from .encoding import adapter_of
 from .journal import Journal, JournalRecord
+from .later_fields import drop_later_defaults, known_parameters
 from .requests import Books, RequestOfModel, RequestWrapper
 
 _SENT = ("kind", "parts", "instructions", "provider_response_id")
@@ -103,8 +104,8 @@ class JournaledModel(RequestWrapper):
         messages = ModelMessagesTypeAdapter.dump_python(request.messages, mode="json")
         sent = list(map(_sent, messages))
         model_id = self.wrapped.model_id
-        asked = (model_id, sent, request.settings, request.parameters, *more)
-        return self.journal.place(kind, *asked)
+        parameters = known_parameters(request.parameters)
+        return self.journal.place(kind, model_id, sent, request.settings, parameters, *more)
 
     async def recall(self, place: str) -> ModelResponse | None:
         """The recorded answer, booked as replayed; None where there is none."""
@@ -131,6 +132,7 @@ class JournaledModel(RequestWrapper):
 def _sent(message: dict[str, Any]) -> dict[str, Any]:
     """What a model is sent of a message, whose parts are changed to that."""
     for part in message["parts"]:
+        drop_later_defaults(part)
         for name in _NOT_SENT:
             part.pop(name, None)
         for name, value in part.items():

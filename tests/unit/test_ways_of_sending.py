@@ -40,6 +40,7 @@ NOT_METERED = {
 """What may reach a provider and is no request of its own."""
 
 SENDS_NOTHING = {
+    *("accepts_server_state", "accepts_stateless_artifacts"),
     *("batch_decode", "batch_request_size", "continuation_delay", "customize_request_parameters"),
     *("gen_tool_args", "model_attributes", "prepare_embed", "prepare_generate"),
     *("prepare_messages", "prepare_request", "resolve_cache_retention", "serialize_any"),
