@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable
 
 from pydantic_ai.messages import (
     ModelMessage,
@@ -77,21 +78,19 @@ def _output_schema(parameters: ModelRequestParameters) -> Schema | None:
 
 
 def _task_and_text(messages: Iterable[ModelMessage]) -> tuple[str, str]:
+    """The first paragraph of the first prompt, and what there is to read in all of them."""
     tasks: list[str] = []
     texts: list[str] = []
-    for text in _readable(messages):
+    requests = (message for message in messages if isinstance(message, ModelRequest))
+    for part in itertools.chain.from_iterable(request.parts for request in requests):
+        match part:
+            case UserPromptPart():
+                text = prompt_text(part)
+            case ToolReturnPart():
+                text = f"{part.tool_name}\n\n{part.model_response_str()}"
+            case _:
+                continue
         first, _, rest = "\n".join(text.splitlines()).strip().partition("\n\n")
         tasks.append(first)
         texts.append(rest if rest.strip() else first)
     return (tasks[0] if tasks else ""), "\n\n".join(texts)
-
-
-def _readable(messages: Iterable[ModelMessage]) -> Iterator[str]:
-    for message in messages:
-        if not isinstance(message, ModelRequest):
-            continue
-        for part in message.parts:
-            if isinstance(part, UserPromptPart):
-                yield prompt_text(part)
-            elif isinstance(part, ToolReturnPart):
-                yield f"{part.tool_name}\n\n{part.model_response_str()}"

@@ -8,18 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .sentences import frequent_words, ranked
+from .sentences import ranked
 
 Schema = Mapping[str, Any]
 
 DEEPEST: Final = 6
 USUAL_ITEMS: Final = 3
-USUAL_WORDS: Final = 5
-WORD_LISTS: Final = frozenset({"keywords", "labels", "names", "tags", "terms", "topics"})
-"""Lists of these names hold words of the text, not sentences."""
-NO_SENTENCE: Final = frozenset({"format", "pattern", "enum"})
-"""What says of a string in a schema that any sentence will not do."""
-UNDECIDED: Final = frozenset({"unknown", "other", "none", "unclear", "neutral"})
 FORMATS: Final = {
     "base64": "",
     "binary": "",
@@ -144,40 +138,27 @@ class SchemaFiller:
         items = self._resolved(schema.get("items") or {})
         if "description" in schema:
             items = {"description": schema["description"], **items}
-        wanted = 0 if at.is_deep else self._usual_items(items, at.name)
+        wanted = 0 if at.is_deep else min(USUAL_ITEMS, len(self._sentences))
         count = max(min(wanted, schema.get("maxItems", wanted)), schema.get("minItems", 0))
         return [self.value(items, at.inside(at.name, number)) for number in range(count)]
 
-    def _usual_items(self, items: Schema, name: str) -> int:
-        if name.lower() in WORD_LISTS:
-            return USUAL_WORDS
-        holds_sentences = items.get("type") == "string" and NO_SENTENCE.isdisjoint(items)
-        return min(USUAL_ITEMS, len(self._sentences)) if holds_sentences else USUAL_ITEMS
-
     def _choice(self, values: Sequence[object], number: int) -> object:
-        """The values that the text mentions come first, then the undecided ones."""
+        """The values that the text mentions most come first."""
         text = self._text.lower()
 
-        def rank(value: object) -> tuple[int, bool]:
-            mentions = re.findall(rf"\b{re.escape(str(value).lower())}\b", text)
-            return -len(mentions), str(value).lower() not in UNDECIDED
+        def mentions(value: object) -> int:
+            return len(re.findall(rf"\b{re.escape(str(value).lower())}\b", text))
 
-        return sorted(values, key=rank)[number % len(values)]
+        return sorted(values, key=mentions, reverse=True)[number % len(values)]
 
     def filled_text(self, schema: Schema, at: Place) -> str:
-        """A text of the format or pattern that is asked for, else a word or a sentence."""
+        """A text of the format or pattern that is asked for, else a sentence."""
         if schema.get("format") in FORMATS:
             return FORMATS[schema["format"]]
         if "pattern" in schema:
             return self._matching(schema)
-        if at.name.lower() in WORD_LISTS:
-            return within_length(self._word(at), schema)
         about = f"{at.name.replace('_', ' ')} {schema.get('description', '')}"
         return within_length(self._sentence(about, at.number), schema)
-
-    def _word(self, at: Place) -> str:
-        words = frequent_words(self._sentences, at.number + 1)
-        return words[at.number] if at.number < len(words) else f"{at.name} {at.number}"
 
     def _sentence(self, about: str, number: int) -> str:
         """The best one that was not used yet."""

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
-_COMMON = re.compile(
-    "about|also|been|each|from|have|into|more|most|only|other|same|should|than|that|their|them|then|"
-    "there|these|they|this|those|very|were|what|when|where|which|will|with|would|your",
-    re.IGNORECASE,
-)
 _STEM = 5
 """Words with the same first letters count as the same: `licence`, `licensing`."""
 _USUAL_LENGTH = 5
@@ -35,11 +29,7 @@ def sentences_of(text: str) -> list[str]:
 
 def stems_of(text: str) -> frozenset[str]:
     """The beginnings of the words of four letters and more, lower case."""
-    return frozenset(word[:_STEM].lower() for word in _words(text))
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in _WORD.findall(text) if not _COMMON.fullmatch(word)]
+    return frozenset(word[:_STEM].lower() for word in _WORD.findall(text))
 
 
 def ranked(sentences: Collection[str], about: str) -> list[str]:
@@ -50,9 +40,3 @@ def ranked(sentences: Collection[str], about: str) -> list[str]:
         return len(sentence.split()) < _USUAL_LENGTH, -len(wanted & stems_of(sentence))
 
     return sorted(sentences, key=rank)
-
-
-def frequent_words(sentences: Collection[str], limit: int) -> list[str]:
-    """The words that occur most often, as they are written."""
-    counts = Counter(_words("\n".join(sentences)))
-    return [word for word, _ in counts.most_common(limit)]
