@@ -6,14 +6,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from decimal import localcontext
 from typing import TYPE_CHECKING
 
 from ..errors import UnknownModelPriceError
 from ..providers import UNMETERED, provider_at
 from .max_cost import MaxCost, list_max_cost
 from .model_names import ModelRef, read_model_name
-from .money import EXACT, MICROCENTS_PER_USD, usd_to_microcents
+from .money import MICROCENTS_PER_USD, usd_to_microcents
 from .overrides import Override, Overrides, RateTable, Tokens
 from .price_file import OwnPrices, read_discounts, read_price_file
 from .price_list import SERVICE_TIERS, Price, list_in_use, list_price
@@ -111,23 +110,9 @@ class CostCalculator:
         provider, provider_url = _billed_by(provider, provider_url)
         if override := self._own_rates(model, provider, at):
             return override.price(usage, context)
-        listed = list_price(
-            usage, read_model_name(model, provider), url=provider_url, at=at, context=context
-        )
-        own = self._own_prices()
-        if not own.discounts:
-            return listed
-        factor = own.factor(provider, model, asked_url, at)
-        if factor == 1:
-            return listed
-        with localcontext(EXACT):
-            fees = listed.request_fees
-            return replace(
-                listed,
-                total=listed.total * factor,
-                request_fees=None if fees is None else fees * factor,
-                source=f"{listed.source}, {factor} times as agreed",
-            )
+        refs = read_model_name(model, provider)
+        listed = list_price(usage, refs, url=provider_url, at=at, context=context)
+        return listed.times(self._own_prices().factor(provider, model, asked_url, at))
 
     def max_cost(
         self,
@@ -153,10 +138,8 @@ class CostCalculator:
         if override := self._own_rates(model, provider, at):
             return override.max_cost
         most = list_max_cost(read_model_name(model, provider), url=provider_url, at=at, tier=tier)
-        own = self._own_prices()
-        if most is None or not own.discounts:
-            return most
-        return most.times(own.highest_factor(provider, model, asked_url), fees=True)
+        highest = self._own_prices().highest_factor(provider, model, asked_url)
+        return most and most.times(highest, fees=True)
 
     def calculate_cost(
         self,
@@ -305,21 +288,17 @@ def basis_of_prices() -> tuple[object, ...]:
 
 
 def _refuse_impossible(usage: Tokens) -> None:
-    counts = {
-        name: getattr(usage, name)
-        for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
-    }
-    for name, count in counts.items():
+    for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
+        count = getattr(usage, name)
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise ValueError(
                 f"Usage can't be priced: {name} must be a whole number, 0 or more, got {count!r}."
             )
-    cached = counts["cache_read_tokens"] + counts["cache_write_tokens"]
-    if cached > counts["input_tokens"]:
+    cached = usage.cache_read_tokens + usage.cache_write_tokens
+    if cached > usage.input_tokens:
         raise ValueError(
             f"Usage can't be priced: {cached} cached tokens exceed "
-            f"input_tokens={counts['input_tokens']}, "
-            "which must include them."
+            f"input_tokens={usage.input_tokens}, which must include them."
         )
 
 

@@ -23,7 +23,7 @@ def is_private_endpoint(url: str) -> bool:
         return not ip_address(_full_address(host)).is_global
     except ValueError:
         local = ("localhost", "local", "localdomain", "internal", "lan", "home.arpa")
-        return "." not in host or any(host == name or host.endswith(f".{name}") for name in local)
+        return "." not in host or any(on_domain(url, name) for name in local)
 
 
 def _full_address(host: str) -> str:

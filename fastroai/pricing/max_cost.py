@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, localcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .model_names import ModelRef
 from .money import EXACT
@@ -78,7 +78,7 @@ def list_max_cost(
             searches of its own.
     """
     tags = tier_context(tier)
-    listed = next(_listed(refs, url), None)
+    listed = _first_listed(refs, url)
     if listed is None:
         return None
     ref, provider, model = listed
@@ -92,20 +92,17 @@ def list_max_cost(
     return found and found.times(factor)
 
 
-def _listed(
+def _first_listed(
     refs: Iterable[ModelRef], url: str | None
-) -> Iterator[tuple[ModelRef, Provider, ModelInfo]]:
+) -> tuple[ModelRef, Provider, ModelInfo] | None:
     from genai_prices.data_snapshot import get_snapshot
 
     for ref in refs:
         with suppress(LookupError):
             where = where_listed(ref, url)
-            yield (
-                ref,
-                *get_snapshot().find_provider_model(
-                    ref.model, None, where.get("provider_id"), where.get("provider_api_url")
-                ),
-            )
+            place = where.get("provider_id"), where.get("provider_api_url")
+            return ref, *get_snapshot().find_provider_model(ref.model, None, *place)
+    return None
 
 
 class _ById:
@@ -123,37 +120,40 @@ class _ById:
 
 @lru_cache(maxsize=256)
 def _max_cost_on(key: _ById, day: date, fast: bool) -> MaxCost | None:
-    rates = list(_rates(key.model, day, fast))
+    prices = [vars(each) for each in _prices_that_may_apply(key.model, day, fast)]
+    rates = [(name, rate) for each in prices for name, rate in each.items() if rate is not None]
     if not all(name.endswith(("_mtok", PER_THOUSAND)) for name, _ in rates):
         return None
     # Those of tools are left out, which requests for text alone don't use.
-    fees = _of_kind(rates, _FEE)
-    into, out = _of_kind(rates, _INPUT_TEXT), _of_kind(rates, _OUTPUT)
-    starts = _starts([*into, *out])
+    fees, into, out = (
+        [step for name, rate in rates if kind.match(name) for step in _steps_of(rate)]
+        for kind in (_FEE, _INPUT_TEXT, _OUTPUT)
+    )
+    starts = sorted({_FROM_THE_FIRST, *(start for start, _ in (*into, *out))})
     steps = tuple((start, _highest(into, start), _highest(out, start)) for start in starts)
-    return MaxCost(steps, max([Decimal(0), *fees]) / 1000)
-
-
-def _of_kind(rates: Iterable[tuple[str, Any]], kind: re.Pattern[str]) -> list[Any]:
-    return [price for name, price in rates if kind.match(name)]
-
-
-def _starts(prices: Iterable[Decimal | TieredPrices]) -> list[int]:
-    """From more than how many input tokens on another step begins; -1: from the first."""
-    return sorted({-1, *(tier.start for price in prices for tier in getattr(price, "tiers", ()))})
+    return MaxCost(steps, _highest(fees, _FROM_THE_FIRST) / 1000)
 
 
 _FEE = re.compile("requests_kcount$")
 _OUTPUT = re.compile("output_.*mtok$")
 _INPUT_TEXT = re.compile("(?!output_|.*(?:audio|image|video)).*_mtok$")
+_FROM_THE_FIRST = -1
+_Step = tuple[int, Decimal]
+"""From more than how many input tokens on, and what holds from there."""
 
 
-def _rates(model: ModelInfo, day: date, fast: bool) -> Iterator[tuple[str, Any]]:
-    """Each rate that may apply, by genai-prices' name."""
-    for prices in _prices_that_may_apply(model, day, fast):
-        for name, price in vars(prices).items():
-            if price is not None:
-                yield name, price
+def _steps_of(rate: Decimal | TieredPrices) -> list[_Step]:
+    if isinstance(rate, Decimal):
+        return [(_FROM_THE_FIRST, rate)]
+    return [(_FROM_THE_FIRST, rate.base), *((tier.start, tier.price) for tier in rate.tiers)]
+
+
+def _highest(steps: Iterable[_Step], start: int) -> Decimal:
+    """The highest rate of requests with more input tokens than a step's start.
+
+    Whichever step a provider bills by, none is skipped: a later one may be the cheaper one.
+    """
+    return max([Decimal(0), *(rate for begins, rate in steps if begins <= start)])
 
 
 def _prices_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[ModelPrice]:
@@ -189,14 +189,3 @@ def _starts_by(constraint: object, day: date) -> bool:
     """Whether a dated price is in force; those of an hour come round every day."""
     start = getattr(constraint, "start_date", None)
     return start is None or day >= start
-
-
-def _highest(prices: Iterable[Decimal | TieredPrices], start: int) -> Decimal:
-    """The highest of the prices for requests with more input tokens than a tier's start."""
-    rates = [Decimal(0)]
-    for price in prices:
-        if isinstance(price, Decimal):
-            rates.append(price)
-        else:
-            rates += [price.base, *(tier.price for tier in price.tiers if tier.start <= start)]
-    return max(rates)

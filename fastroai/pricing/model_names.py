@@ -48,18 +48,18 @@ def read_model_name(name: str, provider: str | None = None) -> tuple[ModelRef, .
         provider: The provider when it is known otherwise; it beats the prefix.
     """
     whole = name.strip().lower()
-    given = canonical_provider(provider) if provider and provider.strip() else None
-    head, colon, tail = whole.partition(":")
-    if not colon or not tail:
-        return (ModelRef(given, whole),)
+    given = canonical_provider(provider or "") or None
+    as_written = ModelRef(given, whole)
+    head, _, tail = whole.partition(":")
+    if not tail:
+        return (as_written,)
     prefix = canonical_provider(head)
+    without_prefix = ModelRef(given or prefix, tail)
     if prefix in PROVIDERS:
-        readings = [ModelRef(given or prefix, tail)]
-        return tuple(readings if given is None else [*readings, ModelRef(given, whole)])
-    readings = [ModelRef(given, whole)]
+        return (without_prefix,) if given is None else (without_prefix, as_written)
     if _OTHER_PREFIX.fullmatch(head):
-        readings.append(ModelRef(given or prefix, tail))
-    return tuple(readings)
+        return as_written, without_prefix
+    return (as_written,)
 
 
 def spellings(model: str) -> Iterator[str]:

@@ -62,7 +62,11 @@ class Override:
             raise ValueError(f"{what} must map rates to USD per million tokens, got {table!r}.")
         rates = dict(table)
         valid_from = read_date(rates.pop("valid_from", None), what)
-        tiers = _read_tiers(what, rates.pop("tiers", None), rates.pop("batch", None))
+        tiers = rates.pop("tiers", None) or {}
+        if not isinstance(tiers, Mapping):
+            raise ValueError(f"{what}: tiers must map tiers to rates.")
+        if (batch := rates.pop("batch", None)) is not None:
+            tiers = {**tiers, "batch": batch}
         base = _read_rates(name, rates)
         if missing := [key for key in REQUIRED if key not in base]:
             raise ValueError(f"{what} lacks {', '.join(missing)} (USD per million tokens).")
@@ -74,11 +78,11 @@ class Override:
 
     def price(self, tokens: Tokens, context: Mapping[str, object] | None = None) -> Price:
         """What usage costs; a tier that the context names and that has rates counts."""
-        tier = _tier(context) if self.tiers and context else None
-        rates = self.tiers.get(tier, self.rates) if tier else self.rates
-        total, fees = rates.usd(tokens)
+        tier = _tier(context or {})
+        own = None if tier is None else self.tiers.get(tier)
+        total, fees = (own or self.rates).usd(tokens)
         source = f"override {self.name!r}"
-        if rates is not self.rates:
+        if own is not None:
             source = f"{source}, {tier}"
         if self.origin:
             source = f"{source} of {self.origin}"
@@ -100,13 +104,6 @@ def _tier(context: Mapping[str, object]) -> str | None:
         return "fast-mode"
     tier = context.get("service_tier")
     return tier if isinstance(tier, str) else None
-
-
-def _read_tiers(what: str, tiers: object, batch: object) -> dict[object, object]:
-    if not isinstance(tiers or {}, Mapping):
-        raise ValueError(f"{what}: tiers must map tiers to rates.")
-    read = dict(tiers or {})  # type: ignore[call-overload]
-    return read if batch is None else {**read, "batch": batch}
 
 
 def _read_rates(name: str, rates: object) -> dict[str, Decimal]:

@@ -43,9 +43,8 @@ def highest_factor(provider: str, model: str, url: str | None) -> Decimal | None
     """
     if provider == "anthropic":
         # Where it is computed may be set for the workspace, so a request does not show it.
-        claude = _CLAUDE.search(model)
-        is_old = claude and (int(claude[1]), int(claude[2] or 0)) < (4, 6)
-        return NONE if is_old else PREMIUM
+        claude = _version(_CLAUDE, model)
+        return NONE if claude and claude < (4, 6) else PREMIUM
     factor = regional_factor(provider, model, url, {})
     return None if isinstance(factor, str) else factor
 
@@ -67,15 +66,17 @@ def _openai(model: str, host: str) -> Decimal | str:
     """
     if not host.endswith(".api.openai.com"):
         return NONE
-    is_new = _is_new_openai_model(model)
-    if is_new is None:
-        return f"it is not known whether {host} takes its premium for this model"
-    return PREMIUM if is_new else NONE
+    match _is_new_openai_model(model):
+        case True:
+            return PREMIUM
+        case False:
+            return NONE
+    return f"it is not known whether {host} takes its premium for this model"
 
 
 _OPENAI_PREMIUM_FROM: Final = date(2026, 3, 5)
 _RELEASED: Final = re.compile(r"-(20\d\d)-(\d\d)-(\d\d)$")
-_GPT: Final = re.compile(r"(?:ft:)?gpt-(\d+)(?:\.(\d+))?(?:-|:|$)")
+_GPT: Final = re.compile(r"^(?:ft:)?gpt-(\d+)(?:\.(\d+))?(?:-|:|$)")
 _OLD_OPENAI: Final = re.compile(
     r"(?:ft:)?(?:gpt-(?:3|4|oss|audio|realtime(?!-2)|image-1)|o[134](?:-|$)|chatgpt-4|codex-mini|"
     r"computer-use|text-|davinci|babbage|whisper|tts-1)"
@@ -91,14 +92,20 @@ def _is_new_openai_model(model: str) -> bool | None:
             return None
     if _OLD_OPENAI.match(model):
         return False
-    if gpt := _GPT.match(model):
-        return (int(gpt[1]), int(gpt[2] or 0)) >= (5, 4)
-    return None
+    gpt = _version(_GPT, model)
+    return gpt and gpt >= (5, 4)
 
 
 _VERTEX: Final = re.compile(r"(?:([a-z0-9-]+)-)?aiplatform(?:\.([a-z]+)\.rep)?\.googleapis\.com")
 _CLAUDE: Final = re.compile(r"claude-(?:[a-z]+-)?(\d+)(?:[.-](\d)(?!\d))?")
-_GEMINI: Final = re.compile(r"gemini-(?:[a-z]+-)*(\d+)")
+_GEMINI: Final = re.compile(r"gemini-(?:[a-z]+-)*(\d+)()")
+_VERTEX_PREMIUM_FROM: Final = ((_CLAUDE, (4, 5)), (_GEMINI, (3, 0)))
+
+
+def _version(name: re.Pattern[str], model: str) -> tuple[int, int] | None:
+    """The version in a model's name; None: it has another name."""
+    found = name.search(model)
+    return found and (int(found[1]), int(found[2] or 0))
 
 
 def _google(model: str, host: str) -> Decimal | str:
@@ -108,13 +115,10 @@ def _google(model: str, host: str) -> Decimal | str:
     at = _VERTEX.fullmatch(host)
     if at is None or (at[1] or at[2]) in (None, "global"):
         return NONE
-    if claude := _CLAUDE.search(model):
-        is_new = (int(claude[1]), int(claude[2] or 0)) >= (4, 5)
-    elif gemini := _GEMINI.search(model):
-        is_new = int(gemini[1]) >= 3
-    else:
-        return f"the price list does not have what it costs at {host}"
-    return PREMIUM if is_new else NONE
+    for name, first in _VERTEX_PREMIUM_FROM:
+        if version := _version(name, model):
+            return PREMIUM if version >= first else NONE
+    return f"the price list does not have what it costs at {host}"
 
 
 _BEDROCK: Final = re.compile(r"bedrock-(?:runtime|mantle)(?:-fips)?\.([a-z0-9-]+)\.")
@@ -127,9 +131,10 @@ a region (it has the premium) is the same in all of them but the government's.
 def _aws(model: str, host: str) -> Decimal | str:
     """aws.amazon.com, Bedrock pricing: by region; the list has those of the US."""
     at = _BEDROCK.search(host)
-    if at is None or (at[1].startswith("us-") and not at[1].startswith("us-gov-")):
+    if at is None:
         return NONE
-    if _ONE_PRICE.match(model) and not at[1].startswith("us-gov-"):
+    has_one_price = at[1].startswith("us-") or _ONE_PRICE.match(model)
+    if has_one_price and not at[1].startswith("us-gov-"):
         return NONE
     return f"the price list has it for regions of the US, not for {at[1]}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import SettingsError
 from ..providers import canonical_provider, host_and_port
-from .model_names import read_model_name, spellings
+from .model_names import ModelRef, read_model_name, spellings
 from .overrides import Overrides, holds, read_date, read_usd
 
 if TYPE_CHECKING:
@@ -64,16 +64,19 @@ class Discount:
             valid_from=read_date(entry.get("valid_from"), "A discount"),
         )
 
-    def applies(self, provider: str | None, model: str, url: str | None) -> bool:
-        """Whether it is for a request, at whichever time."""
-        refs = read_model_name(model, provider)
-        if self.provider is not None and all(ref.provider != self.provider for ref in refs):
+    @property
+    def rank(self) -> tuple[int, date]:
+        """Which of several that apply counts: the most special one, then the latest."""
+        given = sum(part is not None for part in (self.provider, self.model, self.host))
+        return given, self.valid_from or date.min
+
+    def applies(self, refs: Sequence[ModelRef], host: str | None) -> bool:
+        """Whether it is for a request to a model by one of these names, at whichever time."""
+        if self.provider not in (None, *(ref.provider for ref in refs)):
             return False
-        if self.host is not None and (not url or host_and_port(url)[0] != self.host):
+        if self.host not in (None, host):
             return False
-        if self.model is None:
-            return True
-        return any(self.model in spellings(ref.model) for ref in refs)
+        return self.model is None or any(self.model in spellings(ref.model) for ref in refs)
 
 
 _KEYS: Final = ("provider", "model", "host", "factor", "valid_from")
@@ -92,24 +95,20 @@ class OwnPrices:
         """By what a listed price is multiplied; of several that apply, the most special one counts,
         then the latest.
         """
-        found = [
-            one
-            for one in self.discounts
-            if holds(one.valid_from, at) and one.applies(provider, model, url)
-        ]
-        if not found:
-            return Decimal(1)
-        return max(found, key=_rank).factor
+        found = [one for one in self._applying(provider, model, url) if holds(one.valid_from, at)]
+        return max(found, key=lambda one: one.rank).factor if found else Decimal(1)
 
     def highest_factor(self, provider: str | None, model: str, url: str | None) -> Decimal:
         """The highest that can apply to a request, whichever days lie between."""
-        found = [one.factor for one in self.discounts if one.applies(provider, model, url)]
-        return max([Decimal(1), *found])
+        found = self._applying(provider, model, url)
+        return max([Decimal(1), *(one.factor for one in found)])
 
-
-def _rank(one: Discount) -> tuple[int, date]:
-    given = sum(part is not None for part in (one.provider, one.model, one.host))
-    return given, one.valid_from or date.min
+    def _applying(self, provider: str | None, model: str, url: str | None) -> Sequence[Discount]:
+        if not self.discounts:
+            return ()
+        refs = read_model_name(model, provider)
+        host = host_and_port(url)[0] if url else None
+        return [one for one in self.discounts if one.applies(refs, host)]
 
 
 def read_discounts(entries: Iterable[Mapping[str, object]]) -> tuple[Discount, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from functools import cache
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UnknownModelPriceError
 from ..providers import DECISIONS, PROVIDERS, UNMETERED, host_and_port
@@ -41,6 +41,16 @@ class Price:
     request_fees: Decimal | None = Decimal(0)
     version: str | None = None
 
+    def times(self, factor: Decimal) -> Price:
+        """Multiplied as agreed with the provider, fees included."""
+        if factor == 1:
+            return self
+        with localcontext(EXACT):
+            fees = None if self.request_fees is None else self.request_fees * factor
+            total = self.total * factor
+        source = f"{self.source}, {factor} times as agreed"
+        return replace(self, total=total, request_fees=fees, source=source)
+
 
 PER_THOUSAND = "_kcount"
 _TIERS = {"batch": {"processing": "batch"}, "fast-mode": {"speed": "fast"}}
@@ -53,8 +63,9 @@ _STANDARD = {
     "speed": frozenset({"standard"}),
 }
 """Names of what is billed at the standard rates. Any other tier may cost otherwise."""
-_STANDARD_AFTER_ALL = frozenset({("groq", "flex")})
+_STANDARD_AFTER_ALL = {"groq": frozenset({"flex"})}
 """Groq sells its flex tier at the rates of the standard one."""
+_COUNTED = frozenset(TokenCounts.__dataclass_fields__)
 _BILLED_TOOLS = ("web_searches", "social_searches", "storage_searches", "code_executions")
 
 
@@ -89,7 +100,7 @@ def list_price(
     refusals = []
     for ref in refs:
         try:
-            return _price_of(ref, asked)
+            return asked.price_of(ref)
         except UnknownModelPriceError as error:
             refusals.append(error)
     refusals.append(UnknownModelPriceError("No price is listed: no model is named."))
@@ -106,58 +117,53 @@ class _Asked:
     at: datetime
     tags: Mapping[str, str]
 
+    def price_of(self, ref: ModelRef) -> Price:
+        """The price of one reading of a model's name."""
+        from genai_prices import calc_price
 
-def _price_of(ref: ModelRef, asked: _Asked) -> Price:
-    """The price of one reading of a model's name."""
-    from genai_prices import calc_price
-
-    where = where_listed(ref, asked.url)
-    try:
-        with localcontext(EXACT):
-            found = calc_price(
-                asked.counts,
-                ref.model,
-                genai_request_timestamp=asked.at,
-                price_context=dict(asked.tags) or None,
-                **where,
-            )
-            fees = _request_fees(found, asked.usage)
-    except LookupError:
-        raise _unlisted(ref, asked.url, "the price list does not have it") from None
-    name = premium_name(found.provider, found.model, ref)
-    factor = regional_factor(found.provider.id, name, asked.url, asked.tags)
-    if missing := _missing(found, asked) or (factor if isinstance(factor, str) else None):
-        raise _unlisted(ref, asked.url, missing)
-    version = _version(found.auto_update_timestamp)
-    by = "" if where else ", by model name"
-    source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
-    total = found.total_price
-    if isinstance(factor, Decimal) and factor != NONE:
-        with localcontext(EXACT):
-            total = fees + (total - fees) * factor
-        source = f"{source}, {factor} times for its region"
-    return Price(total=total, source=source, request_fees=fees, version=version)
-
-
-def _missing(found: PriceCalculation, asked: _Asked) -> str | None:
-    """What the list does not have of what a request is billed for."""
-    if asked.tags and (tier := unlisted_tier(found.provider, found.model, asked.tags)):
-        return f"the price list does not have its service tier {tier!r}"
-    if name := _unlisted_fee(found, asked.usage) or _unlisted_rate(found, asked.usage):
-        return f"the price list does not have what its {name} cost"
-    return None
+        where = where_listed(ref, self.url)
+        try:
+            with localcontext(EXACT):
+                found = calc_price(
+                    self.counts,
+                    ref.model,
+                    genai_request_timestamp=self.at,
+                    price_context=dict(self.tags) or None,
+                    **where,
+                )
+                listing = _Listing(found, self.usage)
+                fees = listing.fees()
+        except LookupError:
+            raise _unlisted(ref, self.url, "the price list does not have it") from None
+        name = premium_name(found.provider, found.model, ref)
+        factor = regional_factor(found.provider.id, name, self.url, self.tags)
+        if missing := listing.missing(self.tags):
+            raise _unlisted(ref, self.url, missing)
+        if isinstance(factor, str):
+            raise _unlisted(ref, self.url, factor)
+        version = listing.version
+        by = "" if where else ", by model name"
+        source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
+        total = found.total_price
+        if factor != NONE:
+            with localcontext(EXACT):
+                total = fees + (total - fees) * factor
+            source = f"{source}, {factor} times for its region"
+        return Price(total=total, source=source, request_fees=fees, version=version)
 
 
 def further_usage(usage: object) -> dict[str, float]:
     """What a usage object counts besides the tokens that the ledger has fields for, under
     genai-prices' names.
     """
-    counted = ((name, value) for name, value in vars(usage).items() if name in _further_names())
-    return {name: value for name, value in counted if value and _is_number(value)}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    further = {}
+    for name, value in vars(usage).items():
+        if name in _COUNTED or name not in _usage_names():
+            continue
+        # A provider's answer may hold anything: what can't be added up is no count.
+        if value and type(value) in (int, float) and isfinite(value):
+            further[name] = value
+    return further
 
 
 def tier_context(tier: str | None) -> dict[str, str]:
@@ -183,72 +189,89 @@ def _usage_names() -> tuple[str, ...]:
     return tuple(name for name in unit_data if name != "requests")  # each usage is of one
 
 
-@cache
-def _further_names() -> frozenset[str]:
-    return frozenset(_usage_names()) - set(TokenCounts.__dataclass_fields__)
-
-
-def _version(updated: datetime | None) -> str:
-    from genai_prices import __version__
-
-    return f"{__version__} updated {updated:%Y-%m-%d}" if updated else __version__
-
-
-def _request_fees(found: PriceCalculation, usage: object) -> Decimal:
-    fees = Decimal(0)
-    for key, price in vars(found.model_price).items():
-        if price is not None and key.endswith(PER_THOUSAND):
-            name = key.removesuffix(PER_THOUSAND)
-            count = 1 if name == "requests" else getattr(usage, name, None) or 0
-            fees += price * Decimal(str(count)) / 1000
-    return fees
-
-
-def _unlisted_fee(found: PriceCalculation, usage: object) -> str | None:
-    """What was used of a provider's own tools and is billed by the use, at a price that the list
-    does not have.
-    """
-    if found.provider.id == "perplexity":  # its searches are in the price of a request
-        return None
-    for name in _BILLED_TOOLS:
-        # In this order, as genai-prices is slow to say that it has no rate.
-        if not getattr(usage, name, None):
-            continue
-        if getattr(found.model_price, name + PER_THOUSAND, None) is None:
-            return name.replace("_", " ")
-    return None
-
-
 def premium_name(provider: Provider, model: ModelInfo, ref: ModelRef) -> str:
     """The name of a model that says whether a region's premium is taken for it."""
     # The list calls gpt-5.4-2026-03-05 just gpt-5.4; for AWS it says which profile was meant.
     return model.id if provider.id == "aws" else ref.model
 
 
-_RATES = {
-    "input_audio_tokens": "input_audio_mtok",
-    "output_audio_tokens": "output_audio_mtok",
-    "output_image_tokens": "output_image_mtok",
-    "output_video_tokens": "output_video_mtok",
-}
-"""Kinds of tokens that are not billed at the rate of text, with their rates in the list."""
 _ONE_INPUT_RATE = re.compile(r"gemini-(?:pro|1|2\.0-flash-lite|[\d.]+-pro|3\.[5-9]|[4-9])")
 """Gemini models with one price for input of any kind (ai.google.dev, pricing); the others have one
 for audio.
 """
 _ONE_OUTPUT_RATE = re.compile(r"tts|gpt-image|chatgpt-image")
 """Models whose output is audio or images, at the rate that the list has for output."""
+_RATES = {
+    "input_audio_tokens": ("input_audio_mtok", _ONE_INPUT_RATE.match),
+    "output_audio_tokens": ("output_audio_mtok", _ONE_OUTPUT_RATE.search),
+    "output_image_tokens": ("output_image_mtok", _ONE_OUTPUT_RATE.search),
+    "output_video_tokens": ("output_video_mtok", _ONE_OUTPUT_RATE.search),
+}
+"""Kinds of tokens that are not billed at the rate of text: their rates in the list, and which
+models bill them as text all the same.
+"""
 
 
-def _unlisted_rate(found: PriceCalculation, usage: object) -> str | None:
-    """What was used of a kind of token that has a rate of its own, which the list does not have."""
-    for name, rate in _RATES.items():
-        if not getattr(usage, name, None) or getattr(found.model_price, rate, None) is not None:
-            continue
-        has_one = _ONE_OUTPUT_RATE.search if name.startswith("output") else _ONE_INPUT_RATE.match
-        if not has_one(found.model.id):
-            return name.replace("_", " ")
-    return None
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What genai-prices found for one request, and the usage that it was asked to price."""
+
+    found: PriceCalculation
+    usage: object
+
+    @property
+    def version(self) -> str:
+        """Of the price list."""
+        from genai_prices import __version__
+
+        updated = self.found.auto_update_timestamp
+        return f"{__version__} updated {updated:%Y-%m-%d}" if updated else __version__
+
+    def fees(self) -> Decimal:
+        """USD for the request as such, and for the tools that it used."""
+        fees = Decimal(0)
+        for key, price in vars(self.found.model_price).items():
+            if price is not None and key.endswith(PER_THOUSAND):
+                name = key.removesuffix(PER_THOUSAND)
+                count = 1 if name == "requests" else self.used(name)
+                fees += price * Decimal(str(count)) / 1000
+        return fees
+
+    def missing(self, tags: Mapping[str, str]) -> str | None:
+        """What the list does not have of what the request is billed for."""
+        if tags and (tier := unlisted_tier(self.found.provider, self.found.model, tags)):
+            return f"the price list does not have its service tier {tier!r}"
+        if name := self.unlisted_tool() or self.unlisted_kind():
+            return f"the price list does not have what its {name.replace('_', ' ')} cost"
+        return None
+
+    def unlisted_tool(self) -> str | None:
+        """A provider's own tool that was used and is billed by the use, at a price that the list
+        does not have.
+        """
+        if self.found.provider.id == "perplexity":  # its searches are in the price of a request
+            return None
+        for name in _BILLED_TOOLS:
+            if self.used(name) and not self.has_rate(name + PER_THOUSAND):
+                return name
+        return None
+
+    def unlisted_kind(self) -> str | None:
+        """A kind of token that was used and has a rate of its own, which the list does not have."""
+        for name, (rate, takes_text_rate) in _RATES.items():
+            if self.used(name) and not (
+                self.has_rate(rate) or takes_text_rate(self.found.model.id)
+            ):
+                return name
+        return None
+
+    def used(self, name: str) -> float:
+        """How much of something was used."""
+        return getattr(self.usage, name, None) or 0
+
+    def has_rate(self, name: str) -> bool:
+        """Whether the list has a rate of the model."""
+        return getattr(self.found.model_price, name, None) is not None
 
 
 def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str]) -> str | None:
@@ -257,19 +280,22 @@ def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str])
     """
     # The variants of a model are its own provider's; another one that serves it has other rates.
     is_own = any(own is model for own in provider.models)
-    listed = [variant.when for variant in (model.price_variants or ()) if is_own]
+    variants = (model.price_variants or ()) if is_own else ()
+    listed = {pair for variant in variants for pair in variant.when.items()}
+    after_all = _STANDARD_AFTER_ALL.get(provider.id, frozenset())
     for key, standard in _STANDARD.items():
-        tier = tags.get(key)
-        if not tier or tier.lower() in standard or (provider.id, tier) in _STANDARD_AFTER_ALL:
-            continue
-        if tier not in [when.get(key) for when in listed]:
+        tier = tags.get(key, "")
+        if tier.lower() not in {"", *standard, *after_all} and (key, tier) not in listed:
             return tier
     return None
 
 
-def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
+def where_listed(ref: ModelRef, url: str | None) -> dict[str, str]:
     """The part of the price list that may be asked about a model, as keyword arguments of
     `calc_price`.
+
+    Raises:
+        UnknownModelPriceError: It can be on none.
     """
     if url:
         _refuse_nobodys(ref, url)
@@ -283,7 +309,10 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, Any]:
     if ref.provider is None:
         return {"provider_id": "aws"} if BEDROCK.match(ref.model) else {}
     if _lists(ref.provider, None):
-        _refuse_foreign(ref, url)
+        # Who only speaks a provider's protocol may bill at other rates.
+        if url and ref.provider != "litellm" and not is_own_host(ref.provider, url):
+            reason = f"that is no host of {ref.provider}"
+            raise _unlisted(ref, url, f"{reason}, and not named in FASTROAI_PROVIDER_HOSTS")
         return {"provider_id": ref.provider}
     if ref.provider in PROVIDERS or url:
         raise _unlisted(ref, url, "the price list does not have this provider")
@@ -296,14 +325,6 @@ def _refuse_nobodys(ref: ModelRef, url: str) -> None:
     if is_private_endpoint(url):
         reason = "it is answered by a local or private endpoint"
         raise _unlisted(ref, url, f"{reason}, not named in FASTROAI_PROVIDER_HOSTS")
-
-
-def _refuse_foreign(ref: ModelRef, url: str | None) -> None:
-    """Refuse a host that is not the provider's: it may bill at other rates."""
-    if not url or ref.provider in (None, "litellm") or is_own_host(ref.provider, url):
-        return
-    reason = f"that is no host of {ref.provider}"
-    raise _unlisted(ref, url, f"{reason}, and not named in FASTROAI_PROVIDER_HOSTS")
 
 
 def list_in_use() -> object:
@@ -337,10 +358,12 @@ def _is_whole_host(pattern: str, url: str) -> bool:
     api.openai.com.example.com.
     """
     found = re.match(pattern, url)
-    rest = url[found.end() :] if found else ""
-    if found and found[0].endswith("."):
+    if found is None or found[0].endswith("/"):
+        return True
+    rest = url[found.end() :]
+    if found[0].endswith("."):
         rest = re.sub(r"^[a-z]+", "", rest)  # api.moonshot.ai and .cn
-    return not rest or found is None or found[0].endswith("/") or rest[0] in "/:"
+    return rest[:1] in ("", "/", ":")
 
 
 def _unlisted(ref: ModelRef, url: str | None, why: str) -> UnknownModelPriceError:
@@ -354,5 +377,7 @@ def _unlisted(ref: ModelRef, url: str | None, why: str) -> UnknownModelPriceErro
     )
 
 
-SERVICE_TIERS = frozenset({"auto", "default", "standard", *_TIERS}) | _NOT_STANDARD["service_tier"]
+SERVICE_TIERS = frozenset(
+    {"fast", "flex", "priority", "provisioned", "reserved", "scale", *_TIERS}
+).union(_STANDARD["service_tier"])
 """What may be asked for by name: what is billed otherwise, and names of the standard tier."""
