@@ -105,7 +105,14 @@ class FastroAgent(Generic[OutputT]):
             self._agent = self._build(output_type)
         else:
             self._agent = agent
-            self._run_options = self._options_for_a_ready_agent(output_type)
+            options_of_runs = {
+                "output_type": output_type,
+                "toolsets": self.toolsets or None,
+                "instructions": self.config.system_prompt or None,
+            }
+            self._run_options = {
+                name: value for name, value in options_of_runs.items() if value is not None
+            }
             if "model" not in options and (config is None or config.model == DEFAULT_MODEL):
                 self._fallback_model = None
 
@@ -240,25 +247,16 @@ class FastroAgent(Generic[OutputT]):
             ),
         )
 
-    def _options_for_a_ready_agent(self, output_type: OutputSpec[OutputT] | None) -> dict[str, Any]:
-        options: dict[str, Any] = {}
-        if output_type is not None:
-            options["output_type"] = output_type
-        if self.toolsets:
-            options["toolsets"] = self.toolsets
-        if self.config.system_prompt:
-            options["instructions"] = self.config.system_prompt
-        return options
-
     def _build_default_model_settings(self) -> dict[str, Any]:
         """What the configuration says about requests; for a ready agent only what was explicitly
         set.
         """
-        settings = {"max_tokens": self.config.max_tokens, "temperature": self.config.temperature}
-        if not self._is_built:
-            settings = {
-                key: value for key, value in settings.items() if key in self.config.model_fields_set
-            }
+        given = self.config.model_fields_set
+        settings = {
+            name: getattr(self.config, name)
+            for name in ("max_tokens", "temperature")
+            if self._is_built or name in given
+        }
         if self.config.timeout is not None:
             settings["timeout"] = self.config.timeout
         return settings
@@ -304,15 +302,14 @@ class FastroAgent(Generic[OutputT]):
             **kwargs,
         }
         capabilities = list(kwargs.get("capabilities") or ())
-        if model is None or "model" in kwargs or is_overridden(self._agent):
-            capabilities.append(meter)
-        elif "capabilities" in kwargs:
-            call["model"] = model
-            capabilities.append(meter)
-        else:
+        own_model = None if "model" in kwargs or is_overridden(self._agent) else model
+        if own_model is not None and "capabilities" not in kwargs:
             # A capability would cost a run more than all the rest of metering: here the model can
             # stand for it.
-            call["model"] = meter.metered(model)
+            call["model"] = meter.metered(own_model)
+        else:
+            call |= {} if own_model is None else {"model": own_model}
+            capabilities.append(meter)
         if meter.journal is not None and (self.toolsets or not self._is_built):
             capabilities.append(ToolJournal(meter.journal))
         if capabilities:

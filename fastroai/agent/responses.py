@@ -5,29 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from operator import attrgetter
 from typing import Any, Final
 
 from pydantic_ai.messages import ModelRequest, ModelResponse
 from pydantic_ai.usage import RunUsage
 
-from ..ledger.entries import ZERO_USD, EntryState, LedgerEntry, total_usd
+from ..ledger.entries import EntryState, LedgerEntry, total_usd
 from ..pricing.money import usd_to_microcents
+from ..pricing.token_counts import TokenCounts, summed
 from .schemas import ChatResponse
 
 logger = logging.getLogger("fastroai.agent")
 
-TOKEN_COUNTERS: Final = (
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "input_audio_tokens",
-    "output_audio_tokens",
-    "cache_audio_read_tokens",
-)
-_counters_of = attrgetter(*TOKEN_COUNTERS)
-_NO_TOKENS: Final = (0,) * len(TOKEN_COUNTERS)
+TOKEN_COUNTERS: Final = tuple(TokenCounts.__dataclass_fields__)
 
 
 def read_response(
@@ -68,17 +58,16 @@ def read_response(
 def _of_entries(entries: Collection[LedgerEntry]) -> dict[str, Any]:
     """Tokens, cost and requests as they were metered."""
     spent = [entry for entry in entries if entry.is_spend]
-    columns = zip(_NO_TOKENS, *(_counters_of(entry.tokens) for entry in spent), strict=True)
-    tokens = dict(zip(TOKEN_COUNTERS, map(sum, columns), strict=True))
+    tokens = summed(entry.tokens for entry in spent)
     sent = [entry.request_count for entry in entries if entry.state is not EntryState.REPLAYED]
-    # Where something was sent and no cost at all is known, the sum is not 0, but unknown.
-    is_known = not spent or any(entry.cost_usd is not None for entry in spent)
-    cost = total_usd(spent) if is_known else None
+    cost = total_usd(spent)
+    # Nothing at all is known of what was sent: that is not 0.
+    is_unknown = spent and all(entry.cost_usd is None for entry in spent)
     return {
         **tokens,
         "total_tokens": tokens["input_tokens"] + tokens["output_tokens"],
-        "cost_usd": cost,
-        "cost_microcents": usd_to_microcents(cost or ZERO_USD),
+        "cost_usd": None if is_unknown else cost,
+        "cost_microcents": usd_to_microcents(cost),
         "request_count": sum(sent),
     }
 
@@ -164,14 +153,14 @@ def _arguments(args: Any) -> dict[str, Any]:
 
 def _count(usage: Any, name: str) -> int:
     value = getattr(usage, name, None)
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return value if type(value) is int else 0
 
 
 def _details(usage: Any) -> dict[str, int]:
     details = getattr(usage, "details", None)
     if not isinstance(details, Mapping):
         return {}
-    return {str(k): v for k, v in details.items() if isinstance(v, int) and not isinstance(v, bool)}
+    return {str(name): count for name, count in details.items() if type(count) is int}
 
 
 def _estimate(calculator: Any, model: str | None, tokens: Mapping[str, int]) -> int:
@@ -187,10 +176,8 @@ def _estimate(calculator: Any, model: str | None, tokens: Mapping[str, int]) -> 
 
 def _conversation(result: Any) -> list[ModelRequest | ModelResponse]:
     try:
-        messages = result.all_messages()
+        messages = list(result.all_messages())
     # whoever made the agent, its answer is paid for and not lost for want of its messages
     except Exception:
-        return []
-    if not isinstance(messages, list | tuple):
         return []
     return [message for message in messages if isinstance(message, ModelRequest | ModelResponse)]

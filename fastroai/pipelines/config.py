@@ -132,68 +132,26 @@ def check_config(config: StepConfig) -> None:
     Raises:
         ValueError: Names the field, the value and what is allowed.
     """
-    _require(config, "timeout", _is_amount, "seconds >= 0, or None for no limit", optional=True)
-    _require(config, "retries", _is_count, "a whole number >= 0")
-    _require(config, "retry_delay", _is_delay, "seconds >= 0, or a list of them with at least one")
-    _require(
-        config,
-        "cost_budget",
-        _is_count,
-        "a whole number >= 0 of 1e-6 USD, or None for no limit",
-        optional=True,
-    )
-    _require(config, "persist_result", _is_choice, "True, False or None", optional=True)
-    if config.durable not in (None, "step", "request"):
-        raise ValueError(f"durable={config.durable!r}: choose 'request' or 'step'.")
-    if isinstance(config, PipelineConfig):
-        _require(config, "trace", _is_choice, "True or False")
-        _require(
-            config,
-            "max_concurrency",
-            _is_positive,
-            "a whole number >= 1, or None for no limit",
-            optional=True,
-        )
-        if config.on_error not in ("fail", "continue"):
-            raise ValueError(f"on_error={config.on_error!r}: choose 'fail' or 'continue'.")
+    for name, holds, advice in _RULES:
+        value = getattr(config, name, _DEFAULTS[name])  # a step's config has not all of them
+        if value is not _DEFAULTS[name] and not holds(value):
+            raise ValueError(f"{name}={value!r}: {advice}.")
     _check_cache(config)
-    a_name = "the name before it was changed"
-    _require(config, "formerly", _is_text, a_name, optional=True)
-    a_scope = "a text that is not empty, for example a tenant's id"
-    _require(config, "cache_scope", _is_text, a_scope, optional=True)
 
 
-def _require(
-    config: StepConfig,
-    name: str,
-    holds: Callable[[object], bool],
-    allowed: str,
-    *,
-    optional: bool = False,
-) -> None:
-    value = getattr(config, name)
-    if not (holds(value) or (optional and value is None)):
-        raise ValueError(f"{name}={value!r}: give {allowed}.")
-
-
-def _is_amount(value: Any) -> bool:
+def _is_amount(value: object) -> bool:
     # To Python, True is the number 1; as an amount, it is a mistake.
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and 0 <= value < float("inf")
+    return is_number and 0 <= value < float("inf")  # type: ignore[operator]  # a number by now
 
 
 def _is_delay(value: object) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(map(_is_amount, value))
-    return _is_amount(value)
+    delays = value if isinstance(value, list) else [value]
+    return bool(delays) and all(map(_is_amount, delays))
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and _is_amount(value)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_count(value) and value >= 1
 
 
 def _is_text(value: object) -> bool:
@@ -202,6 +160,27 @@ def _is_text(value: object) -> bool:
 
 def _is_choice(value: object) -> bool:
     return isinstance(value, bool)
+
+
+_RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ("timeout", _is_amount, "give seconds >= 0, or None for no limit"),
+    ("retries", _is_count, "give a whole number >= 0"),
+    ("retry_delay", _is_delay, "give seconds >= 0, or a list of them with at least one"),
+    ("cost_budget", _is_count, "give a whole number >= 0 of 1e-6 USD, or None for no limit"),
+    ("persist_result", _is_choice, "give True, False or None"),
+    ("durable", get_args(Durable).__contains__, "choose 'request' or 'step'"),
+    ("trace", _is_choice, "give True or False"),
+    (
+        "max_concurrency",
+        lambda value: _is_count(value) and value != 0,
+        "give a whole number >= 1, or None for no limit",
+    ),
+    ("on_error", get_args(OnError).__contains__, "choose 'fail' or 'continue'"),
+    ("formerly", _is_text, "give the name before it was changed"),
+    ("cache_scope", _is_text, "give a text that is not empty, for example a tenant's id"),
+)
+"""Of each field what holds for its values, and what else to give."""
+_DEFAULTS = {f.name: f.default for f in fields(PipelineConfig)}
 
 
 def _check_cache(config: StepConfig) -> None:

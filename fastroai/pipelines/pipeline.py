@@ -293,16 +293,14 @@ def _run_options(run_key: object, tags: object) -> dict[str, Any]:
             )
         options["run_key"] = run_key
     if tags:
-        if not isinstance(tags, Mapping) or not all(map(_is_tag, tags.items())):
+        if not isinstance(tags, Mapping) or not all(
+            isinstance(text, str) for text in (*tags, *tags.values())
+        ):
             raise InputValidationError(
                 f"tags={tags!r}: give a dict of texts, for example {{'team': 'search'}}."
             )
         options["tags"] = dict(tags)
     return options
-
-
-def _is_tag(tag: tuple[object, object]) -> bool:
-    return all(isinstance(text, str) for text in tag)
 
 
 def _only_terminal_step(plan: ExecutionPlan) -> str:

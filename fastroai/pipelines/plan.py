@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 
 from ..errors import PipelineValidationError
 from .base import AnyStep
@@ -93,7 +94,11 @@ class ExecutionPlan:
         step_configs = step_configs if step_configs is not None else {}
         _check_config(config)
         _check_step_configs(steps, step_configs)
-        order, dependents = _ordered(edges)
+        order = _ordered(edges)
+        dependents: dict[str, list[str]] = {step_id: [] for step_id in edges}
+        for step_id, needed in edges.items():
+            for dependency in needed:
+                dependents[dependency].append(step_id)
         base = config if config is not None else PipelineConfig()
         planned = {
             step_id: PlannedStep(
@@ -104,7 +109,7 @@ class ExecutionPlan:
             )
             for step_id in order
         }
-        return cls(planned, dependents, base)
+        return cls(planned, {id_: tuple(ids) for id_, ids in dependents.items()}, base)
 
 
 def _check_steps(steps: object) -> None:
@@ -224,38 +229,22 @@ def _config_of(
     return resolved
 
 
-def _ordered(edges: Mapping[str, tuple[str, ...]]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """Kahn's algorithm, in the order in which the steps were given."""
-    dependents: dict[str, list[str]] = {step_id: [] for step_id in edges}
+def _ordered(edges: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Every step behind those it depends on, else in the order in which the steps were given."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    # The order is part of what fingerprints are made of, so the sorter meets the steps in theirs.
+    for step_id in edges:
+        sorter.add(step_id)
     for step_id, needed in edges.items():
-        for dependency in needed:
-            dependents[dependency].append(step_id)
-    missing = {step_id: len(needed) for step_id, needed in edges.items()}
-    order = [step_id for step_id, needed in edges.items() if not needed]
-    for step_id in order:  # it grows meanwhile
-        for dependent in dependents[step_id]:
-            missing[dependent] -= 1
-            if not missing[dependent]:
-                order.append(dependent)
-    if len(order) < len(edges):
-        cycle = _find_cycle(edges, edges.keys() - order)
+        sorter.add(step_id, *needed)
+    try:
+        return list(sorter.static_order())
+    except CycleError as error:
+        cycle = error.args[1][::-1]
         raise PipelineValidationError(
             f"Dependencies form a cycle (each depends on the next): {_shortened(cycle)}. Remove "
             "one of them."
-        )
-    return order, {step_id: tuple(ids) for step_id, ids in dependents.items()}
-
-
-def _find_cycle(edges: Mapping[str, tuple[str, ...]], unordered: set[str]) -> list[str]:
-    """Follow unordered dependencies until a step comes up again; every unordered step has one."""
-    # A dict, which keeps the order and finds a step in no time.
-    path: dict[str, None] = {}
-    step_id = next(filter(unordered.__contains__, edges))
-    while step_id not in path:
-        path[step_id] = None
-        step_id = next(filter(unordered.__contains__, edges[step_id]))
-    steps = list(path)
-    return [*steps[steps.index(step_id) :], step_id]
+        ) from None
 
 
 def _shortened(cycle: list[str]) -> str:

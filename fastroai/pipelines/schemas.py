@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from enum import Enum
@@ -13,7 +14,7 @@ from ..agent.schemas import ChatResponse
 from ..errors import StepExecutionError
 from ..ledger.entries import EntryState, LedgerEntry, total_usd
 from ..pricing.money import microcents_to_usd, usd_to_microcents
-from ..pricing.token_counts import TokenCounts
+from ..pricing.token_counts import TokenCounts, summed
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")
@@ -120,11 +121,12 @@ class StepUsage(BaseModel):
         spend = [e for e in entries if e.is_spend]
         replayed = [e for e in entries if e.state is EntryState.REPLAYED]
         cost = total_usd(spend)
+        requests: Counter[EntryState] = Counter()
+        for entry in entries:
+            requests[entry.state] += entry.request_count
         return cls(
-            **{name: sum(getattr(e.tokens, name) for e in spend) for name in _TOKENS},
-            request_count=sum(
-                e.request_count for e in entries if e.state is not EntryState.REPLAYED
-            ),
+            **summed(entry.tokens for entry in spend),
+            request_count=requests.total() - requests[EntryState.REPLAYED],
             tool_call_count=tool_call_count,
             processing_time_ms=processing_time_ms,
             cost_usd=cost,
@@ -133,9 +135,9 @@ class StepUsage(BaseModel):
             model=next((e.model_answered for e in entries if e.model_answered), None),
             replayed_cost_usd=sum((e.cost_usd or Decimal(0) for e in replayed), Decimal(0)),
             replayed_count=len(replayed),
-            unsettled_count=_count(entries, EntryState.UNSETTLED),
-            unpriced_count=_count(entries, EntryState.UNPRICED),
-            refused_count=_count(entries, EntryState.REFUSED),
+            unsettled_count=requests[EntryState.UNSETTLED],
+            unpriced_count=requests[EntryState.UNPRICED],
+            refused_count=requests[EntryState.REFUSED],
         )
 
     @property
@@ -220,10 +222,6 @@ class PipelineUsage(BaseModel):
         """
         unknown = self.total_unsettled_count + self.total_unpriced_count
         return _share_priced(self.total_request_count, self.total_refused_count, unknown)
-
-
-def _count(entries: Iterable[LedgerEntry], state: EntryState) -> int:
-    return sum(e.request_count for e in entries if e.state is state)
 
 
 def _share_priced(requests: int, refused: int, unknown: int) -> float | None:

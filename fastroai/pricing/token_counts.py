@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -19,3 +20,12 @@ class TokenCounts:
     input_audio_tokens: int = 0
     output_audio_tokens: int = 0
     cache_audio_read_tokens: int = 0
+
+
+def summed(counts: Iterable[TokenCounts]) -> dict[str, int]:
+    """The sums of several requests, by field."""
+    all_of_them = tuple(counts)
+    return {
+        name: sum([getattr(each, name) for each in all_of_them])
+        for name in TokenCounts.__dataclass_fields__
+    }

@@ -101,19 +101,13 @@ def _name(value: Any) -> str:
 
 
 def _content(value: Any) -> Any:
-    if _is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Enum | BaseModel):
         names = [field.name for field in dataclasses.fields(value)]
         return _canonical({name: getattr(value, name) for name in names})
     for kinds, content in _CONTENTS:
         if isinstance(value, kinds):
             return content(value)
     raise TypeError(f"A {type(value).__qualname__} has no canonical JSON.")
-
-
-def _is_dataclass(value: object) -> bool:
-    if isinstance(value, type | Enum | BaseModel):
-        return False
-    return dataclasses.is_dataclass(value)
 
 
 def _of_model(value: BaseModel) -> Any:

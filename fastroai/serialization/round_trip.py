@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, time
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -46,13 +47,11 @@ class Spelling:
 
     def _spell(self, value: object, depth: int) -> tuple[object, ...]:
         kind = type(value)
-        if kind in _SIMPLE or isinstance(value, str | Enum):
+        if kind in _SIMPLE:
             return kind, value
-        if isinstance(value, Decimal | float):
-            return kind, value, str(value)  # 1.1 and 1.10, 0.0 and -0.0
-        if isinstance(value, datetime | time):
-            # The offset tells two moments of the same name apart, as when the clock is set back.
-            return kind, value, value.fold if value.tzinfo is None else value.utcoffset()
+        for kinds, what_equality_hides in _LEAVES:
+            if isinstance(value, kinds):
+                return kind, value, what_equality_hides(value)
         if depth > DEEPEST:
             raise TypeError(f"it is nested more than {DEEPEST} levels deep, or holds itself")
         if isinstance(value, Iterator):
@@ -64,6 +63,16 @@ class Spelling:
         if parts is None:
             return kind, value
         return _bare_type(value), *(self._spell(part, depth + 1) for part in parts)
+
+
+_LEAVES: tuple[tuple[tuple[type, ...], Callable[[Any], object]], ...] = (
+    ((str, Enum), lambda value: None),
+    # 1.1 and 1.10, 0.0 and -0.0
+    ((Decimal, float), str),
+    # The offset tells two moments of the same name apart, as when the clock is set back.
+    ((datetime, time), lambda value: value.fold if value.tzinfo is None else value.utcoffset()),
+)
+"""What is in one piece, and by what two of them differ that are equal to Python."""
 
 
 def _parts(value: object) -> Iterable[object] | None:

@@ -32,6 +32,11 @@ class ToolCall:
     args: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
 
+    def as_part(self) -> ToolCallPart:
+        """The call as a part of a response."""
+        part = ToolCallPart(self.name, to_json(dict(self.args)).decode())
+        return part if self.id is None else replace(part, tool_call_id=self.id)
+
 
 Reply = Any
 """A text; a pydantic model, dict or other value for a structured output; a `ToolCall`, or a list of
@@ -95,10 +100,9 @@ class ScriptedModel(LocalModel):
             response = copy(reply)
         else:
             response = ModelResponse(parts=_parts(reply, parameters))
-        if not response.provider_response_id:
-            response.provider_response_id = f"scripted-{self._given}"
-        usage = response.usage if self._fixed_usage is None else self._fixed_usage
-        response.usage = copy(usage)
+        response.provider_response_id = response.provider_response_id or f"scripted-{self._given}"
+        # Copied: what is noted on an answer's usage must not be on the next one's.
+        response.usage = copy(response.usage if self._fixed_usage is None else self._fixed_usage)
         return response
 
     def _next_reply(self) -> Reply:
@@ -117,13 +121,8 @@ def _parts(reply: Reply, parameters: ModelRequestParameters) -> list[ModelRespon
         return [TextPart(reply)]
     calls = reply if isinstance(reply, Sequence) and reply else [reply]
     if all(isinstance(call, ToolCall) for call in calls):
-        return [_call(call) for call in calls]
+        return [call.as_part() for call in calls]
     return [structured_part(to_jsonable_python(reply), parameters, name=type(reply).__name__)]
-
-
-def _call(call: ToolCall) -> ToolCallPart:
-    part = ToolCallPart(call.name, to_json(dict(call.args)).decode())
-    return part if call.id is None else replace(part, tool_call_id=call.id)
 
 
 def _info(

@@ -67,7 +67,7 @@ def step_rows(entries: Sequence[LedgerEntry]) -> list[Row]:
         model = entry.model_answered or entry.model_asked or "unknown"
         groups.setdefault((entry.agent or "unnamed", model, entry.state.value), []).append(entry)
     return [
-        _row({"agent": agent, "model": model, "state": state}, group)
+        {"agent": agent, "model": model, "state": state} | vars(_Costs.of(group))
         for (agent, model, state), group in groups.items()
     ]
 
@@ -86,7 +86,8 @@ def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) ->
             "attempts": attempts,
             "models": ", ".join(models) or "none",
         }
-        rows.append(_row(head, entries) | {"share": "█" * share + "░" * (20 - share)})
+        bar = {"share": "█" * share + "░" * (20 - share)}
+        rows.append(head | vars(_Costs.of(entries)) | bar)
     return rows
 
 
@@ -102,38 +103,32 @@ class _Costs:
     requests_without_price: int = 0
     saved_usd: str = "0"
 
+    @classmethod
+    def of(cls, entries: Sequence[LedgerEntry]) -> _Costs:
+        """The sums of some entries, taken in one go: a run has a table for each of its steps."""
+        costs = cls()
+        spend: list[LedgerEntry] = []
+        replayed: list[LedgerEntry] = []
+        for entry in entries:
+            if entry.state is EntryState.REPLAYED:
+                replayed.append(entry)
+                continue
+            costs.requests += entry.request_count
+            if not entry.is_spend:
+                continue
+            spend.append(entry)
+            costs.input_tokens += entry.tokens.input_tokens
+            costs.output_tokens += entry.tokens.output_tokens
+            if entry.cost_usd is None:
+                costs.requests_without_price += entry.request_count
+        saved = sum((entry.cost_usd or Decimal(0) for entry in replayed), Decimal(0))
+        costs.replayed = len(replayed)
+        costs.cost_usd = with_unknown(plain_usd(total_usd(spend)), spend)
+        costs.saved_usd = with_unknown(plain_usd(saved), replayed)
+        return costs
+
 
 NO_REQUESTS: Row = {"agent": "none", "model": "none", "state": "no requests"} | vars(_Costs())
-
-
-def _costs_of(entries: Sequence[LedgerEntry]) -> _Costs:
-    costs = _Costs()
-    if not entries:
-        return costs
-    spend: list[LedgerEntry] = []
-    replayed: list[LedgerEntry] = []
-    saved = Decimal(0)
-    for entry in entries:
-        if entry.state is EntryState.REPLAYED:
-            replayed.append(entry)
-            saved += entry.cost_usd or 0
-            continue
-        costs.requests += entry.request_count
-        if not entry.is_spend:
-            continue
-        spend.append(entry)
-        costs.input_tokens += entry.tokens.input_tokens
-        costs.output_tokens += entry.tokens.output_tokens
-        if entry.cost_usd is None:
-            costs.requests_without_price += entry.request_count
-    costs.replayed = len(replayed)
-    costs.cost_usd = with_unknown(plain_usd(total_usd(spend)), spend)
-    costs.saved_usd = with_unknown(plain_usd(saved), replayed)
-    return costs
-
-
-def _row(head: Row, entries: Sequence[LedgerEntry]) -> Row:
-    return head | vars(_costs_of(entries))
 
 
 def _dollars(amount: str) -> str:
@@ -169,7 +164,7 @@ def describe_costs(
 
 def _described(entries: Sequence[LedgerEntry]) -> Iterator[str]:
     """What entries came to, then what there is to say of that."""
-    costs = _costs_of(entries)
+    costs = _Costs.of(entries)
     requests = _counted(costs.requests, "request")
     yield f"**{_dollars(costs.cost_usd)}** for {requests}"
     if costs.replayed:
@@ -298,10 +293,10 @@ class ArtifactWriter:
     def _warn(self) -> None:
         if not self._unwritten:
             return
-        failures = [table.failure for table in self._unwritten if table.failure is not None]
         reason = f"no answer within {self.timeout:g} s (FASTROAI_ARTIFACT_TIMEOUT)"
-        if failures:
-            reason = redact(repr(failures[-1]))
+        for table in self._unwritten:
+            if table.failure is not None:
+                reason = redact(repr(table.failure))
         keys = [str(table.artifact.key) for table in self._unwritten]
         names = ", ".join(keys[:NAMED])
         if len(keys) > NAMED:

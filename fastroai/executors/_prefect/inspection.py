@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -106,9 +107,11 @@ class Records:
                 f"Step '{task_run.name}' of run {task_run.flow_run_id} stored no result: its task "
                 f"is {task_run.state_name or 'new'}."
             )
-        storage = self.storage if self.storage is not None else self.settings.result_storage
-        if Path(key).is_absolute() and self.storage is None:
-            storage, key = Path(key).parent, Path(key).name
+        storage = self.storage
+        if storage is None:
+            storage = self.settings.result_storage
+            if Path(key).is_absolute():  # a local folder, whatever the settings say by now
+                storage, key = Path(key).parent, Path(key).name
         name = str(storage)
         if name not in self._opened:
             self._opened[name] = await open_store(storage, self.settings)
@@ -137,12 +140,10 @@ async def _flow_run(client: PrefectClient, run: str) -> FlowRun:
 async def _task_run(client: PrefectClient, flow_run: FlowRun, step_id: str) -> TaskRun:
     of_run = FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}})
     by_name = TaskRunFilter(name=TaskRunFilterName(any_=[step_id]))
-    while True:
-        found = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
-        ended = all(task_run.state and task_run.state.is_final() for task_run in found)
-        if (found and ended) or not _just_ended(flow_run):
-            break
+    found = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
+    while _just_ended(flow_run) and not _have_ended(found):
         await asyncio.sleep(0.1)
+        found = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
     # A record that was not believed leaves a second task, which ran the step anew.
     stored = [task_run for task_run in found if _storage_key(task_run.state) is not None] or found
     if stored:
@@ -157,6 +158,11 @@ async def _task_run(client: PrefectClient, flow_run: FlowRun, step_id: str) -> T
 def _just_ended(flow_run: FlowRun) -> bool:
     """Whether states of its tasks may still be on their way: they reach the server as events."""
     return flow_run.end_time is not None and datetime.now(UTC) - flow_run.end_time < _EVENTS_TAKE
+
+
+def _have_ended(task_runs: Sequence[TaskRun]) -> bool:
+    states = [task_run.state for task_run in task_runs]
+    return bool(states) and all(state is not None and state.is_final() for state in states)
 
 
 def _storage_key(state: State[Any] | None) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -116,15 +117,12 @@ async def explain_miss(
             continue
         reasons = tuple(_differences(then, key))
         # Another step of the pipeline is of interest only where it may be this one by another name.
-        if task_run.name == step_id or then["identity"]["fingerprint"] == _fingerprint(key):
+        is_same_code = then["identity"]["fingerprint"] == key["identity"]["fingerprint"]
+        if task_run.name == step_id or is_same_code:
             run_id = str(task_run.flow_run_id)
             found.append(StoredBefore(run_id, task_run.name, location, reasons))
     found.sort(key=lambda before: len(before.reasons))
     return MissExplanation(own.run_id, step_id, own.state, tuple(found), unknown)
-
-
-def _fingerprint(key: Mapping[str, Any]) -> object:
-    return key["identity"]["fingerprint"]
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -151,16 +149,11 @@ async def _earlier_tasks(
     of_step = TaskRunFilter(name=TaskRunFilterName(any_=[step_id]))
     of_pipeline = FlowFilter(name=FlowFilterName(any_=[pipeline]))
     not_this = FlowRunFilter.model_validate({"id": {"not_any_": [run_id]}})
-    by_step = await client.read_task_runs(
-        task_run_filter=of_step,
+    latest = partial(
+        client.read_task_runs,
         flow_run_filter=not_this,
         sort=TaskRunSort.EXPECTED_START_TIME_DESC,
         limit=LOOKED_AT,
     )
-    by_pipeline = await client.read_task_runs(
-        flow_filter=of_pipeline,
-        flow_run_filter=not_this,
-        sort=TaskRunSort.EXPECTED_START_TIME_DESC,
-        limit=LOOKED_AT,
-    )
-    return list({task_run.id: task_run for task_run in (*by_step, *by_pipeline)}.values())
+    found = [*await latest(task_run_filter=of_step), *await latest(flow_filter=of_pipeline)]
+    return list({task_run.id: task_run for task_run in found}.values())

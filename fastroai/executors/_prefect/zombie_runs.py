@@ -66,6 +66,23 @@ class TrackedRun:
         """Whether its process died before it ended."""
         return not self.holding.is_alive
 
+    @property
+    def advice(self) -> str:
+        """How it goes on once it is resumed."""
+        key = self.holding.claim.run_key
+        if self.deployment is not None:
+            return f"Scheduled again for a worker of {self.deployment!r}, which resumes it."
+        if key is not None:
+            return (
+                f"Marked as crashed. Execute {self.holding.claim.pipeline!r} again with "
+                f"run_key={key!r} to resume it."
+            )
+        if self.flow_run.parent_task_run_id is not None:
+            return "Marked as crashed. It is part of another flow run: retry that one to resume it."
+        return (
+            "Marked as crashed. It has no run_key, so another execution starts from the beginning."
+        )
+
 
 async def tracked_runs(settings: FastroAISettings) -> tuple[list[TrackedRun], int]:
     """The active and dead runs that use this ledger; then how many of them this Prefect server
@@ -84,7 +101,8 @@ async def tracked_runs(settings: FastroAISettings) -> tuple[list[TrackedRun], in
     runs: list[TrackedRun] = []
     async with get_client() as client:
         flow_runs = await _flow_runs(client, [UUID(name) for name in holdings])
-        names = await _deployment_names(client, flow_runs)
+        deployed = {run.deployment_id for run in flow_runs if run.deployment_id is not None}
+        names = {id_: await read_deployment_name(client, id_) for id_ in deployed}
     for flow_run in flow_runs:
         holding = holdings[str(flow_run.id)]
         if not holding.is_alive and _has_ended(flow_run):
@@ -138,15 +156,14 @@ async def _put_back(client: PrefectClient, run: TrackedRun) -> str:
     cause = (
         f"Process {holding.claim.pid} on {holding.claim.host} died without reporting a final state."
     )
-    advice = _advice(run)
     if flow_run.state_type is not StateType.CRASHED:
-        await _set_state(client, flow_run, Crashed(message=f"{cause} {advice}"))
+        await _set_state(client, flow_run, Crashed(message=f"{cause} {run.advice}"))
     died: State[object] = Crashed(message="Its process died without reporting a final state.")
     await _end_task_runs(client, flow_run.id, died)
     if run.deployment is not None:
         retry: State[object] = AwaitingRetry(message=f"{cause} Resumed by `fastroai runs`.")
         await _set_state(client, flow_run, retry)
-    return f"{flow_run.name} ({flow_run.id}): {advice}"
+    return f"{flow_run.name} ({flow_run.id}): {run.advice}"
 
 
 async def report_own_ended_runs(settings: FastroAISettings) -> None:
@@ -234,22 +251,6 @@ async def _set_state(
     return accepted.name or accepted.type.value
 
 
-def _advice(run: TrackedRun) -> str:
-    if run.deployment is not None:
-        return f"Scheduled again for a worker of {run.deployment!r}, which resumes it."
-    key = run.holding.claim.run_key
-    if run.flow_run.parent_task_run_id is not None and key is None:
-        return "Marked as crashed. It is part of another flow run: retry that one to resume it."
-    if key is None:
-        return (
-            "Marked as crashed. It has no run_key, so another execution starts from the beginning."
-        )
-    return (
-        f"Marked as crashed. Execute {run.holding.claim.pipeline!r} again with run_key={key!r} to "
-        "resume it."
-    )
-
-
 async def _end_task_runs(client: PrefectClient, flow_run_id: UUID, state: State[object]) -> None:
     """Task runs that were under way would stay so in the UI."""
     running = TaskRunFilterState(
@@ -277,8 +278,3 @@ async def _flow_runs(client: PrefectClient, ids: Sequence[UUID]) -> list[FlowRun
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[start : start + _PAGE])))
         found += await client.read_flow_runs(flow_run_filter=chosen, limit=_PAGE)
     return found
-
-
-async def _deployment_names(client: PrefectClient, flow_runs: Sequence[FlowRun]) -> dict[UUID, str]:
-    ids = {flow_run.deployment_id for flow_run in flow_runs if flow_run.deployment_id is not None}
-    return {id_: await read_deployment_name(client, id_) for id_ in ids}
