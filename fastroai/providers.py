@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+# pydantic-ai's provider names, past ones too, for what genai-prices lists under another id.
 _ALIASES = {
     "azure-responses": "azure",
     "bedrock": "aws",
@@ -27,7 +28,6 @@ _ALIASES = {
     "voyage": "voyageai",
     "xai": "x-ai",
 }
-"""pydantic-ai's provider names, past ones too, for what genai-prices lists under another id."""
 
 UNMETERED = frozenset(
     {"ollama", "openai-chatgpt", "openai-codex", "outlines", "sentence-transformers", "vllm"}

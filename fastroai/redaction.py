@@ -19,8 +19,8 @@ SHORTEST_SECRET = 6
 """Characters below which a value is too common to be looked for in any text; in a URL or a header
 it is masked by its place.
 """
+# Characters from which a value is masked within a word, too.
 _SURE = 16
-"""Characters from which a value is masked within a word, too."""
 
 # What a name ends with: DB_PASSWORD, AccountKey and -cpassword are some, too.
 _SECRET_FIELD = (
@@ -79,10 +79,9 @@ _CREDENTIAL_HEADERS = (
 )
 _MOST_REMEMBERED = 64
 
+# Keys that this process has sent, the latest last: a key given in code is in no setting, and an
+# answer that repeats it may become an error's text anywhere. Replaced as a whole, for threads.
 _remembered: tuple[str, ...] = ()
-"""Keys that this process has sent, the latest last: a key given in code is in no setting, and an
-answer that repeats it may become an error's text anywhere. Replaced as a whole, for threads.
-"""
 
 
 def remember(headers: Mapping[str, str]) -> None:

@@ -223,10 +223,9 @@ _VARIABLES = tuple(
     str(field.validation_alias or PREFIX + name.upper())
     for name, field in FastroAISettings.model_fields.items()
 )
+# Of the process, as the environment is: each run asks for its settings, and parsing them takes
+# milliseconds.
 _cached: tuple[object, FastroAISettings] | None = None
-"""Of the process, as the environment is: each run asks for its settings, and parsing them takes
-milliseconds.
-"""
 
 
 def _parse() -> FastroAISettings:

@@ -115,8 +115,12 @@ def describe_ready_agent(
 
 def own_capabilities(agent: Any, describer: Describer) -> list[object]:
     """Those that may change answers, without what pydantic-ai gives every agent."""
-    parts = filter(_answers, agent._root_capability.capabilities)
-    described = [describe_part(part, describer) for part in parts]
+    # Those that make runs durable keep answers and don't change them.
+    described = [
+        describe_part(part, describer)
+        for part in agent._root_capability.capabilities
+        if not type(part).__module__.startswith("pydantic_ai.durable_exec")
+    ]
     return [part for part in described if part not in _given_to_all()]
 
 
@@ -141,11 +145,6 @@ def describe_settings(settings: object, describer: Describer) -> object:
             if name not in NOT_ABOUT_THE_ANSWER
         )
     return describe_member(settings, describer)
-
-
-def _answers(capability: object) -> bool:
-    """Whether a capability may change answers; those that make runs durable only keep them."""
-    return not type(capability).__module__.startswith("pydantic_ai.durable_exec")
 
 
 @functools.cache

@@ -42,7 +42,8 @@ class CodeOrigin:
         """A text, or where it is a path in this home or above it, the path without what only this
         machine has.
         """
-        if not self.root or not _is_path(text):
+        is_path = len(text) > 1 and os.path.isabs(text) and "\n" not in text
+        if not self.root or not is_path:
             return text
         path = os.path.normpath(text)
         if path == self.root or path.startswith(self.root + os.sep):
@@ -50,10 +51,6 @@ class CodeOrigin:
         if self.root.startswith(path + os.sep):
             return "<home>" + "/.." * self.root[len(path) :].count(os.sep)
         return text
-
-
-def _is_path(text: str) -> bool:
-    return len(text) > 1 and os.path.isabs(text) and "\n" not in text
 
 
 def origin_of_function(function: Any) -> CodeOrigin:

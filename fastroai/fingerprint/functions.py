@@ -16,8 +16,8 @@ from types import CodeType
 from typing import Any, cast
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+# Name and first line (of the first decorator, where there is one) of a function.
 _Place = tuple[str, int]
-"""Name and first line (of the first decorator, where there is one) of a function."""
 
 # Says how the text is laid out or checked, never what it does. Empty fields differ between Python
 # versions.
@@ -129,10 +129,9 @@ def _find(code: CodeType) -> tuple[_Function | None, bool]:
     return min(nodes, key=_length), is_current
 
 
+# By file, parsed once for all functions in it; not an lru_cache, because a file that was edited is
+# parsed again.
 _modules: dict[str, _Module] = {}
-"""By file, parsed once for all functions in it; not an lru_cache, because a file that was edited is
-parsed again.
-"""
 
 
 def parsed_module(filename: str) -> _Module:

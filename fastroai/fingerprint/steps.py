@@ -213,7 +213,10 @@ class StepDescriber:
         if isinstance(value, Pipeline):
             return self.once(value, lambda: self._pipeline(value))
         if is_record(value) or self.is_own(type(value)):
-            return self.once(value, lambda: self._instance(value))
+            return self.once(
+                value,
+                lambda: ["instance", self.value(type(value)), describe_fields(value, self)],
+            )
         if (template := template_code(value)) is not None:
             return ["template", compiled_identity(template)]
         if callable(value) and hasattr(value, "__wrapped__"):
@@ -221,9 +224,6 @@ class StepDescriber:
         if get_origin(value) is not None:
             return ["hint", self.hint(value)]
         return ["type", _label(type(value))]
-
-    def _instance(self, value: object) -> object:
-        return ["instance", self.value(type(value)), describe_fields(value, self)]
 
     def _pipeline(self, pipeline: Pipeline[Any, Any, Any]) -> object:
         nodes = pipeline.plan.steps.items()

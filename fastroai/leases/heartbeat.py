@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 BEATS = 3
 """Heartbeats in the time after which a silent holder counts as dead."""
+# Seconds without anything to do after which the connection is closed.
 _IDLE = 5.0
-"""Seconds without anything to do after which the connection is closed."""
+# Seconds a process waits at its end for its last leases to be given up.
 _EXIT_PATIENCE = 5.0
-"""Seconds a process waits at its end for its last leases to be given up."""
 
 Clock = Callable[[], float]
 

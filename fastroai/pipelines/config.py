@@ -162,6 +162,7 @@ def _is_choice(value: object) -> bool:
     return isinstance(value, bool)
 
 
+# Of each field what holds for its values, and what else to give.
 _RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("timeout", _is_amount, "give seconds >= 0, or None for no limit"),
     ("retries", _is_count, "give a whole number >= 0"),
@@ -179,7 +180,6 @@ _RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("formerly", _is_text, "give the name before it was changed"),
     ("cache_scope", _is_text, "give a text that is not empty, for example a tenant's id"),
 )
-"""Of each field what holds for its values, and what else to give."""
 _DEFAULTS = {f.name: f.default for f in fields(PipelineConfig)}
 
 

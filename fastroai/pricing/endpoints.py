@@ -52,6 +52,7 @@ def on_domain(url: str, domain: str) -> bool:
     return host == domain or host.endswith(f".{domain}")
 
 
+# Domains of providers that answer at further hosts than the price list knows: regions above all.
 _OWN_DOMAINS: dict[str, tuple[str, ...]] = {
     "anthropic": ("anthropic.com",),
     "aws": ("amazonaws.com", "amazonaws.com.cn", "api.aws"),
@@ -66,11 +67,8 @@ _OWN_DOMAINS: dict[str, tuple[str, ...]] = {
     "x-ai": ("x.ai",),
     "zai": ("z.ai",),
 }
-"""Domains of providers that answer at further hosts than the price list knows: regions above
-all.
-"""
+# Pydantic AI's gateway passes on what the provider behind it bills.
 _GATEWAY = "pydantic.dev"
-"""Pydantic AI's gateway passes on what the provider behind it bills."""
 
 
 def is_own_host(provider: str, url: str) -> bool:

@@ -53,8 +53,8 @@ class MaxCost:
             return self.per_request + (input_tokens * into + output_tokens * out) / 1_000_000
 
 
+# Models that search unasked: what they find is billed as input, and the search as such too.
 _SEARCHES = re.compile(r"search|sonar|compound")
-"""Models that search unasked: what they find is billed as input, and the search as such too."""
 
 
 def list_max_cost(
@@ -138,8 +138,8 @@ _FEE = re.compile("requests_kcount$")
 _OUTPUT = re.compile("output_.*mtok$")
 _INPUT_TEXT = re.compile("(?!output_|.*(?:audio|image|video)).*_mtok$")
 _FROM_THE_FIRST = -1
+# From more than how many input tokens on, and what holds from there.
 _Step = tuple[int, Decimal]
-"""From more than how many input tokens on, and what holds from there."""
 
 
 def _steps_of(rate: Decimal | TieredPrices) -> list[_Step]:

@@ -122,10 +122,9 @@ def _google(model: str, host: str) -> Decimal | str:
 
 
 _BEDROCK: Final = re.compile(r"bedrock-(?:runtime|mantle)(?:-fips)?\.([a-z0-9-]+)\.")
+# Entries of the list that hold wherever: a global profile, and Anthropic's models, whose price in a
+# region (it has the premium) is the same in all of them but the government's.
 _ONE_PRICE: Final = re.compile(r"(?:global\.|regional\.anthropic\.)")
-"""Entries of the list that hold wherever: a global profile, and Anthropic's models, whose price in
-a region (it has the premium) is the same in all of them but the government's.
-"""
 
 
 def _aws(model: str, host: str) -> Decimal | str:

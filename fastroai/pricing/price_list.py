@@ -53,8 +53,9 @@ class Price:
 
 
 PER_THOUSAND = "_kcount"
+# What genai-prices calls otherwise than a service tier.
 _TIERS = {"batch": {"processing": "batch"}, "fast-mode": {"speed": "fast"}}
-"""What genai-prices calls otherwise than a service tier."""
+# Names of what is billed at the standard rates. Any other tier may cost otherwise.
 _STANDARD = {
     "service_tier": frozenset(
         {"auto", "default", "on_demand", "ondemand", "standard", "standard_only", "unspecified"}
@@ -62,9 +63,8 @@ _STANDARD = {
     "processing": frozenset({"default", "standard"}),
     "speed": frozenset({"standard"}),
 }
-"""Names of what is billed at the standard rates. Any other tier may cost otherwise."""
+# Groq sells its flex tier at the rates of the standard one.
 _STANDARD_AFTER_ALL = {"groq": frozenset({"flex"})}
-"""Groq sells its flex tier at the rates of the standard one."""
 _COUNTED = frozenset(TokenCounts.__dataclass_fields__)
 _BILLED_TOOLS = ("web_searches", "social_searches", "storage_searches", "code_executions")
 
@@ -195,21 +195,19 @@ def premium_name(provider: Provider, model: ModelInfo, ref: ModelRef) -> str:
     return model.id if provider.id == "aws" else ref.model
 
 
+# Gemini models with one price for input of any kind (ai.google.dev, pricing); the others have one
+# for audio.
 _ONE_INPUT_RATE = re.compile(r"gemini-(?:pro|1|2\.0-flash-lite|[\d.]+-pro|3\.[5-9]|[4-9])")
-"""Gemini models with one price for input of any kind (ai.google.dev, pricing); the others have one
-for audio.
-"""
+# Models whose output is audio or images, at the rate that the list has for output.
 _ONE_OUTPUT_RATE = re.compile(r"tts|gpt-image|chatgpt-image")
-"""Models whose output is audio or images, at the rate that the list has for output."""
+# Kinds of tokens that are not billed at the rate of text: their rates in the list, and which models
+# bill them as text all the same.
 _RATES = {
     "input_audio_tokens": ("input_audio_mtok", _ONE_INPUT_RATE.match),
     "output_audio_tokens": ("output_audio_mtok", _ONE_OUTPUT_RATE.search),
     "output_image_tokens": ("output_image_mtok", _ONE_OUTPUT_RATE.search),
     "output_video_tokens": ("output_video_mtok", _ONE_OUTPUT_RATE.search),
 }
-"""Kinds of tokens that are not billed at the rate of text: their rates in the list, and which
-models bill them as text all the same.
-"""
 
 
 @dataclass(frozen=True, slots=True)

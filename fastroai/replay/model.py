@@ -22,12 +22,12 @@ from .journal import Journal, JournalRecord
 from .later_fields import drop_later_defaults, known_parameters
 from .requests import Books, RequestOfModel, RequestWrapper
 
+# Fields of messages that a model is sent; the others tell of the run.
 _SENT = ("kind", "parts", "instructions", "provider_response_id")
-"""Fields of messages that a model is sent; the others tell of the run."""
+# Fields of their parts that it is not sent.
 _NOT_SENT = ("timestamp", "metadata")
-"""Fields of their parts that it is not sent."""
+# How ids begin that pydantic-ai makes up, where they may differ from run to run.
 _GENERATED_ID = "pyd_ai_"
-"""How ids begin that pydantic-ai makes up, where they may differ from run to run."""
 
 
 @dataclass(frozen=True, slots=True)

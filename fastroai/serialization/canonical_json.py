@@ -120,6 +120,7 @@ def _of_mapping(value: Mapping[Any, Any]) -> list[list[Any]]:
     return sorted(items, key=lambda item: item[0])
 
 
+# What a value of a type is written by; the first that fits.
 _CONTENTS: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
     (Enum, lambda value: _canonical(value.value)),
     (BaseModel, _of_model),
@@ -134,4 +135,3 @@ _CONTENTS: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
     (int, lambda value: _canonical(int(value))),
     (float, lambda value: _canonical(float(value))),
 )
-"""What a value of a type is written by; the first that fits."""

@@ -65,6 +65,7 @@ class Spelling:
         return _bare_type(value), *(self._spell(part, depth + 1) for part in parts)
 
 
+# What is in one piece, and by what two of them differ that are equal to Python.
 _LEAVES: tuple[tuple[tuple[type, ...], Callable[[Any], object]], ...] = (
     ((str, Enum), lambda value: None),
     # 1.1 and 1.10, 0.0 and -0.0
@@ -72,7 +73,6 @@ _LEAVES: tuple[tuple[tuple[type, ...], Callable[[Any], object]], ...] = (
     # The offset tells two moments of the same name apart, as when the clock is set back.
     ((datetime, time), lambda value: value.fold if value.tzinfo is None else value.utcoffset()),
 )
-"""What is in one piece, and by what two of them differ that are equal to Python."""
 
 
 def _parts(value: object) -> Iterable[object] | None:

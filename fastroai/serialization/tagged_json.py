@@ -74,6 +74,7 @@ def _timedelta(content: tuple[int, int, int]) -> timedelta:
 
 _AS_IT_IS = frozenset({type(None), str, bool, int})
 
+# Tag and content of a value, by its type.
 _CONTENTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     set: ("set", _sorted),
     frozenset: ("frozenset", _sorted),
@@ -87,8 +88,8 @@ _CONTENTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     complex: ("complex", str),
     float: ("float", repr),  # those that JSON has no number for
 }
-"""Tag and content of a value, by its type."""
 
+# The value of a content, by its tag.
 _VALUES: dict[str, Callable[[Any], Any]] = {
     "dict": lambda content: {unpack(key): unpack(item) for key, item in content},
     "tuple": lambda content: tuple(map(unpack, content)),
@@ -104,4 +105,3 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "complex": complex,
     "float": float,
 }
-"""The value of a content, by its tag."""

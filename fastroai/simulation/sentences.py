@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
+# Words with the same first letters count as the same: `licence`, `licensing`.
 _STEM = 5
-"""Words with the same first letters count as the same: `licence`, `licensing`."""
+# Fewer words than this are a heading or a fragment rather than a sentence.
 _USUAL_LENGTH = 5
-"""Fewer words than this are a heading or a fragment rather than a sentence."""
 _CODE_BLOCK = re.compile(r"^\s*(```|~~~).*?^\s*\1\s*$", re.MULTILINE | re.DOTALL)
 _TABLE_ROW = re.compile(r"^\s*\|.*$", re.MULTILINE)
 _LINE_MARK = re.compile(r"^\s*(?:#{1,6}|[-*+•>]|\d{1,3}[.)])\s+", re.MULTILINE)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]  # it has no stubs
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from .folder import refuse_a_dangling_link
-from .object_store import PAGE, ObjectStore, StoredObject, Threads
+from .object_store import PAGE, ObjectStore, StoredObject, Threads, in_thread
 
+# Where the file systems of fsspec have the time of the last write, among the rest they list.
 _MODIFIED = ("mtime", "modified", "last_modified", "LastModified", "updated")
-"""Where the file systems of fsspec have the time of the last write, among the rest they list."""
 
 
 class FileSystemStore(ObjectStore):
@@ -30,7 +29,7 @@ class FileSystemStore(ObjectStore):
         self._base = base.rstrip("/")
         # Two of one URL may have other endpoints or accounts: their hash tells.
         self.identity = f"{self._base} {hash(filesystem)}"
-        self._threads = Threads(abandon=True)
+        self.threads = Threads(abandon=True)
 
     @classmethod
     def open(cls, url: str) -> FileSystemStore:
@@ -49,11 +48,10 @@ class FileSystemStore(ObjectStore):
             return path
         return f"{self._base}/{path}" if path else self._base
 
-    async def get(self, name: str) -> bytes:
+    @in_thread
+    def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
-        return await self._threads.run(partial(self._read, self.resolve(name)))
-
-    def _read(self, path: str) -> bytes:
+        path = self.resolve(name)
         try:
             content: bytes = self._filesystem.cat_file(path)
         except FileNotFoundError:
@@ -62,12 +60,10 @@ class FileSystemStore(ObjectStore):
             raise
         return content
 
-    async def put(self, name: str, content: bytes) -> None:
+    @in_thread
+    def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
         path = self.resolve(name)
-        await self._threads.run(lambda: self._write(path, content))
-
-    def _write(self, path: str, content: bytes) -> None:
         try:
             self._filesystem.pipe_file(path, content)
         except FileNotFoundError:
@@ -81,11 +77,11 @@ class FileSystemStore(ObjectStore):
 
     async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
         """See `ObjectStore`."""
-        path = self.resolve(folder)
-        found = await self._threads.run(lambda: self._files(path))
+        found = await self._files(self.resolve(folder))
         for start in range(0, len(found), PAGE):
             yield found[start : start + PAGE]
 
+    @in_thread
     def _files(self, folder: str) -> list[StoredObject]:
         # Several of them remember what they listed, and other processes write, too.
         self._filesystem.invalidate_cache()
@@ -105,20 +101,16 @@ class FileSystemStore(ObjectStore):
                 return _moment(entry[key])
         return _moment(self._filesystem.modified(entry["name"]))
 
-    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
+    @in_thread
+    def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
         """See `ObjectStore`."""
-        return await self._threads.run(lambda: self._peek(stored.path, size))
-
-    def _peek(self, path: str, size: int) -> tuple[bytes, datetime]:
         self._filesystem.invalidate_cache()
-        entry = self._filesystem.info(path)
-        return self._filesystem.cat_file(path, 0, size), self._modified(entry)
+        entry = self._filesystem.info(stored.path)
+        return self._filesystem.cat_file(stored.path, 0, size), self._modified(entry)
 
-    async def delete(self, paths: Sequence[str]) -> dict[str, str]:
+    @in_thread
+    def delete(self, paths: Sequence[str]) -> dict[str, str]:
         """See `ObjectStore`."""
-        return await self._threads.run(lambda: self._delete(paths))
-
-    def _delete(self, paths: Sequence[str]) -> dict[str, str]:
         failed = {}
         for path in paths:
             try:

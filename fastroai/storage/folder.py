@@ -9,11 +9,10 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from .object_store import PAGE, PROBE, ObjectStore, StoredObject, Threads
+from .object_store import PAGE, PROBE, ObjectStore, StoredObject, Threads, in_thread
 
 
 class FolderStore(ObjectStore):
@@ -29,7 +28,7 @@ class FolderStore(ObjectStore):
         self._folder = str(self._given.resolve())
         self.identity = f"folder {self._folder}"
         # A write that is cancelled is waited for: it cleans up behind itself.
-        self._threads = Threads(abandon=False)
+        self.threads = Threads(abandon=False)
 
     def resolve(self, path: str) -> str:
         """See `ObjectStore`.
@@ -43,20 +42,25 @@ class FolderStore(ObjectStore):
             raise ValueError(f"{path!r} is outside of {self._folder!r}")
         return resolved
 
-    async def get(self, name: str) -> bytes:
+    @in_thread
+    def get(self, name: str) -> bytes:
         """See `ObjectStore`."""
-        return await self._threads.run(partial(_read, self.resolve(name)))
+        path = self.resolve(name)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            refuse_a_dangling_link(Path(path))
+            raise
 
-    async def put(self, name: str, content: bytes) -> None:
+    @in_thread
+    def put(self, name: str, content: bytes) -> None:
         """See `ObjectStore`."""
-        path = Path(self.resolve(name))
-        await self._threads.run(partial(write_private, path, content))
+        write_private(Path(self.resolve(name)), content)
 
-    async def probe(self) -> None:
+    @in_thread
+    def probe(self) -> None:
         """See `ObjectStore`; at one go, since each thread is waited for."""
-        await self._threads.run(self._probe)
-
-    def _probe(self) -> None:
         # It would be made anew otherwise, without the results that it holds.
         refuse_a_dangling_link(self._given)
         path = Path(self._folder, f".fastroai-probe-{uuid4().hex}")
@@ -68,19 +72,41 @@ class FolderStore(ObjectStore):
 
     async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
         """See `ObjectStore`."""
-        path = self.resolve(folder)
         # Read to its end first: what a folder lists while files are deleted from it is undefined.
-        found = await self._threads.run(lambda: _files(path))
+        found = await self._files(self.resolve(folder))
         for start in range(0, len(found), PAGE):
             yield found[start : start + PAGE]
 
-    async def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
-        """See `ObjectStore`."""
-        return await self._threads.run(lambda: _peek(stored.path, size))
+    @in_thread
+    def _files(self, folder: str) -> list[StoredObject]:
+        try:
+            entries = list(os.scandir(folder))
+        except FileNotFoundError:  # nothing was stored yet
+            return []
+        found = []
+        for entry in entries:
+            with suppress(FileNotFoundError):  # somebody else deletes, too
+                if entry.is_file(follow_symlinks=False):
+                    stat = entry.stat(follow_symlinks=False)
+                    found.append(StoredObject(entry.path, stat.st_size, _time(stat.st_mtime)))
+        return found
 
-    async def delete(self, paths: Sequence[str]) -> dict[str, str]:
+    @in_thread
+    def peek(self, stored: StoredObject, size: int) -> tuple[bytes, datetime]:
         """See `ObjectStore`."""
-        return await self._threads.run(lambda: _unlink(paths))
+        with open(stored.path, "rb") as file:
+            return file.read(size), _time(os.fstat(file.fileno()).st_mtime)
+
+    @in_thread
+    def delete(self, paths: Sequence[str]) -> dict[str, str]:
+        """See `ObjectStore`."""
+        failed = {}
+        for path in paths:
+            try:
+                Path(path).unlink(missing_ok=True)
+            except OSError as error:
+                failed[path] = f"{type(error).__name__}: {error.strerror or error}"
+        return failed
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -94,15 +120,6 @@ def write_private(path: Path, content: bytes) -> None:
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
-        raise
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        refuse_a_dangling_link(Path(path))
         raise
 
 
@@ -126,35 +143,6 @@ def _make_private_folder(folder: Path) -> None:
     # One by one: the mode that mkdir is given is not that of the parents it makes.
     _make_private_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def _files(folder: str) -> list[StoredObject]:
-    try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:  # nothing was stored yet
-        return []
-    found = []
-    for entry in entries:
-        with suppress(FileNotFoundError):  # somebody else deletes, too
-            if entry.is_file(follow_symlinks=False):
-                stat = entry.stat(follow_symlinks=False)
-                found.append(StoredObject(entry.path, stat.st_size, _time(stat.st_mtime)))
-    return found
-
-
-def _peek(path: str, size: int) -> tuple[bytes, datetime]:
-    with open(path, "rb") as file:
-        return file.read(size), _time(os.fstat(file.fileno()).st_mtime)
-
-
-def _unlink(paths: Sequence[str]) -> dict[str, str]:
-    failed = {}
-    for path in paths:
-        try:
-            Path(path).unlink(missing_ok=True)
-        except OSError as error:
-            failed[path] = f"{type(error).__name__}: {error.strerror or error}"
-    return failed
 
 
 def _time(seconds: float) -> datetime:

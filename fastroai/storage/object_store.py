@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from typing import TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import uuid4
 
 import anyio
@@ -135,6 +135,26 @@ class Threads:
         return await anyio.to_thread.run_sync(
             call, abandon_on_cancel=self.abandon, limiter=self.limit
         )
+
+
+class _InThreads(Protocol):
+    threads: Threads
+
+
+StoreT = TypeVar("StoreT", bound=_InThreads)
+P = ParamSpec("P")
+
+
+def in_thread(
+    method: Callable[Concatenate[StoreT, P], T],
+) -> Callable[Concatenate[StoreT, P], Coroutine[Any, Any, T]]:
+    """Make a coroutine function of a store's method that blocks: it runs in the store's threads."""
+
+    @wraps(method)
+    async def in_a_thread(store: StoreT, /, *args: P.args, **options: P.kwargs) -> T:
+        return await store.threads.run(partial(method, store, *args, **options))
+
+    return in_a_thread
 
 
 def relative_name(store: ObjectStore, path: str) -> str:

@@ -55,11 +55,9 @@ class Unwritten:
     since: float
 
 
+# By storage and name. Kept after a run, so that what it could not write is there when it is tried
+# again.
 _unwritten: dict[str, dict[str, Unwritten]] = {}
-"""By storage and name.
-
-Kept after a run, so that what it could not write is there when it is tried again.
-"""
 
 
 class ResultStore:

@@ -157,18 +157,19 @@ async def _records(
     )
     ours = []
     for stored, found in zip(old, peeked, strict=True):
-        if isinstance(found, FileNotFoundError):
-            continue  # somebody else deletes, too
-        if isinstance(found, BaseException):
-            if not isinstance(found, Exception) or objects.is_transient(found):
+        match found:
+            case FileNotFoundError():
+                pass  # somebody else deletes, too
+            case Exception() if not objects.is_transient(found):
+                pruned.failures[stored.path] = f"{type(found).__name__}: {found}"
+            case BaseException():
                 raise found  # the others would meet the same
-            pruned.failures[stored.path] = f"{type(found).__name__}: {found}"
-            continue
-        beginning, modified = found
-        if modified >= pruned.before:  # written again since it was listed
-            pruned.younger += 1
-        elif is_sealed(beginning):
-            ours.append(stored)
-        else:
-            pruned.others += 1
+            case _, modified if modified >= pruned.before:
+                pruned.younger += 1  # written again since it was listed
+            # A name is not enough: a folder of Prefect's own results, or of any other program
+            # that names objects by digests, has such names, too.
+            case beginning, _ if is_sealed(beginning):
+                ours.append(stored)
+            case _:
+                pruned.others += 1
     return ours

@@ -56,7 +56,7 @@ class S3Store(ObjectStore):
         self.bucket = bucket
         self._prefix = PurePosixPath(prefix).as_posix() if prefix else ""
         self._client = client
-        self._threads = Threads(abandon=True)
+        self.threads = Threads(abandon=True)
         self.identity = f"s3://{bucket}/{self._prefix} at {endpoint or 'AWS'}"
 
     def resolve(self, path: str) -> str:
@@ -187,7 +187,7 @@ class S3Store(ObjectStore):
 
     async def _ask(self, call: Callable[[S3Client], T]) -> T:
         """What a call gives, answers read within the thread that asks."""
-        return await self._threads.run(lambda: call(self._client()))
+        return await self.threads.run(lambda: call(self._client()))
 
 
 @contextmanager

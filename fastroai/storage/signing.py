@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import hmac
+import itertools
 import json
 import re
 import zlib
@@ -22,8 +23,8 @@ LARGEST = 256 * 1024 * 1024
 BEGINNING = 256
 """Bytes of what is stored that are enough to tell a record by."""
 
+# Bytes that are expanded at a time while a seal is checked.
 _PIECE = 64 * 1024
-"""Bytes that are expanded at a time while a seal is checked."""
 
 # Of plain records the seal is the first field. Before compressed ones it is a line of its own.
 _SEALED = re.compile(
@@ -102,7 +103,7 @@ class Signer:
         first = next(pieces, b"")
         found = self._seal_of(name, first)
         rest = first[found.end() :]
-        self._check(name, found, _PLAIN_DOMAIN, _chained(b"{", rest, pieces))
+        self._check(name, found, _PLAIN_DOMAIN, itertools.chain((b"{", rest), pieces))
         return b"{" + b"".join(_expanded(stored, self.largest))[found.end() :]
 
     def _seal_of(self, name: str, stored: bytes) -> re.Match[bytes]:
@@ -151,12 +152,6 @@ def is_sealed(beginning: bytes) -> bool:
         except zlib.error:
             return False
     return _SEALED.match(beginning) is not None
-
-
-def _chained(first: bytes, second: bytes, others: Iterable[bytes]) -> Iterator[bytes]:
-    yield first
-    yield second
-    yield from others
 
 
 def _expanded(stored: bytes | memoryview, largest: int) -> Iterator[bytes]:

@@ -27,13 +27,13 @@ from ...storage.object_store import ObjectStore
 from ...storage.s3 import S3Store, make_client
 from .server import have_server
 
+# `block-type/name`, as Prefect takes it; a relative folder may look the same.
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9-]+")
-"""`block-type/name`, as Prefect takes it; a relative folder may look the same."""
 
 _REFUSAL = re.compile(r"denied|forbidden|permission|unauthori[sz]ed|\b40[13]\b", re.IGNORECASE)
 
+# First parts of folders that are clearly written as such.
 _NO_TYPE = frozenset({"", ".", "..", "~"})
-"""First parts of folders that are clearly written as such."""
 
 
 async def open_storage_choice(
