@@ -203,6 +203,7 @@ class Heartbeat:
         try:
             lost = self._table.renew(list(self._held))
         except Exception as error:
+            # Sooner than the usual beat: there are few of them until others may take what is held.
             self._beat_at = self._clock() + shortest / BEATS / 4
             failure = self._table.database.unavailable(error)
             if not self._failing:
@@ -212,6 +213,7 @@ class Heartbeat:
             self._failing = True
             raise failure from error
         self._failing = False
+        # From when it was asked, not from the answer: the database wrote it at some time between.
         self._beat_at = seen + shortest / BEATS
         for token in lost:
             self._held.pop(token).lose()

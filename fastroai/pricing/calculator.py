@@ -110,6 +110,7 @@ class CostCalculator:
         provider, provider_url = _billed_by(provider, provider_url)
         if override := self._own_rates(model, provider, at):
             return override.price(usage, context)
+        # Only now: an agreed discount is one on list prices, not on rates of one's own.
         refs = read_model_name(model, provider)
         listed = list_price(usage, refs, url=provider_url, at=at, context=context)
         return listed.times(self._own_prices().factor(provider, model, asked_url, at))

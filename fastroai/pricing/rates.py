@@ -71,6 +71,8 @@ class Rates:
             return tokens / 1_000_000 + fees, fees
 
     def _of_input(self, usage: object) -> Decimal:
+        # What has a rate of its own is taken off the whole before the rest is priced at the text's
+        # rate: no token is paid twice, and counts that overlap can't make it negative.
         given = self.given
         read, written = _count(usage, "cache_read_tokens"), _count(usage, "cache_write_tokens")
         hour = min(_count(usage, "cache_write_1h_tokens"), written)

@@ -15,6 +15,7 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.tools import ToolDefinition
 
+from ..serialization.strict_json import is_plain
 from .encoding import adapter_of
 from .journal import Journal, JournalRecord
 
@@ -50,7 +51,7 @@ class ToolJournal(AbstractCapability[Any]):
         asked = call.args_as_dict()
         place = self._journal.place("tool", call.tool_name, call.tool_call_id, asked)
         record = await self._journal.read(place, adapter_of(_Returned))
-        if record is None and args != asked and _is_plain(args):
+        if record is None and args != asked and is_plain(args):
             # Earlier versions knew a call by its arguments as validated, with their defaults.
             earlier = self._journal.place("tool", call.tool_name, call.tool_call_id, args)
             record = await self._journal.read(earlier, adapter_of(_Returned))
@@ -60,14 +61,6 @@ class ToolJournal(AbstractCapability[Any]):
         if (returned := _recordable(result, call)) is not None:
             await self._journal.write(place, returned=returned)
         return result
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return value is None or type(value) in (str, int, float, bool)
 
 
 def _recordable(result: Any, call: ToolCallPart) -> Any:

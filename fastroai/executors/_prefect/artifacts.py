@@ -279,6 +279,7 @@ class ArtifactWriter:
 
     async def _finish(self) -> None:
         """Wait for the workers as long as they make progress."""
+        # A limit for all of them together would drop the tables of a large run on a slow server.
         working = set(self._workers)
         while working:
             unwritten = len(self._unwritten)

@@ -47,24 +47,26 @@ async def open_storage_choice(
     Raises:
         ResultStorageError: The choice has none of these forms, or the block can't be loaded.
     """
-    if choice is None:
-        context = FlowRunContext.get()
-        own = context.result_store.result_storage if context is not None else None
-        block = own if own is not None else await aget_default_result_storage()
-        return store_of_block(block, settings), _described(block)
-    if isinstance(choice, WritableFileSystem):
-        return store_of_block(choice, settings), _described(choice)
-    if isinstance(choice, Path):
-        return open_object_store(choice, settings), repr(str(choice))
-    if not isinstance(choice, str) or not names_storage(choice):
-        raise ResultStorageError(
-            f"result_storage={choice!r}: {STORAGE_FORMS}, or a Prefect storage block."
-        )
-    # Asked for first: a folder of that name may be left from when it was taken for one.
-    if _REFERENCE.fullmatch(choice) and (saved := await _saved_block(choice)) is not None:
-        return store_of_block(saved, settings), repr(choice)
-    await _refuse_a_near_miss(choice)
-    return open_object_store(choice, settings), repr(choice)
+    match choice:
+        case None:
+            context = FlowRunContext.get()
+            own = context and context.result_store.result_storage
+            block = own or await aget_default_result_storage()
+            return store_of_block(block, settings), _described(block)
+        case WritableFileSystem():
+            return store_of_block(choice, settings), _described(choice)
+        case Path():
+            return open_object_store(choice, settings), repr(str(choice))
+        case str() if names_storage(choice):
+            # Asked for first: a folder of that name may be left from when it was taken for one.
+            saved = await _saved_block(choice) if _REFERENCE.fullmatch(choice) else None
+            if saved is not None:
+                return store_of_block(saved, settings), repr(choice)
+            await _refuse_a_near_miss(choice)
+            return open_object_store(choice, settings), repr(choice)
+    raise ResultStorageError(
+        f"result_storage={choice!r}: {STORAGE_FORMS}, or a Prefect storage block."
+    )
 
 
 def store_of_block(block: WritableFileSystem, settings: FastroAISettings) -> ObjectStore:
@@ -142,6 +144,8 @@ async def _refuse_a_near_miss(choice: str) -> None:
         ResultStorageError: Its first part is a block type in another spelling, or with other parts
             behind it than a block has.
     """
+    # Silently taken for a folder, its results would be missing in the next container, and be paid
+    # for again.
     first, separator, _ = choice.partition("/")
     if not separator or first in _NO_TYPE or ":" in first or await anyio.Path(choice).is_dir():
         return

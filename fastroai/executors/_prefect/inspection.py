@@ -141,6 +141,7 @@ async def _task_run(client: PrefectClient, flow_run: FlowRun, step_id: str) -> T
     of_run = FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}})
     by_name = TaskRunFilter(name=TaskRunFilterName(any_=[step_id]))
     found = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
+    # States of tasks reach the server as events, some time after the run has ended.
     while _just_ended(flow_run) and not _have_ended(found):
         await asyncio.sleep(0.1)
         found = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
@@ -156,7 +157,7 @@ async def _task_run(client: PrefectClient, flow_run: FlowRun, step_id: str) -> T
 
 
 def _just_ended(flow_run: FlowRun) -> bool:
-    """Whether states of its tasks may still be on their way: they reach the server as events."""
+    """Whether states of its tasks may still be on their way."""
     return flow_run.end_time is not None and datetime.now(UTC) - flow_run.end_time < _EVENTS_TAKE
 
 
