@@ -94,12 +94,6 @@ class ExecutionPlan:
         step_configs = step_configs if step_configs is not None else {}
         _check_config(config)
         _check_step_configs(steps, step_configs)
-        order = _ordered(edges)
-        dependents: dict[str, list[str]] = {step_id: [] for step_id in edges}
-        for step_id, needed in edges.items():
-            for dependency in needed:
-                dependents[dependency].append(step_id)
-        base = config if config is not None else PipelineConfig()
         planned = {
             step_id: PlannedStep(
                 step_id,
@@ -107,9 +101,10 @@ class ExecutionPlan:
                 edges[step_id],
                 _config_of(step_id, steps, config, step_configs),
             )
-            for step_id in order
+            for step_id in _ordered(edges)
         }
-        return cls(planned, {id_: tuple(ids) for id_, ids in dependents.items()}, base)
+        base = config if config is not None else PipelineConfig()
+        return cls(planned, _dependents(edges), base)
 
 
 def _check_steps(steps: object) -> None:
@@ -227,6 +222,14 @@ def _config_of(
             "this pipeline. Give the name that it had before, or leave formerly out."
         )
     return resolved
+
+
+def _dependents(edges: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    dependents: dict[str, list[str]] = {step_id: [] for step_id in edges}
+    for step_id, needed in edges.items():
+        for dependency in needed:
+            dependents[dependency].append(step_id)
+    return {step_id: tuple(ids) for step_id, ids in dependents.items()}
 
 
 def _ordered(edges: Mapping[str, tuple[str, ...]]) -> list[str]:
