@@ -11,6 +11,7 @@ from pydantic_ai.messages import ModelRequest, ModelResponse
 from pydantic_ai.usage import RunUsage
 
 from ..ledger.entries import EntryState, LedgerEntry, total_usd
+from ..pricing.calculator import CostCalculator
 from ..pricing.money import usd_to_microcents
 from ..pricing.token_counts import TokenCounts, summed
 from .schemas import ChatResponse
@@ -22,10 +23,10 @@ TOKEN_COUNTERS: Final = tuple(TokenCounts.__dataclass_fields__)
 
 def read_response(
     result: Any,
-    output: Any,
+    output: object,
     *,
     entries: tuple[LedgerEntry, ...],
-    calculator: Any,
+    calculator: CostCalculator,
     fallback_model: str | None,
     output_tools: Collection[str],
     trace_id: str | None,
@@ -72,7 +73,7 @@ def _of_entries(entries: Collection[LedgerEntry]) -> dict[str, Any]:
     }
 
 
-def _of_result(usage: Any, calculator: Any, model: str | None) -> dict[str, Any]:
+def _of_result(usage: object, calculator: CostCalculator, model: str | None) -> dict[str, Any]:
     """The same as a result reports it."""
     tokens = {name: _count(usage, name) for name in TOKEN_COUNTERS}
     total = _count(usage, "total_tokens") or tokens["input_tokens"] + tokens["output_tokens"]
@@ -84,7 +85,7 @@ def _of_result(usage: Any, calculator: Any, model: str | None) -> dict[str, Any]
     }
 
 
-def read_usage(result: Any) -> Any:
+def read_usage(result: object) -> Any:
     """The usage of a run: a property that holds it in pydantic-ai 2, a method that returns it
     in 1.
     """
@@ -137,11 +138,11 @@ def tool_calls_in(
         return []
 
 
-def _is_call(part: Any) -> bool:
+def _is_call(part: object) -> bool:
     return hasattr(part, "tool_name") and hasattr(part, "args")
 
 
-def _arguments(args: Any) -> dict[str, Any]:
+def _arguments(args: object) -> dict[str, Any]:
     """Arguments as a dict; what is no object in JSON, or not valid JSON, is empty."""
     if isinstance(args, str):
         try:
@@ -151,27 +152,26 @@ def _arguments(args: Any) -> dict[str, Any]:
     return dict(args) if isinstance(args, Mapping) else {}
 
 
-def _count(usage: Any, name: str) -> int:
+def _count(usage: object, name: str) -> int:
     value = getattr(usage, name, None)
     return value if type(value) is int else 0
 
 
-def _details(usage: Any) -> dict[str, int]:
+def _details(usage: object) -> dict[str, int]:
     details = getattr(usage, "details", None)
     if not isinstance(details, Mapping):
         return {}
     return {str(name): count for name, count in details.items() if type(count) is int}
 
 
-def _estimate(calculator: Any, model: str | None, tokens: Mapping[str, int]) -> int:
+def _estimate(calculator: CostCalculator, model: str | None, tokens: Mapping[str, int]) -> int:
     if model is None:
         logger.warning(
             "No model is named by the response, so its cost is recorded as 0. Name one: "
             "FastroAgent(agent=…, model=…)."
         )
         return 0
-    cost: int = calculator.calculate_cost(model, **tokens)
-    return cost
+    return calculator.calculate_cost(model, **tokens)
 
 
 def _conversation(result: Any) -> list[ModelRequest | ModelResponse]:

@@ -17,7 +17,11 @@ __all__ = ["Pruned", "cutoff", "explain_miss", "prune_results", "read_stored_res
 
 
 async def read_stored_result(
-    run: str, step_id: str, *, storage: Any = None, pipeline: Pipeline[Any, Any, Any] | None = None
+    run: str,
+    step_id: str,
+    *,
+    storage: object = None,
+    pipeline: Pipeline[Any, Any, Any] | None = None,
 ) -> StoredResult:
     """Find and read the result that a step of a run stored.
 
@@ -39,7 +43,7 @@ async def read_stored_result(
     )
 
 
-async def explain_miss(run: str, step_id: str, *, storage: Any = None) -> MissExplanation:
+async def explain_miss(run: str, step_id: str, *, storage: object = None) -> MissExplanation:
     """Say why a step of a run was executed although results of it are stored.
 
     Args: as of `read_stored_result`.
@@ -55,7 +59,7 @@ async def explain_miss(run: str, step_id: str, *, storage: Any = None) -> MissEx
 async def prune_results(
     *,
     older_than: timedelta,
-    storage: Any = None,
+    storage: object = None,
     dry_run: bool = False,
     now: datetime | None = None,
 ) -> Pruned:

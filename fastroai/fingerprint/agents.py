@@ -113,7 +113,7 @@ def describe_ready_agent(
     }
 
 
-def own_capabilities(agent: Any, describer: Describer) -> list[object]:
+def own_capabilities(agent: Agent[Any, Any], describer: Describer) -> list[object]:
     """Those that may change answers, without what pydantic-ai gives every agent."""
     # Those that make runs durable keep answers and don't change them.
     described = [
@@ -148,7 +148,7 @@ def describe_settings(settings: object, describer: Describer) -> object:
 
 
 @functools.cache
-def _given_to_all() -> list[Any]:
+def _given_to_all() -> list[object]:
     """The capabilities that pydantic-ai gives every agent; another version may give others."""
     given: Sequence[AbstractCapability[Any]] = Agent()._root_capability.capabilities
     return [[_label(type(part)), [list(item) for item in given_members(part)]] for part in given]

@@ -8,9 +8,10 @@ import inspect
 import itertools
 from enum import Enum
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
-from typing import Any, get_origin, is_typeddict
+from typing import get_origin, is_typeddict
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo, ModelPrivateAttr
 
 from .describer import Describer
 
@@ -112,11 +113,13 @@ def declared_fields_of_model(cls: type[BaseModel], describer: Describer) -> obje
     return [fields, private, applied]
 
 
-def _default(field: Any, describer: Describer) -> list[object]:
+def _default(
+    field: dataclasses.Field[object] | FieldInfo | ModelPrivateAttr, describer: Describer
+) -> list[object]:
     return [describer.value(field.default), describer.value(field.default_factory)]
 
 
-def _pydantic_field(field: Any, describer: Describer) -> object:
+def _pydantic_field(field: FieldInfo, describer: Describer) -> object:
     default = _default(field, describer)
     return [default, describer.parts(field.annotation), describer.value(field.metadata)]
 

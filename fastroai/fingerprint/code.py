@@ -7,7 +7,6 @@ import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from types import FunctionType, ModuleType
-from typing import Any
 
 from ..metering.sending_methods import as_written
 from .code_origin import origin_of_function, origin_of_module
@@ -27,7 +26,7 @@ _MODULE_NAMES = frozenset(
         "__spec__",
     }
 )
-_MISSING: Any = object()
+_MISSING = object()
 
 
 def describe_function(function: FunctionType, describer: Describer) -> object:
@@ -48,7 +47,7 @@ def describe_function(function: FunctionType, describer: Describer) -> object:
     return ["function", source.identity, defaults, closure, attributes, read]
 
 
-def closure_of(function: FunctionType, describer: Describer) -> Iterator[list[Any]]:
+def closure_of(function: FunctionType, describer: Describer) -> Iterator[list[object]]:
     names, cells = function.__code__.co_freevars, function.__closure__ or ()
     for name, cell in zip(names, cells, strict=True):
         try:
@@ -60,7 +59,7 @@ def closure_of(function: FunctionType, describer: Describer) -> Iterator[list[An
 
 def read_names(
     function: FunctionType, source: FunctionSource, describer: Describer
-) -> Iterator[list[Any]]:
+) -> Iterator[list[object]]:
     """What a function finds in its module, without what the module changes."""
     module = function.__globals__
     left_out = _MODULE_NAMES | rebound_globals(function.__code__)
@@ -71,7 +70,7 @@ def read_names(
 
 def imported_names(
     function: FunctionType, source: FunctionSource, describer: Describer
-) -> Iterator[list[Any]]:
+) -> Iterator[list[object]]:
     """What a function imports when it runs, where that is own code."""
     for local in source.imports:
         try:
@@ -99,7 +98,7 @@ def _import(name: str, local: LocalImport) -> object:
 
 def describe_name(
     name: str, value: object, uses: Sequence[Reference], describer: Describer
-) -> Iterator[list[Any]]:
+) -> Iterator[list[object]]:
     """What stands behind a name, through the attributes that are taken of it where these say."""
     paths = sorted({use.attributes for use in uses})
     if isinstance(value, ModuleType):
@@ -116,7 +115,7 @@ def describe_name(
 
 def describe_name_of_module(
     name: str, module: ModuleType, path: tuple[str, ...], describer: Describer
-) -> Iterator[list[Any]]:
+) -> Iterator[list[object]]:
     value: object = module
     taken = [name]
     for attribute in path:
@@ -147,7 +146,7 @@ def static_member(cls: type, path: tuple[str, ...]) -> object:
     """What a class's attribute is, looked up without running any code; `_MISSING` where that does
     not tell.
     """
-    found: Any = cls
+    found: object = cls
     for attribute in path:
         if isinstance(found, type):
             found = _of_class(found, attribute)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 _LIBRARIES = frozenset({"fastroai", "prefect", "pydantic", "pydantic_ai"})
@@ -53,10 +53,9 @@ class CodeOrigin:
         return text
 
 
-def origin_of_function(function: Any) -> CodeOrigin:
+def origin_of_function(function: FunctionType) -> CodeOrigin:
     """The home of the module whose globals a function reads, whatever a decorator wrote on it."""
-    module: Mapping[str, Any] = function.__globals__
-    return _home(*_located(module))
+    return _home(*_located(function.__globals__))
 
 
 def origin_of_class(cls: type) -> CodeOrigin:

@@ -221,7 +221,7 @@ def normalised(node: _Function) -> object:
     return plain_fields(node, fields)
 
 
-def plain_fields(node: ast.AST, fields: Mapping[str, Any]) -> object:
+def plain_fields(node: ast.AST, fields: Mapping[str, object]) -> object:
     kept = sorted(
         (name, value)
         for name, value in fields.items()
@@ -242,11 +242,11 @@ def plain_node(value: object) -> object:
     return value
 
 
-def plain_pieces(pieces: list[ast.expr]) -> list[Any]:
+def plain_pieces(pieces: list[ast.expr]) -> list[object]:
     """The pieces of an f-string; Python versions cut its text differently, also into empty
     pieces.
     """
-    plain: list[Any] = []
+    plain: list[object] = []
     for is_text, run in itertools.groupby(pieces, _is_text):
         if is_text:
             text = "".join(piece.value for piece in cast("Iterator[Any]", run))
@@ -350,5 +350,5 @@ def local_import(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> Lo
     return LocalImport(top, top, None)
 
 
-def _digest(content: Any) -> str:
+def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

@@ -92,7 +92,7 @@ class StepDescriber:
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, object]] = {}
         self._home: CodeOrigin | None = None
-        self._agents: list[Any] = []
+        self._agents: list[object] = []
 
     def step(self, step: Any) -> object:
         """A step, whatever kind it is of."""
@@ -266,7 +266,7 @@ def _label(value: type) -> str:
     return f"{value.__module__.partition('.')[0]}.{value.__qualname__}"
 
 
-def unwrapped(value: Any) -> Any:
+def unwrapped(value: object) -> object:
     """What partials, methods, steps and decorators that say so were made of."""
     inner = value
     while inner is not None:

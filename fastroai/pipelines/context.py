@@ -172,7 +172,7 @@ class StepContext(Generic[DepsT]):
         return await retry(attempt, delay_after)
 
     async def _dispatch(
-        self, agent: Any, message: Any, timeout: float | None, attempts: int, attempt: int
+        self, agent: Any, message: object, timeout: float | None, attempts: int, attempt: int
     ) -> ChatResponse[Any]:
         """One attempt of one call: before-hook, the call, its books, after-hook; or its replay."""
         self._state.check_budget(self._config.cost_budget)
@@ -197,7 +197,7 @@ class StepContext(Generic[DepsT]):
         return response
 
     async def _call(
-        self, agent: Any, message: Any, timeout: float | None, which: str
+        self, agent: Any, message: object, timeout: float | None, which: str
     ) -> ChatResponse[Any]:
         state = self._state
         attribution = state.next_attribution()

@@ -81,7 +81,7 @@ async def find_state(step_id: str) -> StepState:
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    agent: Any  # held, so that its id stays its own
+    agent: object  # held, so that its id stays its own
     response: ChatResponse[Any]
     entries: tuple[LedgerEntry, ...]
 
@@ -200,7 +200,7 @@ class StepState:
         # This very one: another call may have failed with an equal error that passes.
         return any(error is noted for noted in self._final)
 
-    def replay(self, agent: Any, message: Any) -> ChatResponse[Any] | None:
+    def replay(self, agent: object, message: object) -> ChatResponse[Any] | None:
         """The recorded answer to a call that succeeded in an earlier attempt, booked as replayed;
         None without one.
         """
@@ -220,8 +220,8 @@ class StepState:
 
     def book(
         self,
-        agent: Any,
-        message: Any,
+        agent: object,
+        message: object,
         response: ChatResponse[Any],
         entries: tuple[LedgerEntry, ...],
         at: Attribution,
@@ -248,7 +248,7 @@ class StepState:
                 self._cursor[key] = len(answered)
 
 
-def _key(agent: Any, message: Any) -> Hashable:
+def _key(agent: object, message: object) -> Hashable:
     return id(agent), message if isinstance(message, str) else repr(message)
 
 

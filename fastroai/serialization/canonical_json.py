@@ -27,7 +27,7 @@ _AS_THEY_ARE = frozenset({str, bool, type(None)})
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """JSON of a value by its own fields; types that JSON lacks carry their name. Secrets enter as
     hashes.
 
@@ -43,13 +43,13 @@ def canonical_json(value: Any) -> str:
     return _ENCODER.encode(_canonical(value))
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 of a value's canonical JSON, in hex."""
     text = _ENCODER.encode(_canonical(value))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest_of_json(value: Any) -> str:
+def digest_of_json(value: object) -> str:
     """SHA-256 of what is JSON already: as `digest`, but nothing in it is taken for a tag or a type.
 
     Tuples are lists, and of NaN and infinities the name is written.
@@ -58,7 +58,7 @@ def digest_of_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _with_equal_numbers(value: Any) -> Any:
+def _with_equal_numbers(value: object) -> object:
     if type(value) in _AS_THEY_ARE:
         return value
     if isinstance(value, dict):
@@ -68,7 +68,7 @@ def _with_equal_numbers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _canonical(value: Any) -> Any:
+def _canonical(value: Any) -> object:
     kind = type(value)
     if kind in _AS_THEY_ARE:
         return value
@@ -83,7 +83,7 @@ def _canonical(value: Any) -> Any:
     return {_TYPE: _name(value), "value": _content(value)}
 
 
-def _number(value: float) -> Any:
+def _number(value: float) -> object:
     if type(value) is int:
         return {_TYPE: "int", "value": hex(value)}
     if value.is_integer():
@@ -93,14 +93,14 @@ def _number(value: float) -> Any:
     return {_TYPE: "float", "value": repr(value)}  # NaN or an infinity
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     """A type's name; of paths, one that is the same on every system and Python version."""
     if isinstance(value, PurePath):
         return "Path" if isinstance(value, Path) else "PurePath"
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _content(value: Any) -> Any:
+def _content(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Enum | BaseModel):
         names = [field.name for field in dataclasses.fields(value)]
         return _canonical({name: getattr(value, name) for name in names})
@@ -110,7 +110,7 @@ def _content(value: Any) -> Any:
     raise TypeError(f"A {type(value).__qualname__} has no canonical JSON.")
 
 
-def _of_model(value: BaseModel) -> Any:
+def _of_model(value: BaseModel) -> object:
     fields = {name: getattr(value, name) for name in type(value).model_fields}
     return _canonical(fields | (value.model_extra or {}))
 
@@ -121,7 +121,7 @@ def _of_mapping(value: Mapping[Any, Any]) -> list[list[Any]]:
 
 
 # What a value of a type is written by; the first that fits.
-_CONTENTS: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
+_CONTENTS: tuple[tuple[type | tuple[type, ...], Callable[[Any], object]], ...] = (
     (Enum, lambda value: _canonical(value.value)),
     (BaseModel, _of_model),
     ((SecretStr, SecretBytes), lambda value: digest(value.get_secret_value())),

@@ -53,17 +53,17 @@ def unpack(value: Any) -> Any:
     return _VALUES[value[TAG]](value["value"])
 
 
-def _packed(items: Iterable[Any]) -> list[Any]:
+def _packed(items: Iterable[object]) -> list[object]:
     return [pack(item) for item in items]
 
 
-def _packed_dict(value: dict[Any, Any]) -> dict[str, Any]:
+def _packed_dict(value: dict[Any, object]) -> dict[str, object]:
     if TAG not in value and all(type(key) is str for key in value):
         return {key: pack(item) for key, item in value.items()}
     return {TAG: "dict", "value": [_packed(item) for item in value.items()]}
 
 
-def _sorted(value: Iterable[Any]) -> list[Any]:
+def _sorted(value: Iterable[object]) -> list[object]:
     return sorted(_packed(value), key=json.dumps)
 
 
@@ -75,7 +75,7 @@ def _timedelta(content: tuple[int, int, int]) -> timedelta:
 _AS_IT_IS = frozenset({type(None), str, bool, int})
 
 # Tag and content of a value, by its type.
-_CONTENTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+_CONTENTS: dict[type, tuple[str, Callable[[Any], object]]] = {
     set: ("set", _sorted),
     frozenset: ("frozenset", _sorted),
     timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),

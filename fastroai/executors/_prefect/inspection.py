@@ -67,7 +67,7 @@ async def read_stored_result(
     step_id: str,
     *,
     settings: FastroAISettings,
-    storage: Any = None,
+    storage: object = None,
     pipeline: Pipeline[Any, Any, Any] | None = None,
 ) -> StoredResult:
     """See `fastroai.executors.stored_results.read_stored_result`."""
@@ -92,7 +92,7 @@ class Records:
     """The records of tasks, in the storage that was named, or else in the settings' own."""
 
     settings: FastroAISettings
-    storage: Any = None
+    storage: object = None
     _opened: dict[object, ResultStore] = field(default_factory=dict)
 
     async def of(self, task_run: TaskRun) -> tuple[str, dict[str, Any]]:
@@ -166,7 +166,7 @@ def _have_ended(task_runs: Sequence[TaskRun]) -> bool:
     return bool(states) and all(state is not None and state.is_final() for state in states)
 
 
-def _storage_key(state: State[Any] | None) -> str | None:
+def _storage_key(state: State[object] | None) -> str | None:
     data = state.data if state is not None and state.is_completed() else None
     return data.storage_key if isinstance(data, ResultRecordMetadata) else None
 

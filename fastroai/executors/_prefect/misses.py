@@ -91,7 +91,7 @@ _REASONS = {
 
 
 async def explain_miss(
-    run: str, step_id: str, *, settings: FastroAISettings, storage: Any = None
+    run: str, step_id: str, *, settings: FastroAISettings, storage: object = None
 ) -> MissExplanation:
     """See `fastroai.executors.stored_results.explain_miss`."""
     own = await read_stored_result(run, step_id, settings=settings, storage=storage)

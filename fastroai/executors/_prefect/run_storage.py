@@ -169,7 +169,7 @@ async def open_storage(
     return RunStorage(by_step)
 
 
-async def open_store(choice: Any, settings: FastroAISettings) -> ResultStore:
+async def open_store(choice: object, settings: FastroAISettings) -> ResultStore:
     """The records in a storage, which is not asked yet whether it works.
 
     Raises:
