@@ -102,7 +102,13 @@ def redact(text: str, *secrets: str) -> str:
     # Imported here: pydantic-settings takes its time, and a run without errors needs none of this.
     from .settings import secret_values
 
-    return redact_patterns(_without(text, {*secrets, *_remembered, *secret_values()}))
+    known = {*secrets, *_remembered, *secret_values()}
+    forms = {form for value in known for form in _written(value) if len(form) >= SHORTEST_SECRET}
+    if forms:
+        # The longest first: one may be the beginning of another.
+        longest_first = sorted(forms, key=len, reverse=True)
+        text = re.sub("|".join(map(_pattern_of, longest_first)), MASK, text)
+    return redact_patterns(text)
 
 
 def redact_patterns(text: str) -> str:
@@ -110,14 +116,6 @@ def redact_patterns(text: str) -> str:
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return _KEY_FORMS.sub(MASK, text)
-
-
-def _without(text: str, secrets: Iterable[str]) -> str:
-    forms = {form for value in secrets for form in _written(value) if len(form) >= SHORTEST_SECRET}
-    if not forms:
-        return text
-    # The longest first: one may be the beginning of another.
-    return re.sub("|".join(map(_pattern_of, sorted(forms, key=len, reverse=True))), MASK, text)
 
 
 def _pattern_of(form: str) -> str:

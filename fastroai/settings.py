@@ -180,7 +180,10 @@ def load_settings() -> FastroAISettings:
         stat = os.stat(DOTENV)
         key += [str(Path(DOTENV).absolute()), stat.st_mtime_ns, stat.st_size]
     if _cached is None or _cached[0] != key:
-        _cached = (key, _parse())
+        try:
+            _cached = (key, FastroAISettings())
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from error
     return _cached[1]
 
 
@@ -212,11 +215,9 @@ _PASSWORD_IN_QUERY = re.compile(r"[?&](?:password|passwd|pwd|sslpassword)=([^&]+
 
 def _secrets_in(value: str) -> set[str]:
     """The value itself, or of a URL only its passwords: where the rest points to may be said."""
-    return _url_secrets(value) if "://" in value else {value}
-
-
-def _url_secrets(url: str) -> set[str]:
-    return {*_PASSWORD_BEFORE_HOST.findall(url), *_PASSWORD_IN_QUERY.findall(url)}
+    if "://" not in value:
+        return {value}
+    return {*_PASSWORD_BEFORE_HOST.findall(value), *_PASSWORD_IN_QUERY.findall(value)}
 
 
 _VARIABLES = tuple(
@@ -227,12 +228,6 @@ _VARIABLES = tuple(
 # milliseconds.
 _cached: tuple[object, FastroAISettings] | None = None
 
-
-def _parse() -> FastroAISettings:
-    try:
-        return FastroAISettings()
-    except ValidationError as error:
-        raise SettingsError(_explain(error)) from error
 
 
 STORAGE_FORMS = (

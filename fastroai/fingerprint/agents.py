@@ -70,8 +70,11 @@ def describe_part(value: object, describer: Describer) -> object:
         return describe_ready_agent(value, describer)
     if isinstance(value, Model):
         return describe_model(value, describer)
+    cls = type(value)
+    # A library's class counts by its name, someone's own by its code.
+    is_a_librarys = cls.__module__.partition(".")[0] in _LIBRARIES
     return [
-        _kind(value, describer),
+        _label(cls) if is_a_librarys else describer.root(cls),
         [[name, describe_member(item, describer)] for name, item in given_members(value)],
     ]
 
@@ -152,12 +155,6 @@ def _given_to_all() -> list[object]:
     """The capabilities that pydantic-ai gives every agent; another version may give others."""
     given: Sequence[AbstractCapability[Any]] = Agent()._root_capability.capabilities
     return [[_label(type(part)), [list(item) for item in given_members(part)]] for part in given]
-
-
-def _kind(value: object, describer: Describer) -> object:
-    """A library's class by its name; someone's own by its code."""
-    cls = type(value)
-    return _label(cls) if cls.__module__.partition(".")[0] in _LIBRARIES else describer.root(cls)
 
 
 def _label(cls: type) -> str:

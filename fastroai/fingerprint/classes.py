@@ -66,17 +66,16 @@ def json_schema(hint: object) -> object:
     return _schema_of_class(hint) if isinstance(hint, type) else _schema(hint)
 
 
-@functools.lru_cache(maxsize=512)
-def _schema_of_class(cls: type) -> object:
-    return _schema(cls)
-
-
 def _schema(hint: object) -> object:
     try:
         adapter: TypeAdapter[object] = TypeAdapter(hint)  # type: ignore[arg-type]  # any hint
         return adapter.json_schema()
     except Exception:  # any type that pydantic can't describe still has a name
         return getattr(hint, "__qualname__", type(hint).__qualname__)
+
+
+# Of a class only: two generic types that are equal may have other schemas.
+_schema_of_class = functools.lru_cache(maxsize=512)(_schema)
 
 
 def _slots(cls: type) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ def _find(code: CodeType) -> tuple[_Function | None, bool]:
         return None, False
     compiled = plain_code(code)
     is_current = any(plain_code(other) == compiled for other in module.codes.get(place, ()))
-    return min(nodes, key=_length), is_current
+    return min(nodes, key=_length), is_current  # the innermost one
 
 
 # By file, parsed once for all functions in it; not an lru_cache, because a file that was edited is

@@ -88,7 +88,9 @@ class Journal:
             question: As JSON, or turned into it; of what has no such form only the type counts.
         """
         parts = [FORMAT, self._step, kind, *question]
-        key = digest_of_json(to_jsonable_python(parts, fallback=_name_of_type))
+        key = digest_of_json(
+            to_jsonable_python(parts, fallback=lambda value: type(value).__qualname__)
+        )
         with self._counting:
             self._asked[key] += 1
             number = self._asked[key]
@@ -115,7 +117,3 @@ class Journal:
         self._known[place] = content
         if self._store is not None:
             await asyncio.shield(self._store.write(place, content))
-
-
-def _name_of_type(value: object) -> str:
-    return type(value).__qualname__

@@ -67,11 +67,6 @@ def _sorted(value: Iterable[object]) -> list[object]:
     return sorted(_packed(value), key=json.dumps)
 
 
-def _timedelta(content: tuple[int, int, int]) -> timedelta:
-    days, seconds, microseconds = content
-    return timedelta(days, seconds, microseconds)
-
-
 _AS_IT_IS = frozenset({type(None), str, bool, int})
 
 # Tag and content of a value, by its type.
@@ -95,7 +90,7 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "tuple": lambda content: tuple(map(unpack, content)),
     "set": lambda content: set(map(unpack, content)),
     "frozenset": lambda content: frozenset(map(unpack, content)),
-    "timedelta": _timedelta,
+    "timedelta": lambda content: timedelta(*content),
     "bytes": lambda content: b64decode(content, validate=True),
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,

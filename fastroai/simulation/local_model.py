@@ -177,12 +177,14 @@ def estimate_usage(
         f"{tool.name}{tool.description or ''}{to_json(tool.parameters_json_schema)!r}"
         for tool in tools
     )
-    incoming = sum(_TOKENS_PER_MESSAGE + estimate_tokens(text) for text in _texts_of(messages))
+    incoming = estimate_tokens(schemas)
+    for message in messages:
+        instructions = getattr(message, "instructions", None) or ""
+        text = instructions + "".join(map(_text_of_part, message.parts))
+        incoming += _TOKENS_PER_MESSAGE + estimate_tokens(text)
     outgoing = sum(estimate_tokens(_text_of_part(part)) for part in response.parts)
     # A request without any tokens would count as one whose usage is not known.
-    return RequestUsage(
-        input_tokens=max(1, incoming + estimate_tokens(schemas)), output_tokens=max(1, outgoing)
-    )
+    return RequestUsage(input_tokens=max(1, incoming), output_tokens=max(1, outgoing))
 
 
 def newest_prompt(messages: Iterable[ModelMessage]) -> str:
@@ -209,13 +211,6 @@ def _text_of_content(item: UserContent) -> str | None:
         return item.data.decode("utf-8", errors="replace")
     text = getattr(item, "content", None)
     return text if isinstance(text, str) else None
-
-
-def _texts_of(messages: Iterable[ModelMessage]) -> Iterator[str]:
-    for message in messages:
-        yield (getattr(message, "instructions", None) or "") + "".join(
-            _text_of_part(part) for part in message.parts
-        )
 
 
 def _text_of_part(part: object) -> str:

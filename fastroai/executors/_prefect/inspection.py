@@ -76,6 +76,12 @@ async def read_stored_result(
         flow_run = await _flow_run(client, run)
         task_run = await _task_run(client, flow_run, step_id)
     location, content = await Records(settings, storage).of(task_run)
+    record = None
+    if pipeline is not None:
+        node = pipeline.plan.steps.get(step_id)
+        if node is None:
+            raise ResultStorageError(f"Pipeline {pipeline.name!r} has no step '{step_id}'.")
+        record = decode_record(StoredStep(content), StepCodec.of(step_id, node.step))
     return StoredResult(
         run_id=str(flow_run.id),
         run_name=flow_run.name,
@@ -83,7 +89,7 @@ async def read_stored_result(
         state=task_run.state_name or "",
         location=location,
         content=content,
-        record=None if pipeline is None else _decode(content, step_id, pipeline),
+        record=record,
     )
 
 
@@ -185,10 +191,3 @@ async def _content(storage: StepStorage, key: str, location: str) -> dict[str, A
             "of the run."
         ) from error
     return content
-
-
-def _decode(content: dict[str, Any], step_id: str, pipeline: Pipeline[Any, Any, Any]) -> StepRecord:
-    node = pipeline.plan.steps.get(step_id)
-    if node is None:
-        raise ResultStorageError(f"Pipeline {pipeline.name!r} has no step '{step_id}'.")
-    return decode_record(StoredStep(content), StepCodec.of(step_id, node.step))
