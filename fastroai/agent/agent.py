@@ -308,7 +308,8 @@ class FastroAgent(Generic[OutputT]):
             # stand for it.
             call["model"] = meter.metered(own_model)
         else:
-            call |= {} if own_model is None else {"model": own_model}
+            if own_model is not None:
+                call["model"] = own_model
             capabilities.append(meter)
         if meter.journal is not None and (self.toolsets or not self._is_built):
             capabilities.append(ToolJournal(meter.journal))
