@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelTimeoutError
 from pydantic_ai.messages import ModelMessage, UserContent
-from pydantic_ai.models import infer_model
+from pydantic_ai.models import Model, infer_model
 from pydantic_ai.output import OutputSpec
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import AbstractToolset
@@ -282,23 +282,12 @@ class FastroAgent(Generic[OutputT]):
         model = self._agent.model if self._is_built else None
         if isinstance(model, str):
             model = self._models.of_running_loop(model)
-        defaults = self._build_default_model_settings()
-        if "temperature" not in self.config.model_fields_set and reasons(
-            model or self._agent.model
-        ):
-            # nobody asked for it, and the model would only warn that it takes none
-            defaults.pop("temperature", None)
-        settings: Any
-        if callable(model_settings):
-            settings = partial(_merged, defaults, model_settings)
-        else:
-            settings = {**defaults, **(model_settings or {})}
         call = {
             **self._run_options,
             "user_prompt": message,
             "deps": deps,
             "message_history": message_history,
-            "model_settings": settings or None,
+            "model_settings": self._settings_of_run(model, model_settings),
             **kwargs,
         }
         capabilities = list(kwargs.get("capabilities") or ())
@@ -316,6 +305,19 @@ class FastroAgent(Generic[OutputT]):
         if capabilities:
             call["capabilities"] = capabilities
         return meter, call
+
+    def _settings_of_run(self, model: Model | None, given: Settings | None) -> Any:
+        """The configured settings with the given ones over them, key by key; a function of the
+        run's context stays one.
+        """
+        defaults = self._build_default_model_settings()
+        is_configured = "temperature" in self.config.model_fields_set
+        if not is_configured and reasons(model or self._agent.model):
+            # nobody asked for it, and the model would only warn that it takes none
+            defaults.pop("temperature", None)
+        if callable(given):
+            return lambda context: {**defaults, **(given(context) or {})}
+        return {**defaults, **(given or {})} or None
 
     def _respond(
         self, result: Any, output: Any, meter: RequestMeter, trace_id: str, processing_time_ms: int
@@ -367,11 +369,6 @@ def _configured(config: AgentConfig | None, options: dict[str, Any]) -> AgentCon
             f"FastroAgent got config= and {named} beside it. Put them into the AgentConfig."
         )
     return config
-
-
-def _merged(defaults: dict[str, Any], given: Callable[[Any], Any], context: Any) -> dict[str, Any]:
-    """Defaults, with the settings over them that a function makes of a run's context."""
-    return {**defaults, **(given(context) or {})}
 
 
 def _log_metrics(tracer: Tracer, trace_id: str, response: ChatResponse[Any]) -> None:

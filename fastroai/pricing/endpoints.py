@@ -73,5 +73,7 @@ _GATEWAY = "pydantic.dev"
 
 def is_own_host(provider: str, url: str) -> bool:
     """Whether a host is a provider's own. To speak a provider's protocol does not make it so."""
+    if provider == "litellm":  # a proxy, which anybody may run
+        return True
     domains = (*_OWN_DOMAINS.get(provider, ()), _GATEWAY)
     return any(on_domain(url, domain) for domain in domains)

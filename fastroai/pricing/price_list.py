@@ -308,7 +308,7 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, str]:
         return {"provider_id": "aws"} if BEDROCK.match(ref.model) else {}
     if _lists(ref.provider, None):
         # Who only speaks a provider's protocol may bill at other rates.
-        if url and ref.provider != "litellm" and not is_own_host(ref.provider, url):
+        if url and not is_own_host(ref.provider, url):
             reason = f"that is no host of {ref.provider}"
             raise _unlisted(ref, url, f"{reason}, and not named in FASTROAI_PROVIDER_HOSTS")
         return {"provider_id": ref.provider}
