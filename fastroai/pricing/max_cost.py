@@ -125,10 +125,8 @@ def _max_cost_on(key: _ById, day: date, fast: bool) -> MaxCost | None:
     if not all(name.endswith(("_mtok", PER_THOUSAND)) for name, _ in rates):
         return None
     # Those of tools are left out, which requests for text alone don't use.
-    fees, into, out = (
-        [step for name, rate in rates if kind.match(name) for step in _steps_of(rate)]
-        for kind in (_FEE, _INPUT_TEXT, _OUTPUT)
-    )
+    fees = _steps_of_kind(_FEE, rates)
+    into, out = _steps_of_kind(_INPUT_TEXT, rates), _steps_of_kind(_OUTPUT, rates)
     starts = sorted({_FROM_THE_FIRST, *(start for start, _ in (*into, *out))})
     steps = tuple((start, _highest(into, start), _highest(out, start)) for start in starts)
     return MaxCost(steps, _highest(fees, _FROM_THE_FIRST) / 1000)
@@ -142,10 +140,19 @@ _FROM_THE_FIRST = -1
 _Step = tuple[int, Decimal]
 
 
-def _steps_of(rate: Decimal | TieredPrices) -> list[_Step]:
-    if isinstance(rate, Decimal):
-        return [(_FROM_THE_FIRST, rate)]
-    return [(_FROM_THE_FIRST, rate.base), *((tier.start, tier.price) for tier in rate.tiers)]
+def _steps_of_kind(
+    kind: re.Pattern[str], rates: Iterable[tuple[str, Decimal | TieredPrices]]
+) -> list[_Step]:
+    steps: list[_Step] = []
+    for name, rate in rates:
+        if not kind.match(name):
+            continue
+        if isinstance(rate, Decimal):
+            steps.append((_FROM_THE_FIRST, rate))
+        else:
+            steps.append((_FROM_THE_FIRST, rate.base))
+            steps += [(tier.start, tier.price) for tier in rate.tiers]
+    return steps
 
 
 def _highest(steps: Iterable[_Step], start: int) -> Decimal:

@@ -304,6 +304,11 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, str]:
     # apart.
     if url and ref.provider not in DECISIONS and _lists(None, url):
         return {"provider_api_url": url}
+    return _where_listed_by_name(ref, url)
+
+
+def _where_listed_by_name(ref: ModelRef, url: str | None) -> dict[str, str]:
+    """The same where the URL does not say who sends the bill."""
     if ref.provider is None:
         return {"provider_id": "aws"} if BEDROCK.match(ref.model) else {}
     if _lists(ref.provider, None):
