@@ -18,8 +18,11 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 run: $(INSTALLED)  # FLOW=document_digest|licence_review, DOCS=path or URI
 	@$(BIN)/fastroai run flows.$(FLOW):pipeline $(if $(DOCS),"documents=$$DOCS")
 
+# Many tests wait for Prefect's server: four of them at once keep two cores busy. What one worker
+# or program compiled, others need not, whatever the shell says.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -q -n 3 --dist worksteal
+	@$(BIN)/python -m pytest -q -n 4 --dist worksteal
 
 test-long: $(INSTALLED)  # what takes minutes each: many kills, many random runs
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m long

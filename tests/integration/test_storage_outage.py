@@ -29,11 +29,14 @@ LOST: list[tuple[int, Moment, set[str]]] = [
     (7, "before", BOTH),  # a is written
     (7, "during", BOTH),
     (7, "after", LAST),
+    (10, "before", LAST),  # b is written
+    (10, "after", set()),
+]
+# Of b, what is asked as of a.
+LOST_AGAIN: list[tuple[int, Moment, set[str]]] = [
     *[(8, moment, LAST) for moment in MOMENTS],  # b is looked for
     (9, "during", LAST),
-    (10, "before", LAST),
     (10, "during", LAST),
-    (10, "after", set()),
 ]
 
 
@@ -70,7 +73,11 @@ async def test_what_a_run_asks_of_a_storage_that_works(fragile_s3: FragileS3):
     assert [r.method for r in fragile_s3.requests] == PROBE + ONE_STEP + ONE_STEP
 
 
-@pytest.mark.parametrize(("number", "moment", "lost"), LOST, ids=_named)
+@pytest.mark.parametrize(
+    ("number", "moment", "lost"),
+    [*LOST, *(pytest.param(*case, marks=pytest.mark.long) for case in LOST_AGAIN)],
+    ids=_named,
+)
 async def test_killed_before_during_or_after_a_step_all_that_is_lost_is_named(
     fragile_s3: FragileS3, number: int, moment: Moment, lost: set[str]
 ):

@@ -72,6 +72,8 @@ class PostgresServer:
             "unix_socket_directories": "",
             "fsync": self._fsync,
             "max_connections": "50",
+            # Compiling a query takes longer than any query here.
+            "jit": "off",
         }
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:

@@ -61,6 +61,8 @@ _SERVER_ENVIRONMENT = {
 _PATIENCE = {
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+    # Beyond the pool, each query would open a connection of its own and close it.
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "20",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import anyio
 import httpx2 as httpx
 import pytest
 from openai import AsyncOpenAI
@@ -46,8 +47,8 @@ CHARGED = "charged 0.00045"
 
 @pytest.fixture(autouse=True)
 def _looks_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    sleep = asyncio.sleep
-    monkeypatch.setattr(asyncio, "sleep", lambda seconds, *rest: sleep(0, *rest))
+    sleep = anyio.sleep
+    monkeypatch.setattr(anyio, "sleep", lambda seconds: sleep(0))
 
 
 class Sent:

@@ -87,7 +87,7 @@ def run(python: str, program: str, seed: str, folder: Path = REPOSITORY) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("seed", ["0", "2026"])
+@pytest.mark.parametrize("seed", [pytest.param("0", marks=pytest.mark.long), "2026"])
 def test_a_process_with_any_hash_seed_finds_the_same_keys(seed: str):
     assert json.loads(run(sys.executable, PROGRAM, seed)) == [FINGERPRINTS, KEYS]
 
