@@ -229,7 +229,6 @@ _VARIABLES = tuple(
 _cached: tuple[object, FastroAISettings] | None = None
 
 
-
 STORAGE_FORMS = (
     "expected s3://bucket/prefix, another URL such as gs://bucket/prefix, a local folder, or "
     "block-type/name of a Prefect block"

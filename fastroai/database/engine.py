@@ -213,6 +213,15 @@ def insert_of(dialect: Dialect) -> Any:
     return postgresql.insert
 
 
+LOST_RACES = ("40001", "40P01", "23505")
+"""Serialization failure, deadlock, unique violation: PostgreSQL's words for it."""
+
+
+def is_lost_race(error: BaseException) -> bool:
+    """Whether a transaction failed for what another one did, so that it is to be tried again."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in LOST_RACES
+
+
 class Insert:
     """An insert that leaves out what is there already.
 

@@ -90,6 +90,18 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             name TEXT NOT NULL PRIMARY KEY, entries BIGINT NOT NULL, first_sent_at BIGINT NOT NULL,
             last_sent_at BIGINT NOT NULL, archived_at BIGINT NOT NULL)""",
     ),
+    5: (
+        # Under another name: a process of version 4 that still runs can go on booking, but what it
+        # changed here, the sums of runs would not know.
+        "ALTER TABLE fastroai_summed RENAME TO fastroai_summed_entries",
+        "ALTER TABLE fastroai_groups ADD COLUMN part BIGINT",
+        "CREATE INDEX fastroai_groups_without_part ON fastroai_groups (id) WHERE part IS NULL",
+        f"""CREATE TABLE fastroai_run_sums (
+            run BIGINT NOT NULL, group_id BIGINT NOT NULL, day BIGINT NOT NULL, {_COUNTS_4},
+            cost_high BIGINT NOT NULL, cost_low BIGINT NOT NULL, upper_bound_high BIGINT NOT NULL,
+            upper_bound_low BIGINT NOT NULL, entries BIGINT NOT NULL, exact TEXT,
+            PRIMARY KEY (run, group_id, day))""",
+    ),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and
 PostgreSQL alike.

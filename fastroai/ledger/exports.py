@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 
 from ..pricing.money import EXACT
 from .entries import EntryState, LedgerEntry, spend_of
-from .reconciliation import amount, column_name, count, same_model, time
+from .reconciliation import amount, answerer, column_name, count, same_model, time
 
 COST = "cost_usd"
 _DAY = timedelta(days=1)
@@ -343,5 +343,5 @@ class _Spans:
         return None
 
     def _names(self, entry: LedgerEntry) -> Iterator[str | None]:
-        yield same_model(entry.model_answered or entry.model_asked)
+        yield answerer(entry)
         yield None

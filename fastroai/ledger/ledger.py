@@ -100,7 +100,7 @@ class Ledger:
         is ever changed.
 
         Raises:
-            ValueError: The ledger says something else of this entry already.
+            ValueError: The ledger says something else of this entry already, or it was archived.
             LedgerUnavailableError: It can't be written.
         """
         if entry.settled_at is None:
@@ -108,7 +108,10 @@ class Ledger:
         else:
             self._store.settle(entry)
             await self._store.flush()
-        [stored] = await self._store.entries(LedgerFilter(id=entry.id))
+        found = await self._store.entries(LedgerFilter(id=entry.id))
+        if not found:
+            raise ValueError(f"Entry {entry.id!r} is in an archive already.")
+        [stored] = found
         if entry.settled_at is None:
             return
         if (stored.state, stored.cost_usd) != (entry.state, entry.cost_usd):

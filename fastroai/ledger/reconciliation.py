@@ -293,7 +293,7 @@ def _tokens_key_of_entry(entry: LedgerEntry) -> Hashable | None:
     if not _tokens_known(entry):
         return None
     return (
-        _answerer(entry),
+        answerer(entry),
         entry.tokens.input_tokens,
         entry.tokens.output_tokens,
     )
@@ -309,7 +309,7 @@ def _cost_key_of_entry(digits: int) -> Callable[[LedgerEntry], Hashable | None]:
     def key(entry: LedgerEntry) -> Hashable | None:
         if entry.cost_usd is None or entry.state is EntryState.UNSETTLED:
             return None
-        return same_model(entry.model_answered or entry.model_asked), round(entry.cost_usd, digits)
+        return answerer(entry), round(entry.cost_usd, digits)
 
     return key
 
@@ -326,10 +326,11 @@ def _cost_key_of_line(digits: int) -> Callable[[InvoiceLine], Hashable | None]:
 
 
 def _open_key_of_entry(entry: LedgerEntry) -> Hashable | None:
-    return None if _tokens_known(entry) else same_model(entry.model_answered or entry.model_asked)
+    return None if _tokens_known(entry) else answerer(entry)
 
 
-def _answerer(entry: LedgerEntry) -> str | None:
+def answerer(entry: LedgerEntry) -> str | None:
+    """The model that answered an entry, or was asked, as invoices are compared with it."""
     return same_model(entry.model_answered or entry.model_asked)
 
 

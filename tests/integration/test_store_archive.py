@@ -9,11 +9,13 @@ import json
 import random
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,11 +23,14 @@ from typing import Any
 
 import pytest
 
-from fastroai.database.engine import Database, database_url
+from fastroai.database.engine import Database, Insert, database_url
+from fastroai.database.values import microseconds
 from fastroai.errors import LedgerUnavailableError
 from fastroai.ledger.aggregation import Totals
 from fastroai.ledger.archive_files import ArchiveFormat, write_archive
 from fastroai.ledger.store import archiving, open_store, schema
+from fastroai.ledger.store.mapping import digest_of_id, intent_row, outcome_row
+from fastroai.ledger.store.statements import insert_rows
 from fastroai.ledger.store.summing import sum_up
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.support.ledger_entries import START, charged
@@ -144,6 +149,68 @@ async def test_an_archived_entry_that_is_booked_again_counts_once(url: str, tmp_
     await archive(url, folder)
     assert await all_totals(url) == before
     await each_is_once(url, folder, entries)
+
+
+async def test_an_archived_entry_that_is_booked_again_is_not_listed(
+    url: str, tmp_path: Path
+) -> None:
+    entries = await fill(url)
+    await archive(url, tmp_path / "archive")
+    store = await open_store(url)
+    store.settle(entries[0])
+    await store.close()
+    async with Ledger.open(url) as ledger:
+        assert entries[0].id not in [entry.id for entry in await ledger.entries()]
+        [total] = await ledger.totals(id=entries[0].id)
+        with pytest.raises(ValueError, match="in an archive"):
+            await ledger.append(entries[0])
+    assert total.requests == 0
+
+
+async def test_more_archived_entries_may_be_booked_again_than_a_statement_has_parameters(
+    url: str, tmp_path: Path
+) -> None:
+    entries = await fill(url)
+    await archive(url, tmp_path / "archive")
+    number = 33_000
+
+    def book_again() -> None:
+        database = Database(database_url(url), writes=True)
+        again = [charged("9", id=f"again-{n}", sent_at=START) for n in range(number)]
+        database.insert(
+            (Insert(schema.intents), list(map(intent_row, again))),
+            (Insert(schema.outcomes), list(map(outcome_row, again))),
+        )
+        # As they were archived.
+        names = [column.name for column in schema.summed.columns]
+        zeros = [0] * (len(names) - 5)
+        rows = [(microseconds(START), digest_of_id(e.id), 1, 1, *zeros, None) for e in again]
+        database.run(lambda connection: insert_rows(connection, schema.summed, names, rows))
+        database.close()
+
+    await asyncio.to_thread(book_again)
+    async with Ledger.open(url) as ledger:
+        before = await ledger.totals()
+        assert sum(total.requests for total in before) == len(entries)
+        assert f"again-{number - 1}" not in [entry.id for entry in await ledger.entries()]
+        await asyncio.to_thread(ledger_sums, url)
+        assert await ledger.totals() == before
+
+
+async def test_entries_are_read_for_an_archive_while_others_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    await fill(url)
+    select_entries = archiving.select_entries
+
+    def write_meanwhile(*arguments: Any, **options: Any) -> list[LedgerEntry]:
+        with closing(sqlite3.connect(tmp_path / "ledger.db", timeout=0.1)) as other:
+            other.execute("CREATE TABLE IF NOT EXISTS others (number INTEGER)")
+        return select_entries(*arguments, **options)
+
+    monkeypatch.setattr(archiving, "select_entries", write_meanwhile)
+    assert await archive(url, tmp_path / "archive")
 
 
 @pytest.mark.parametrize("moment", ["written", "removing", "removed"])

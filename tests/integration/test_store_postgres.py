@@ -15,7 +15,8 @@ from fastroai.errors import LedgerNotFoundError
 from fastroai.ledger.aggregation import GROUPINGS, totals_of
 from fastroai.ledger.filters import LedgerFilter
 from fastroai.ledger.store.mapping import as_stored
-from fastroai.ledger.store.queries import read_entries, read_totals
+from fastroai.ledger.store.queries import read_entries
+from fastroai.ledger.store.totals import read_totals
 from fastroai.usage import Ledger, LedgerEntry
 from tests.support.ledger_entries import charged, entries, fill, fits, selections
 

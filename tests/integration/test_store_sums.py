@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -16,26 +17,31 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from fastroai.database.engine import Database, Insert, database_url
 from fastroai.ledger.aggregation import GROUPINGS, totals_of
 from fastroai.ledger.filters import LedgerFilter
 from fastroai.ledger.store import open_store, summing
 from fastroai.ledger.store.mapping import intent_row, outcome_row
-from fastroai.ledger.store.queries import read_entries, read_totals
+from fastroai.ledger.store.numbers import Numbers
+from fastroai.ledger.store.queries import read_entries
 from fastroai.ledger.store.schema import (
     archives,
     groups,
     intents,
     outcomes,
+    run_sums,
     runs,
     summed,
     sums,
 )
+from fastroai.ledger.store.totals import read_totals
+from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.support.ledger_entries import START, charged, entries, selections
 
-SUMS = (groups, runs, summed, sums, archives)
+SUMS = (groups, runs, summed, sums, run_sums, archives)
 
 by_any = st.sampled_from([None, *GROUPINGS, "tag:team"])
 # Half an hour off, to cut hours.
@@ -66,8 +72,8 @@ def book(database: Database, entry: LedgerEntry) -> None:
     database.insert((Insert(intents), [intent_row(entry)]), (Insert(outcomes), settled))
 
 
-def add_to_sums(database: Database, chunk: int = summing.CHUNK) -> int:
-    return database.run(lambda connection: summing.add_to_sums(connection, chunk))
+def add_to_sums(database: Database, chunk: int = 120) -> int:
+    return database.run(lambda connection: summing.add_to_sums(connection, chunk, Numbers()))
 
 
 def later_outcomes(entry: LedgerEntry) -> st.SearchStrategy[list[LedgerEntry]]:
@@ -153,7 +159,7 @@ async def test_sums_are_exact_while_several_sum_up_write_and_read(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each batch is written whole, so a total is one of so many batches, whenever it is read."""
-    monkeypatch.setattr("fastroai.ledger.store.sql_store.MANY", 50)
+    monkeypatch.setattr("fastroai.ledger.store.summing.MANY", 50)
     expected = {Decimal(0)}
     whole = Decimal(0)
     for number in range(4):
@@ -215,12 +221,12 @@ async def test_a_process_that_dies_while_it_sums_up_leaves_sums_that_are_right(u
         pass
 
     def half_way(connection: Any) -> None:
-        summing.add_to_sums(connection, 100)
+        summing.add_to_sums(connection, 100, Numbers())
         raise Killed
 
     def die() -> None:
         database = Database(database_url(url), writes=True)
-        database.run(lambda connection: summing.add_to_sums(connection, 120))
+        database.run(lambda connection: summing.add_to_sums(connection, 120, Numbers()))
         with pytest.raises(Killed):
             database.run(half_way)
 
@@ -230,10 +236,109 @@ async def test_a_process_that_dies_while_it_sums_up_leaves_sums_that_are_right(u
         assert await ledger.totals("run") == totals_of(many(2), "run")
 
 
+async def test_counts_that_outgrow_the_databases_integers_are_added_up(url: str) -> None:
+    huge = [
+        replace(entry, tokens=TokenCounts(input_tokens=2**62), request_count=1)
+        for entry in many(1)[:5]
+    ]
+    store = await open_store(url)
+    for entry in [*huge, *many(2)]:
+        store.settle(entry)
+    await store.flush()
+    await asyncio.to_thread(sum_all, url)
+    for by in (None, "run", "day"):
+        assert await store.totals(LedgerFilter(), by) == totals_of([*huge, *many(2)], by)
+    await store.close()
+    assert await asyncio.to_thread(not_summed, url) == len(huge)
+
+
+async def test_who_loses_a_race_to_sum_up_tries_again(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_store(postgres_url)
+    for entry in many(1):
+        store.settle(entry)
+    await store.close()
+    locked = summing._lock
+    raced = []
+
+    def lose(connection: Any) -> bool:
+        found = locked(connection)
+        if not raced:
+            raced.append(True)
+            # What another one adds once this transaction sees the moment before.
+            connection.execute(text("SELECT pg_advisory_unlock_all()"))
+            with ThreadPoolExecutor(1) as other:
+                other.submit(sum_all_but_locked).result()
+        return found
+
+    def sum_all_but_locked() -> None:
+        database = Database(database_url(postgres_url), writes=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(summing, "_lock", lambda connection: True)
+            database.run(lambda connection: summing.add_to_sums(connection, 120, Numbers()))
+        database.close()
+
+    monkeypatch.setattr(summing, "_lock", lose)
+    await asyncio.to_thread(sum_all, postgres_url)
+    assert raced
+    async with Ledger.open(postgres_url) as ledger:
+        assert await ledger.totals("step") == totals_of(many(1), "step")
+
+
+def sum_all(url: str) -> None:
+    database = Database(database_url(url), writes=True)
+    summing.sum_up(database)
+    database.close()
+
+
+def test_a_transaction_takes_as_many_entries_as_fit_its_time() -> None:
+    pace = summing.Pace(0.1)
+    first = pace.entries
+    pace.took(first, 0.2)
+    assert pace.entries == first // 2
+    pace.took(pace.entries - 1, 0.001)  # there were no more: it says nothing
+    assert pace.entries == first // 2
+    for _ in range(20):
+        pace.took(pace.entries, pace.entries / 50_000)
+    assert 4_000 < pace.entries <= 5_000
+
+
+async def test_runs_that_were_summed_up_before_there_were_sums_of_runs_get_them(url: str) -> None:
+    """As after a migration: the sums of an earlier version know no parts."""
+    store = await open_store(url)
+    half = [replace(e, cost_usd=Decimal(1).scaleb(-20)) for e in many(2)[:40]] + many(1)
+    for entry in half:
+        store.settle(entry)
+    await store.flush()
+    await asyncio.to_thread(sum_all, url)
+
+    def forget(connection: Any) -> None:
+        connection.execute(run_sums.delete())
+        connection.execute(groups.update().values(part=None))
+
+    def as_before() -> None:
+        database = Database(database_url(url), writes=True)
+        database.run(forget)
+        # A ledger that can't be changed.
+        agree(database, LedgerFilter(), "run")
+        database.close()
+
+    await asyncio.to_thread(as_before)
+    for by in ("run", "run", "pipeline"):
+        assert await store.totals(LedgerFilter(), by) == totals_of(half, by)
+    for entry in many(3):
+        store.settle(entry)
+    await store.flush()
+    await asyncio.to_thread(sum_all, url)
+    assert await store.totals(LedgerFilter(), "run") == totals_of([*half, *many(3)], "run")
+    await store.close()
+
+
 async def test_a_ledger_that_can_not_be_changed_is_read_without_the_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastroai.ledger.store.sql_store.MANY", 50)
+    monkeypatch.setattr("fastroai.ledger.store.summing.MANY", 50)
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     store = await open_store(url)
     for entry in many(3):

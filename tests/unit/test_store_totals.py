@@ -17,7 +17,8 @@ from fastroai.ledger.aggregation import GROUPINGS, Totals, totals_of
 from fastroai.ledger.entries import DIMENSIONS, Attribution, changed, total_usd
 from fastroai.ledger.filters import FilterFields, LedgerFilter
 from fastroai.ledger.store.mapping import as_stored
-from fastroai.ledger.store.queries import read_entries, read_totals
+from fastroai.ledger.store.queries import read_entries
+from fastroai.ledger.store.totals import read_totals
 from fastroai.usage import EntryState, LedgerEntry
 from tests.support.ledger_entries import START, charged, entries, fill, fits, selections
 

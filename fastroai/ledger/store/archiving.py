@@ -14,8 +14,9 @@ from ...database.values import microseconds, moment
 from ...errors import LedgerUnavailableError
 from ..archive_files import UNFINISHED, ArchiveFormat, finish_archive, write_archive
 from ..entries import LedgerEntry
-from .queries import is_one_of, select_entries
+from .queries import select_entries
 from .schema import archives, intents, outcomes
+from .statements import is_one_of
 from .summing import sum_up
 
 ENTRIES_IN_A_FILE = 20_000
@@ -56,19 +57,22 @@ def archived_entries(
 
 
 def archive_entries(
-    database: Database, before: datetime, folder: Path, form: ArchiveFormat
+    database: Database, reader: Database, before: datetime, folder: Path, form: ArchiveFormat
 ) -> Iterator[Archive]:
     """Move entries with a final outcome that were sent before a time, file by file.
 
     A file is written whole before its entries are removed, and gets its name after that: whenever
     this is interrupted, entries are in the ledger, or in a file that the next call names.
 
+    Args:
+        reader: Of the same ledger; others write while it reads.
+
     Raises:
         LedgerUnavailableError: Somebody else archives the same entries.
     """
     yield from _finish(database, folder)
     sum_up(database)
-    while entries := database.run(lambda connection: _oldest(connection, before)):
+    while entries := reader.run(lambda connection: _oldest(connection, before)):
         path = write_archive(folder, entries, form)
         _remove(database, path, entries)
         yield Archive(finish_archive(path), len(entries))
@@ -103,7 +107,7 @@ def _remove(database: Database, path: Path, entries: Sequence[LedgerEntry]) -> N
     }
 
     def work(connection: Connection) -> None:
-        are_these = is_one_of(connection, ids)
+        are_these = is_one_of(connection, ids, _i.id)
         removed = connection.execute(intents.delete().where(are_these, _i.summed == 1))
         if removed.rowcount != len(ids):
             raise LedgerUnavailableError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from sqlalchemy import BigInteger, Boolean, Column, SmallInteger, Table, Text
 
 from ...database.migrations import metadata
@@ -13,9 +15,12 @@ GROUP_TEXTS = (
     *(name for name in DIMENSIONS if name not in RUN_DIMENSIONS),
     "tags", "flow_tags", "agent", "model_asked", "model_answered", "provider",
 )  # fmt: skip
+TEXTS_OF_STEPS = ("step_id", "agent", "model_asked", "model_answered", "provider")
+"""What entries of one run mostly differ in; the others of a group's texts they have in common."""
 COUNTS = ("requests", *TOKEN_NAMES)
 AMOUNTS = ("cost", "upper_bound")
 HALVES = tuple(f"{name}_{half}" for name in AMOUNTS for half in ("high", "low"))
+DAY = timedelta(days=1) // timedelta(microseconds=1)
 HALF = 1_000_000
 """Sums are made of the two halves of each amount, so that none outgrows the database's integers."""
 
@@ -84,6 +89,7 @@ groups = Table(
     *(Column(name, Text) for name in GROUP_TEXTS),
     Column("state", Text, nullable=False),
     Column("simulated", Boolean, nullable=False),
+    Column("part", BigInteger),  # the group with the same texts but those of steps; perhaps itself
 )
 """All that entries are selected and grouped by, but for their run and their time."""
 
@@ -96,7 +102,7 @@ runs = Table(
 )
 
 summed = Table(
-    "fastroai_summed",
+    "fastroai_summed_entries",
     metadata,
     Column("sent_at", BigInteger, primary_key=True, autoincrement=False),
     Column("digest", BigInteger, primary_key=True, autoincrement=False),  # of the entry's id
@@ -116,6 +122,17 @@ sums = Table(
     Column("exact", Text),  # as in intents: to be added to the amounts
 )
 """What the entries of one group and one day add up to."""
+
+run_sums = Table(
+    "fastroai_run_sums",
+    metadata,
+    Column("run", BigInteger, primary_key=True, autoincrement=False),
+    Column("group_id", BigInteger, primary_key=True, autoincrement=False),  # without texts of steps
+    Column("day", BigInteger, primary_key=True, autoincrement=False),
+    *(Column(name, BigInteger, nullable=False) for name in (*COUNTS, *HALVES, "entries")),
+    Column("exact", Text),  # as in sums
+)
+"""The same of one run: a ledger has many runs, and each few of these."""
 
 archives = Table(
     "fastroai_archives",

@@ -23,8 +23,9 @@ from ..entries import LedgerEntry
 from ..filters import LedgerFilter
 from .archiving import Archive, ArchivedEntries, archive_entries, archived_entries
 from .outbox import Outbox
-from .queries import read_entries, read_totals
-from .summing import MANY, count_not_summed, sum_up
+from .queries import read_entries
+from .summing import is_behind, sum_up
+from .totals import read_totals
 from .writer import Write, Writer
 
 logger = logging.getLogger("fastroai.usage")
@@ -150,7 +151,7 @@ class SqlStore:
 
     async def totals(self, selection: LedgerFilter, by: str | None) -> tuple[Totals, ...]:
         """The sums of the selected entries, grouped."""
-        if await self._read(lambda connection: count_not_summed(connection, MANY)) == MANY:
+        if await self._read(is_behind):
             await asyncio.to_thread(self._sum_up)
         return await self._read(lambda connection: read_totals(connection, selection, by))
 
@@ -162,7 +163,7 @@ class SqlStore:
     def _archive(self, before: datetime, folder: Path, form: ArchiveFormat) -> list[Archive]:
         database = open_database(self._database_url, writes=True)
         try:
-            return list(archive_entries(database, before, folder, form))
+            return list(archive_entries(database, self._reader, before, folder, form))
         except OSError:
             raise
         except Exception as error:

@@ -17,9 +17,10 @@ from ...errors import LedgerUnavailableError
 from ...retries import Backoff
 from ..entries import LedgerEntry
 from .mapping import intent_row, outcome_row
+from .numbers import Numbers
 from .outbox import Outbox
 from .schema import intents, outcomes
-from .summing import add_to_sums
+from .summing import Pace, add_to_sums
 
 logger = logging.getLogger("fastroai.usage")
 
@@ -32,8 +33,8 @@ _LARGEST_BATCH = 1000
 _IDLE = 0.2
 """Seconds without anything to write, after which entries are added to the sums."""
 _WORTH_SUMMING = 1000
-_CHUNK = 250
-"""Entries that are added at once: a request that is sent meanwhile waits for it."""
+_PACE = 0.03
+"""Seconds for which entries are added at once: a request that is sent meanwhile waits for it."""
 
 
 Waiter = asyncio.Future[bool]
@@ -98,6 +99,7 @@ class Writer:
         self._failures = 0
         self._retry_at: float | None = None
         self._not_summed = 0
+        self._pace = Pace(_PACE)
         self._thread = threading.Thread(target=self._run, name="fastroai-ledger", daemon=True)
         self._thread.start()
 
@@ -163,8 +165,11 @@ class Writer:
 
     def _sum_up(self) -> None:
         """Add some entries to the sums; soon more, unless there is something to write."""
+        most, started = self._pace.entries, time.thread_time()
         try:
-            if not self._database.run(lambda connection: add_to_sums(connection, _CHUNK)):
+            added = self._database.run(lambda c: add_to_sums(c, most, Numbers()))
+            self._pace.took(added or 0, time.thread_time() - started)
+            if not added:
                 self._not_summed = 0
         except Exception as error:  # whoever asks for sums does it then
             self._not_summed = 0

@@ -1,0 +1,271 @@
+"""Sums of a ledger's entries: of those kept beside them, and of the entries that these lack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, FromClause, Table, func, select
+
+from ...database.values import microseconds, moment
+from ...pricing.money import EXACT
+from ..aggregation import TOKEN_NAMES, Grouping, Sums, Totals, grouping
+from ..entries import EntryState
+from ..filters import LedgerFilter
+from .mapping import from_units
+from .queries import (
+    ENTRY_COLUMNS,
+    Columns,
+    archived_ids,
+    changed_entries,
+    conditions_of,
+    current,
+    exact_text,
+    is_summed,
+    times_of,
+    upper_bound,
+)
+from .rollups import lacks_sums_of_runs
+from .schema import (
+    AMOUNTS,
+    COUNTS,
+    DAY,
+    GROUP_TEXTS,
+    HALF,
+    RUN_DIMENSIONS,
+    TEXTS_OF_STEPS,
+    groups,
+    intents,
+    outcomes,
+    run_sums,
+    runs,
+    summed,
+    sums,
+)
+from .statements import halves, is_one_of, join_by_index, whole
+
+_i, _o = intents.c, outcomes.c
+
+
+def read_totals(
+    connection: Connection, selection: LedgerFilter, by: str | None
+) -> tuple[Totals, ...]:
+    """The sums of the selected entries, as `totals_of` makes them.
+
+    Whole days are summed up already. Added are what the selection has of other days, and the
+    entries that the sums lack; one that has another outcome since is taken out and added anew.
+    """
+    query = _Query(connection, selection, by)
+    inside = list(times_of(selection, _i.sent_at))
+    archived = archived_ids(connection)
+    if selection.id is not None:
+        query.add(_ENTRIES, *inside)
+    else:
+        _add_summed(query)
+        join_by_index(connection)
+        query.add(_ENTRIES, _i.summed.is_(None), *inside)
+        _add_changed(query, inside)
+    if archived:
+        query.add(_ENTRIES, is_one_of(connection, archived, _i.id), *inside, sign=-1)
+    return query.totals()
+
+
+def _add_changed(query: _Query, inside: Sequence[ColumnElement[bool]]) -> None:
+    """Add what became of entries since they were summed up, and take away what they were."""
+    connection = query.connection
+    changed = changed_entries(connection)
+    if changed:
+        ids = [name for name, _ in changed]
+        query.add(_ENTRIES, is_one_of(connection, ids, _i.id), *inside)
+        times = times_of(query.selection, summed.c.sent_at)
+        query.add(_SUMMED_BY_RUN, *is_summed(connection, changed), *times, sign=-1)
+
+
+def _add_summed(query: _Query) -> None:
+    days, entries = _sources(query)
+    asked, sent_at, day = query.selection, summed.c.sent_at, days.columns["day"]
+    since = None if asked.since is None else microseconds(asked.since)
+    until = None if asked.until is None else microseconds(asked.until)
+    is_within_days = since is not None and until is not None and since // DAY >= until // DAY
+    if days is entries or is_within_days:
+        query.add(entries, *times_of(asked, sent_at))
+        return
+    whole_days = []
+    if since is not None:
+        first = -(-since // DAY)
+        whole_days.append(day >= first)
+        query.add(entries, sent_at >= since, sent_at < first * DAY)
+    if until is not None:
+        end = until // DAY
+        whole_days.append(day < end)
+        query.add(entries, sent_at >= end * DAY, sent_at < until)
+    query.add(days, *whole_days)
+
+
+def _sources(query: _Query) -> tuple[_Source, _Source]:
+    """Sums of days, and those of single entries, that have all that is asked for."""
+    asked, parts = query.selection, set(query.group.parts)
+    if not (asked.run_id or asked.run_key or parts & set(RUN_DIMENSIONS)):
+        return _DAYS, _SUMMED
+    of_steps = asked.step_id or asked.model or parts & {"model", *TEXTS_OF_STEPS}
+    if of_steps or lacks_sums_of_runs(query.connection):
+        return _SUMMED_BY_RUN, _SUMMED_BY_RUN
+    return _DAYS_BY_RUN, _SUMMED_BY_RUN
+
+
+Measure = tuple[ColumnElement[Any], ...]
+"""What is added up: a number, or its two halves."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Rows to add up: entries, or sums of some.
+
+    Attributes:
+        columns: What they are selected and grouped by.
+        measures: Of `COUNTS` and `AMOUNTS`.
+        exact: JSON of amounts to be added to those.
+        where: Which rows are any.
+    """
+
+    rows: FromClause
+    columns: Columns
+    measures: Sequence[Measure]
+    exact: ColumnElement[Any]
+    where: tuple[ColumnElement[bool], ...] = ()
+
+
+def _pairs(numbers: Sequence[ColumnElement[Any]]) -> Iterator[Measure]:
+    parts = halves(numbers)
+    return zip(parts, parts, strict=True)
+
+
+def _of_groups(day: ColumnElement[Any]) -> Columns:
+    texts = {name: groups.c[name] for name in (*GROUP_TEXTS, "state", "simulated")}
+    return {**texts, "day": day.label("day")}
+
+
+def _of_runs(source: _Source, run: ColumnElement[Any]) -> _Source:
+    """The same with what runs are selected and grouped by."""
+    columns = {**source.columns, **{name: runs.c[name] for name in RUN_DIMENSIONS}}
+    return replace(source, rows=source.rows.join(runs, runs.c.id == run), columns=columns)
+
+
+def _of_days(table: Table) -> _Source:
+    pairs = ((table.c[f"{name}_high"], table.c[f"{name}_low"]) for name in AMOUNTS)
+    return _Source(
+        table.join(groups, groups.c.id == table.c.group_id),
+        _of_groups(table.c.day),
+        [*((table.c[name],) for name in COUNTS), *pairs],
+        table.c.exact,
+        # An entry that was settled late may have left an empty day of the group it was in before.
+        (table.c.entries != 0,),
+    )
+
+
+_ENTRIES = _Source(
+    current(),
+    ENTRY_COLUMNS,
+    # Among those that are not in the sums, there may be any number.
+    list(_pairs([_i.request_count, *(_o[name] for name in TOKEN_NAMES), _o.cost, upper_bound])),
+    exact_text,
+)
+_SUMMED = _Source(
+    summed.join(groups, groups.c.id == summed.c.group_id),
+    _of_groups(summed.c.sent_at // whole(DAY)),
+    [*((summed.c[name],) for name in COUNTS), *_pairs([summed.c[name] for name in AMOUNTS])],
+    summed.c.exact,
+)
+_SUMMED_BY_RUN = _of_runs(_SUMMED, summed.c.run)
+_DAYS = _of_days(sums)
+_DAYS_BY_RUN = _of_runs(_of_days(run_sums), run_sums.c.run)
+
+
+class _Query:
+    """Adds up the rows of several sources that a selection has."""
+
+    def __init__(self, connection: Connection, selection: LedgerFilter, by: str | None) -> None:
+        self.connection = connection
+        self.selection = selection
+        self.group = grouping(by)
+        self._is_grouped = by is not None
+        self._sums = Sums()
+        self._took_away = False
+
+    def add(self, source: _Source, *where: ColumnElement[bool], sign: int = 1) -> None:
+        """Add what some rows amount to, or take it away."""
+        keys = _keys(self.group, source.columns)
+        asked = conditions_of(self.connection, self.selection, source.columns)
+        conditions = (*asked, *where, *source.where)
+        # Amounts that are not whole numbers of 1e-12 USD are rare, and no database adds them up
+        # exactly: they are added here.
+        parts = (func.sum(part) for measure in source.measures for part in measure)
+        statement = select(*keys, *parts, func.count(source.exact)).select_from(source.rows)
+        has_exact = False
+        for row in self.connection.execute(statement.where(*conditions).group_by(*keys)):
+            *numbers, exact = row[len(keys) :]
+            has_exact = has_exact or exact > 0
+            found = [sign * number for number in _whole_numbers(source.measures, numbers)]
+            self._add(
+                row[: len(keys)], found[: len(COUNTS)], *map(from_units, found[len(COUNTS) :])
+            )
+        if has_exact:
+            texts = select(*keys, source.exact).select_from(source.rows)
+            for row in self.connection.execute(texts.where(*conditions, source.exact.is_not(None))):
+                exact = json.loads(row[-1])
+                usd = (EXACT.multiply(Decimal(exact.get(name, 0)), sign) for name in AMOUNTS)
+                self._add(row[: len(keys)], [0] * len(COUNTS), *usd)
+        self._took_away |= sign < 0
+
+    def _add(
+        self, key: Sequence[Any], counts: Sequence[int], cost_usd: Decimal, upper_bound_usd: Decimal
+    ) -> None:
+        *values, state, simulated = key
+        parts = map(_decoded, self.group.parts, values)
+        for group_key in self.group.keys(*parts):
+            self._sums.add(
+                group_key,
+                EntryState(state),
+                simulated=bool(simulated),
+                count=counts[0],
+                tokens=counts[1:],
+                cost_usd=cost_usd,
+                upper_bound_usd=upper_bound_usd,
+            )
+
+    def totals(self) -> tuple[Totals, ...]:
+        """In groups, or one of all."""
+        found = self._sums.totals()
+        if self._took_away:
+            found = tuple(total for total in found if total.requests or total.replayed)
+        return found or (() if self._is_grouped else (Totals(),))
+
+
+def _whole_numbers(measures: Sequence[Measure], parts: Iterable[Any]) -> Iterator[int]:
+    """Sums of measures out of those of their parts."""
+    rest = iter(parts)
+    for measure in measures:
+        number = int(next(rest) or 0)
+        yield number if len(measure) == 1 else number * HALF + int(next(rest) or 0)
+
+
+def _keys(group: Grouping, columns: Columns) -> list[ColumnElement[Any]]:
+    """The columns by which rows are added up."""
+    model = func.coalesce(columns["model_asked"], columns["model_answered"]).label("model")
+    parts = [model if name == "model" else columns[name] for name in group.parts]
+    return [*parts, columns["state"], columns["simulated"]]
+
+
+_DECODE: dict[str, Callable[[Any], Any]] = {
+    "tags": lambda text: json.loads(text or "{}"),
+    "flow_tags": lambda text: tuple(json.loads(text or "[]")),
+    "day": lambda number: moment(number * DAY).date(),
+}
+"""How parts that are not texts are made of their columns."""
+
+
+def _decoded(part: str, value: Any) -> Any:
+    return _DECODE[part](value) if part in _DECODE else value
