@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 from inspect import isawaitable, signature
 from typing import TYPE_CHECKING, Any, Generic, cast
 

@@ -122,7 +122,8 @@ class Send:
 
     def __enter__(self) -> Send:
         self._watched = _watch_client(self.model)
-        if is_of_a_user(type(getattr(self.model, "sends_for", self.model))):
+        sender: Model = getattr(self.model, "sends_for", self.model)
+        if is_of_a_user(type(sender)):
             self._members = Members()
             self._members_token = members_asked.set(self._members)
         self._token = _sending.set(self)

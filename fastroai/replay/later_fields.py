@@ -88,7 +88,7 @@ def _later_by_kind() -> dict[str, dict[str, Any]]:
         cls = vars(messages).get(name)
         if cls is not None and (later := later_fields(cls)):
             kinds = {field.name: field.default for field in dataclasses.fields(cls)}
-            by_kind[kinds.get("part_kind") or kinds["kind"]] = later
+            by_kind[str(kinds.get("part_kind") or kinds["kind"])] = later
     return by_kind
 
 
@@ -117,10 +117,10 @@ def known_parameters(parameters: ModelRequestParameters) -> object:
 
 
 def _known(value: Any) -> dict[str, Any]:
-    later = later_fields(type(value))
+    later = later_fields(value.__class__)
     given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return {n: v for n, v in given.items() if n not in later or not _is(v, later[n])}
 
 
 def _is(value: object, default: object) -> bool:
-    return to_jsonable_python(value, fallback=repr) == default
+    return bool(to_jsonable_python(value, fallback=repr) == default)

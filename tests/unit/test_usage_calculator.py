@@ -302,13 +302,20 @@ def test_a_tier_that_is_not_listed_is_not_priced_as_the_standard_one(
         calculator.price(USAGE, model, provider=provider, context=context)
 
 
-@pytest.mark.parametrize("tier", ["default", "standard", "auto", "on_demand", "something-new"])
+@pytest.mark.parametrize("tier", ["default", "standard", "auto", "ON_DEMAND", "standard_only"])
 def test_the_standard_tier_has_many_names(calculator: CostCalculator, tier: str) -> None:
     price = calculator.price(
         USAGE, "gpt-oss-120b", provider="cerebras", context={"service_tier": tier}
     )
 
     assert price == calculator.price(USAGE, "gpt-oss-120b", provider="cerebras")
+
+
+def test_a_tier_that_nobody_knows_has_no_price(calculator: CostCalculator) -> None:
+    with pytest.raises(UnknownModelPriceError, match="something-new"):
+        calculator.price(
+            USAGE, "gpt-oss-120b", provider="cerebras", context={"service_tier": "something-new"}
+        )
 
 
 def test_groqs_flex_tier_costs_what_the_standard_one_does(calculator: CostCalculator) -> None:
