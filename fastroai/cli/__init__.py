@@ -57,7 +57,11 @@ for _name, _help in {
     "results": "Show stored results, and delete old ones.",
 }.items():
     app.command(f"fastroai.cli.{_name}:{_name}", name=_name, help=_help)
-app.register_install_completion_command(help="Install completion for your shell.")
+app.command(
+    "fastroai.cli.completion:install",
+    name="--install-completion",
+    help="Install completion for your shell.",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
