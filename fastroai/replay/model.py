@@ -80,7 +80,7 @@ class JournaledModel(RequestWrapper):
         asked = RequestOfModel(
             context.messages, context.model_settings, context.model_request_parameters
         )
-        place, sent_before = self.place_of(asked, "compact", instructions), len(self.books.entries)
+        place, sent_before = self.place_of(asked, "compact", instructions), len(self.books.sent)
         if (recorded := await self.recall(place)) is not None:
             return recorded
         response = await self.wrapped.compact_messages(context, instructions=instructions)
