@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import books, imports, makespan, memory, metering, peer, prefect_path, resume
+from . import books, budgets, imports, makespan, memory, metering, peer, prefect_path, resume
 from .report import Section, document
 from .workers import HERE, progress
 
-PARTS = ("memory", "makespan", "import", "metering", "prefect", "resume", "ledger")
+PARTS = ("memory", "makespan", "import", "metering", "prefect", "resume", "ledger", "budgets")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         "prefect": lambda: [prefect_path.measure(arguments.quick)],
         "resume": lambda: resume.measure(arguments.quick),
         "ledger": lambda: [books.measure(arguments.quick)],
+        "budgets": lambda: [budgets.measure(arguments.quick)],
     }
     sections: list[Section] = []
     for part in chosen:

@@ -20,7 +20,9 @@ All of them survive pickling: a Prefect task or a worker process may pass them o
 
 from __future__ import annotations
 
+from decimal import Decimal
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 
@@ -61,25 +63,74 @@ class UnknownPipelineError(PipelineValidationError, ValueError):
 
 
 class CostBudgetExceededError(FastroAIError):
-    """Recorded spend reached a budget before the next call, which was not sent.
+    """A request did not fit a budget, and was not sent.
 
     Attributes:
         budget_microcents: The limit, in 1e-6 USD.
-        actual_microcents: Spend when the limit was checked, in 1e-6 USD.
-        step_id: The step that made the call, or None outside a step.
+        actual_microcents: What was spent or unknown when it was checked, in 1e-6 USD.
+        step_id: The step that made the request, or None outside a step.
+        scope: Whose budget it is: `step`, `run` or `standing`. None where that was not said, as is
+            all that follows.
+        name: The budget's name, or else the step's id or the pipeline's name.
+        limit: The limit in USD, exact.
+        spent: What requests have cost, in USD, exact.
+        held: The most that requests in flight can cost.
+        unknown: The most that requests can have cost of which nobody knows.
+        at_limit: What is to become of requests at the limit: `fail`, `skip`, `downgrade`, `pause`.
+        reason: Why the request is refused that might have fitted.
+        raise_with: What raises the limit: a command, or what is to be written into the code.
     """
 
-    def __init__(self, budget: int, actual: int, step_id: str | None = None) -> None:
+    def __init__(
+        self,
+        budget: int,
+        actual: int,
+        step_id: str | None = None,
+        *,
+        scope: str | None = None,
+        name: str | None = None,
+        limit: Decimal | None = None,
+        spent: Decimal | None = None,
+        held: Decimal | None = None,
+        unknown: Decimal | None = None,
+        at_limit: str = "fail",
+        reason: str | None = None,
+        raise_with: str | None = None,
+    ) -> None:
         self.budget_microcents = budget
         self.actual_microcents = actual
         self.step_id = step_id
+        self.scope = scope
+        self.name = name
+        self.limit = limit
+        self.spent = spent
+        self.held = held
+        self.unknown = unknown
+        self.at_limit = at_limit
+        self.reason = reason
+        self.raise_with = raise_with
         where = "" if step_id is None else f" in step '{step_id}'"
-        super().__init__(
-            f"Cost budget exceeded{where}: {actual} microcents >= {budget} microcents budget"
-        )
+        text = f"Cost budget exceeded{where}: {actual} microcents of {budget} microcents budget"
+        super().__init__(f"{text}{self._details()}")
+
+    def _details(self) -> str:
+        if self.scope is None:
+            return ""
+        amounts = {"spent": self.spent, "held": self.held, "unknown": self.unknown}
+        told = ", ".join(f"{usd:f} {what}" for what, usd in amounts.items() if usd is not None)
+        limit = "" if self.limit is None else f" of {self.limit:f} USD"
+        reason = f" {self.reason}" if self.reason else ""
+        whose = f"{self.scope} budget {self.name!r}{limit}"
+        return f" ({whose}: {told}).{reason} To raise it: {self.raise_with}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.budget_microcents, self.actual_microcents, self.step_id)
+        given = (self.budget_microcents, self.actual_microcents, self.step_id)
+        return partial(type(self), **{name: getattr(self, name) for name in _DETAILS}), given
+
+
+_DETAILS = (
+    "scope", "name", "limit", "spent", "held", "unknown", "at_limit", "reason", "raise_with",
+)  # fmt: skip
 
 
 class DispatchSkippedError(FastroAIError):

@@ -278,6 +278,8 @@ class FastroAgent(Generic[OutputT]):
             agent=self._name or (self._agent.name if not self._is_built else None),
             max_retries=self.config.max_retries if configured else None,
         )
+        if self.config.cheaper_model is not None:
+            meter.cheaper_model = self.config.cheaper_model
         model = self._agent.model if self._is_built else None
         if isinstance(model, str):
             model = self._models.of_running_loop(model)

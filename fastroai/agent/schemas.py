@@ -31,6 +31,13 @@ class AgentConfig(BaseModel):
         default=DEFAULT_MODEL,
         description="`provider:model`, `test`, or a pydantic-ai `Model` instance.",
     )
+    cheaper_model: str | InstanceOf[Model] | None = Field(
+        default=None,
+        description=(
+            "What takes a request at the limit of a budget with `at_limit='downgrade'`. None: the "
+            "pipeline's."
+        ),
+    )
     system_prompt: str | None = Field(
         default=None, description="None: the default prompt. An empty string counts."
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from sqlalchemy import (
     URL,
@@ -135,6 +136,10 @@ class Database:
         """
         return self._guarded(lambda backend: backend.run(work))
 
+    def transact(self, work: Callable[[Statements], T]) -> T:
+        """As `run`, for statements that go to the driver: SQLAlchemy takes longer than they do."""
+        return self._guarded(lambda backend: backend.transact(work))
+
     def insert(self, *inserts: tuple[Insert, list[Row]]) -> None:
         """Write rows in one transaction, without those that are there already.
 
@@ -253,11 +258,61 @@ class Insert:
         return sql, [values(row) for row in rows]
 
 
+class Statements:
+    """Statements for the driver of a connection, written with `?` for their parameters."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.is_postgres = connection.dialect.name == "postgresql"
+        self._driver: Any = None if self.is_postgres else connection.connection.driver_connection
+
+    def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
+        """What a statement gives."""
+        if self.is_postgres:
+            result = self.connection.exec_driver_sql(_numbered(sql), parameters)
+            return cast("Sequence[tuple[Any, ...]]", result.all())
+        found: list[tuple[Any, ...]] = self._driver.execute(sql, parameters).fetchall()
+        return found
+
+    def run(self, sql: str, *parameters: Any) -> None:
+        """Execute a statement that gives nothing."""
+        if self.is_postgres:
+            self.connection.exec_driver_sql(_numbered(sql), parameters)
+        else:
+            self._driver.execute(sql, parameters)
+
+    def many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
+        """Execute a statement once for each row of parameters; how many rows that changed."""
+        if not parameters:
+            return 0
+        if self.is_postgres:
+            return self.connection.exec_driver_sql(_numbered(sql), list(parameters)).rowcount
+        count: int = self._driver.executemany(sql, parameters).rowcount
+        return count
+
+    def insert(self, insert: Insert, rows: list[Row]) -> None:
+        """Insert rows but for those that are there already."""
+        if not rows:
+            return
+        sql, values = insert.values(rows, self.connection.dialect)
+        if self.is_postgres:
+            self.connection.exec_driver_sql(sql, values)
+        else:
+            self._driver.executemany(sql, values)
+
+
+@cache
+def _numbered(sql: str) -> str:
+    first, *rest = sql.split("?")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
+
+
 class _Backend(Protocol):
     """How one kind of database is spoken to, by one thread at a time."""
 
     def __init__(self, url: URL, *, writes: bool) -> None: ...
     def run(self, work: Callable[[Connection], T]) -> T: ...
+    def transact(self, work: Callable[[Statements], T]) -> T: ...
     def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None: ...
     def has_ledger(self) -> bool: ...
     def close(self) -> None: ...
@@ -276,15 +331,24 @@ class _SQLite:
         with connection.begin():
             return work(connection)
 
-    def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None:
+    def transact(self, work: Callable[[Statements], T]) -> T:
         connection = self._connected()
         # Past SQLAlchemy's bookkeeping, which takes as long as a commit does.
         driver: Any = connection.connection.driver_connection
         driver.execute(self._begin)
-        for insert, rows in inserts:
-            if rows:
-                driver.executemany(*insert.values(rows, connection.dialect))
-        driver.execute("COMMIT")
+        result = work(Statements(connection))
+        if connection.in_transaction():  # it was used after all
+            connection.commit()
+        else:
+            driver.execute("COMMIT")
+        return result
+
+    def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None:
+        def work(statements: Statements) -> None:
+            for insert, rows in inserts:
+                statements.insert(insert, rows)
+
+        self.transact(work)
 
     def has_ledger(self) -> bool:
         if not self._path.exists():
@@ -320,10 +384,15 @@ class _SQLite:
             connect_args={"timeout": PATIENCE, "isolation_level": None},
         )
         event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(self._begin))
+        event.listen(engine, "begin", self._begin_once)
         connection = engine.connect()
         self._file = self._identity()
         return connection
+
+    def _begin_once(self, connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            connection.exec_driver_sql(self._begin)
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -346,7 +415,7 @@ class _Memory(_SQLite):
                 poolclass=StaticPool,
                 connect_args={"check_same_thread": False, "isolation_level": None},
             )
-            event.listen(engine, "begin", lambda found: found.exec_driver_sql(self._begin))
+            event.listen(engine, "begin", self._begin_once)
             self._connection = engine.connect()
         return self._connection
 
@@ -378,13 +447,15 @@ class _PostgreSQL:
             self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         return self._runner.run(self._run(work))
 
-    def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None:
-        def work(connection: Connection) -> None:
-            for insert, rows in inserts:
-                if rows:
-                    connection.exec_driver_sql(*insert.values(rows, connection.dialect))
+    def transact(self, work: Callable[[Statements], T]) -> T:
+        return self.run(lambda connection: work(Statements(connection)))
 
-        self.run(work)
+    def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None:
+        def work(statements: Statements) -> None:
+            for insert, rows in inserts:
+                statements.insert(insert, rows)
+
+        self.transact(work)
 
     def has_ledger(self) -> bool:
         return self.run(version_of) > 0

@@ -101,6 +101,21 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             cost_high BIGINT NOT NULL, cost_low BIGINT NOT NULL, upper_bound_high BIGINT NOT NULL,
             upper_bound_low BIGINT NOT NULL, entries BIGINT NOT NULL, exact TEXT,
             PRIMARY KEY (run, group_id, day))""",
+        "ALTER TABLE fastroai_intents ADD COLUMN downgraded_from TEXT",
+        """CREATE TABLE fastroai_budgets (
+            name TEXT NOT NULL PRIMARY KEY, definition TEXT NOT NULL, changed_at BIGINT NOT
+            NULL)""",
+        """CREATE TABLE fastroai_budget_revisions (
+            id SMALLINT NOT NULL PRIMARY KEY, revision BIGINT NOT NULL)""",
+        "INSERT INTO fastroai_budget_revisions (id, revision) VALUES (1, 0)",
+        """CREATE TABLE fastroai_budget_accounts (
+            budget TEXT NOT NULL, since BIGINT NOT NULL, spent TEXT NOT NULL, held TEXT NOT NULL,
+            unknown TEXT NOT NULL, PRIMARY KEY (budget, since))""",
+        """CREATE TABLE fastroai_budget_charges (
+            entry_id TEXT NOT NULL, budget TEXT NOT NULL, since BIGINT NOT NULL, kind SMALLINT NOT
+            NULL, usd TEXT NOT NULL, holder TEXT NOT NULL, PRIMARY KEY (entry_id, budget))""",
+        """CREATE TABLE fastroai_budget_holders (
+            token TEXT NOT NULL PRIMARY KEY, beat BIGINT NOT NULL)""",
     ),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and

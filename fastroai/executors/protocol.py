@@ -52,7 +52,8 @@ class ExecutionResult:
         stopped_early: An incomplete conversation state ended the run.
         entries: The run's ledger entries in the order in which they were sent.
         errors: What failed, by step id.
-        skipped: Steps that did not run because one they depend on failed.
+        skipped: Optional steps that a budget left out, and steps that did not run because one they
+            depend on failed.
         run_id: Identity of this execution.
         wall_time_ms: How long the execution took.
         not_stored: Why the result of a step could not be stored, by step id; another run would pay

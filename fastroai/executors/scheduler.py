@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from ..errors import CostBudgetExceededError, StepExecutionError
 from ..pipelines.plan import ExecutionPlan, PlannedStep
 from ..pipelines.schemas import ConversationState, ConversationStatus
 from .protocol import StepRecord
@@ -23,6 +24,7 @@ class Outcome:
 
     records: dict[str, StepRecord] = field(default_factory=dict)
     failures: dict[str, BaseException] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     skipped: tuple[str, ...] = ()
     stopped_early: bool = False
 
@@ -49,9 +51,19 @@ async def run_plan(plan: ExecutionPlan, run_one: RunOne) -> Outcome:
         raise
     if schedule.fatal is not None:
         raise schedule.fatal
-    if schedule.outcome.failures:
-        schedule.outcome.skipped = schedule.unreachable()
-    return schedule.outcome
+    outcome = schedule.outcome
+    outcome.skipped = tuple(outcome.left_out)
+    if outcome.failures:
+        outcome.skipped += schedule.unreachable()
+    return outcome
+
+
+def is_left_out(node: PlannedStep, error: BaseException) -> bool:
+    """Whether a run goes on without a step that failed: it is optional, and a budget says so."""
+    while isinstance(error, StepExecutionError):
+        error = error.original_error
+    at_limit = error.at_limit if isinstance(error, CostBudgetExceededError) else None
+    return node.config.optional and at_limit == "skip"
 
 
 class _Schedule:
@@ -118,6 +130,9 @@ class _Schedule:
         output = record.output
         if isinstance(output, ConversationState) and output.status is ConversationStatus.INCOMPLETE:
             self._stopping = self.outcome.stopped_early = True
+        self._release_dependents(node)
+
+    def _release_dependents(self, node: PlannedStep) -> None:
         missing = self._missing
         for dependent in self._plan.dependents[node.step_id]:
             missing[dependent] -= 1
@@ -126,6 +141,10 @@ class _Schedule:
 
     def _failed(self, node: PlannedStep, error: BaseException) -> None:
         if self._cancelled and isinstance(error, asyncio.CancelledError):
+            return
+        if is_left_out(node, error):
+            self.outcome.left_out.append(node.step_id)
+            self._release_dependents(node)
             return
         if isinstance(error, Exception | asyncio.CancelledError):
             self.outcome.failures[node.step_id] = error

@@ -16,12 +16,15 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
+from ..budgets import Limit, RunLimits
 from ..errors import StepExecutionError
 from ..leases.run_lease import Held
 from ..ledger.entries import Attribution, LedgerEntry
+from ..ledger.filters import LedgerFilter
 from ..ledger.recorder import DurableLedger, RequestRecorder
 from ..ledger.store import configured_store
 from ..metering.scope import current_scope, dispatch_scope
+from ..pipelines.config import budgets_of
 from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState, StepUsage
 from ..pipelines.step_state import RunBooks
@@ -66,6 +69,8 @@ class RunSession(RunBooks):
         store: Where the entries are written, too; None: nowhere.
         settings: As they were when the run began.
         leases: What the run holds, with what the runs around it hold.
+        earlier: What earlier executions of the run have booked, for its budgets; None: there are
+            none.
 
     Attributes:
         plan: What is run.
@@ -88,9 +93,14 @@ class RunSession(RunBooks):
         store: DurableLedger | None,
         settings: FastroAISettings,
         leases: Held = (),
+        earlier: LedgerFilter | None = None,
     ) -> None:
         recorder = RequestRecorder(store, refuses_unpriced=settings.unpriced == "fail")
-        super().__init__(identity, recorder, plan.config.cost_budget)
+        super().__init__(identity, recorder)
+        recorder.limits = _limits_of(plan, identity.pipeline)
+        self.cheaper_model = plan.config.cheaper_model
+        self.is_planned = True
+        self._earlier = earlier
         recorders = _recorders.get()
         if recorders is not None:
             recorders.append(recorder)
@@ -107,6 +117,8 @@ class RunSession(RunBooks):
         self._began = time.perf_counter()
 
     async def __aenter__(self) -> RunSession:
+        if self.limits is not None and self._earlier is not None:
+            self.limits.note_earlier(await self.recorder.stored(self._earlier))
         self._scope = dispatch_scope(self.recorder, self.identity, run=self)
         self._span = self.span(f"pipeline.{self.name}")
         self.span_id = await self._span.__aenter__()
@@ -188,6 +200,30 @@ def _as_step_error(step_id: str, error: BaseException) -> StepExecutionError:
     return error if isinstance(error, StepExecutionError) else StepExecutionError(step_id, error)
 
 
+def _limits_of(plan: ExecutionPlan, name: str | None) -> RunLimits | None:
+    """The budgets of a run, of its steps, and of the step around it; None: there are none."""
+    run = budgets_of(plan.config)
+    steps = {
+        # What a step inherits is the run's.
+        step_id: [budget for budget in budgets_of(node.config) if budget not in run]
+        for step_id, node in plan.steps.items()
+    }
+    around = _limits_around()
+    if not run and not around and not any(steps.values()):
+        return None
+    limits = RunLimits(run, name=name, around=around)
+    for step_id, budgets in steps.items():
+        limits.limit_step(step_id, budgets)
+    return limits
+
+
+def _limits_around() -> tuple[Limit, ...]:
+    scope = current_scope()
+    if scope is None or not isinstance(scope.run, RunBooks) or scope.run.limits is None:
+        return ()
+    return scope.run.limits.of_step(scope.attribution.step_id)
+
+
 def leases_around() -> Held:
     """The leases of the run in one of whose steps this is called, if it is."""
     scope = current_scope()
@@ -218,6 +254,13 @@ async def open_session(
     settings = with_readable_prices(load_settings())
     store = await configured_store(settings)
     async with RunSession(
-        plan, inputs, deps, tracer, identity=identity, store=store, settings=settings
+        plan,
+        inputs,
+        deps,
+        tracer,
+        identity=identity,
+        store=store,
+        settings=settings,
+        earlier=LedgerFilter(run_key=run_key, pipeline=name) if run_key else None,
     ) as session:
         yield session

@@ -53,7 +53,8 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
     state.begin_attempt(attempt)
     outputs: dict[str, Any] = {}
     for dependency in node.dependencies:
-        outputs[dependency] = session.outputs[dependency]
+        if dependency in session.outputs:  # not that of an optional step that was left out
+            outputs[dependency] = session.outputs[dependency]
     context = StepContext(
         step_id, session.inputs, session.deps, outputs, session.tracer, config, state=state
     )

@@ -213,14 +213,18 @@ class GuardedStore:
         self.flush = store.flush
         self.entries = store.entries
 
-    async def intend(self, entry: LedgerEntry) -> None:
+    async def intend(self, entry: LedgerEntry) -> LedgerEntry:
         """Book a request that is about to be sent, and make sure that the run may still send it.
+
+        Returns:
+            Its entry, as `SqlStore.intend`.
 
         Raises:
             RunLeaseError: It may not; `RequestRecorder.intend` books the request as refused.
             LedgerUnavailableError: It can't be booked, and it is required that it is.
         """
-        await self._store.intend(entry)
+        booked = await self._store.intend(entry)
         for held in self._held:
             if not held.lease.is_certain:
                 await held.confirm()
+        return booked

@@ -132,6 +132,8 @@ class LedgerEntry:
     response_id: str | None = None
     replay_of: str | None = None
     """The entry that paid, for a `REPLAYED` one."""
+    downgraded_from: str | None = None
+    """The model that was to be asked, where a budget had another one take the request."""
     request_count: int = 1
     """Requests it stands for: more than one only when an agent that can not be metered reports a
     sum.

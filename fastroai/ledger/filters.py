@@ -16,6 +16,7 @@ class FilterFields(TypedDict, total=False):
     run_id: str | None
     run_key: str | None
     pipeline: str | None
+    deployment: str | None
     step_id: str | None
     model: str | None
     tag: str | None
@@ -34,6 +35,7 @@ class LedgerFilter:
         run_id: One execution.
         run_key: All executions of one piece of work.
         pipeline: A pipeline's name.
+        deployment: As `flow/deployment`.
         step_id: A step's id.
         model: As it was asked for or as it answered; `gpt-5-mini` also selects `openai:gpt-5-mini`.
         tag: `team=search`, or `team` for any value. A bare name also selects the tags of flow runs.
@@ -50,6 +52,7 @@ class LedgerFilter:
     run_id: str | None = None
     run_key: str | None = None
     pipeline: str | None = None
+    deployment: str | None = None
     step_id: str | None = None
     model: str | None = None
     tag: str | None = None

@@ -11,7 +11,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Protocol
 
-from ..errors import LedgerUnavailableError
+from ..errors import CostBudgetExceededError, LedgerUnavailableError
 from ..pricing.money import EXACT
 from ..redaction import redact
 from .entries import (
@@ -31,10 +31,18 @@ _dispatch_of = attrgetter("step_id", "attempt", "dispatch")
 class DurableLedger(Protocol):
     """Where a run's entries outlive it; `LedgerStore` is one."""
 
-    async def intend(self, entry: LedgerEntry) -> None: ...
+    async def intend(self, entry: LedgerEntry) -> LedgerEntry: ...
     def settle(self, entry: LedgerEntry) -> None: ...
     async def flush(self) -> None: ...
     async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]: ...
+
+
+class Limits(Protocol):
+    """Budgets that hold for a run; `RunLimits` is some."""
+
+    async def admit(self, entry: LedgerEntry) -> LedgerEntry: ...
+    def note(self, entry: LedgerEntry) -> None: ...
+    def forget(self, entry: LedgerEntry) -> None: ...
 
 
 class RequestRecorder:
@@ -54,6 +62,8 @@ class RequestRecorder:
         self._store = store
         self.is_durable = store is not None
         """Whether entries outlive the process."""
+        self.limits: Limits | None = None
+        """What its requests must fit, and is told of each entry."""
         if refuses_unpriced is not None:
             self.refuses_unpriced = refuses_unpriced
         self._entries: dict[str, LedgerEntry] = {}
@@ -81,19 +91,28 @@ class RequestRecorder:
         """A recorder of the same store, for requests that are of no run."""
         return RequestRecorder(self._store, refuses_unpriced=self.refuses_unpriced)
 
-    async def intend(self, entry: LedgerEntry) -> None:
+    async def intend(self, entry: LedgerEntry) -> LedgerEntry:
         """Book a request that is about to be sent. A store has it on disk when this returns.
 
         When this raises, the request must not be sent, and it is booked as refused.
 
+        Returns:
+            Its entry; where it had to wait for a budget, as of now.
+
         Raises:
+            CostBudgetExceededError: It does not fit a budget. It is not booked at all.
             LedgerUnavailableError: It can't be booked, and it is required that it is.
         """
+        if self.limits is not None:
+            entry = await self.limits.admit(entry)
         self._note(entry)
         if self._store is None:
-            return
+            return entry
         try:
-            await self._store.intend(entry)
+            booked = await self._store.intend(entry)
+        except CostBudgetExceededError:
+            self._forget(entry)
+            raise
         except BaseException as error:
             # The one place that books so, whatever the store and its guards raise. A cancellation,
             # too: it may come after the intent was written, which then has its outcome.
@@ -101,6 +120,9 @@ class RequestRecorder:
             state, settled_at = EntryState.REFUSED, entry.sent_at
             self.record(replace(entry, state=state, settled_at=settled_at, error=reason))
             raise
+        if booked is not entry:
+            self._note(booked)
+        return booked
 
     def record(self, entry: LedgerEntry) -> None:
         """Add a settled entry, or settle the one with the same id.
@@ -120,8 +142,10 @@ class RequestRecorder:
 
         They are no entries of this run.
         """
-        if self._store is not None:
-            for entry in entries:
+        for entry in entries:
+            if self.limits is not None:
+                self.limits.note(entry)
+            if self._store is not None:
                 self._store.settle(entry)
 
     def replay(
@@ -177,11 +201,23 @@ class RequestRecorder:
                 self._by_dispatch.setdefault(_dispatch_of(entry.attribution), []).append(entry.id)
             elif before.attribution is not entry.attribution:
                 self._move(entry.id, before.attribution, entry.attribution)
-            if entry.cost_usd is None and before is None:
-                return  # about to be sent
-            if more := EXACT.subtract(spend_of(entry), spend_of(before)):
+            is_about_to_be_sent = entry.cost_usd is None and before is None
+            if not is_about_to_be_sent and (
+                more := EXACT.subtract(spend_of(entry), spend_of(before))
+            ):
                 self._step_usd[step_id] = EXACT.add(self._step_usd.get(step_id, ZERO_USD), more)
                 self._usd = EXACT.add(self._usd, more)
+        if self.limits is not None:
+            self.limits.note(entry)
+
+    def _forget(self, entry: LedgerEntry) -> None:
+        """Have no entry of a request that was not sent."""
+        with self._noting:
+            del self._entries[entry.id]
+            del self._by_step[entry.attribution.step_id][entry.id]
+            self._by_dispatch[_dispatch_of(entry.attribution)].remove(entry.id)
+        if self.limits is not None:
+            self.limits.forget(entry)
 
     def _move(self, entry_id: str, before: Attribution, now: Attribution) -> None:
         """A later attempt of a step waits for what an earlier one sent."""

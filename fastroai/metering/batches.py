@@ -218,7 +218,8 @@ class _Submitter:
                 entry=dumped,
             )
         self._sent.append((booking, entry))
-        await booking.books.intend(entry)
+        booked = await booking.books.intend(entry)
+        self._sent[-1] = booking, booked
 
     async def _write(self, record: dict[str, Any]) -> None:
         """For all requests at once, once in each journal that is asked for it."""

@@ -14,6 +14,7 @@ from anyio import from_thread
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model
 
+from ..errors import CostBudgetExceededError
 from ..ledger.entries import NOT_SENT, EntryState, LedgerEntry
 from ..providers import host_and_port
 from ..redaction import remember
@@ -86,6 +87,7 @@ class Send:
         "model",
         "raw",
         "reached",
+        "refusal",
     )
 
     def __init__(
@@ -107,6 +109,8 @@ class Send:
         self._watched = False
         self.reached = False
         """Whether the client of the model was asked to send something, wherever to."""
+        self.refusal: Exception | None = None
+        """Why a further attempt might not leave."""
         self._status: int | None = None
         self.is_job = False
         """Whether the provider has taken it on, and is only asked for its answer from now on."""
@@ -238,7 +242,11 @@ class Send:
             self._status = status
 
     async def _again(self) -> None:
-        entry = await self._intend()
+        try:
+            entry = await self._intend()
+        except CostBudgetExceededError as error:
+            self.refusal = error  # an SDK may make another error of it
+            raise
         # Only now: where no further attempt may be booked, none leaves, and this one is still the
         # last.
         if not self.is_given:

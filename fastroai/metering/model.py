@@ -9,9 +9,10 @@ from functools import cache, partial
 from typing import Final, TypeVar
 
 from pydantic_ai.messages import ModelResponse
-from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse
+from pydantic_ai.models import Model, ModelRequestContext, StreamedResponse, infer_model
 from pydantic_ai.models.batch import BatchRequest, EncodedBatchRequest
 
+from ..errors import CostBudgetExceededError
 from ..ledger.entries import EntryState
 from ..pricing.calculator import CostCalculator
 from ..replay.model import JournaledModel
@@ -57,12 +58,17 @@ class MeteredModel(_Metered):
     passing.
     """
 
-    def __init__(self, wrapped: Model, books: RequestBooks) -> None:
+    def __init__(
+        self, wrapped: Model, books: RequestBooks, *, instead_of: str | None = None
+    ) -> None:
         super().__init__(wrapped, books)
-        self._target = Target(wrapped)
+        self._target = Target(wrapped, instead_of=instead_of)
 
     async def answer(self, request: RequestOfModel) -> ModelResponse:
-        send, response = await self._sent(request, RequestOfModel.answer_of)
+        try:
+            send, response = await self._sent(request, RequestOfModel.answer_of)
+        except CostBudgetExceededError as error:
+            return await self._cheaper(error).answer(request)
         if not self._is_under_way(send, response):
             send.answered(response)
         return response
@@ -70,9 +76,13 @@ class MeteredModel(_Metered):
     @asynccontextmanager
     async def stream(self, request: RequestOfModel) -> AsyncGenerator[StreamedResponse]:
         async with AsyncExitStack() as stack:
-            send, stream = await self._sent(
-                request, lambda one, model: stack.enter_async_context(one.stream_of(model))
-            )
+            try:
+                send, stream = await self._sent(
+                    request, lambda one, model: stack.enter_async_context(one.stream_of(model))
+                )
+            except CostBudgetExceededError as error:
+                yield await stack.enter_async_context(self._cheaper(error).stream(request))
+                return
             try:
                 yield stream
             except BaseException as error:
@@ -110,6 +120,8 @@ class MeteredModel(_Metered):
                     return send, await attempt(one, self.wrapped)
             except BaseException as error:
                 send.fail(error)
+                if send.refusal is not None and isinstance(error, Exception):
+                    raise send.refusal from error
                 raise
 
         def delay_after(error: Exception, sends: int) -> float | None:
@@ -150,6 +162,21 @@ class MeteredModel(_Metered):
         else:
             _jobs.pop(job, None)
         return is_job
+
+    def _cheaper(self, refused: CostBudgetExceededError) -> MeteredModel:
+        """What takes a request that a budget refused.
+
+        Raises:
+            CostBudgetExceededError: The same: the budget does not say so, there is no such model,
+                or this is it.
+        """
+        cheaper = self.books.cheaper_model if refused.at_limit == "downgrade" else None
+        if cheaper is None or self._target.instead_of is not None:
+            raise refused
+        model = infer_model(cheaper)
+        if model.model_id == self._target.asked:
+            raise refused
+        return MeteredModel(model, self.books, instead_of=self._target.asked)
 
     async def compact_messages(
         self, request_context: ModelRequestContext, *, instructions: str | None = None

@@ -13,6 +13,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, StreamedResponse
 from pydantic_ai.settings import ModelSettings
 
+from ..errors import CostBudgetExceededError
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.recorder import RequestRecorder
 from ..providers import host_in
@@ -36,14 +37,16 @@ class Target:
         asked: Its id.
         host: Where its requests go, with the port where one is named.
         simulated: Whether nothing is really sent.
+        instead_of: Id of the model whose request it takes, at the limit of a budget.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, instead_of: str | None = None) -> None:
         self.model = model
         self.sender = innermost(model)
         self.asked = model.model_id
         self.host = host_in(endpoint(model) or "")
         self.simulated = getattr(model, "simulated", False) is True
+        self.instead_of = instead_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class RequestBooks:
         self.journal = scope.journal if scope else None
         self._agent = agent
         self.max_retries = max_retries
+        self.cheaper_model: Model | str | None = getattr(scope and scope.run, "cheaper_model", None)
+        """What takes requests at the limit of a budget that says so."""
         self.sent: list[str] = []
         """Ids of the entries of what this run has sent so far, in order."""
         self.is_in_use = False
@@ -122,18 +127,24 @@ class RequestBooks:
         return Send(await intend(), target.sender, intend, book, settle)
 
     async def _intend(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
-        entry = self.draft(target, foreseen)
-        await self.intend(entry)
-        return entry
+        return await self.intend(self.draft(target, foreseen))
 
-    async def intend(self, entry: LedgerEntry) -> None:
+    async def intend(self, entry: LedgerEntry) -> LedgerEntry:
         """Book a request that is about to be sent.
 
+        Returns:
+            Its entry; where it had to wait for a budget, as of now.
+
         Raises:
+            CostBudgetExceededError: It does not fit a budget.
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
         self.sent.append(entry.id)
-        await self._recorder.intend(entry)
+        try:
+            return await self._recorder.intend(entry)
+        except CostBudgetExceededError:
+            self.sent.remove(entry.id)
+            raise
 
     def draft(self, target: Target, foreseen: Foreseen, entry_id: str | None = None) -> LedgerEntry:
         """The entry of a request before it is sent."""
@@ -146,10 +157,16 @@ class RequestBooks:
             provider=target.model.system,
             provider_host=target.host,
             service_tier=foreseen.service_tier,
-            # Without a ledger that outlives the process nobody asks before the outcome is unknown.
-            upper_bound_usd=foreseen.max_cost() if self._recorder.is_durable else None,
+            upper_bound_usd=foreseen.max_cost() if self._needs_bounds else None,
+            downgraded_from=target.instead_of,
             simulated=target.simulated,
         )
+
+    @property
+    def _needs_bounds(self) -> bool:
+        # Without a ledger that outlives the process, nor a budget, nobody asks before the outcome
+        # is unknown.
+        return self._recorder.is_durable or self._recorder.limits is not None
 
     def streamed(
         self, send: Send, target: Target, stream: StreamedResponse, error: BaseException | None
@@ -163,7 +180,8 @@ class RequestBooks:
         send.book(settle_stream(send.entry, stream, target.model, self._pricer, error, send.raw))
 
     def _record(self, foreseen: Foreseen, entry: LedgerEntry) -> None:
-        if entry.state is EntryState.UNSETTLED and entry.upper_bound_usd is None:
+        is_unknown = entry.state in (EntryState.UNSETTLED, EntryState.UNPRICED)
+        if is_unknown and entry.upper_bound_usd is None:
             entry = replace(entry, upper_bound_usd=foreseen.max_cost())
         self._recorder.record(entry)
 

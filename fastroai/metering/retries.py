@@ -92,6 +92,9 @@ def is_permanent(error: BaseException) -> bool:
     """
     if isinstance(error, StepExecutionError):
         return is_permanent(error.original_error)
+    if isinstance(error, BaseExceptionGroup):
+        # Of a fallback that was made to go on after anything: all its members were refused.
+        return error.subgroup(CostBudgetExceededError) is not None
     if isinstance(error, ModelHTTPError):
         return 400 <= error.status_code < 500 and error.status_code not in _PASSING_CLIENT_ERRORS
     return isinstance(error, _PERMANENT)

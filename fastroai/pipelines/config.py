@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+from ..budgets import Budget, budgets_given
+from ..pricing.money import microcents_to_usd
 from ..retries import Backoff
 
 OnError = Literal["fail", "continue"]
@@ -48,8 +50,12 @@ class StepConfig(metaclass=_RemembersGiven):
             replayed, not sent again.
         retry_delay: Seconds before a further attempt: a number is doubled for each further one; a
             list is used as it is, its last value repeated.
-        cost_budget: Spend of this step, in 1e-6 USD, from which on it may not dispatch; on a
-            `PipelineConfig`, of the run.
+        cost_budget: Spend of this step, in 1e-6 USD, from which on it may send nothing more; on a
+            `PipelineConfig`, of the run. It is a `Budget` of strength `settled`.
+        budget: The same as a `Budget`, or a list of them, all of which hold: exact amounts, and
+            how strict it is. On a `PipelineConfig`, of the run; it is not inherited.
+        optional: Whether the run goes on without the step where a budget with `at_limit="skip"`
+            refuses a request of it.
         persist_result: Whether Prefect keeps the step's result. True: an output that can't be
             stored fails the step. None: keep it where it can be stored, and warn where not.
         result_storage: Where Prefect keeps it: as `FASTROAI_RESULT_STORAGE`, or a Prefect block.
@@ -90,6 +96,8 @@ class StepConfig(metaclass=_RemembersGiven):
     durable: Durable | None = None
     cache_expiration: float | timedelta | None = None
     cache_scope: str | None = None
+    budget: Budget | Sequence[Budget] | None = None
+    optional: bool = False
     formerly: str | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +120,10 @@ class PipelineConfig(StepConfig):
             dependents of a failed step are skipped, the rest runs, and the result carries the
             errors.
         max_concurrency: How many steps may run at once. None: no limit.
-        cost_budget: Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched.
+        cost_budget: Spend of the whole run in 1e-6 USD, from which on nothing more is sent: that
+            of all its steps, their attempts, and earlier executions of the same run.
+        cheaper_model: What takes a request at the limit of a budget with `at_limit="downgrade"`,
+            if the agent names none.
 
     Raises:
         ValueError: As for `StepConfig`; `on_error` is unknown, or `max_concurrency` is below 1.
@@ -121,6 +132,7 @@ class PipelineConfig(StepConfig):
     trace: bool = True
     on_error: OnError = "fail"
     max_concurrency: int | None = None
+    cheaper_model: Any = None
 
 
 _LAYERED = tuple(f.name for f in fields(StepConfig))
@@ -136,6 +148,7 @@ def check_config(config: StepConfig) -> None:
         value = getattr(config, name, _DEFAULTS[name])  # a step's config has not all of them
         if value is not _DEFAULTS[name] and not holds(value):
             raise ValueError(f"{name}={value!r}: {advice}.")
+    budgets_given(config.budget)
     _check_cache(config)
 
 
@@ -168,6 +181,7 @@ _RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("retries", _is_count, "give a whole number >= 0"),
     ("retry_delay", _is_delay, "give seconds >= 0, or a list of them with at least one"),
     ("cost_budget", _is_count, "give a whole number >= 0 of 1e-6 USD, or None for no limit"),
+    ("optional", _is_choice, "give True or False"),
     ("persist_result", _is_choice, "give True, False or None"),
     ("durable", get_args(Durable).__contains__, "choose 'request' or 'step'"),
     ("trace", _is_choice, "give True or False"),
@@ -230,9 +244,17 @@ def resolve_config(*layers: StepConfig | None) -> StepConfig:
         if layer is not None:
             given: set[str] = layer.__dict__.get("_given", set())
             if isinstance(layer, PipelineConfig):
-                given = given - {"formerly"}  # the pipeline's own
+                given = given - {"formerly", "budget"}  # the pipeline's own
             values.update((name, getattr(layer, name)) for name in _LAYERED if name in given)
     return StepConfig(**values)
+
+
+def budgets_of(config: StepConfig) -> tuple[Budget, ...]:
+    """The budgets that a configuration says."""
+    own = budgets_given(config.budget)
+    if config.cost_budget is None:
+        return own
+    return (Budget(usd=microcents_to_usd(config.cost_budget)), *own)
 
 
 def retry_delay(config: StepConfig, failed_attempt: int) -> float:

@@ -175,10 +175,10 @@ class StepContext(Generic[DepsT]):
         self, agent: Any, message: object, timeout: float | None, attempts: int, attempt: int
     ) -> ChatResponse[Any]:
         """One attempt of one call: before-hook, the call, its books, after-hook; or its replay."""
-        self._state.check_budget(self._config.cost_budget)
         replayed = self._state.replay(agent, message)
         if replayed is not None:
             return replayed
+        self._state.check_budgets(self._config)
         if (before := getattr(agent, "_on_before_dispatch", None)) is not None:
             await self._fire(before)
         after = getattr(agent, "_on_after_dispatch", None)

@@ -242,8 +242,8 @@ class PipelineResult(BaseModel, Generic[OutputT]):
         run_id: Identity of this execution.
         entries: One ledger entry per model request, in the order in which they were sent.
         errors: With `on_error="continue"`, what failed, by step id.
-        skipped: With `on_error="continue"`, the steps that did not run because one they depend on
-            failed.
+        skipped: The optional steps that a budget left out; with `on_error="continue"`, also the
+            steps that did not run because one they depend on failed.
         not_stored: Why the result of a step could not be stored, by step id; another run would pay
             for it again.
         unmetered: By step id and host, how many requests to providers were sent past all meters, by

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from ..agent.schemas import ChatResponse
-from ..errors import CostBudgetExceededError
+from ..budgets import RunLimits
 from ..ledger.entries import Attribution, EntryState, LedgerEntry, changed
 from ..ledger.recorder import RequestRecorder
 from ..metering.scope import (
@@ -21,9 +21,9 @@ from ..metering.scope import (
     dispatch_scope,
     scope_outside_of_runs,
 )
-from ..pricing.money import microcents_to_usd, usd_to_microcents
 from ..pricing.token_counts import TokenCounts
 from ..replay.journal import Journal
+from .config import StepConfig, budgets_of
 from .schemas import StepUsage
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
@@ -38,21 +38,41 @@ class RunBooks:
     Attributes:
         identity: What all its entries have in common: run, pipeline, tags, deployment.
         recorder: Its entries.
-        cost_budget: Spend of the whole run, in 1e-6 USD, from which on nothing more is dispatched.
+        cheaper_model: What takes requests at the limit of a budget that says so.
         is_over: Whether it has ended, so that nothing more is of it.
+        is_planned: Whether its steps, and so their budgets, are known from the start.
     """
 
     def __init__(
         self,
         identity: Attribution = _NOBODY,
         recorder: RequestRecorder | None = None,
-        cost_budget: int | None = None,
     ) -> None:
         self.identity = identity
         self.recorder = recorder if recorder is not None else RequestRecorder()
-        self.cost_budget = cost_budget
+        self.cheaper_model: Any = None
         self.is_over = False
+        self.is_planned = False
         self._states: dict[str, StepState] = {}
+
+    @property
+    def limits(self) -> RunLimits | None:
+        """The budgets that hold for its requests; None: there are none."""
+        limits = self.recorder.limits
+        return limits if isinstance(limits, RunLimits) else None
+
+    def limit_step(self, step_id: str, config: StepConfig) -> None:
+        """Have a step's budgets hold for what it has spent and will."""
+        budgets = budgets_of(config)
+        if not budgets:
+            return
+        if self.limits is None:
+            limits = RunLimits()
+            for entry in self.recorder.entries:
+                limits.note(entry)
+            self.recorder.limits = limits
+        assert self.limits is not None
+        self.limits.limit_step(step_id, budgets)
 
     def step_state(self, step_id: str) -> StepState:
         """The state of one step, made when it is first asked for."""
@@ -174,21 +194,20 @@ class StepState:
             processing_time_ms=self.processing_time_ms,
         )
 
-    def check_budget(self, step_budget: int | None) -> None:
-        """Refuse the next dispatch when the step's or the run's recorded spend has reached its
-        budget.
+    def check_budgets(self, config: StepConfig) -> None:
+        """Refuse the next dispatch where none of its requests could be sent: before a hook fires,
+        and for agents whose requests nobody sees.
 
         Raises:
-            CostBudgetExceededError: Carries the budget, the spend and the step.
+            CostBudgetExceededError: Carries the budget, what there is of it, and the step.
         """
-        for budget, spender in ((step_budget, self.step_id), (self.books.cost_budget, None)):
-            if budget is None:
-                continue
-            spent = self.books.recorder.spent_usd(spender)
-            if spent >= microcents_to_usd(budget):
-                raise self.final(
-                    CostBudgetExceededError(budget, usd_to_microcents(spent), self.step_id)
-                )
+        if not self.books.is_planned:
+            self.books.limit_step(self.step_id, config)
+        # What was answered before costs nothing; what is not is refused when it is to be sent.
+        is_replaying = self.journal is not None and self.journal.may_answer and not self._answered
+        if (limits := self.books.limits) is not None and not is_replaying:
+            identity = self.books.identity
+            limits.require(changed(identity, step_id=self.step_id, attempt=self.attempt))
 
     def final(self, error: ErrorT) -> ErrorT:
         """Note that an error must not lead to another attempt of the step."""

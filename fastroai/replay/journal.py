@@ -76,6 +76,11 @@ class Journal:
         """Whether records outlive the process."""
         return self._store is not None
 
+    @property
+    def may_answer(self) -> bool:
+        """Whether there may be an answer to something."""
+        return bool(self._known) or (self._store is not None and not self._is_empty)
+
     def begin_attempt(self) -> None:
         """Read from the beginning again."""
         self._asked.clear()

@@ -18,6 +18,7 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from fastroai import AgentConfig, CostCalculator, FastroAgent, PipelineConfig, StepConfig
+from fastroai.budgets import Budget
 from fastroai.executors._prefect.caching import CacheKey, StepIdentity
 from fastroai.fingerprint.agents import NOT_ABOUT_THE_ANSWER
 from fastroai.fingerprint.steps import fingerprint
@@ -63,6 +64,7 @@ class NotInKey(NamedTuple):
 
 Table = Mapping[str, InKey | NotInKey]
 
+AT_A_LIMIT = "takes over at the limit of a budget"
 STOPS = "decides whether an answer comes, not which"
 LABEL = "a name for people"
 
@@ -70,6 +72,7 @@ MODEL = InKey("openai:gpt-5-mini", "openai:gpt-5")
 
 AGENT_CONFIG: Table = {
     "model": MODEL,
+    "cheaper_model": NotInKey("openai:a", "openai:b", AT_A_LIMIT),
     "system_prompt": InKey("Be short.", "Be long."),
     "max_tokens": InKey(10, 20),
     "temperature": InKey(0.1, 0.2),
@@ -151,6 +154,8 @@ STEP_CONFIG: Table = {
     "retries": NotInKey(1, 2, "does the same again"),
     "retry_delay": NotInKey(1.0, 2.0, "waits"),
     "cost_budget": NotInKey(1, 2, STOPS),
+    "budget": NotInKey(Budget(usd="1"), Budget(usd="2"), STOPS),
+    "optional": NotInKey(True, False, "a step that was left out gives nothing to keep"),
     "persist_result": NotInKey(True, None, KEEPS),
     "result_storage": NotInKey("a", "b", KEEPS),
     "cache_policy": NotInKey("run", "off", "decides whether the run is part of the key"),
@@ -165,6 +170,7 @@ PIPELINE_CONFIG: Table = STEP_CONFIG | {
         "fail", "continue", "a step runs only when its dependencies have outputs, under both"
     ),
     "max_concurrency": NotInKey(1, 2, "makes steps wait"),
+    "cheaper_model": NotInKey("openai:a", "openai:b", AT_A_LIMIT),
 }
 
 

@@ -14,6 +14,7 @@ from ...errors import ResultStorageError
 from ...ledger.entries import LedgerEntry
 from ...pipelines.plan import PlannedStep
 from ..protocol import StepRecord
+from ..scheduler import is_left_out
 from ..session import RunSession
 from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
 from .caching import StepCachePolicy, StepIdentity, digest_or_unique
@@ -76,8 +77,8 @@ class StepTasks:
             record = await self._run_task(step)
             state = "replayed" if record.replayed else "completed"
             return record
-        except Exception:
-            state = "failed"
+        except Exception as error:
+            state = "skipped" if is_left_out(node, error) else "failed"
             raise
         finally:
             recorder, step_id = self._session.recorder, node.step_id
@@ -100,7 +101,9 @@ class StepTasks:
         wait_for: list[State[Any] | None] = []
         for step_id in node.dependencies:
             dependencies[step_id] = self._steps[step_id].output_digest
-            wait_for.append(self._steps[step_id].state)
+            # Prefect would not run what waits for the task of an optional step that was left out.
+            if step_id in self._session.outputs:
+                wait_for.append(self._steps[step_id].state)
         step.identity = StepIdentity(
             pipeline=self._session.name,
             step_id=node.step_id,

@@ -22,7 +22,9 @@ _LARGEST = 2**63 - 1
 _PLACES = 12
 """Amounts are whole numbers of 1e-12 USD."""
 
-INTENT_TEXTS = ("agent", "model_asked", "provider_host", "service_tier", "replay_of")
+INTENT_TEXTS = (
+    "agent", "model_asked", "provider_host", "service_tier", "replay_of", "downgraded_from",
+)  # fmt: skip
 OUTCOME_TEXTS = (
     "model_answered", "provider", "service_tier", "response_id",
     "price_source", "price_version",

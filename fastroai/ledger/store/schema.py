@@ -44,6 +44,7 @@ intents = Table(
     Column("upper_bound", BigInteger),  # 1e-12 USD
     # a JSON object: amounts that are not a whole number of 1e-12 USD, as decimals
     Column("exact", Text),
+    Column("downgraded_from", Text),
     # which outcome the sums have it with: 1 or 0 as `final`, -1 without one; None: not in them yet
     Column("summed", SmallInteger, info={"written_later": True}),
 )

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -77,10 +78,14 @@ class SqlStore:
                 OPEN_LEDGERS.inherit(self._writer, self._reader)
                 self._start()
             if self._writer is None:
+                # Only here: budgets are above the ledger, whose entries they count.
+                from ...budgets.gate import BudgetGate
+
                 self._writer = Writer(
                     open_database(self._database_url, writes=True),
                     Outbox(self._outbox_folder, self._database_url),
                     required=self._required,
+                    gate=BudgetGate(),
                 )
             return self._writer
 
@@ -108,17 +113,22 @@ class SqlStore:
         await self.flush()
         self.is_ready = True
 
-    async def intend(self, entry: LedgerEntry) -> None:
+    async def intend(self, entry: LedgerEntry) -> LedgerEntry:
         """Book a request that is about to be sent. It is committed when this returns.
 
+        Returns:
+            Its entry; where it had to wait for a budget, as of now.
+
         Raises:
+            CostBudgetExceededError: It does not fit a standing budget. It is not booked.
             LedgerUnavailableError: It can't be booked, and it is required that it is. The request
                 must not be sent; `RequestRecorder.intend` books that.
         """
         waiter = asyncio.get_running_loop().create_future()
         self._hand_over(Write.of(entry, intent=True, waiter=waiter))
-        if await waiter:
+        if written := await waiter:
             self._intended.add(entry.id)
+        return replace(entry, sent_at=written) if isinstance(written, datetime) else entry
 
     def settle(self, entry: LedgerEntry) -> None:
         """Book what became of a request, or an entry that needs no intent, such as a replayed one.

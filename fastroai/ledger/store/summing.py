@@ -152,6 +152,12 @@ def add_to_sums(connection: Connection, most: int, numbers: Numbers) -> int | No
     return len(changed)
 
 
+def hold_sums(connection: Connection) -> None:
+    """Have nobody add to the sums until this transaction ends, so that all that is read fits."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+
+
 def _lock(connection: Connection) -> bool:
     """Whether nobody else adds to the sums until this transaction ends; SQLite lets one write."""
     if connection.dialect.name != "postgresql":

@@ -8,12 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
-from ...database.engine import Database, Insert
+from ...database.engine import Database, Insert, Statements
 from ...database.values import Row
-from ...errors import LedgerUnavailableError
+from ...errors import CostBudgetExceededError, LedgerUnavailableError
 from ...retries import Backoff
 from ..entries import LedgerEntry
 from .mapping import intent_row, outcome_row
@@ -37,7 +40,7 @@ _PACE = 0.03
 """Seconds for which entries are added at once: a request that is sent meanwhile waits for it."""
 
 
-Waiter = asyncio.Future[bool]
+Waiter = asyncio.Future["bool | datetime"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +50,8 @@ class Write:
     Without one: to hear when all else is written.
 
     Attributes:
-        waiter: Hears whether the database has it; an error, that it never will.
+        waiter: Hears whether the database has it, and where the request had to wait, as of when; an
+            error, that it never will.
     """
 
     entry: LedgerEntry | None = None
@@ -65,6 +69,43 @@ class Write:
         outcome = outcome_row(entry) if entry.settled_at is not None else None
         return cls(entry, intent_row(entry) if intent else None, outcome, waiter)
 
+    @property
+    def is_request(self) -> bool:
+        """Whether it is of a request that is sent once it is written."""
+        return self.waiter is not None and self.intent is not None and self.outcome is None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.waiter is not None and self.waiter.done()
+
+
+@dataclass(slots=True)
+class Decided:
+    """What is to be written of a batch, and answered once it is.
+
+    Attributes:
+        answers: To requests: None, they may be sent, or why not. Others wait.
+        sent_at: Of those that had to wait: when they are sent.
+    """
+
+    intents: list[Row] = field(default_factory=list)
+    outcomes: list[Row] = field(default_factory=list)
+    answers: dict[Write, Exception | None] = field(default_factory=dict)
+    sent_at: dict[Write, datetime] = field(default_factory=dict)
+
+
+class Gate(Protocol):
+    """What requests must pass; `BudgetGate` is one. It is asked by the writing thread only."""
+
+    def is_needed(self, database: Database) -> bool: ...
+    def write(self, statements: Statements, batch: Sequence[Write]) -> Decided: ...
+    def committed(self, decided: Decided) -> None: ...
+    def timeout(self) -> float | None: ...
+    def is_due(self, database: Database) -> bool: ...
+    def give_up(self) -> list[Write]: ...
+    def leave(self, database: Database) -> None: ...
+
 
 class Writer:
     """Writes what it is handed, in as few commits as it can, and never gives anything up.
@@ -75,6 +116,7 @@ class Writer:
     Args:
         required: Whether an intent that can't be written fails its waiter, or is kept like all
             else.
+        gate: What requests must pass.
         clock: Seconds that never go back, by which writing is tried again.
     """
 
@@ -84,12 +126,14 @@ class Writer:
         outbox: Outbox,
         *,
         required: bool,
+        gate: Gate,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._database = database
         self._outbox = outbox
         self._required = required
+        self._gate = gate
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._intents, self._outcomes = Insert(intents), Insert(outcomes)
         self._ended = False
@@ -134,6 +178,8 @@ class Writer:
                 self._keep(batch)
                 self._answer(dict.fromkeys(batch, error))
                 self._plan_retry(after_a_try=True)
+        with suppress(Exception):  # the others find it dead
+            self._gate.leave(self._database)
         if len(self._outbox):
             where = self._outbox.path or "memory"
             logger.warning(
@@ -146,6 +192,8 @@ class Writer:
         """What to write next, and whether to go on after it."""
         batch: list[Write] = []
         timeout = None if self._retry_at is None else max(0.0, self._retry_at - self._clock())
+        if (due := self._gate.timeout()) is not None:
+            timeout = due if timeout is None else min(timeout, due)
         sums_up = self._not_summed >= _WORTH_SUMMING and not self._down
         if sums_up:
             timeout = _IDLE if timeout is None else min(timeout, _IDLE)
@@ -186,9 +234,11 @@ class Writer:
         was_down = self._down
         tries = self._is_worth_a_try(batch, due=due)
         failed = self._commit(batch) if tries else dict.fromkeys(batch, self._error)
+        if last:
+            failed |= dict.fromkeys(self._gate.give_up(), self._left())
         # An intent whose request is refused for it is not kept: it is booked as refused instead.
         self._keep(write for write in failed if not (self._required and write.waiter))
-        self._answer({write: failed.get(write) for write in batch if write.entry is not None})
+        self._answer({write: error for write, error in failed.items() if write.entry is not None})
 
         # After those answers: who waits for this batch does not wait for what was kept before it.
         markers = [write for write in batch if write.entry is None]
@@ -224,16 +274,15 @@ class Writer:
 
         To write anything again is harmless: what is there is left as it is.
         """
-        intended = [write.intent for write in batch if write.intent is not None]
-        settled = [write.outcome for write in batch if write.outcome is not None]
         for _ in range(2):  # the second time on a new connection
             try:
                 if not self._prepared:
                     self._prepare()
-                if intended or settled:
-                    self._database.insert((self._intents, intended), (self._outcomes, settled))
+                decided = self._write(batch)
+                if decided.intents or decided.outcomes:
                     self._down = False
-                    self._not_summed += len(settled)
+                    self._not_summed += len(decided.outcomes)
+                self._answer(decided.answers, decided.sent_at)
                 return {}
             except Exception as error:
                 failure = error
@@ -241,7 +290,36 @@ class Writer:
                     break
                 self._prepared = False  # the tables may be gone, with the file they were in
         self._missed(failure)
-        return dict.fromkeys(batch, self._error)
+        return dict.fromkeys([*batch, *self._gate.give_up()], self._error)
+
+    def _write(self, batch: Sequence[Write]) -> Decided:
+        gate, database = self._gate, self._database
+        if gate.is_needed(database):
+            if not batch and not gate.is_due(database):
+                return Decided()
+            decided = database.transact(partial(self._write_admitted, batch=batch))
+            gate.committed(decided)
+            return decided
+        decided = Decided(
+            [write.intent for write in batch if write.intent is not None],
+            [write.outcome for write in batch if write.outcome is not None],
+            {write: None for write in batch if write.entry is not None},
+        )
+        if decided.intents or decided.outcomes:
+            rows = (self._intents, decided.intents), (self._outcomes, decided.outcomes)
+            database.insert(*rows)
+        return decided
+
+    def _write_admitted(self, statements: Statements, batch: Sequence[Write]) -> Decided:
+        decided = self._gate.write(statements, batch)
+        statements.insert(self._intents, decided.intents)
+        statements.insert(self._outcomes, decided.outcomes)
+        return decided
+
+    def _left(self) -> LedgerUnavailableError:
+        return LedgerUnavailableError(
+            f"The ledger in {self._name} was closed while requests waited for a budget."
+        )
 
     def _prepare(self) -> None:
         self._database.prepare()
@@ -275,20 +353,30 @@ class Writer:
             self._outbox.replace(left)
             logger.warning("%d ledger entries were written to %s late.", written, self._name)
 
-    def _answer(self, results: Mapping[Write, Exception | None]) -> None:
+    def _answer(
+        self,
+        results: Mapping[Write, Exception | None],
+        sent_at: Mapping[Write, datetime] | None = None,
+    ) -> None:
         """Tell those who wait, each in its own loop."""
         answers: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
         for write, error in results.items():
             if write.waiter is None:
                 continue
-            refused = None
-            if self._required and error is not None:
-                refused = self._database.unavailable(error)
-            answer = write.waiter, error is None, refused
+            written: bool | datetime = error is None
+            if sent_at is not None and write in sent_at:
+                written = sent_at[write]
+            answer = write.waiter, written, self._refusal(error)
             answers.setdefault(write.waiter.get_loop(), []).append(answer)
         for loop, those in answers.items():
             with suppress(RuntimeError):  # the loop is closed, and with it whoever waited
                 loop.call_soon_threadsafe(_resolve, those)
+
+    def _refusal(self, error: Exception | None) -> Exception | None:
+        """Why a request must not be sent; None: it may be, if not booked then kept."""
+        if error is None or isinstance(error, CostBudgetExceededError):
+            return error
+        return self._database.unavailable(error) if self._required else None
 
     @property
     def _name(self) -> str:
@@ -296,7 +384,7 @@ class Writer:
 
 
 Failures = dict[Write, Exception | None]
-Answer = tuple[Waiter, bool, LedgerUnavailableError | None]
+Answer = tuple[Waiter, "bool | datetime", Exception | None]
 
 
 def _resolve(answers: Iterable[Answer]) -> None:

@@ -1,0 +1,62 @@
+"""The error of a request that does not fit a budget, and the command that raises it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Final
+
+from ..errors import CostBudgetExceededError
+from ..pricing.money import EXACT, plain, usd_to_microcents
+from .account import Account
+from .budget import Budget
+from .signals import Scope
+
+NO_BOUND: Final = (
+    "What the request can cost at most can't be told, so nothing can be reserved for it: set the "
+    "agent's max_tokens, a price for its model (FASTROAI_PRICES), or the budget's max_request_usd."
+)
+WAITS_FOR_ITSELF: Final = (
+    "All that is held of it is held by requests of those who wait for it: read the answers first "
+    "that are under way, or raise the budget."
+)
+
+
+def why_refused(budget: Budget, bound: Decimal | None) -> str | None:
+    """Why a request does not fit that costs so much at most; None: the limit is reached."""
+    if budget.strength == "settled":
+        return None
+    return NO_BOUND if bound is None else f"The request can cost up to {bound:f} USD."
+
+
+def refusal(
+    budget: Budget,
+    scope: Scope,
+    name: str,
+    account: Account,
+    step_id: str | None,
+    *,
+    reason: str | None = None,
+) -> CostBudgetExceededError:
+    """The error that says which budget a request does not fit, and what there is of it."""
+    return CostBudgetExceededError(
+        usd_to_microcents(budget.usd),
+        usd_to_microcents(account.settled),
+        step_id,
+        scope=scope,
+        name=name,
+        limit=budget.usd,
+        spent=account.spent,
+        held=account.held,
+        unknown=account.unknown,
+        at_limit=budget.at_limit,
+        reason=reason,
+        raise_with=_raise_with(budget, scope, name),
+    )
+
+
+def _raise_with(budget: Budget, scope: Scope, name: str) -> str:
+    doubled = plain(EXACT.multiply(budget.usd, 2) or Decimal(1))
+    if scope == "standing":
+        return f"fastroai budgets raise {name!r} {doubled}"
+    kind = "StepConfig" if scope == "step" else "PipelineConfig"
+    return f"{kind}(budget=Budget(usd='{doubled}'))"
