@@ -242,15 +242,14 @@ class Send:
             self._status = status
 
     async def _again(self) -> None:
+        # Before the next one is booked, which must not wait for what this one holds of a budget.
+        if not self.is_given:
+            self.book(settle_resent(self.entry, self._status))
         try:
             entry = await self._intend()
         except CostBudgetExceededError as error:
             self.refusal = error  # an SDK may make another error of it
             raise
-        # Only now: where no further attempt may be booked, none leaves, and this one is still the
-        # last.
-        if not self.is_given:
-            self.book(settle_resent(self.entry, self._status))
         self.entry, self._status, self.is_given, self.raw = entry, None, False, None
 
 
