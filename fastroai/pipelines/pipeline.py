@@ -157,7 +157,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         The flow takes one parameter, `inputs`, typed as `input_type`. It returns the run's
         `PipelineResult`: a coroutine awaits it, a plain function gets it from the call. When
         Prefect tries the flow again (`retries=1`), finished steps are replayed; the result's usage
-        and entries, and a `PipelineConfig.cost_budget`, are then those of the last attempt.
+        and entries are then those of the last attempt. A budget of the run is for all of them.
 
         Args:
             name: The flow's name. None: the pipeline's.
