@@ -251,11 +251,10 @@ class FastroAgent(Generic[OutputT]):
         set.
         """
         given = self.config.model_fields_set
-        settings = {
-            name: getattr(self.config, name)
-            for name in ("max_tokens", "temperature")
-            if self._is_built or name in given
-        }
+        settings: dict[str, Any] = {}
+        for name in ("max_tokens", "temperature"):
+            if self._is_built or name in given:
+                settings[name] = getattr(self.config, name)
         if self.config.timeout is not None:
             settings["timeout"] = self.config.timeout
         return settings

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Final, TypeVar
 
 from ..database.engine import Database, Statements, database_url, open_database
-from ..database.location import unvalidated_url
+from ..database.location import ledger_url
 from ..database.values import microseconds
 from ..ledger.store import flush_shared
 from .account import Account
@@ -75,7 +75,7 @@ class Budgets:
             LedgerUnavailableError: It can't be opened, or brought up to date.
         """
         if url is None:
-            url = unvalidated_url()
+            url = ledger_url()
         await flush_shared(url)
         database = open_database(database_url(url), writes=True)
         try:

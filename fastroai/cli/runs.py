@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
 
-from ..database.location import unvalidated_url
+from ..database.location import ledger_url
 from ..environment import variable
 from ..errors import FastroAIError
 from ..leases.shared import has_flow_runs
@@ -34,7 +34,7 @@ def list_runs() -> None:
     found: list[TrackedRun] = []
     elsewhere = 0
     # Most ledgers have none, and say so before Prefect could be imported.
-    if has_flow_runs(unvalidated_url()):
+    if has_flow_runs(ledger_url()):
         reported, found, elsewhere = asyncio.run(_on_server(_read_runs()))
     sys.stdout.writelines(f"{line}\n" for line in reported)
     if found:

@@ -15,19 +15,16 @@ FOLDER = Path("~/.fastroai")
 """Where the ledger of a user is who names none, and the entries that could not be written yet."""
 
 
-def default_url() -> str:
-    """The ledger of this user: `~/.fastroai/ledger.db`."""
-    return f"sqlite:///{FOLDER.expanduser()}/ledger.db"
+def ledger_url(settings: FastroAISettings | None = None) -> str:
+    """What `FASTROAI_LEDGER_URL` names, with its password, or else the ledger of this user:
+    `~/.fastroai/ledger.db`.
 
-
-def unvalidated_url() -> str:
-    """What `FASTROAI_LEDGER_URL` names, or else the default one; without the settings, which take
-    longer to import than a small ledger to read.
+    Args:
+        settings: None: as the variable stands, unchecked. To import the settings takes longer than
+            to read a small ledger.
     """
-    return variable("LEDGER_URL") or default_url()
-
-
-def ledger_url(settings: FastroAISettings) -> str:
-    """What `FASTROAI_LEDGER_URL` names, with its password, or else the default one."""
-    url = settings.ledger_url
-    return default_url() if url is None else url.get_secret_value()
+    if settings is None:
+        named = variable("LEDGER_URL")
+    else:
+        named = settings.ledger_url.get_secret_value() if settings.ledger_url else None
+    return named or f"sqlite:///{FOLDER.expanduser()}/ledger.db"

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from ..database.location import unvalidated_url
+from ..database.location import ledger_url
 from .aggregation import Totals
 from .archive_files import archive_format
 from .entries import LedgerEntry
@@ -47,7 +47,7 @@ class Ledger:
             LedgerUnavailableError: It can't be opened, or brought up to date.
         """
         if url is None:
-            url = unvalidated_url()
+            url = ledger_url()
         await flush_shared(url)
         store = await open_store(url, create=create)
         try:

@@ -18,7 +18,7 @@ from ..replay.requests import members_asked
 from .batches import submitted_by
 from .http_attempts import current_send
 from .own_requests import OwnRequest
-from .scope import current_scope
+from .scope import DispatchScope, current_scope
 from .sending_methods import MARK
 
 logger = logging.getLogger("fastroai.metering")
@@ -85,12 +85,8 @@ def notice_unmetered() -> None:
 def _noticing(send: Callable[..., Any], called: Callable[..., _Called]) -> Callable[..., Any]:
     @wraps(send)
     async def sent(*args: Any, **kwargs: Any) -> Any:
-        if (url := _noticed(called, args, kwargs)) is not None:
-            own = members_asked.get()
-            if isinstance(own, OwnRequest) and _is_sent_by(own, url):
-                await own.leave()
-            else:
-                _notice(url)
+        if (own := _notice(called, args, kwargs)) is not None:
+            await own.leave()
         return await send(*args, **kwargs)
 
     setattr(sent, MARK, True)
@@ -100,20 +96,23 @@ def _noticing(send: Callable[..., Any], called: Callable[..., _Called]) -> Calla
 def _noticing_sync(send: Callable[..., Any], called: Callable[..., _Called]) -> Callable[..., Any]:
     @wraps(send)
     def sent(*args: Any, **kwargs: Any) -> Any:
-        if (url := _noticed(called, args, kwargs)) is not None:
-            _notice(url)
+        _notice(called, args, kwargs)
         return send(*args, **kwargs)
 
     setattr(sent, MARK, True)
     return sent
 
 
-def _noticed(
+def _notice(
     called: Callable[..., _Called], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str | None:
-    """Where something is posted to for no request that is booked; None: that is not so."""
-    send = current_send()
-    if send is None and current_scope() is None:
+) -> OwnRequest | None:
+    """Note where something is posted to for no request that is booked.
+
+    Returns:
+        The request of a user's model that sends it, which is booked now; None: it is none's.
+    """
+    send, scope = current_send(), current_scope()
+    if send is None and scope is None:
         return None
     method, url = called(*args, **kwargs)
     if method != "POST":
@@ -121,18 +120,22 @@ def _noticed(
     if send is not None:
         send.reached = True
         return None
-    return url
+    asked, parts = members_asked.get(), urlsplit(url)
+    own = asked if isinstance(asked, OwnRequest) else None
+    if own is not None and own.host is not None and host_in(url) == own.host:
+        return own
+    plain = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    if _FREE.search(parts.path) or not (_is_listed(plain) or named_provider(plain)):
+        return None
+    if own is not None:
+        return own
+    if scope is not None and submitted_by() is None:
+        _warn(scope, parts.hostname or url)
+    return None
 
 
-def _is_sent_by(own: OwnRequest, url: str) -> bool:
-    return (own.host is not None and host_in(url) == own.host) or _is_billed(url)
-
-
-def _notice(url: str) -> None:
-    scope = current_scope()
-    if scope is None or submitted_by() is not None or not _is_billed(url):
-        return
-    step_id, host = scope.attribution.step_id, urlsplit(url).hostname or url
+def _warn(scope: DispatchScope, host: str) -> None:
+    step_id = scope.attribution.step_id
     if scope.ledger.notice(step_id, host) == 1:
         logger.warning(
             "Step %r sends requests to %s that are not in the books: ask its models through "
@@ -140,15 +143,6 @@ def _notice(url: str) -> None:
             step_id,
             host,
         )
-
-
-def _is_billed(url: str) -> bool:
-    """Whether a provider bills for what is posted to a URL."""
-    parts = urlsplit(url)
-    if _FREE.search(parts.path):
-        return False
-    plain = f"{parts.scheme}://{parts.netloc}{parts.path}"
-    return _is_listed(plain) or named_provider(plain) is not None
 
 
 @lru_cache(maxsize=1024)

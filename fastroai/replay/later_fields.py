@@ -8,11 +8,14 @@ before an upgrade is found after it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 from pydantic_ai import messages
 from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.tools import ToolDefinition
 from pydantic_core import to_jsonable_python
 
 _FILE = "vendor_metadata _media_type _identifier kind"
@@ -92,24 +95,28 @@ def _later_by_kind() -> dict[str, dict[str, Any]]:
     return by_kind
 
 
-def drop_later_defaults(part: dict[str, Any]) -> None:
-    """Leave them out of the JSON of a message's part and of the items of its content."""
-    if not (by_kind := _later_by_kind()):
-        return
-    content = part.get("content")
-    for item in (part, *(content if isinstance(content, list) else ())):
-        if isinstance(item, dict):
-            kind = item.get("part_kind") or item.get("kind")
-            for name, default in by_kind.get(str(kind), {}).items():
-                if item.get(name) == default:
-                    item.pop(name, None)
+@cache
+def has_later_fields() -> bool:
+    """Whether the installed pydantic-ai has any."""
+    classes = (ModelRequestParameters, ToolDefinition)
+    return bool(_later_by_kind()) or any(map(later_fields, classes))
+
+
+def drop_later_defaults(messages: Iterable[dict[str, Any]]) -> None:
+    """Leave them out of the JSON of messages: of their parts, and of the items of their content."""
+    by_kind = _later_by_kind()
+    for part in itertools.chain.from_iterable(message["parts"] for message in messages):
+        content = part.get("content")
+        for item in (part, *(content if isinstance(content, list) else ())):
+            if isinstance(item, dict):
+                kind = item.get("part_kind") or item.get("kind")
+                for name, default in by_kind.get(str(kind), {}).items():
+                    if item.get(name) == default:
+                        item.pop(name, None)
 
 
 def known_parameters(parameters: ModelRequestParameters) -> object:
     """What a request is asked besides its messages, without them."""
-    tools = (*parameters.function_tools, *parameters.output_tools)
-    if not any(map(later_fields, {type(parameters), *map(type, tools)})):
-        return parameters
     known = _known(parameters)
     for name in ("function_tools", "output_tools"):
         known[name] = list(map(_known, known[name]))

@@ -19,7 +19,7 @@ from pydantic_ai.models import (
 from ..ledger.entries import LedgerEntry
 from .encoding import adapter_of
 from .journal import Journal, JournalRecord
-from .later_fields import drop_later_defaults, known_parameters
+from .later_fields import drop_later_defaults, has_later_fields, known_parameters
 from .requests import Books, RequestOfModel, RequestWrapper
 
 # Fields of messages that a model is sent; the others tell of the run.
@@ -103,8 +103,11 @@ class JournaledModel(RequestWrapper):
         """Where the answer to a request belongs, this being the next time it is asked."""
         messages = ModelMessagesTypeAdapter.dump_python(request.messages, mode="json")
         sent = list(map(_sent, messages))
+        parameters: object = request.parameters
+        if has_later_fields():
+            drop_later_defaults(sent)
+            parameters = known_parameters(request.parameters)
         model_id = self.wrapped.model_id
-        parameters = known_parameters(request.parameters)
         return self.journal.place(kind, model_id, sent, request.settings, parameters, *more)
 
     async def recall(self, place: str) -> ModelResponse | None:
@@ -132,7 +135,6 @@ class JournaledModel(RequestWrapper):
 def _sent(message: dict[str, Any]) -> dict[str, Any]:
     """What a model is sent of a message, whose parts are changed to that."""
     for part in message["parts"]:
-        drop_later_defaults(part)
         for name in _NOT_SENT:
             part.pop(name, None)
         for name, value in part.items():

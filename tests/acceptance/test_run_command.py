@@ -104,7 +104,7 @@ def test_a_missing_path_is_one_message_and_nothing_was_sent(
     if executor == "prefect":
         request.getfixturevalue("prefect_api")
     done = command(*DIGEST, "documents=/no/such/folder", "--executor", executor)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.rstrip().endswith("or give s3://bucket/prefix.")
     assert "There is no file or folder '/no/such/folder'" in done.stderr
     assert "Nothing: no request was sent." in done.stderr

@@ -59,8 +59,8 @@ async def test_a_database_without_a_ledger_is_left_as_it_is_by_who_only_reads(
 def test_the_command_reads_a_ledger_in_postgresql(
     postgres_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["costs", "--ledger", postgres_url]) == 0
-    assert "There is no ledger in postgresql://" in capsys.readouterr().out
+    assert main(["costs", "--ledger", postgres_url]) == 1
+    assert "There is no ledger in postgresql://" in capsys.readouterr().err
 
     async def book() -> None:
         async with Ledger.open(postgres_url) as ledger:

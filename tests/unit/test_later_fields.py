@@ -11,7 +11,7 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, UserPro
 from pydantic_ai.tools import ToolDefinition
 
 from fastroai.metering.request_books import RequestBooks
-from fastroai.replay import later_fields
+from fastroai.replay import later_fields, model
 from fastroai.replay.journal import Journal
 from fastroai.replay.model import JournaledModel
 from fastroai.replay.requests import RequestOfModel
@@ -37,10 +37,15 @@ class LaterTool(ToolDefinition):
 LaterTool.__name__ = "ToolDefinition"
 
 
+@pytest.fixture(autouse=True)
+def _there_are_later_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "has_later_fields", lambda: True)
+
+
 def place(parameters: models.ModelRequestParameters) -> str:
-    model = JournaledModel(ScriptedModel("x"), Journal("step"), RequestBooks(fixed_prices()))
+    asking = JournaledModel(ScriptedModel("x"), Journal("step"), RequestBooks(fixed_prices()))
     asked: list[Any] = [ModelRequest(parts=[UserPromptPart("What?")])]
-    return model.place_of(RequestOfModel(asked, {"temperature": 0.5}, parameters))
+    return asking.place_of(RequestOfModel(asked, {"temperature": 0.5}, parameters))
 
 
 def test_parameters_and_tools_with_later_fields_have_the_same_place():
@@ -72,10 +77,10 @@ def test_later_fields_of_messages_are_left_out_while_they_have_their_default(
         "tone": None,
         "content": ["Hello", {"kind": "cache-point", "ttl": "5m"}],
     }
-    later_fields.drop_later_defaults(part)
+    later_fields.drop_later_defaults([{"parts": [part]}])
     assert part == {"part_kind": "user-prompt", "content": ["Hello", {"kind": "cache-point"}]}
     kept = {"part_kind": "user-prompt", "tone": "warm", "content": "Hello"}
-    later_fields.drop_later_defaults(kept)
+    later_fields.drop_later_defaults([{"parts": [kept]}])
     assert kept == {"part_kind": "user-prompt", "tone": "warm", "content": "Hello"}
 
 

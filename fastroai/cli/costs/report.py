@@ -12,7 +12,7 @@ from operator import attrgetter
 
 from rich.console import Console
 
-from ...database.location import MEMORY, unvalidated_url
+from ...database.location import MEMORY, ledger_url
 from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, whole_of
 from ...ledger.ledger import Ledger
 from ...pricing.money import EXACT
@@ -83,7 +83,7 @@ def nothing_found(url: str | None, filters: Filters, booked: int) -> str:
     if booked:
         others = f"{booked:,} others" if booked > 1 else "one other"
         return f"No request matches: {printable(str(filters))}. The ledger has {others}."
-    if (url or unvalidated_url()) == MEMORY:
+    if (url or ledger_url()) == MEMORY:
         return (
             f"A ledger in {MEMORY} ends with the process that writes it. Name a database with "
             "--ledger."

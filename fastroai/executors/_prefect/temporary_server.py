@@ -33,8 +33,6 @@ from ...redaction import redact
 STARTUP_SECONDS = 120
 CHECK_EVERY = 0.1
 
-_OR_IN_PROCESS = ", or run in process with FASTROAI_EXECUTOR=memory"
-
 
 async def start_temporary_server(*, for_a_run: bool = True) -> None:
     """Start it, unless it runs. It ends with this process, or when the wait for it is cancelled.
@@ -48,12 +46,10 @@ async def start_temporary_server(*, for_a_run: bool = True) -> None:
     Raises:
         ExecutorUnavailableError: It can't be started. Contains the server's own error.
     """
-    otherwise = f"set PREFECT_API_URL to a running server (`{server_command()}`)"
-    otherwise += _OR_IN_PROCESS if for_a_run else ""
     if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         raise ExecutorUnavailableError(
             "No Prefect server is set and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is off. Nothing was "
-            f"run or spent. To go on, {otherwise}."
+            f"run or spent. To go on, {_otherwise(for_a_run)}."
         )
     from prefect.server.api.server import SubprocessASGIServer
 
@@ -62,7 +58,7 @@ async def start_temporary_server(*, for_a_run: bool = True) -> None:
         return
     sys.stderr.write(
         "fastroai: no Prefect server is set, so a temporary one is started (about 10 s). To skip "
-        f"the wait, {otherwise}.\n"
+        f"the wait, {_otherwise(for_a_run)}.\n"
     )
     sys.stderr.flush()
     server.running = True
@@ -81,8 +77,14 @@ async def start_temporary_server(*, for_a_run: bool = True) -> None:
         raise ExecutorUnavailableError(
             f"The temporary Prefect server did not start: {redact(str(error))}. Its files are in "
             f"PREFECT_HOME={str(PREFECT_HOME.value())!r}. Nothing was run or spent. To go on, "
-            f"{otherwise}."
+            f"{_otherwise(for_a_run)}."
         ) from error
+
+
+def _otherwise(for_a_run: bool) -> str:
+    """What to do instead, where a temporary server can't be had or takes too long."""
+    in_process = ", or run in process with FASTROAI_EXECUTOR=memory" if for_a_run else ""
+    return f"set PREFECT_API_URL to a running server (`{server_command()}`){in_process}"
 
 
 def server_command() -> str:
