@@ -153,9 +153,12 @@ class Accounts:
         self._sql.run("DELETE FROM fastroai_budget_accounts WHERE budget = ?", name)
         self._sql.run("DELETE FROM fastroai_budget_charges WHERE budget = ?", name)
 
-    def read(self, keys: Collection[Key]) -> dict[Key, Account]:
-        """Some accounts as they are, without a lock; not those that were never counted."""
-        return self._read(sorted(keys), _OF_KEYS)[0]
+    def read(self, keys: Collection[Key]) -> tuple[dict[Key, Account], int]:
+        """Some accounts as they are, without a lock, but for those that were never counted; and
+        the revision.
+        """
+        found, revision = self._read(sorted(keys), _OF_KEYS)
+        return found, self.revision() if revision is None else revision
 
     def _read(self, keys: list[Key], all_at_once: str) -> tuple[dict[Key, Account], int | None]:
         if not keys:

@@ -127,7 +127,7 @@ class BudgetGate:
         if self.clock() - self._watched_at >= min(1.0, LEASE / BEATS_PER_LEASE):
             self._watched_at = self.clock()
             dead = self._watch(accounts.beats(keys))
-        return (accounts.revision(), keys, accounts.read(keys)), dead
+        return (keys, *accounts.read(keys)), dead
 
     def _watch(self, beats: Mapping[str, int | None]) -> list[str]:
         """Who had no heartbeat for longer than a lease, as long as it was watched."""

@@ -28,7 +28,7 @@ COST = Decimal(INPUT + 2 * OUTPUT) / 1_000_000
 BOUND = Decimal("0.002")
 """More than one of these requests can cost at most."""
 
-LONG = pytest.mark.long
+LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -196,7 +196,7 @@ class BudgetMachine(RuleBasedStateMachine):
             for budget in self.budgets.values()
             for hour in HOURS
         ]
-        return Accounts(statements).read(list(dict.fromkeys(keys)))
+        return Accounts(statements).read(set(keys))[0]
 
     def accounts(self) -> dict[Key, Account]:
         return self.database.transact(self.accounts_of)
