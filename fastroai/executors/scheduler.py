@@ -125,14 +125,16 @@ class _Schedule:
         self._running.discard(task)
         self.start_ready()
 
-    def _finished(self, node: PlannedStep, record: StepRecord) -> None:
-        self.outcome.records[node.step_id] = record
-        output = record.output
+    def _finished(self, node: PlannedStep, record: StepRecord | None) -> None:
+        """Note what became of a step, None if it was left out, and have its dependents start."""
+        output = None
+        if record is None:
+            self.outcome.left_out.append(node.step_id)
+        else:
+            self.outcome.records[node.step_id] = record
+            output = record.output
         if isinstance(output, ConversationState) and output.status is ConversationStatus.INCOMPLETE:
             self._stopping = self.outcome.stopped_early = True
-        self._release_dependents(node)
-
-    def _release_dependents(self, node: PlannedStep) -> None:
         missing = self._missing
         for dependent in self._plan.dependents[node.step_id]:
             missing[dependent] -= 1
@@ -143,8 +145,7 @@ class _Schedule:
         if self._cancelled and isinstance(error, asyncio.CancelledError):
             return
         if is_left_out(node, error):
-            self.outcome.left_out.append(node.step_id)
-            self._release_dependents(node)
+            self._finished(node, None)
             return
         if isinstance(error, Exception | asyncio.CancelledError):
             self.outcome.failures[node.step_id] = error

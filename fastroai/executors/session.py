@@ -12,6 +12,7 @@ from contextlib import (
 )
 from contextvars import ContextVar
 from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
@@ -24,7 +25,6 @@ from ..ledger.filters import LedgerFilter
 from ..ledger.recorder import DurableLedger, RequestRecorder
 from ..ledger.store import configured_store
 from ..metering.scope import current_scope, dispatch_scope
-from ..pipelines.config import budgets_of
 from ..pipelines.plan import ExecutionPlan
 from ..pipelines.schemas import ConversationState, StepUsage
 from ..pipelines.step_state import RunBooks
@@ -69,8 +69,8 @@ class RunSession(RunBooks):
         store: Where the entries are written, too; None: nowhere.
         settings: As they were when the run began.
         leases: What the run holds, with what the runs around it hold.
-        earlier: What earlier executions of the run have booked, for its budgets; None: there are
-            none.
+        began_before: When earlier executions of this very run began, whose spend counts for its
+            budgets, too; None: there are none. Those of its key always count.
 
     Attributes:
         plan: What is run.
@@ -93,14 +93,14 @@ class RunSession(RunBooks):
         store: DurableLedger | None,
         settings: FastroAISettings,
         leases: Held = (),
-        earlier: LedgerFilter | None = None,
+        began_before: datetime | None = None,
     ) -> None:
         recorder = RequestRecorder(store, refuses_unpriced=settings.unpriced == "fail")
         super().__init__(identity, recorder)
-        recorder.limits = _limits_of(plan, identity.pipeline)
+        recorder.limits = self.limits = _limits_of(plan, identity.pipeline)
         self.cheaper_model = plan.config.cheaper_model
         self.is_planned = True
-        self._earlier = earlier
+        self._began_before = began_before
         recorders = _recorders.get()
         if recorders is not None:
             recorders.append(recorder)
@@ -116,9 +116,20 @@ class RunSession(RunBooks):
         self._is_traced = type(self.tracer) is not NoOpTracer
         self._began = time.perf_counter()
 
+    async def _note_earlier(self, limits: RunLimits) -> None:
+        """Have its budgets hold for what earlier executions have spent, too."""
+        at, since = self.identity, self._began_before
+        if at.run_key is not None:
+            earlier = LedgerFilter(run_key=at.run_key, pipeline=at.pipeline)
+        elif since is not None:
+            earlier = LedgerFilter(run_id=at.run_id, since=since)
+        else:
+            return
+        limits.note_earlier(await self.recorder.stored(earlier))
+
     async def __aenter__(self) -> RunSession:
-        if self.limits is not None and self._earlier is not None:
-            self.limits.note_earlier(await self.recorder.stored(self._earlier))
+        if self.limits is not None:
+            await self._note_earlier(self.limits)
         self._scope = dispatch_scope(self.recorder, self.identity, run=self)
         self._span = self.span(f"pipeline.{self.name}")
         self.span_id = await self._span.__aenter__()
@@ -202,26 +213,17 @@ def _as_step_error(step_id: str, error: BaseException) -> StepExecutionError:
 
 def _limits_of(plan: ExecutionPlan, name: str | None) -> RunLimits | None:
     """The budgets of a run, of its steps, and of the step around it; None: there are none."""
-    run = budgets_of(plan.config)
-    steps = {
-        # What a step inherits is the run's.
-        step_id: [budget for budget in budgets_of(node.config) if budget not in run]
-        for step_id, node in plan.steps.items()
-    }
-    around = _limits_around()
-    if not run and not around and not any(steps.values()):
+    run, steps = plan.budgets
+    scope = current_scope()
+    around: tuple[Limit, ...] = ()
+    if scope is not None and isinstance(scope.run, RunBooks) and scope.run.limits is not None:
+        around = scope.run.limits.of_step(scope.attribution.step_id)
+    if not run and not around and not steps:
         return None
     limits = RunLimits(run, name=name, around=around)
     for step_id, budgets in steps.items():
         limits.limit_step(step_id, budgets)
     return limits
-
-
-def _limits_around() -> tuple[Limit, ...]:
-    scope = current_scope()
-    if scope is None or not isinstance(scope.run, RunBooks) or scope.run.limits is None:
-        return ()
-    return scope.run.limits.of_step(scope.attribution.step_id)
 
 
 def leases_around() -> Held:
@@ -261,6 +263,5 @@ async def open_session(
         identity=identity,
         store=store,
         settings=settings,
-        earlier=LedgerFilter(run_key=run_key, pipeline=name) if run_key else None,
     ) as session:
         yield session

@@ -242,11 +242,12 @@ class RequestRecorder:
 
     def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
         """The entries booked to one step."""
-        return self.of_ids(tuple(self._by_step.get(step_id, ())))
+        return tuple(map(self._entries.__getitem__, tuple(self._by_step.get(step_id, ()))))
 
     def of_dispatch(self, attribution: Attribution) -> tuple[LedgerEntry, ...]:
         """The entries booked to one agent call, those of agents that its tools called included."""
-        return self.of_ids(self._by_dispatch.get(_dispatch_of(attribution), ()))
+        ids = self._by_dispatch.get(_dispatch_of(attribution), ())
+        return tuple(map(self._entries.__getitem__, ids))
 
     def spent_usd(self, step_id: str | None = None) -> Decimal:
         """Known spend in USD, exact: of one step, or of the whole run when no step is named."""

@@ -148,6 +148,9 @@ class RequestBooks:
 
     def draft(self, target: Target, foreseen: Foreseen, entry_id: str | None = None) -> LedgerEntry:
         """The entry of a request before it is sent."""
+        # Without a ledger that outlives the process, nor a budget, nobody asks before the outcome
+        # is unknown.
+        needs_bound = self._recorder.is_durable or self._recorder.limits is not None
         return LedgerEntry(
             id=entry_id or str(uuid4()),
             sent_at=datetime.now(UTC),
@@ -157,16 +160,10 @@ class RequestBooks:
             provider=target.model.system,
             provider_host=target.host,
             service_tier=foreseen.service_tier,
-            upper_bound_usd=foreseen.max_cost() if self._needs_bounds else None,
+            upper_bound_usd=foreseen.max_cost() if needs_bound else None,
             downgraded_from=target.instead_of,
             simulated=target.simulated,
         )
-
-    @property
-    def _needs_bounds(self) -> bool:
-        # Without a ledger that outlives the process, nor a budget, nobody asks before the outcome
-        # is unknown.
-        return self._recorder.is_durable or self._recorder.limits is not None
 
     def streamed(
         self, send: Send, target: Target, stream: StreamedResponse, error: BaseException | None

@@ -51,7 +51,7 @@ def settings_for_one_attempt(model: Model, settings: ModelSettings | None) -> Mo
     told.pop("max_retries", None)
     if not sdk_obeys(model):
         return told if is_asked else settings
-    makes_one = attribute_at(model, ("client", "max_retries")) == 0
+    makes_one = getattr(getattr(model, "client", None), "max_retries", None) == 0
     if makes_one and not is_asked and "max_retries" not in (model.settings or {}):
         return settings
     told["max_retries"] = 0

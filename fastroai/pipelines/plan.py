@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
+from ..budgets import Budget
 from ..errors import PipelineValidationError
 from .base import AnyStep
-from .config import PipelineConfig, StepConfig, check_config, resolve_config
+from .config import PipelineConfig, StepConfig, budgets_of, check_config, resolve_config
 
 SHOWN_OF_A_CYCLE = 5
 """Steps of a long cycle that its message names, at either end."""
@@ -42,6 +43,17 @@ class ExecutionPlan:
     steps: Mapping[str, PlannedStep]
     dependents: Mapping[str, tuple[str, ...]]
     config: PipelineConfig
+
+    @cached_property
+    def budgets(self) -> tuple[tuple[Budget, ...], Mapping[str, tuple[Budget, ...]]]:
+        """Those of the run, and of its steps that have some of their own."""
+        run = budgets_of(self.config)
+        steps: dict[str, tuple[Budget, ...]] = {}
+        for step_id, node in self.steps.items():
+            # What a step inherits is the run's.
+            if own := tuple(budget for budget in budgets_of(node.config) if budget not in run):
+                steps[step_id] = own
+        return run, steps
 
     @property
     def terminal_steps(self) -> tuple[str, ...]:

@@ -53,13 +53,9 @@ class RunBooks:
         self.cheaper_model: Any = None
         self.is_over = False
         self.is_planned = False
-        self._states: dict[str, StepState] = {}
-
-    @property
-    def limits(self) -> RunLimits | None:
+        self.limits: RunLimits | None = None
         """The budgets that hold for its requests; None: there are none."""
-        limits = self.recorder.limits
-        return limits if isinstance(limits, RunLimits) else None
+        self._states: dict[str, StepState] = {}
 
     def limit_step(self, step_id: str, config: StepConfig) -> None:
         """Have a step's budgets hold for what it has spent and will."""
@@ -70,8 +66,7 @@ class RunBooks:
             limits = RunLimits()
             for entry in self.recorder.entries:
                 limits.note(entry)
-            self.recorder.limits = limits
-        assert self.limits is not None
+            self.recorder.limits = self.limits = limits
         self.limits.limit_step(step_id, budgets)
 
     def step_state(self, step_id: str) -> StepState:
@@ -203,9 +198,11 @@ class StepState:
         """
         if not self.books.is_planned:
             self.books.limit_step(self.step_id, config)
+        if (limits := self.books.limits) is None:
+            return
         # What was answered before costs nothing; what is not is refused when it is to be sent.
         is_replaying = self.journal is not None and self.journal.may_answer and not self._answered
-        if (limits := self.books.limits) is not None and not is_replaying:
+        if not is_replaying:
             identity = self.books.identity
             limits.require(changed(identity, step_id=self.step_id, attempt=self.attempt))
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 from prefect import Flow
-from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
@@ -19,7 +18,6 @@ from ...database.location import ledger_url
 from ...errors import StepExecutionError
 from ...leases.run_lease import GuardedStore, Held
 from ...ledger.entries import Attribution
-from ...ledger.filters import LedgerFilter
 from ...ledger.store import shared_store
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
@@ -90,7 +88,7 @@ async def run_in_flow(
             store=GuardedStore(store, leases),
             settings=settings,
             leases=leases,
-            earlier=_earlier(flow_run, identity),
+            began_before=flow_run.created if flow_run.run_count > 1 else None,
         )
         async with ArtifactWriter(settings.artifact_timeout) as artifacts:
             steps = StepTasks(session, storage.by_step, options, artifacts, flow_run.id, url)
@@ -104,15 +102,6 @@ async def run_in_flow(
         if lease is not None:
             lease.lease.outcome = outcome_of(result)
         return result
-
-
-def _earlier(flow_run: FlowRun, identity: Attribution) -> LedgerFilter | None:
-    """What earlier executions of a run have booked; None: there are none."""
-    if identity.run_key is not None:
-        return LedgerFilter(run_key=identity.run_key, pipeline=identity.pipeline)
-    if flow_run.run_count <= 1:
-        return None
-    return LedgerFilter(run_id=identity.run_id, since=flow_run.created)
 
 
 class PipelineFlow(Flow[Any, Any]):

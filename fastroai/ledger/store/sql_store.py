@@ -220,10 +220,13 @@ class SqlStore:
         self.close_now(_EXIT_PATIENCE)
 
     def _hand_over(self, write: Write) -> None:
+        writer = self._writer
+        if writer is None or self._pid != os.getpid():
+            writer = self._running()
         # One that is being closed in another thread may not have seen it. To write it twice is
         # harmless.
-        while not self._running().hand_over(write):
-            pass
+        while not writer.hand_over(write):
+            writer = self._running()
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         await self.flush()
