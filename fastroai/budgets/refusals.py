@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from decimal import Decimal
 from typing import Final
 
@@ -57,6 +58,7 @@ def refusal(
 def _raise_with(budget: Budget, scope: Scope, name: str) -> str:
     doubled = plain(EXACT.multiply(budget.usd, 2) or Decimal(1))
     if scope == "standing":
-        return f"fastroai budgets raise {name!r} {doubled}"
+        end_of_options = "-- " if name.startswith("-") else ""
+        return f"fastroai budgets raise {end_of_options}{shlex.quote(name)} {doubled:f}"
     kind = "StepConfig" if scope == "step" else "PipelineConfig"
     return f"{kind}(budget=Budget(usd='{doubled}'))"

@@ -50,6 +50,10 @@ for _name, _help in {
         "Show what the requests in the ledger cost.\n\n"
         "By pipeline, or as --by says. Amounts are exact USD."
     ),
+    "budgets": (
+        "List, set, raise and remove standing budgets.\n\n"
+        "They are kept in the ledger and hold for all processes that write to it."
+    ),
     "runs": (
         "List active and dead runs, and resume dead ones.\n\n"
         "Those that write to this ledger; a run is dead when its process died."
@@ -106,7 +110,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _execute(argv: Sequence[str]) -> int:
-    if list(argv) in ([], ["results"]):
+    if list(argv) in ([], ["results"], ["budgets"]):
         raise UsageError(f"Expected a command, see `{' '.join(['fastroai', *argv])} --help`.")
     try:
         code = app(options_last(argv), print_error=False, exit_on_error=False)

@@ -71,9 +71,13 @@ class Books:
 
     def costs(self, *arguments: str) -> Ran:
         """Run `fastroai costs …`."""
+        return self.run("costs", *arguments)
+
+    def run(self, *arguments: str) -> Ran:
+        """Run `fastroai …`."""
         self._capsys.readouterr()
         try:
-            code = main(["costs", *arguments])
+            code = main(arguments)
         except SystemExit as exit_:
             code = int(str(exit_.code))
         captured = self._capsys.readouterr()
