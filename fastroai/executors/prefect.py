@@ -22,6 +22,7 @@ from ..pipelines.plan import ExecutionPlan
 from ..pricing.price_file import with_readable_prices
 from ..redaction import redact
 from ..settings import load_settings
+from ._prefect.budget_ends import state_at_budget
 from ._prefect.flow import as_ended, build_flow, flow_options_of, run_in_flow
 from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
@@ -126,6 +127,8 @@ class PrefectExecutor(PlanExecutor):
                 return as_ended(None, result)
             except BaseException as error:
                 ended.append((isinstance(error, Abort) and error.__cause__) or error)
+                if (state := state_at_budget(error)) is not None:
+                    return state
                 raise
             finally:
                 await stop_retrying_if_silent()

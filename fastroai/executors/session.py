@@ -146,6 +146,15 @@ class RunSession(RunBooks):
         self.is_over = True
         return await self._span.__aexit__(exc_type, exc, traceback)
 
+    def all_limits(self) -> tuple[Limit, ...]:
+        """The budgets of the run, of its steps, and of the step around it."""
+        if self.limits is None:
+            return ()
+        found: dict[Limit, None] = {}
+        for step_id in (None, *self.plan.steps):
+            found.update(dict.fromkeys(self.limits.of_step(step_id)))
+        return tuple(found)
+
     def span(self, name: str) -> AbstractAsyncContextManager[str | None]:
         """A span of the run's tracer, or nothing where there is none to open."""
         return self.tracer.span(name) if self._is_traced else nullcontext()

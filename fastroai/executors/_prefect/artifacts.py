@@ -23,6 +23,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.exceptions import PrefectException
 from pydantic_core import to_jsonable_python
 
+from ...budgets import Limit
 from ...ledger.aggregation import totals_of, with_unknown
 from ...ledger.entries import EntryState, LedgerEntry, total_usd
 from ...redaction import redact
@@ -160,6 +161,33 @@ def describe_costs(
         for host, requests in hosts.items():
             notes.append(f"**not in the books**: {_counted(requests, 'request')} to {host}")
     return " · ".join([f"**{title}**: {spent}", *notes])
+
+
+def describe_budgets(limits: Iterable[Limit]) -> str:
+    """A table in Markdown of a run's budgets and what is left of each, in USD; empty without any.
+
+    It stands above the costs: as rows among them it would count twice.
+    """
+    lines = [
+        f"| {_cell(limit.name)} | {limit.scope} | {' | '.join(map(plain_usd, _amounts(limit)))} |"
+        for limit in limits
+    ]
+    return "\n".join([_BUDGETS_HEAD, *lines]) if lines else ""
+
+
+def _amounts(limit: Limit) -> tuple[Decimal, ...]:
+    account, budget = limit.account, limit.budget
+    return budget.usd, account.spent, account.held, account.unknown, account.left(budget)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+_BUDGETS_HEAD = """
+
+| budget | of | limit USD | spent | held | unknown | left |
+|---|---|---:|---:|---:|---:|---:|"""
 
 
 def _described(entries: Sequence[LedgerEntry]) -> Iterator[str]:

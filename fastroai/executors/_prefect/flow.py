@@ -8,9 +8,11 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from prefect import Flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
@@ -27,7 +29,9 @@ from ..protocol import ExecutionResult
 from ..scheduler import run_plan
 from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, write_output_artifact
+from .budget_ends import state_at_budget
 from .deployments import creator, deployment_name
+from .events import RunEvents
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
 from .run_storage import describe_losses, open_storage
@@ -88,20 +92,32 @@ async def run_in_flow(
             store=GuardedStore(store, leases),
             settings=settings,
             leases=leases,
-            began_before=flow_run.created if flow_run.run_count > 1 else None,
+            began_before=_began_before(flow_run),
         )
+        events = RunEvents(flow_run, identity)
         async with ArtifactWriter(settings.artifact_timeout) as artifacts:
-            steps = StepTasks(session, storage.by_step, options, artifacts, flow_run.id, url)
+            steps = StepTasks(
+                session, storage.by_step, options, artifacts, events, flow_run.id, url
+            )
             try:
                 async with storage, session:
-                    result = await session.conclude(await run_plan(plan, steps.run_one))
+                    with events.of_budgets():
+                        result = await session.conclude(await run_plan(plan, steps.run_one))
             finally:
-                steps.write_run_artifact(storage.not_stored)
+                steps.report_run(storage.not_stored)
                 await wait_for_task_runs(steps.task_run_ids)
         result = replace(result, not_stored=storage.not_stored)
         if lease is not None:
             lease.lease.outcome = outcome_of(result)
         return result
+
+
+def _began_before(flow_run: FlowRun) -> datetime | None:
+    """When a run began that is executed again; None: it is not."""
+    if flow_run.run_count <= 1 or flow_run.created is None:
+        return None
+    # Prefect's times are of a class of their own, with which plain ones do not calculate.
+    return datetime.fromtimestamp(flow_run.created.timestamp(), UTC)
 
 
 class PipelineFlow(Flow[Any, Any]):
@@ -156,7 +172,11 @@ def build_flow(
                     pipeline.plan, validated, live, tracer, attribution, options, settings
                 )
             except StepExecutionError as error:
-                raise pipeline.with_partial_result(error) from error.original_error
+                failure = pipeline.with_partial_result(error)
+                failure.__cause__ = error.original_error
+                if (state := state_at_budget(failure)) is not None:
+                    return state
+                raise failure from error.original_error
         result = pipeline.result_of(execution)
         if publish_output:
             await write_output_artifact(

@@ -16,8 +16,16 @@ from ...pipelines.plan import PlannedStep
 from ..protocol import StepRecord
 from ..scheduler import is_left_out
 from ..session import RunSession
-from .artifacts import ArtifactWriter, artifact_key, describe_costs, run_rows, step_rows
+from .artifacts import (
+    ArtifactWriter,
+    artifact_key,
+    describe_budgets,
+    describe_costs,
+    run_rows,
+    step_rows,
+)
 from .caching import StepCachePolicy, StepIdentity, digest_or_unique
+from .events import RunEvents
 from .options import PrefectOptions
 from .run_scope import run_scope
 from .run_storage import StepStorage
@@ -37,11 +45,13 @@ class StepTasks:
         storages: Mapping[str, StepStorage],
         options: PrefectOptions,
         artifacts: ArtifactWriter,
+        events: RunEvents,
         flow_run_id: UUID,
         ledger_url: str,
     ) -> None:
         self._session = session
         self._artifacts = artifacts
+        self._events = events
         self._flow_run_id = flow_run_id
         self._inputs_digest = digest_or_unique(dict(session.inputs))
         scope = run_scope(session.name, self._inputs_digest, session.identity.run_key)
@@ -86,6 +96,8 @@ class StepTasks:
             attempts = 1 if state == "replayed" else step.attempts
             unmetered = [recorder.unmetered.get(step_id, {})]
             self._ended[step_id] = (state, attempts, entries)
+            if state != "replayed":
+                self._events.step_ended(step_id, state, attempts, entries)
             title = f"{step_id} ({state})"
             self._artifacts.add(
                 artifact_key(self._session.name, step_id),
@@ -135,9 +147,9 @@ class StepTasks:
                 if isinstance(task.cache_policy, StepCachePolicy):
                     task.cache_policy.found_under = None
 
-    def write_run_artifact(self, not_stored: Collection[str] = ()) -> None:
-        """The table of the whole run: a row per step, also for those that were not run; it says
-        what is not stored.
+    def report_run(self, not_stored: Collection[str] = ()) -> None:
+        """Tell what the whole run cost, and write its table: a row per step, also for those that
+        were not run; it says what is not stored.
         """
         rows = {
             step_id: self._ended.get(step_id, ("not run", 0, ()))
@@ -148,11 +160,12 @@ class StepTasks:
             rows[step_id] = (f"{state}, not stored", attempts, entries)
         losses = f" · **not stored**: {', '.join(not_stored)}" if not_stored else ""
         recorder = self._session.recorder
+        self._events.run_ended(recorder.entries)
         unmetered = recorder.unmetered.values()
         costs = describe_costs(self._session.name, recorder.entries, unmetered=unmetered)
         self._artifacts.add(
             artifact_key(self._session.name),
             run_rows(rows),
-            costs + losses,
+            costs + losses + describe_budgets(self._session.all_limits()),
             flow_run_id=self._flow_run_id,
         )
