@@ -18,8 +18,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 
-from ...budgets import BudgetSignal, listen
-from ...ledger.entries import Attribution, EntryState, LedgerEntry, total_usd
+from ...budgets import Account, BudgetSignal, listen
+from ...ledger.aggregation import totals_of
+from ...ledger.entries import Attribution, LedgerEntry
 from ...pricing.money import EXACT, plain
 from ...redaction import redact
 
@@ -128,7 +129,7 @@ def _resource(id_: str, name: str, *, role: str | None = None) -> dict[str, str]
 
 def _of_budget(signal: BudgetSignal) -> Payload:
     budget = signal.budget
-    used = EXACT.add(EXACT.add(signal.spent, signal.unknown), signal.held)
+    left = Account(signal.spent, signal.held, signal.unknown).left(budget)
     return {
         "step": signal.at.step_id,
         "budget": signal.name,
@@ -140,20 +141,20 @@ def _of_budget(signal: BudgetSignal) -> Payload:
         "spent_usd": _usd(signal.spent),
         "held_usd": _usd(signal.held),
         "unknown_usd": _usd(signal.unknown),
-        "left_usd": _usd(max(Decimal(0), EXACT.subtract(budget.usd, used))),
+        "left_usd": _usd(left),
         "share": None if signal.share is None else _usd(signal.share),
     }
 
 
 def _of_entries(entries: Sequence[LedgerEntry]) -> Payload:
     """What entries came to. Replayed ones cost nothing."""
-    spent = [entry for entry in entries if entry.is_spend]
+    [total] = totals_of(entries)
     return {
-        "cost_usd": _usd(total_usd([entry for entry in spent if not entry.simulated])),
-        "simulated_usd": _usd(total_usd([entry for entry in spent if entry.simulated])),
-        "requests": sum(entry.request_count for entry in spent),
-        "requests_of_unknown_cost": sum(e.request_count for e in spent if e.cost_usd is None),
-        "replayed": sum(entry.state is EntryState.REPLAYED for entry in entries),
+        "cost_usd": _usd(EXACT.subtract(total.cost_usd, total.simulated_usd)),
+        "simulated_usd": _usd(total.simulated_usd),
+        "requests": total.charged + total.unpriced + total.unsettled,
+        "requests_of_unknown_cost": total.unpriced + total.unsettled,
+        "replayed": total.replayed,
     }
 
 
