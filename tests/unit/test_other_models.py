@@ -69,6 +69,28 @@ def embedding(*answers: tuple[int, object], retries: int = 0) -> OpenAIEmbedding
     )
 
 
+class Acme(EmbeddingModel):
+    """A user's own, which sends by itself, whatever it holds."""
+
+    model_name = "acme-embed-1"  # type: ignore[assignment]
+    system = "acme"  # type: ignore[assignment]
+
+    def __init__(self, other: EmbeddingModel | None = None) -> None:
+        super().__init__()
+        self.other = other
+
+    async def embed(self, inputs: Any, **options: Any) -> EmbeddingResult:
+        usage = RequestUsage(input_tokens=10)
+        return EmbeddingResult(
+            [[0.1]],
+            inputs=[inputs],
+            usage=usage,
+            model_name="a",
+            provider_name="acme",
+            **options,
+        )
+
+
 async def books_of(ask: Any) -> list[LedgerEntry]:
     ledger = RequestRecorder()
     with dispatch_scope(ledger, Attribution(step_id="s")):
@@ -135,22 +157,7 @@ class TestEmbeddings:
         assert [entry.state.value for entry in await books_of(ask)] == ["refused"]
 
     async def test_a_model_of_the_user_s_own_is_booked(self) -> None:
-        class Own(EmbeddingModel):
-            model_name = "acme-embed-1"  # type: ignore[assignment]
-            system = "acme"  # type: ignore[assignment]
-
-            async def embed(self, inputs: Any, **options: Any) -> EmbeddingResult:
-                usage = RequestUsage(input_tokens=10)
-                return EmbeddingResult(
-                    [[0.1]],
-                    inputs=[inputs],
-                    usage=usage,
-                    model_name="a",
-                    provider_name="acme",
-                    **options,
-                )
-
-        entries = await books_of(lambda: Own().embed("a", input_type="query"))
+        entries = await books_of(lambda: Acme().embed("a", input_type="query"))
         assert costs(entries) == ["unpriced None"]
 
     async def test_a_model_of_the_user_s_that_asks_others_sends_nothing_itself(self) -> None:
@@ -200,26 +207,7 @@ class TestEmbeddings:
         assert costs(entries) == ["charged 0.002"] * 2
 
     async def test_one_that_holds_another_and_sends_by_itself_is_booked(self) -> None:
-        class Own(EmbeddingModel):
-            model_name = "acme-embed-1"  # type: ignore[assignment]
-            system = "acme"  # type: ignore[assignment]
-
-            def __init__(self, other: EmbeddingModel) -> None:
-                super().__init__()
-                self.other = other
-
-            async def embed(self, inputs: Any, **options: Any) -> EmbeddingResult:
-                usage = RequestUsage(input_tokens=10)
-                return EmbeddingResult(
-                    [[0.1]],
-                    inputs=[inputs],
-                    usage=usage,
-                    model_name="a",
-                    provider_name="acme",
-                    **options,
-                )
-
-        model = Own(embedding((200, EMBEDDED)))
+        model = Acme(embedding((200, EMBEDDED)))
         entries = await books_of(lambda: model.embed("a", input_type="query"))
         assert costs(entries) == ["unpriced None"]
 
