@@ -33,6 +33,7 @@ class ModelsOfLoops:
             return known
         try:
             made = infer_model(model, _provider)
+        # a name that can't be resolved here is pydantic-ai's to refuse, when the agent runs
         except Exception:
             return None
         retry_nothing(made)
