@@ -17,7 +17,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from uuid import UUID
 
-from fastroai.database.engine import Database, Insert, database_url
+from fastroai.database.engine import Database, database_url
+from fastroai.database.statements import Insert
 from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
 from fastroai.ledger.store.mapping import intent_row, outcome_row
 from fastroai.ledger.store.schema import intents, outcomes

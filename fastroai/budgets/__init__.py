@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy_names import lazy_names
 from .account import Account, Charge, Kind, Verdict, charge_of
 from .budget import AtLimit, Budget, Strength, budgets_given
 from .run_limits import Limit, RunLimits
@@ -12,6 +13,11 @@ from .windows import Window
 
 if TYPE_CHECKING:
     from .standing import Budgets, BudgetState, UnknownBudgetError
+else:
+    # A run without a ledger needs no SQLAlchemy.
+    __getattr__, __dir__ = lazy_names(
+        __name__, {".standing": "Budgets BudgetState UnknownBudgetError"}
+    )
 
 __all__ = [
     "Account",
@@ -32,12 +38,3 @@ __all__ = [
     "charge_of",
     "listen",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # Only when asked for: a run without a ledger needs no SQLAlchemy.
-    if name in ("Budgets", "BudgetState", "UnknownBudgetError"):
-        from . import standing
-
-        return getattr(standing, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

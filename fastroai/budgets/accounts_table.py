@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import func
 
-from ..database.engine import Statements
+from ..database.statements import Statements
 from ..database.values import microseconds, moment
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.filters import LedgerFilter

@@ -11,7 +11,8 @@ from functools import partial
 from secrets import token_hex
 from typing import Final, Literal
 
-from ..database.engine import Database, Statements
+from ..database.engine import Database
+from ..database.statements import Statements
 from ..database.values import Row, microseconds
 from ..errors import CostBudgetExceededError
 from ..ledger.entries import LedgerEntry

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final, TypeVar
 
-from ..database.engine import Database, Statements, database_url, open_database
+from ..database.engine import Database, database_url, open_database
 from ..database.location import ledger_url
+from ..database.statements import Statements
 from ..database.values import microseconds
 from ..ledger.store import flush_shared
 from .account import Account

@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
-from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import (
     URL,
     Connection,
-    Dialect,
     NullPool,
     StaticPool,
-    Table,
     create_engine,
     event,
     make_url,
 )
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import ArgumentError
 
 from ..errors import LedgerUnavailableError
@@ -32,6 +27,7 @@ from ..retries import retry_blocking
 from .files import make_private_file, make_private_folder
 from .migrations import CURRENT, migrate, version_of
 from .registry import OPEN_LEDGERS
+from .statements import Insert, Statements
 from .values import Row
 
 if TYPE_CHECKING:
@@ -145,7 +141,12 @@ class Database:
 
         Otherwise as `run`.
         """
-        self._guarded(lambda backend: backend.insert(inserts))
+
+        def work(statements: Statements) -> None:
+            for insert, rows in inserts:
+                statements.insert(insert, rows)
+
+        self.transact(work)
 
     def _guarded(self, work: Callable[[_Backend], T]) -> T:
         with self._lock:
@@ -208,16 +209,6 @@ class Database:
             self._backend.close()
 
 
-def insert_of(dialect: Dialect) -> Any:
-    """The `insert` of a kind of database, which knows what to do about a conflict."""
-    if dialect.name != "postgresql":
-        return sqlite.insert
-    # Only here: to import it takes as long as all else that a small ledger needs of SQLAlchemy.
-    from sqlalchemy.dialects import postgresql
-
-    return postgresql.insert
-
-
 LOST_RACES = ("40001", "40P01", "23505")
 """Serialization failure, deadlock, unique violation: PostgreSQL's words for it."""
 
@@ -227,93 +218,12 @@ def is_lost_race(error: BaseException) -> bool:
     return getattr(getattr(error, "orig", None), "sqlstate", None) in LOST_RACES
 
 
-class Insert:
-    """An insert that leaves out what is there already.
-
-    It is compiled once, which is most of what it costs.
-    """
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._compiled: tuple[str, list[str]] | None = None
-
-    def compiled(self, dialect: Dialect) -> tuple[str, list[str]]:
-        """The statement for a driver, and the names of its parameters in their order."""
-        if self._compiled is None:
-            insert = insert_of(dialect)
-            columns = self._table.columns
-            names = [column.name for column in columns if not column.info.get("written_later")]
-            compiled = (
-                insert(self._table)
-                .on_conflict_do_nothing()
-                .compile(dialect=dialect, column_keys=names)
-            )
-            self._compiled = compiled.string, list(compiled.positiontup or ())
-        return self._compiled
-
-    def values(self, rows: list[Row], dialect: Dialect) -> tuple[str, list[tuple[Any, ...]]]:
-        """The statement, and the parameters of each row."""
-        sql, names = self.compiled(dialect)
-        values = itemgetter(*names)
-        return sql, [values(row) for row in rows]
-
-
-class Statements:
-    """Statements for the driver of a connection, written with `?` for their parameters."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.is_postgres = connection.dialect.name == "postgresql"
-        self._driver: Any = None if self.is_postgres else connection.connection.driver_connection
-
-    def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
-        """What a statement gives."""
-        if self.is_postgres:
-            result = self.connection.exec_driver_sql(_numbered(sql), parameters)
-            return cast("Sequence[tuple[Any, ...]]", result.all())
-        found: list[tuple[Any, ...]] = self._driver.execute(sql, parameters).fetchall()
-        return found
-
-    def run(self, sql: str, *parameters: Any) -> None:
-        """Execute a statement that gives nothing."""
-        if self.is_postgres:
-            self.connection.exec_driver_sql(_numbered(sql), parameters)
-        else:
-            self._driver.execute(sql, parameters)
-
-    def many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
-        """Execute a statement once for each row of parameters; how many rows that changed."""
-        if not parameters:
-            return 0
-        if self.is_postgres:
-            return self.connection.exec_driver_sql(_numbered(sql), list(parameters)).rowcount
-        count: int = self._driver.executemany(sql, parameters).rowcount
-        return count
-
-    def insert(self, insert: Insert, rows: list[Row]) -> None:
-        """Insert rows but for those that are there already."""
-        if not rows:
-            return
-        sql, values = insert.values(rows, self.connection.dialect)
-        if self.is_postgres:
-            self.connection.exec_driver_sql(sql, values)
-        else:
-            self._driver.executemany(sql, values)
-
-
-@cache
-def _numbered(sql: str) -> str:
-    first, *rest = sql.split("?")
-    return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
-
-
 class _Backend(Protocol):
     """How one kind of database is spoken to, by one thread at a time."""
 
     def __init__(self, url: URL, *, writes: bool) -> None: ...
     def run(self, work: Callable[[Connection], T]) -> T: ...
     def transact(self, work: Callable[[Statements], T]) -> T: ...
-    def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None: ...
     def has_ledger(self) -> bool: ...
     def close(self) -> None: ...
 
@@ -342,13 +252,6 @@ class _SQLite:
         else:
             driver.execute("COMMIT")
         return result
-
-    def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None:
-        def work(statements: Statements) -> None:
-            for insert, rows in inserts:
-                statements.insert(insert, rows)
-
-        self.transact(work)
 
     def has_ledger(self) -> bool:
         if not self._path.exists():
@@ -449,13 +352,6 @@ class _PostgreSQL:
 
     def transact(self, work: Callable[[Statements], T]) -> T:
         return self.run(lambda connection: work(Statements(connection)))
-
-    def insert(self, inserts: Iterable[tuple[Insert, list[Row]]]) -> None:
-        def work(statements: Statements) -> None:
-            for insert, rows in inserts:
-                statements.insert(insert, rows)
-
-        self.transact(work)
 
     def has_ledger(self) -> bool:
         return self.run(version_of) > 0

@@ -29,7 +29,8 @@ from sqlalchemy import (
     update,
 )
 
-from ..database.engine import Database, insert_of
+from ..database.engine import Database
+from ..database.statements import insert_of
 from ..database.values import Row, moment
 from .schema import leases
 

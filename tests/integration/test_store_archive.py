@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from fastroai.database.engine import Database, Insert, database_url
+from fastroai.database.engine import Database, database_url
+from fastroai.database.statements import Insert
 from fastroai.database.values import microseconds
 from fastroai.errors import LedgerUnavailableError
 from fastroai.ledger.aggregation import Totals

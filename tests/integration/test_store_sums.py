@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from fastroai.database.engine import Database, Insert, database_url
+from fastroai.database.engine import Database, database_url
+from fastroai.database.statements import Insert
 from fastroai.ledger.aggregation import GROUPINGS, totals_of
 from fastroai.ledger.filters import LedgerFilter
 from fastroai.ledger.store import open_store, summing

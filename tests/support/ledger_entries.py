@@ -8,7 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fastroai.database.engine import Database, Insert
+from fastroai.database.engine import Database
+from fastroai.database.statements import Insert
 from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
 from fastroai.ledger.filters import LedgerFilter
 from fastroai.ledger.store.mapping import intent_row, outcome_row

@@ -18,7 +18,8 @@ from fastroai.budgets.account import Account
 from fastroai.budgets.accounts_table import Accounts, Key
 from fastroai.budgets.budget import Budget
 from fastroai.budgets.gate import BudgetGate
-from fastroai.database.engine import Database, Insert, Statements, database_url
+from fastroai.database.engine import Database, database_url
+from fastroai.database.statements import Insert, Statements
 from fastroai.errors import CostBudgetExceededError
 from fastroai.ledger.entries import EntryState, LedgerEntry
 from fastroai.ledger.store.schema import intents, outcomes

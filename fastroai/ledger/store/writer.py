@@ -14,7 +14,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from ...database.engine import Database, Insert, Statements
+from ...database.engine import Database
+from ...database.statements import Insert, Statements
 from ...database.values import Row
 from ...errors import CostBudgetExceededError, LedgerUnavailableError
 from ...retries import Backoff
