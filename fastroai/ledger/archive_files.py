@@ -71,7 +71,12 @@ def write_archive(folder: Path, entries: Sequence[LedgerEntry], form: ArchiveFor
 def finish_archive(path: Path) -> Path:
     """Give a file its final name: the ledger has its entries no more."""
     final = path.with_name(path.name.removesuffix(UNFINISHED))
-    path.rename(final)
+    try:
+        path.rename(final)
+    except FileNotFoundError:
+        # Who archives at the same time takes it for one that was left, and names it, too.
+        if not final.exists():
+            raise
     _sync(path.parent)
     return final
 

@@ -253,6 +253,23 @@ async def test_two_that_archive_at_once_move_each_entry_once(url: str, tmp_path:
     assert await all_totals(url) == before
 
 
+async def test_a_file_that_another_call_has_named_meanwhile_is_archived(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = await fill(url)
+    remove = archiving._remove
+
+    def remove_and_be_finished(database: Database, path: Path, these: Any) -> None:
+        remove(database, path, these)
+        assert list(archiving._finish(database, path.parent))
+
+    monkeypatch.setattr(archiving, "_remove", remove_and_be_finished)
+    folder = tmp_path / "archive"
+    moved = await archive(url, folder)
+    assert sum(one.entries for one in moved) == len(archived(folder)) > 25
+    await each_is_once(url, folder, entries)
+
+
 PROGRAM = """
 import asyncio, sys
 from datetime import datetime
