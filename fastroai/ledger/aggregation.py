@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, date
-from decimal import Decimal
+from decimal import Decimal, localcontext
+from operator import attrgetter
 from typing import Any
 
 from ..pricing.money import EXACT, plain
@@ -81,6 +82,72 @@ COUNTS = ("requests", "charged", "unpriced", "unsettled", "refused", "replayed",
 AMOUNTS = ("cost_usd", "simulated_usd", "upper_bound_usd", "replayed_usd")
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a field of `Totals` is the sum of: one number of the entries in some states.
+
+    Attributes:
+        number: `requests`, a count of tokens, `cost` or `upper_bound`.
+        of_simulated: Whether only simulated entries count.
+    """
+
+    number: str
+    states: frozenset[EntryState]
+    of_simulated: bool = False
+
+
+_SENT = frozenset(EntryState) - {EntryState.REPLAYED}
+_OF_COUNTS = {
+    "requests": Measure("requests", _SENT),
+    **{state.value: Measure("requests", frozenset({state})) for state in EntryState},
+    "simulated": Measure("requests", _SENT, of_simulated=True),
+}
+MEASURES: dict[str, Measure] = {
+    **{name: _OF_COUNTS[name] for name in COUNTS},
+    **{name: Measure(name, SPEND) for name in TOKEN_NAMES},
+    "cost_usd": Measure("cost", SPEND),
+    "simulated_usd": Measure("cost", SPEND, of_simulated=True),
+    "upper_bound_usd": Measure("upper_bound", frozenset({EntryState.UNSETTLED})),
+    "replayed_usd": Measure("cost", frozenset({EntryState.REPLAYED})),
+}
+"""What each sum of `Totals` is made of: of `COUNTS`, `TOKEN_NAMES` and `AMOUNTS`, in this order.
+The only place that says which state counts as what.
+"""
+AMOUNTS_AT = len(MEASURES) - len(AMOUNTS)
+"""Where among these the amounts begin."""
+
+
+def measures_with(state: EntryState, simulated: bool) -> Iterator[tuple[int, str]]:
+    """The measures that entries of a state count in: their places, and the numbers they take."""
+    for place, measure in enumerate(MEASURES.values()):
+        if state in measure.states and (simulated or not measure.of_simulated):
+            yield place, measure.number
+
+
+_MEASURES_WITH = {
+    (state, simulated): tuple(measures_with(state, simulated))
+    for state in EntryState
+    for simulated in (False, True)
+}
+_NOTHING = [*[0] * AMOUNTS_AT, *[ZERO_USD] * len(AMOUNTS)]
+
+
+def totals_from(key: str | None, sums: Sequence[Any]) -> Totals:
+    """The sum of some entries out of what `MEASURES` has of it, in its order."""
+    tokens = dict(zip(TOKEN_NAMES, sums[len(COUNTS) :], strict=False))
+    return Totals(
+        key=key,
+        tokens=TokenCounts(**tokens),
+        **dict(zip(COUNTS, sums, strict=False)),
+        **dict(zip(AMOUNTS, sums[AMOUNTS_AT:], strict=True)),
+    )
+
+
+def in_order(keys: Iterable[str | None]) -> list[str | None]:
+    """Keys as groups are ordered by them; none at all comes last."""
+    return sorted(keys, key=lambda key: (key is None, key or ""))
+
+
 def totals_of(entries: Iterable[LedgerEntry], by: str | None = None) -> tuple[Totals, ...]:
     """Sum entries in groups, ordered by key; one sum of all when not grouped.
 
@@ -94,20 +161,29 @@ def totals_of(entries: Iterable[LedgerEntry], by: str | None = None) -> tuple[To
     Raises:
         ValueError: Entries can't be grouped so.
     """
-    keys, sums = grouping(by), Sums()
-    for entry in entries:
-        tokens = [getattr(entry.tokens, name) for name in TOKEN_NAMES]
-        for key in keys(entry):
-            sums.add(
-                key,
-                entry.state,
-                simulated=entry.simulated,
-                count=entry.request_count,
-                tokens=tokens,
-                cost_usd=entry.cost_usd or ZERO_USD,
-                upper_bound_usd=entry.upper_bound_usd or ZERO_USD,
-            )
-    return sums.totals() or (() if by else (Totals(),))
+    keys, groups = grouping(by), dict[str | None, list[Any]]()
+    with localcontext(EXACT):
+        for entry in entries:
+            numbers = _numbers_of(entry)
+            for key in keys(entry):
+                sums = groups.setdefault(key, _NOTHING.copy())
+                for place, number in _MEASURES_WITH[entry.state, bool(entry.simulated)]:
+                    sums[place] += numbers[number]
+    if not groups and by is None:
+        return (Totals(),)
+    for sums in groups.values():
+        sums[AMOUNTS_AT:] = map(plain, sums[AMOUNTS_AT:])
+    return tuple(totals_from(key, groups[key]) for key in in_order(groups))
+
+
+def _numbers_of(entry: LedgerEntry) -> dict[str, Any]:
+    """What measures take of an entry."""
+    tokens = {name: getattr(entry.tokens, name) for name in TOKEN_NAMES}
+    amounts = {
+        "cost": entry.cost_usd or ZERO_USD,
+        "upper_bound": entry.upper_bound_usd or ZERO_USD,
+    }
+    return {"requests": entry.request_count, **tokens, **amounts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,91 +275,11 @@ GROUPINGS: dict[str, Grouping] = {
 """By name; each dimension of an attribution is one."""
 
 
-class Sums:
-    """Adds up what requests of one key and state amount to: the only place that says which state
-    counts as what.
-    """
-
-    def __init__(self) -> None:
-        self._groups: dict[str | None, _Sum] = {}
-
-    def add(
-        self,
-        key: str | None,
-        state: EntryState,
-        *,
-        simulated: bool,
-        count: int,
-        tokens: Sequence[int],
-        cost_usd: Decimal,
-        upper_bound_usd: Decimal,
-    ) -> None:
-        """Add requests, or with negative numbers take them away.
-
-        Args:
-            count: Of the requests, all of this state, all simulated or none.
-            tokens: Theirs, like the amounts; in the order of `TOKEN_NAMES`.
-        """
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Sum()
-        group.counts[state] += count
-        if state is EntryState.REPLAYED:
-            group.replayed_usd = EXACT.add(group.replayed_usd, cost_usd)
-            return
-        group.requests += count
-        group.simulated += count if simulated else 0
-        if state not in SPEND:
-            return
-        group.tokens = list(map(int.__add__, group.tokens, tokens))
-        group.cost_usd = EXACT.add(group.cost_usd, cost_usd)
-        if simulated:
-            group.simulated_usd = EXACT.add(group.simulated_usd, cost_usd)
-        if state is EntryState.UNSETTLED:
-            group.upper_bound_usd = EXACT.add(group.upper_bound_usd, upper_bound_usd)
-
-    def totals(self) -> tuple[Totals, ...]:
-        """The sums ordered by key; the one without a key comes last."""
-        keys = sorted(self._groups, key=lambda key: (key is None, key or ""))
-        return tuple(self._groups[key].totals(key) for key in keys)
-
-
-class _Sum:
-    """Of one key."""
-
-    __slots__ = ("counts", "requests", "simulated", "tokens", *AMOUNTS)
-
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(EntryState, 0)
-        self.requests = self.simulated = 0
-        self.tokens = [0] * len(TOKEN_NAMES)
-        self.cost_usd = self.simulated_usd = self.upper_bound_usd = self.replayed_usd = ZERO_USD
-
-    def totals(self, key: str | None) -> Totals:
-        return Totals(
-            key=key,
-            requests=self.requests,
-            simulated=self.simulated,
-            tokens=TokenCounts(**dict(zip(TOKEN_NAMES, self.tokens, strict=True))),
-            cost_usd=plain(self.cost_usd),
-            simulated_usd=plain(self.simulated_usd),
-            upper_bound_usd=plain(self.upper_bound_usd),
-            replayed_usd=plain(self.replayed_usd),
-            **self.counts,
-        )
-
-
-def whole_of(groups: Iterable[Totals]) -> Totals:
+def whole_of(groups: Collection[Totals]) -> Totals:
     """What groups add up to."""
-    counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
-    amounts = dict.fromkeys(AMOUNTS, ZERO_USD)
-    tokens = dict.fromkeys(TOKEN_NAMES, 0)
-    for group in groups:
-        for name in COUNTS:
-            counts[name] += getattr(group, name)
+    sums: dict[str, Any] = {name: sum(map(attrgetter(name), groups)) for name in COUNTS}
+    with localcontext(EXACT):
         for name in AMOUNTS:
-            amounts[name] = EXACT.add(amounts[name], getattr(group, name))
-        for name in TOKEN_NAMES:
-            tokens[name] += getattr(group.tokens, name)
-    counts |= {name: plain(usd) for name, usd in amounts.items()}
-    return Totals(tokens=TokenCounts(**tokens), **counts)
+            sums[name] = plain(sum(map(attrgetter(name), groups), ZERO_USD))
+    tokens = {name: sum(map(attrgetter(f"tokens.{name}"), groups)) for name in TOKEN_NAMES}
+    return Totals(tokens=TokenCounts(**tokens), **sums)

@@ -37,6 +37,8 @@ def console(stream: TextIO | None = None) -> Console:
 
 def printable(text: str) -> str:
     """A text on one line, without what a terminal would take for a command."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )

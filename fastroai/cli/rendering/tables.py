@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import floor
 
-from rich.bar import Bar
 from rich.box import Box
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,9 +18,11 @@ from ...pricing.money import EXACT
 from .console import printable
 
 _BAR = 20
+_EIGHTHS = " ▏▎▍▌▋▊▉"
 _GAP = 2
 _NARROWEST = 8
 """To this, texts are folded where leaving out columns is not enough."""
+_STYLE = "cyan"
 _RULED = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
@@ -73,18 +74,46 @@ def print_table(
     """
     drawn = _drawn(columns, [*rows, total] if total else rows)
     shown = that_fit(drawn, out.width)
-    table = _empty_table(shown, out.width)
-    table.show_footer = bool(total)
     room = out.width - width_of(part.least for part in shown) - _GAP
     has_bars = bool(bars) and room >= _BAR and not out.options.ascii_only
     drawn_bars = _bars(bars) if has_bars else []
-    for number in range(len(rows)):
+    needed = width_of([*(part.width for part in shown), *([_BAR] if has_bars else [])])
+    if needed <= out.width:
+        _write_lines(out, shown, drawn_bars, needed, has_total=bool(total))
+    else:
+        _write_folded(out, shown, drawn_bars, has_total=bool(total))
+    return tuple(part.column.heading for part in drawn if part not in shown)
+
+
+def _write_lines(
+    out: Console, shown: Sequence[_Drawn], bars: Sequence[str], width: int, *, has_total: bool
+) -> None:
+    """Write a table in which nothing is folded: rich takes a millisecond for each line."""
+    heading = "  ".join(part.aligned([printable(part.column.heading)])[0] for part in shown)
+    columns = [part.aligned(part.cells) for part in shown]
+    *lines, last = map("  ".join, zip(*columns, strict=True))
+    if not has_total:
+        lines.append(last)
+    if bars:
+        lines = list(map("  ".join, zip(lines, bars, strict=True)))
+    out.print(Text(heading.rstrip(), style=_STYLE), soft_wrap=True)
+    out.file.write("\n".join(["-" * width, *(line.rstrip(" ") for line in lines), ""]))
+    if has_total:
+        out.file.write("-" * width + "\n")
+        out.print(Text(last.rstrip(), style=_STYLE), soft_wrap=True)
+
+
+def _write_folded(
+    out: Console, shown: Sequence[_Drawn], bars: Sequence[str], *, has_total: bool
+) -> None:
+    table = _empty_table(shown, out.width)
+    table.show_footer = has_total
+    for number in range(len(shown[0].cells) - has_total):
         cells = (Text(part.cells[number]) for part in shown)
-        table.add_row(*cells, *drawn_bars[number : number + 1])
+        table.add_row(*cells, *bars[number : number + 1])
     with out.capture() as captured:
         out.print(table, crop=False)
     out.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
-    return tuple(part.column.heading for part in drawn if part not in shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +122,13 @@ class _Drawn:
 
     column: Column
     cells: list[str]
+    width: int
 
-    @property
-    def width(self) -> int:
-        return max(cell_len(text) for text in (self.column.heading, *self.cells))
+    def aligned(self, texts: Sequence[str]) -> list[str]:
+        """Texts with spaces up to the column's width."""
+        spaces = [" " * (self.width - cell_len(text)) for text in texts]
+        parts = (spaces, texts) if self.is_number else (texts, spaces)
+        return list(map(str.__add__, *parts))
 
     @property
     def least(self) -> int:
@@ -125,15 +157,17 @@ class _Drawn:
 
 def _drawn(columns: Sequence[Column], lines: Sequence[Sequence[Cell]]) -> list[_Drawn]:
     places = places_of(cell.usd for line in lines for cell in line if isinstance(cell, Amount))
-    return [
-        _Drawn(column, [shown_cell(line[number], places) for line in lines])
-        for number, column in enumerate(columns)
-    ]
+    drawn = []
+    for number, column in enumerate(columns):
+        cells = [shown_cell(line[number], places) for line in lines]
+        width = max(map(cell_len, (printable(column.heading), *cells)))
+        drawn.append(_Drawn(column, cells, width))
+    return drawn
 
 
 def _empty_table(shown: Sequence[_Drawn], width: int) -> Table:
     table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.header_style = table.footer_style = "cyan"
+    table.header_style = table.footer_style = _STYLE
     for part in shown:
         part.add_to(table)
     narrowest = width_of(part.narrowest for part in shown)
@@ -168,12 +202,15 @@ def shown_cell(cell: Cell, places: int) -> str:
     return f"{cell:,}" if isinstance(cell, int) else printable(cell)
 
 
-def _bars(amounts: Sequence[Decimal]) -> list[Bar]:
+def _bars(amounts: Sequence[Decimal]) -> list[str]:
     """Amounts as parts of the largest; the smallest part of something is visible."""
     largest = max(amounts)
-    shares = [float(amount / largest) if amount > 0 else 0.0 for amount in amounts]
-    least = 1 / (8 * _BAR)
-    return [Bar(1, 0, max(share, least) if share else 0.0, width=_BAR) for share in shares]
+    return [_bar(float(amount / largest)) if amount > 0 else "" for amount in amounts]
+
+
+def _bar(share: float) -> str:
+    full, eighths = divmod(max(1, int(share * _BAR * 8)), 8)
+    return "█" * full + _EIGHTHS[eighths]
 
 
 def amounts(values: Sequence[Decimal]) -> list[str]:

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 from ...database.values import Row, microseconds, moment
-from ...pricing.money import EXACT, plain
+from ...pricing.money import EXACT
 from ...pricing.token_counts import TokenCounts
 from ...redaction import redact
 from ..aggregation import TOKEN_NAMES
@@ -21,6 +21,7 @@ from ..entries import DIMENSIONS, Attribution, EntryState, LedgerEntry
 _LARGEST = 2**63 - 1
 _PLACES = 12
 """Amounts are whole numbers of 1e-12 USD."""
+_UNITS = 10**_PLACES
 
 INTENT_TEXTS = (
     "agent", "model_asked", "provider_host", "service_tier", "replay_of", "downgraded_from",
@@ -162,7 +163,8 @@ def to_units(usd: Decimal) -> int | None:
 
 def from_units(units: int) -> Decimal:
     """The amount in USD, exact, without trailing zeros."""
-    return plain(EXACT.scaleb(Decimal(units), -_PLACES))
+    whole, rest = divmod(units, _UNITS)
+    return EXACT.normalize(EXACT.scaleb(Decimal(units), -_PLACES)) if rest else Decimal(whole)
 
 
 def tags_json(tags: Mapping[str, str]) -> str:

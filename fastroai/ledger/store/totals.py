@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from operator import add
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Table, func, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Table, and_, func, select
 
 from ...database.values import microseconds, moment
-from ...pricing.money import EXACT
-from ..aggregation import TOKEN_NAMES, Grouping, Sums, Totals, grouping
-from ..entries import EntryState
+from ...pricing.money import EXACT, plain
+from ..aggregation import (
+    AMOUNTS_AT,
+    MEASURES,
+    TOKEN_NAMES,
+    Grouping,
+    Measure,
+    Totals,
+    grouping,
+    in_order,
+    measures_with,
+    totals_from,
+)
+from ..entries import ZERO_USD, EntryState
 from ..filters import LedgerFilter
 from .mapping import from_units
 from .queries import (
@@ -116,8 +128,8 @@ def _sources(query: _Query) -> tuple[_Source, _Source]:
     return _DAYS_BY_RUN, _SUMMED_BY_RUN
 
 
-Measure = tuple[ColumnElement[Any], ...]
-"""What is added up: a number, or its two halves."""
+Parts = tuple[ColumnElement[Any], ...]
+"""A number, or its two halves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +138,25 @@ class _Source:
 
     Attributes:
         columns: What they are selected and grouped by.
-        measures: Of `COUNTS` and `AMOUNTS`.
+        numbers: By the names that measures have for them.
         exact: JSON of amounts to be added to those.
         where: Which rows are any.
     """
 
     rows: FromClause
     columns: Columns
-    measures: Sequence[Measure]
+    numbers: Mapping[str, Parts]
     exact: ColumnElement[Any]
     where: tuple[ColumnElement[bool], ...] = ()
 
 
-def _pairs(numbers: Sequence[ColumnElement[Any]]) -> Iterator[Measure]:
+def _halved(numbers: Iterable[ColumnElement[Any]]) -> Iterator[Parts]:
     parts = halves(numbers)
     return zip(parts, parts, strict=True)
+
+
+def _numbers(counts: Iterable[Parts], amounts: Iterable[Parts]) -> dict[str, Parts]:
+    return dict(zip((*COUNTS, *AMOUNTS), (*counts, *amounts), strict=True))
 
 
 def _of_groups(day: ColumnElement[Any]) -> Columns:
@@ -159,24 +175,25 @@ def _of_days(table: Table) -> _Source:
     return _Source(
         table.join(groups, groups.c.id == table.c.group_id),
         _of_groups(table.c.day),
-        [*((table.c[name],) for name in COUNTS), *pairs],
+        _numbers(((table.c[name],) for name in COUNTS), pairs),
         table.c.exact,
         # An entry that was settled late may have left an empty day of the group it was in before.
         (table.c.entries != 0,),
     )
 
 
+_COUNTED = (_i.request_count, *(_o[name] for name in TOKEN_NAMES))
 _ENTRIES = _Source(
     current(),
     ENTRY_COLUMNS,
     # Among those that are not in the sums, there may be any number.
-    list(_pairs([_i.request_count, *(_o[name] for name in TOKEN_NAMES), _o.cost, upper_bound])),
+    _numbers(_halved(_COUNTED), _halved((_o.cost, upper_bound))),
     exact_text,
 )
 _SUMMED = _Source(
     summed.join(groups, groups.c.id == summed.c.group_id),
     _of_groups(summed.c.sent_at // whole(DAY)),
-    [*((summed.c[name],) for name in COUNTS), *_pairs([summed.c[name] for name in AMOUNTS])],
+    _numbers(((summed.c[name],) for name in COUNTS), _halved(summed.c[name] for name in AMOUNTS)),
     summed.c.exact,
 )
 _SUMMED_BY_RUN = _of_runs(_SUMMED, summed.c.run)
@@ -192,7 +209,8 @@ class _Query:
         self.selection = selection
         self.group = grouping(by)
         self._is_grouped = by is not None
-        self._sums = Sums()
+        self._groups: dict[str | None, list[int]] = {}
+        self._exact: dict[str | None, list[Decimal]] = {}
         self._took_away = False
 
     def add(self, source: _Source, *where: ColumnElement[bool], sign: int = 1) -> None:
@@ -200,63 +218,83 @@ class _Query:
         keys = _keys(self.group, source.columns)
         asked = conditions_of(self.connection, self.selection, source.columns)
         conditions = (*asked, *where, *source.where)
+        sums = [part for measure in MEASURES.values() for part in _sums_of(source, measure)]
         # Amounts that are not whole numbers of 1e-12 USD are rare, and no database adds them up
         # exactly: they are added here.
-        parts = (func.sum(part) for measure in source.measures for part in measure)
-        statement = select(*keys, *parts, func.count(source.exact)).select_from(source.rows)
+        statement = select(*keys, *sums, func.count(source.exact)).select_from(source.rows)
         has_exact = False
         for row in self.connection.execute(statement.where(*conditions).group_by(*keys)):
-            *numbers, exact = row[len(keys) :]
-            has_exact = has_exact or exact > 0
-            found = [sign * number for number in _whole_numbers(source.measures, numbers)]
-            self._add(
-                row[: len(keys)], found[: len(COUNTS)], *map(from_units, found[len(COUNTS) :])
-            )
+            has_exact = has_exact or row[-1] > 0
+            found = _whole_numbers(source, row[len(keys) : -1])
+            if sign < 0:
+                found = [-number for number in found]
+            for key in self._group_keys(row):
+                before = self._groups.get(key)
+                self._groups[key] = found if before is None else list(map(add, before, found))
         if has_exact:
-            texts = select(*keys, source.exact).select_from(source.rows)
-            for row in self.connection.execute(texts.where(*conditions, source.exact.is_not(None))):
-                exact = json.loads(row[-1])
-                usd = (EXACT.multiply(Decimal(exact.get(name, 0)), sign) for name in AMOUNTS)
-                self._add(row[: len(keys)], [0] * len(COUNTS), *usd)
+            self._add_exact(source, keys, conditions, sign)
         self._took_away |= sign < 0
 
-    def _add(
-        self, key: Sequence[Any], counts: Sequence[int], cost_usd: Decimal, upper_bound_usd: Decimal
+    def _add_exact(
+        self,
+        source: _Source,
+        keys: Sequence[ColumnElement[Any]],
+        conditions: Sequence[ColumnElement[bool]],
+        sign: int,
     ) -> None:
-        *values, state, simulated = key
-        parts = map(_decoded, self.group.parts, values)
-        for group_key in self.group.keys(*parts):
-            self._sums.add(
-                group_key,
-                EntryState(state),
-                simulated=bool(simulated),
-                count=counts[0],
-                tokens=counts[1:],
-                cost_usd=cost_usd,
-                upper_bound_usd=upper_bound_usd,
-            )
+        state, simulated = source.columns["state"], source.columns["simulated"]
+        texts = select(*keys, state, simulated, source.exact).select_from(source.rows)
+        for row in self.connection.execute(texts.where(*conditions, source.exact.is_not(None))):
+            exact = json.loads(row[-1])
+            for key in self._group_keys(row):
+                amounts = self._exact.setdefault(key, [ZERO_USD] * len(MEASURES))
+                for place, number in measures_with(EntryState(row[-3]), bool(row[-2])):
+                    usd = EXACT.multiply(Decimal(exact.get(number, 0)), sign)
+                    amounts[place] = EXACT.add(amounts[place], usd)
+
+    def _group_keys(self, row: Sequence[Any]) -> tuple[str | None, ...]:
+        return self.group.keys(*map(_decoded, self.group.parts, row))
 
     def totals(self) -> tuple[Totals, ...]:
         """In groups, or one of all."""
-        found = self._sums.totals()
+        found = tuple(self._totals(key) for key in in_order(self._groups))
         if self._took_away:
             found = tuple(total for total in found if total.requests or total.replayed)
         return found or (() if self._is_grouped else (Totals(),))
 
+    def _totals(self, key: str | None) -> Totals:
+        sums: list[Any] = self._groups[key]
+        amounts = list(map(from_units, sums[AMOUNTS_AT:]))
+        if exact := self._exact.get(key):
+            amounts = [plain(u) for u in map(EXACT.add, amounts, exact[AMOUNTS_AT:])]
+        return totals_from(key, [*sums[:AMOUNTS_AT], *amounts])
 
-def _whole_numbers(measures: Sequence[Measure], parts: Iterable[Any]) -> Iterator[int]:
+
+def _sums_of(source: _Source, measure: Measure) -> Iterator[ColumnElement[Any]]:
+    """What the database adds up for a measure: a number, or its two halves."""
+    state = source.columns["state"]
+    # SQLite compares faster than it looks up what is IN a list, and does so for each row.
+    counts = and_(*(state != other for other in sorted(frozenset(EntryState) - measure.states)))
+    if len(measure.states) == 1:
+        counts = state == next(iter(measure.states))
+    if measure.of_simulated:
+        counts = and_(counts, source.columns["simulated"])
+    for part in source.numbers[measure.number]:
+        yield func.sum(part).filter(counts)
+
+
+def _whole_numbers(source: _Source, parts: Sequence[Any]) -> list[int]:
     """Sums of measures out of those of their parts."""
-    rest = iter(parts)
-    for measure in measures:
-        number = int(next(rest) or 0)
-        yield number if len(measure) == 1 else number * HALF + int(next(rest) or 0)
+    numbers = [int(part or 0) for part in parts]
+    rest = iter(numbers if len(source.numbers["requests"]) == 2 else numbers[AMOUNTS_AT:])
+    joined = [high * HALF + low for high, low in zip(rest, rest, strict=True)]
+    return [*numbers[: len(MEASURES) - len(joined)], *joined]
 
 
 def _keys(group: Grouping, columns: Columns) -> list[ColumnElement[Any]]:
     """The columns by which rows are added up."""
     model = func.coalesce(columns["model_asked"], columns["model_answered"]).label("model")
-    parts = [model if name == "model" else columns[name] for name in group.parts]
-    return [*parts, columns["state"], columns["simulated"]]
+    return [model if name == "model" else columns[name] for name in group.parts]
 
 
 _DECODE: dict[str, Callable[[Any], Any]] = {
