@@ -33,7 +33,8 @@ class Budget:
         at_limit: `fail`: `CostBudgetExceededError`. `skip`: so, too, but a step marked `optional`
             is left out and the run goes on. `downgrade`: the `cheaper_model` of the agent or the
             pipeline takes the request, whatever is left; give a second budget that fails, to limit
-            that as well. `pause`: as `fail`, for now.
+            that as well. `pause`: a run of a deployment under Prefect is suspended, without a
+            process, until it is resumed; any other as with `fail`. What runs is let finish.
         warn_at: Shares of the limit that are worth a warning.
         max_request_usd: What a request is held to cost at most where that can't be told. None:
             such a request is refused under `reserved`, and under `settled` it is not seen.

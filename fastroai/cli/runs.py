@@ -1,10 +1,11 @@
-"""`fastroai runs`: lists active and dead runs under Prefect, and resumes dead ones."""
+"""`fastroai runs`: lists active, dead and paused runs under Prefect, and resumes them."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Coroutine, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
@@ -28,7 +29,7 @@ runs = App(name="runs", help_format="markdown")
 
 @runs.default
 def list_runs() -> None:
-    """List active and dead runs, the oldest first."""
+    """List active, dead and paused runs, the oldest first."""
     refuse_in_memory()
     reported: list[str] = []
     found: list[TrackedRun] = []
@@ -45,26 +46,44 @@ def list_runs() -> None:
         sys.stdout.write(f"{elsewhere} more of this ledger are unknown to this Prefect server.\n")
     if dead := len(dead_runs(found)):
         sys.stdout.write(f"\n{dead} dead: `fastroai runs resume RUN`, or `--all`.\n")
+    if paused := sum(run.is_paused for run in found):
+        advice = "`fastroai runs resume RUN`, with `--budget USD` to raise its own budget"
+        sys.stdout.write(f"\n{paused} paused: {advice}.\n")
 
 
 @runs.command
 def resume(
     *names: Annotated[str, Parameter(name="RUN")],
     all_: Annotated[bool, Parameter(name="--all")] = False,
+    budget: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> int:
-    """Resume dead runs where they stopped.
+    """Resume dead or paused runs where they stopped.
 
-    Dead runs of deployments are put back for a worker. Others are marked as crashed, with what
+    Runs of deployments are put back for a worker. Other dead ones are marked as crashed, with what
     resumes them.
 
     Args:
         names: A run's id, or its first characters.
-        all_: All dead runs.
+        all_: All dead runs; paused ones wait for somebody who names them.
+        budget: USD: the new limit of the run's or step's budget at which it paused, for this run.
+            `fastroai budgets raise` raises a standing one.
     """
     if bool(names) == all_:
         raise UsageError("Specify which runs to resume: RUN …, or --all.")
+    if budget is not None and len(names) != 1:
+        raise UsageError("--budget raises the budget of one run: name that one.")
+    usd = None if budget is None else _amount(budget)
     refuse_in_memory()
-    return run_until_terminated(_on_server(_resume_chosen(names)))
+    return run_until_terminated(_on_server(_resume_chosen(names, usd)))
+
+
+def _amount(budget: str) -> Decimal:
+    from ..budgets.budget import amount
+
+    try:
+        return amount("--budget", budget)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 async def _read_runs() -> tuple[list[str], list[TrackedRun], int]:
@@ -96,7 +115,7 @@ async def _on_server(work: Coroutine[Any, Any, T]) -> T:
     return await work
 
 
-async def _resume_chosen(names: Sequence[str]) -> int:
+async def _resume_chosen(names: Sequence[str], usd: Decimal | None) -> int:
     from ..executors.prefect import resume_run, tracked_runs
     from ..settings import load_settings
 
@@ -106,7 +125,7 @@ async def _resume_chosen(names: Sequence[str]) -> int:
     code = 0
     for run in chosen:
         try:
-            sys.stdout.write(await resume_run(run, settings) + "\n")
+            sys.stdout.write(await resume_run(run, settings, usd) + "\n")
         except FastroAIError as error:
             complain(error)
             code = FAILED
@@ -126,8 +145,8 @@ def find_run(name: str, found: Sequence[TrackedRun]) -> TrackedRun:
     if matching:
         raise UsageError(f"{name!r} matches {len(matching)} runs. Give more of the id.")
     raise UsageError(
-        f"No active or dead run matches {name!r}. `fastroai runs` lists them; a run is known where "
-        "it writes to the same FASTROAI_LEDGER_URL."
+        f"No active, dead or paused run matches {name!r}. `fastroai runs` lists them; a run is "
+        "known where it writes to the same FASTROAI_LEDGER_URL."
     )
 
 
@@ -153,7 +172,7 @@ def row_of(run: TrackedRun) -> tuple[Cell, ...]:
         run.state,
         f"{run.holding.since:%Y-%m-%d %H:%M:%S}",
         f"{ago(run.holding.silent)} ago",
-        "DEAD" if run.is_dead else "alive",
+        "DEAD" if run.is_dead else "PAUSED" if run.is_paused else "alive",
     )
 
 

@@ -22,7 +22,7 @@ from ..pipelines.plan import ExecutionPlan
 from ..pricing.price_file import with_readable_prices
 from ..redaction import redact
 from ..settings import load_settings
-from ._prefect.budget_ends import state_at_budget
+from ._prefect.budget_ends import end_at_budget
 from ._prefect.flow import as_ended, build_flow, flow_options_of, run_in_flow
 from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
@@ -127,7 +127,7 @@ class PrefectExecutor(PlanExecutor):
                 return as_ended(None, result)
             except BaseException as error:
                 ended.append((isinstance(error, Abort) and error.__cause__) or error)
-                if (state := state_at_budget(error)) is not None:
+                if (state := await end_at_budget(error, attribution)) is not None:
                     return state
                 raise
             finally:

@@ -34,8 +34,8 @@ async def run_plan(plan: ExecutionPlan, run_one: RunOne) -> Outcome:
 
     `run_one` says how one step is run; it raises when the step has failed for good. On a failure
     with `on_error="fail"`, and when the caller is cancelled, running steps are cancelled and
-    awaited. After an incomplete conversation state nothing further starts, and what runs is
-    awaited.
+    awaited. After an incomplete conversation state, and at a budget that pauses, nothing further
+    starts, and what runs is awaited.
 
     Raises:
         BaseException: One that is no `Exception` (a `KeyboardInterrupt`, a test's own) and came out
@@ -58,12 +58,25 @@ async def run_plan(plan: ExecutionPlan, run_one: RunOne) -> Outcome:
     return outcome
 
 
-def is_left_out(node: PlannedStep, error: BaseException) -> bool:
-    """Whether a run goes on without a step that failed: it is optional, and a budget says so."""
+def refusal_in(error: BaseException) -> CostBudgetExceededError | None:
+    """The refusal of a budget behind an error, if that and nothing else is behind it."""
     while isinstance(error, StepExecutionError):
         error = error.original_error
-    at_limit = error.at_limit if isinstance(error, CostBudgetExceededError) else None
-    return node.config.optional and at_limit == "skip"
+    if isinstance(error, BaseExceptionGroup) and error.split(CostBudgetExceededError)[1] is None:
+        return refusal_in(error.exceptions[0])
+    return error if isinstance(error, CostBudgetExceededError) else None
+
+
+def is_left_out(node: PlannedStep, error: BaseException) -> bool:
+    """Whether a run goes on without a step that failed: it is optional, and a budget says so."""
+    refusal = refusal_in(error)
+    return node.config.optional and refusal is not None and refusal.at_limit == "skip"
+
+
+def is_pause(error: BaseException) -> bool:
+    """Whether a step failed at a budget at whose limit the run is to wait for somebody."""
+    refusal = refusal_in(error)
+    return refusal is not None and refusal.at_limit == "pause"
 
 
 class _Schedule:
@@ -150,6 +163,10 @@ class _Schedule:
         if isinstance(error, Exception | asyncio.CancelledError):
             self.outcome.failures[node.step_id] = error
             if self._go_on:
+                return
+            if is_pause(error):
+                # What runs is let finish: cancelled, it would be paid for now and once more later.
+                self._stopping = True
                 return
         elif self.fatal is None:
             self.fatal = error

@@ -17,7 +17,10 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
+import anyio
+
 from ..budgets import Limit, RunLimits
+from ..budgets.budget import is_in_flight
 from ..errors import StepExecutionError
 from ..leases.run_lease import Held
 from ..ledger.entries import Attribution, LedgerEntry
@@ -32,9 +35,11 @@ from ..pricing.price_file import with_readable_prices
 from ..settings import FastroAISettings, load_settings
 from ..tracing.tracer import NoOpTracer, Tracer
 from .protocol import ExecutionResult
-from .scheduler import Outcome
+from .scheduler import Outcome, is_pause
 
 _NO_TRACER = NoOpTracer()
+IN_FLIGHT_SECONDS = 120.0
+"""How long a run that pauses waits for answers to what its steps have sent, and no longer await."""
 METRICS = ("request_count", "replayed_count", "input_tokens", "output_tokens", "cost_microcents")
 """What the spans of a run and of its steps report."""
 
@@ -177,6 +182,8 @@ class RunSession(RunBooks):
             StepExecutionError: The first failure, when the run does not go on after one. Its
                 `partial_result` is what would have been returned.
         """
+        if any(map(is_pause, outcome.failures.values())):
+            await self._let_settle()
         states = [
             record.output
             for record in outcome.records.values()
@@ -199,6 +206,14 @@ class RunSession(RunBooks):
             error.partial_result = result
             raise error
         return result
+
+    async def _let_settle(self) -> None:
+        """Wait for the answers to what was sent at once with a request that was refused: they are
+        paid for, and recorded, so that nobody asks again when the run goes on.
+        """
+        with anyio.move_on_after(IN_FLIGHT_SECONDS):
+            while any(map(is_in_flight, self.recorder.entries)):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
 
     async def complete(self, result: ExecutionResult) -> ExecutionResult:
         """A result with what the books say of the run, once they are written."""

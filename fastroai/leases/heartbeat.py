@@ -135,6 +135,15 @@ class Heartbeat:
         self.unreported.add(token)
         return self._submit(lambda: self._table.expire(token))
 
+    def suspend(self, token: str) -> Future[None]:
+        """Keep a run known that was reported as paused."""
+
+        def work() -> None:
+            self._table.suspend(token)
+            self.unreported.discard(token)
+
+        return self._submit(work)
+
     def ended(self) -> Future[list[LeaseRecord]]:
         """Flow runs of anybody whose outcome is kept to be reported."""
 

@@ -44,7 +44,9 @@ def has_flow_runs(url: str) -> bool:
     database = open_database(database_url(url), writes=True)
     try:
         table = LeaseTable(database)
-        return database.has_ledger() and bool(table.holdings("flow_run") or table.ended())
+        if not database.has_ledger():
+            return False
+        return bool(table.holdings("flow_run") or table.ended() or table.holdings("suspended_run"))
     except Exception as error:
         raise database.unavailable(error) from error
     finally:

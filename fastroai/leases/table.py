@@ -36,9 +36,14 @@ from .schema import leases
 
 T = TypeVar("T")
 
-Kind = Literal["run_key", "flow_run"]
-Outcome = Literal["completed", "not_stored", "partial", "failed", "crashed"]
-"""How a run ended. `partial`: some steps failed; `not_stored`: some results are not kept."""
+Kind = Literal["run_key", "flow_run", "suspended_run"]
+"""`suspended_run`: nobody holds it, it waits to be resumed."""
+Outcome = Literal[
+    "completed", "not_stored", "partial", "failed", "over_budget", "paused", "crashed"
+]
+"""How a run ended. `partial`: some steps failed; `not_stored`: some results are not kept; `paused`:
+it has not, and waits without a process until somebody resumes it.
+"""
 
 # The kind of the row that a finished run leaves until its end was reported.
 _ENDED: dict[str, Outcome] = {
@@ -46,6 +51,8 @@ _ENDED: dict[str, Outcome] = {
     "not_stored_run": "not_stored",
     "partial_run": "partial",
     "failed_run": "failed",
+    "over_budget_run": "over_budget",
+    "paused_run": "paused",
     "crashed_run": "crashed",
 }
 
@@ -154,6 +161,11 @@ class LeaseTable:
         """Let anybody report an outcome from now on: its process has given that up."""
         mine = update(leases).where(leases.c.token == token, leases.c.kind.in_(_ENDED))
         self._run(lambda connection: connection.execute(mine.values(duration=0)))
+
+    def suspend(self, token: str) -> None:
+        """Keep a flow run whose outcome was reported as `paused` known, until it is taken again."""
+        mine = update(leases).where(leases.c.token == token, leases.c.kind == "paused_run")
+        self._run(lambda connection: connection.execute(mine.values(kind="suspended_run")))
 
     def ended(self) -> list[LeaseRecord]:
         """Flow runs whose outcome is kept, the oldest first. Their process still reports those that
@@ -303,7 +315,8 @@ def _insert(connection: Connection, row: Row) -> bool:
 
 
 def _forget_outcome(connection: Connection, name: str) -> None:
-    connection.execute(delete(leases).where(leases.c.name == name, leases.c.kind.in_(_ENDED)))
+    ended = leases.c.kind.in_([*_ENDED, "suspended_run"])
+    connection.execute(delete(leases).where(leases.c.name == name, ended))
 
 
 def _names(claim: LeaseRequest) -> ColumnElement[bool]:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 
+from ...ledger.entries import Attribution
+
 logger = logging.getLogger("fastroai.executors")
 
 ANSWER_SECONDS = 5
+
+
+async def identity_of(flow_run: FlowRun, said: Attribution) -> Attribution:
+    """Whom a flow run is booked to: what its caller says of it, and what Prefect knows."""
+    deployment = flow_run.deployment_id
+    return replace(
+        said,
+        run_id=str(flow_run.id),
+        deployment=None if deployment is None else await deployment_name(deployment),
+        flow_tags=tuple(sorted(flow_run.tags)),
+        created_by=creator(flow_run),
+    )
 
 
 async def deployment_name(deployment_id: UUID) -> str:

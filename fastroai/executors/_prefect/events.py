@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 
 from ...budgets import Account, BudgetSignal, listen
+from ...errors import CostBudgetExceededError
 from ...ledger.aggregation import totals_of
 from ...ledger.entries import Attribution, LedgerEntry
 from ...pricing.money import EXACT, plain
@@ -78,6 +79,18 @@ class RunEvents:
         context = FlowRunContext.get()
         around = context.flow_run if context is not None else None
         return around is not None and around.id == self._flow_run.id
+
+    def paused(self, refusal: CostBudgetExceededError) -> None:
+        """Emit `fastroai.budget.paused`: the run waits at a budget until somebody resumes it."""
+        name, scope = refusal.name or "", refusal.scope
+        payload: Payload = {"step": refusal.step_id, "budget": name, "scope": scope}
+        amounts = {
+            f"{what}_usd": _usd(usd)
+            for what in ("limit", "spent", "held", "unknown")
+            if (usd := getattr(refusal, what)) is not None
+        }
+        resource = f"{PREFIX}.budget.{scope}.{name}"
+        self._emit("budget.paused", resource, name, {**payload, **amounts})
 
     def step_ended(
         self, step_id: str, state: str, attempts: int, entries: Sequence[LedgerEntry]

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
 from ...ledger.ledger import Ledger
-from .run_scope import RunScope, is_first_try
+from .run_scope import RunScope, is_first_try, was_run_before
 
 
 async def is_first_execution(run: RunScope, pipeline: str, ledger_url: str) -> bool:
@@ -23,7 +23,7 @@ async def is_first_execution(run: RunScope, pipeline: str, ledger_url: str) -> b
         return is_first_try()
     # A flow run that is tried again keeps its name, so its tries have to be told apart by number.
     context = FlowRunContext.get()
-    if context is None or context.flow_run is None or context.flow_run.run_count > 1:
+    if context is None or context.flow_run is None or was_run_before(context.flow_run):
         return False
     key = run.text.partition(":")[2]
     try:

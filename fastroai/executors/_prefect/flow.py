@@ -26,14 +26,16 @@ from ...pipelines.plan import ExecutionPlan
 from ...pricing.price_file import with_readable_prices
 from ...settings import FastroAISettings, load_settings
 from ..protocol import ExecutionResult
-from ..scheduler import run_plan
+from ..scheduler import is_pause, run_plan
 from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, write_output_artifact
-from .budget_ends import state_at_budget
-from .deployments import creator, deployment_name
+from .budget_ends import end_at_budget, may_be_suspended
+from .deployments import identity_of
 from .events import RunEvents
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
+from .paused_runs import raise_budgets
+from .run_scope import was_run_before
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
 from .tasks import StepTasks
@@ -75,14 +77,7 @@ async def run_in_flow(
         leases = around if lease is None else (*around, lease)
         read = inputs if attribution.run_key is not None else None
         storage = await open_storage(plan, options.result_storage, settings, inputs=read)
-        deployment = flow_run.deployment_id
-        identity = replace(
-            attribution,
-            run_id=str(flow_run.id),
-            deployment=None if deployment is None else await deployment_name(deployment),
-            flow_tags=tuple(sorted(flow_run.tags)),
-            created_by=creator(flow_run),
-        )
+        identity = await identity_of(flow_run, attribution)
         session = RunSession(
             plan,
             inputs,
@@ -94,6 +89,7 @@ async def run_in_flow(
             leases=leases,
             began_before=_began_before(flow_run),
         )
+        raise_budgets(session.all_limits(), flow_run)
         events = RunEvents(flow_run, identity)
         async with ArtifactWriter(settings.artifact_timeout) as artifacts:
             steps = StepTasks(
@@ -103,6 +99,7 @@ async def run_in_flow(
                 async with storage, session:
                     with events.of_budgets():
                         result = await session.conclude(await run_plan(plan, steps.run_one))
+                        _pause_if_asked(result, flow_run)
             finally:
                 steps.report_run(storage.not_stored)
                 await wait_for_task_runs(steps.task_run_ids)
@@ -112,9 +109,17 @@ async def run_in_flow(
         return result
 
 
+def _pause_if_asked(result: ExecutionResult, flow_run: FlowRun) -> None:
+    """Have a run wait that went on after a step failed, where a budget says that it is to pause."""
+    for error in result.errors.values():
+        if is_pause(error) and may_be_suspended(flow_run):
+            error.partial_result = result
+            raise error
+
+
 def _began_before(flow_run: FlowRun) -> datetime | None:
     """When a run began that is executed again; None: it is not."""
-    if flow_run.run_count <= 1 or flow_run.created is None:
+    if flow_run.created is None or not was_run_before(flow_run):
         return None
     # Prefect's times are of a class of their own, with which plain ones do not calculate.
     return datetime.fromtimestamp(flow_run.created.timestamp(), UTC)
@@ -174,7 +179,7 @@ def build_flow(
             except StepExecutionError as error:
                 failure = pipeline.with_partial_result(error)
                 failure.__cause__ = error.original_error
-                if (state := state_at_budget(failure)) is not None:
+                if (state := await end_at_budget(failure, attribution)) is not None:
                     return state
                 raise failure from error.original_error
         result = pipeline.result_of(execution)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, Pause
 
 from ...errors import RunLeaseError
 from ...leases.run_lease import HeldLease, hold
@@ -16,6 +16,7 @@ from ...leases.table import LeaseRequest, Outcome
 from ...ledger.entries import Attribution
 from ...settings import FastroAISettings
 from ..protocol import ExecutionResult
+from .budget_ends import outcome_at
 from .error_texts import mask_secrets
 
 NOT_STORED = "ResultsNotStored"
@@ -63,8 +64,11 @@ async def flow_run_lease(
             task.add_done_callback(partial(_release_if_reported, flow_run, held))
             try:
                 yield held
-            except Exception:
-                held.lease.outcome = "failed"
+            except Exception as error:
+                held.lease.outcome = outcome_at(error, flow_run)
+                raise
+            except Pause:  # somebody suspended it
+                held.lease.outcome = "paused"
                 raise
     except RunLeaseError as error:
         # The state of the flow run is another's to report now; this is how Prefect ends without
@@ -78,7 +82,10 @@ async def flow_run_lease(
 def _release_if_reported(flow_run: FlowRun, held: HeldLease, _: object) -> None:
     """Forget the outcome, or leave it to whoever can report it."""
     # The engine notes a state on its flow run when the server has accepted it.
-    if flow_run.state is not None and flow_run.state.is_final():
+    state = flow_run.state
+    if state is not None and state.is_paused():
+        held.heartbeat.suspend(held.lease.claim.token)
+    elif state is not None and state.is_final():
         held.heartbeat.release(held.lease.claim.token)
     else:
         held.heartbeat.expire(held.lease.claim.token)

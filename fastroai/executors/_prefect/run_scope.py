@@ -6,9 +6,11 @@ import threading
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
 
+from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 
 UNIDENTIFIED = "unidentified-"
@@ -60,7 +62,7 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
         assert flow_run is not None, "called within a flow run"
         # Started by a deployment within another flow, the run is known by what stands for it there.
         started_by = flow_run.parent_task_run_id
-        is_first = flow_run.run_count <= 1 and started_by is None
+        is_first = not was_run_before(flow_run) and started_by is None
         return RunScope(str(started_by or flow_run.id), may_have_results=not is_first)
     if inputs.startswith(UNIDENTIFIED):
         inputs = UNIDENTIFIED  # it is another text each time: all runs of such inputs are equal
@@ -79,8 +81,14 @@ def is_first_try() -> bool:
     flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
     if not flows or flows[-1].flow_run is None or flows[-1].flow_run.parent_task_run_id is not None:
         return False
-    tries = [*map(_try_of, flows), *map(_try_of, tasks)]
-    return all(count <= 1 for _, count in tries)
+    return not any(map(was_run_before, [*map(_run_of, flows), *map(_run_of, tasks)]))
+
+
+def was_run_before(run: FlowRun | TaskRun) -> bool:
+    """Whether a run that is under way ran before, until it failed, died or was suspended."""
+    # Prefect does not count it as another try that a suspended run is resumed. The time is that of
+    # the tries that are over.
+    return run.run_count > 1 or run.total_run_time > timedelta(0)
 
 
 RunContext = FlowRunContext | TaskRunContext
@@ -100,9 +108,14 @@ def _around(context: RunContextT | None) -> list[RunContextT]:
     return found
 
 
-def _try_of(context: RunContext) -> Try:
+def _run_of(context: RunContext) -> FlowRun | TaskRun:
     run = context.task_run if isinstance(context, TaskRunContext) else context.flow_run
     assert run is not None
+    return run
+
+
+def _try_of(context: RunContext) -> Try:
+    run = _run_of(context)
     return run.id, run.run_count
 
 

@@ -1,5 +1,5 @@
 """Flow runs that Prefect's server wrongly shows as running: dead ones are resumed, ended ones
-reported.
+reported. Paused ones are resumed, too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -21,7 +22,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.states import AwaitingRetry, Completed, Crashed, Failed
+from prefect.states import AwaitingRetry, Completed, Crashed, Failed, Suspended
 
 from ...errors import FastroAIError, RunLeaseError
 from ...leases.heartbeat import Lease
@@ -29,8 +30,10 @@ from ...leases.shared import configured_heartbeat
 from ...leases.table import LeaseRecord, LeaseRequest, Outcome
 from ...redaction import redact
 from ...settings import FastroAISettings
+from .budget_ends import BUDGET_EXCEEDED
 from .deployments import read_deployment_name
 from .flow_run_lease import NOT_STORED
+from .paused_runs import resume_paused
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -42,18 +45,20 @@ _FINAL_STATES: dict[Outcome, Callable[[str], State[object]]] = {
     "partial": lambda message: Completed(message=f"{message} Some steps failed."),
     "not_stored": lambda message: Completed(name=NOT_STORED, message=message),
     "failed": lambda message: Failed(message=message),
+    "over_budget": lambda message: Failed(name=BUDGET_EXCEEDED, message=message),
+    "paused": lambda message: Suspended(message=f"{message} It waits at a budget."),
     "crashed": lambda message: Crashed(message=message),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """A flow run with a heartbeat, or one whose process died.
+    """A flow run with a heartbeat, one whose process died, or one that is paused.
 
     Attributes:
         deployment: As `flow/deployment`; None if `execute` started it.
         state: Its state's name on the server.
-        holding: The process that runs it, since when, and its last heartbeat.
+        holding: The process that runs it, or ran it, since when, and its last heartbeat.
     """
 
     flow_run: FlowRun
@@ -64,7 +69,12 @@ class TrackedRun:
     @property
     def is_dead(self) -> bool:
         """Whether its process died before it ended."""
-        return not self.holding.is_alive
+        return not (self.holding.is_alive or self.is_paused)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits for somebody to resume it, without a process."""
+        return self.holding.claim.kind == "suspended_run"
 
     @property
     def advice(self) -> str:
@@ -85,19 +95,18 @@ class TrackedRun:
 
 
 async def tracked_runs(settings: FastroAISettings) -> tuple[list[TrackedRun], int]:
-    """The active and dead runs that use this ledger; then how many of them this Prefect server
-    does not know.
+    """The active, dead and paused runs that use this ledger; then how many of them this Prefect
+    server does not know.
 
-    Dead runs that have a final state by now, for example set in the UI, are forgotten.
+    Dead and paused runs that have a final state by now, for example set in the UI, are forgotten.
 
     Raises:
         LedgerUnavailableError: The ledger can't be read.
     """
     heartbeat = configured_heartbeat(settings)
-    holdings = {
-        holding.claim.name: holding
-        for holding in await asyncio.wrap_future(heartbeat.holdings("flow_run"))
-    }
+    paused = await asyncio.wrap_future(heartbeat.holdings("suspended_run"))
+    taken = await asyncio.wrap_future(heartbeat.holdings("flow_run"))
+    holdings = {record.claim.name: record for record in [*paused, *taken]}
     runs: list[TrackedRun] = []
     async with get_client() as client:
         flow_runs = await _flow_runs(client, [UUID(name) for name in holdings])
@@ -108,6 +117,8 @@ async def tracked_runs(settings: FastroAISettings) -> tuple[list[TrackedRun], in
         if not holding.is_alive and _has_ended(flow_run):
             await asyncio.wrap_future(heartbeat.release(holding.claim.token))
             continue
+        if holding.claim.kind == "suspended_run" and not _is_paused(flow_run):
+            continue  # about to run again
         deployment = None if flow_run.deployment_id is None else names[flow_run.deployment_id]
         state = flow_run.state_name or "no state"
         runs.append(
@@ -117,17 +128,27 @@ async def tracked_runs(settings: FastroAISettings) -> tuple[list[TrackedRun], in
     return runs, len(holdings) - len(flow_runs)
 
 
-async def resume_run(run: TrackedRun, settings: FastroAISettings) -> str:
-    """Resume a dead run, and describe what was done.
+async def resume_run(
+    run: TrackedRun, settings: FastroAISettings, usd: Decimal | None = None
+) -> str:
+    """Resume a dead or paused run, and describe what was done.
 
     A deployed one is scheduled again: a worker runs the same flow run, which finds the results of
     its finished steps. One that `execute` started is marked as crashed: only its program can start
     it again.
 
+    Args:
+        usd: The new limit of the budget of its own at which it paused.
+
     Raises:
+        FastroAIError: There is no such budget to raise; nothing was done.
         RunLeaseError: It is alive, or Prefect's server refuses its new state.
         LedgerUnavailableError: The ledger can't be written; nothing was done.
     """
+    if run.is_paused:
+        return await resume_paused(run.flow_run, usd)
+    if usd is not None:
+        raise FastroAIError(f"Flow run {run.flow_run.id} did not pause at a budget: omit --budget.")
     heartbeat = configured_heartbeat(settings)
     claim = LeaseRequest(kind="flow_run", name=str(run.flow_run.id), seconds=settings.lease_seconds)
     while True:
@@ -206,7 +227,9 @@ async def report_ended_runs(settings: FastroAISettings) -> list[str]:
                     lines.append(str(error))
                     continue
                 lines.append(f"{flow_run.name} ({flow_run.id}): {_LATE}; it is {state} now.")
-            await asyncio.wrap_future(heartbeat.release(record.claim.token))
+            # A paused one stays known, for whoever resumes it.
+            forget = heartbeat.suspend if record.outcome == "paused" else heartbeat.release
+            await asyncio.wrap_future(forget(record.claim.token))
     return lines
 
 
@@ -216,7 +239,7 @@ def _takes_an_outcome(flow_run: FlowRun) -> bool:
     A worker whose run could not report its end has marked it as crashed; a scheduled one is going
     to be run again.
     """
-    if flow_run.state is None or flow_run.state.is_scheduled():
+    if flow_run.state is None or flow_run.state.is_scheduled() or _is_paused(flow_run):
         return False
     return flow_run.state.is_crashed() or not flow_run.state.is_final()
 
@@ -263,6 +286,10 @@ async def _end_task_runs(client: PrefectClient, flow_run_id: UUID, state: State[
     )
     for task_run in found:
         await client.set_task_run_state(task_run.id, state, force=True)
+
+
+def _is_paused(flow_run: FlowRun) -> bool:
+    return flow_run.state is not None and flow_run.state.is_paused()
 
 
 def _has_ended(flow_run: FlowRun) -> bool:
