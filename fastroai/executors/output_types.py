@@ -35,16 +35,11 @@ class DeclaredOutput:
 
 def declared_output(step: BaseStep[Any, Any]) -> DeclaredOutput:
     """The type a step's code declares for its output."""
-    first: DeclaredOutput | None = None
-    for declare in _declarations(step):
-        found = _declaration(declare)
-        if found.adapter is not None:
-            return found
-        # What the method itself says is what its author looks for.
-        if first is None or first.described == NOTHING:
-            first = found
-    assert first is not None
-    return first
+    # Where none can be read back, what the method itself says is what its author looks for.
+    return min(
+        map(_declaration, _declarations(step)),
+        key=lambda found: (found.adapter is None, found.described == NOTHING),
+    )
 
 
 NOTHING = "declares no return type"
@@ -53,12 +48,12 @@ NOTHING = "declares no return type"
 def _declarations(step: BaseStep[Any, Any]) -> Iterator[Callable[[], Any]]:
     """Where a step may declare its type, the nearest first."""
     if isinstance(step, AgentStepWrapper):
-        yield lambda: _agent_output(getattr(step.agent.agent, "output_type", Any))
+        yield lambda: agent_output(getattr(step.agent.agent, "output_type", Any))
     elif isinstance(step, FunctionStep):
-        yield lambda: _return_hint(step.function)
+        yield lambda: return_hint(step.function)
     else:
-        yield lambda: _return_hint(type(step).execute)
-        yield lambda: _base_argument(type(step))
+        yield lambda: return_hint(type(step).execute)
+        yield lambda: base_argument(type(step))
 
 
 def _declaration(declare: Callable[[], Any]) -> DeclaredOutput:
@@ -78,32 +73,32 @@ def _declaration(declare: Callable[[], Any]) -> DeclaredOutput:
         return DeclaredOutput(Any, None, problem)
 
 
-def _agent_output(spec: Any) -> Any:
+def agent_output(spec: Any) -> Any:
     """The type of what an agent gives for its `output_type`: a type, a function, a marker around
     these, or several.
     """
     if isinstance(spec, ToolOutput):
-        return _agent_output(spec.output)
+        return agent_output(spec.output)
     if isinstance(spec, NativeOutput | PromptedOutput):
-        return _agent_output(spec.outputs)
+        return agent_output(spec.outputs)
     if isinstance(spec, TextOutput):
-        return _return_hint(spec.output_function)
+        return return_hint(spec.output_function)
     if isinstance(spec, Sequence) and not isinstance(spec, str):
-        members = [_agent_output(member) for member in spec]
+        members = [agent_output(member) for member in spec]
         return Any if not members or Any in members else Union[tuple(members)]  # noqa: UP007  # made of a list
     if spec is None:
         return NoneType
     if inspect.isroutine(spec):
-        return _return_hint(spec)
+        return return_hint(spec)
     return spec
 
 
-def _return_hint(function: Any) -> Any:
-    hints = get_type_hints(function, localns=_enclosed(function), include_extras=True)
+def return_hint(function: Any) -> Any:
+    hints = get_type_hints(function, localns=enclosed_names(function), include_extras=True)
     return hints.get("return", Any)
 
 
-def _enclosed(function: Any) -> dict[str, Any]:
+def enclosed_names(function: Any) -> dict[str, Any]:
     """The names that a function takes from the functions around it: a type that is local there may
     be among them.
     """
@@ -119,7 +114,7 @@ def _enclosed(function: Any) -> dict[str, Any]:
     return found
 
 
-def _base_argument(cls: type) -> Any:
+def base_argument(cls: type) -> Any:
     """`Out` of `BaseStep[Deps, Out]` among a class's bases."""
     for klass in cls.__mro__:
         for base in getattr(klass, "__orig_bases__", ()):

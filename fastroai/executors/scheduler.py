@@ -184,12 +184,10 @@ class _Schedule:
 
     def unreachable(self) -> tuple[str, ...]:
         """Steps that depend, however far, on one that failed."""
-        lost = set(self.outcome.failures)
+        failed = self.outcome.failures.keys()
+        lost = set(failed)
+        # A plan has each step behind those that it depends on.
         for step_id, node in self._plan.steps.items():
             if not lost.isdisjoint(node.dependencies):
                 lost.add(step_id)
-        return tuple(
-            step_id
-            for step_id in self._plan.steps
-            if step_id in lost and step_id not in self.outcome.failures
-        )
+        return tuple(filter((lost - failed).__contains__, self._plan.steps))

@@ -184,15 +184,13 @@ class RunSession(RunBooks):
         """
         if any(map(is_pause, outcome.failures.values())):
             await self._let_settle()
-        states = [
-            record.output
-            for record in outcome.records.values()
-            if isinstance(record.output, ConversationState)
-        ]
+        outputs = {step_id: record.output for step_id, record in outcome.records.items()}
+        latest_first = reversed(outputs.values())
+        states = (output for output in latest_first if isinstance(output, ConversationState))
         result = await self.complete(
             ExecutionResult(
-                outputs={step_id: record.output for step_id, record in outcome.records.items()},
-                conversation_state=states[-1] if states else None,
+                outputs=outputs,
+                conversation_state=next(states, None),
                 stopped_early=outcome.stopped_early,
                 errors={
                     step_id: _as_step_error(step_id, error)

@@ -174,6 +174,11 @@ class LedgerEntry:
         """
         return self.model_asked or self.model_answered
 
+    @property
+    def answering_model(self) -> str | None:
+        """The model that answered, or while that is not known the one asked for."""
+        return self.model_answered or self.model_asked
+
 
 NOT_SENT = "Not sent: "
 """How the `error` of a refused entry begins that did not get as far as a provider."""

@@ -172,7 +172,7 @@ def _reprice(
     try:
         price = prices.price(
             _Usage(entry),  # type: ignore[arg-type]  # it has the counters of a RequestUsage that prices look at
-            model or entry.model_answered or entry.model_asked or "",
+            model or entry.answering_model or "",
             # Another model is priced where its own name says, not where this one was answered.
             provider=None if model else _provider(entry),
             provider_url=None if model else recorded,

@@ -252,7 +252,7 @@ def entry_json(entry: LedgerEntry) -> dict[str, object]:
         "id": entry.id,
         "state": entry.state.value,
         "sent_at": entry.sent_at.isoformat(),
-        "model": entry.model_answered or entry.model_asked,
+        "model": entry.answering_model,
         "response_id": entry.response_id,
         "run_id": at.run_id,
         "pipeline": at.pipeline,

@@ -67,7 +67,7 @@ def by_step_and_model(entries: Iterable[LedgerEntry], steps: Iterable[str]) -> G
 
 def answering_model(entry: LedgerEntry) -> str:
     """The model that answered, as far as it is known."""
-    return entry.model_answered or entry.model_asked or "unknown"
+    return entry.answering_model or "unknown"
 
 
 def measures_of(entries: Sequence[LedgerEntry]) -> tuple[Cell, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from math import floor
 from uuid import UUID
@@ -27,7 +27,7 @@ from ...budgets import Limit
 from ...ledger.aggregation import totals_of, with_unknown
 from ...ledger.entries import EntryState, LedgerEntry, total_usd
 from ...redaction import redact
-from ...retries import Backoff
+from ...retries import Backoff, retry
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -46,11 +46,11 @@ def artifact_key(pipeline: str, step_id: str | None = None) -> str:
 
     It is the same for each run, so that the UI shows a history.
     """
-    key = f"costs-{_slug(pipeline, separator='-')}"
-    return key if step_id is None else f"{key}--{_slug(step_id, separator='_')}"
+    key = f"costs-{slug_of(pipeline, separator='-')}"
+    return key if step_id is None else f"{key}--{slug_of(step_id, separator='_')}"
 
 
-def _slug(name: str, separator: str) -> str:
+def slug_of(name: str, separator: str) -> str:
     """A name in lowercase letters, digits and dashes; with a hash if it could be ambiguous."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if re.fullmatch(rf"[a-z0-9]+({separator}[a-z0-9]+)*", name):
@@ -65,7 +65,7 @@ def step_rows(entries: Sequence[LedgerEntry]) -> list[Row]:
         return [NO_REQUESTS]
     groups: dict[tuple[str, str, str], list[LedgerEntry]] = {}
     for entry in entries:
-        model = entry.model_answered or entry.model_asked or "unknown"
+        model = entry.answering_model or "unknown"
         groups.setdefault((entry.agent or "unnamed", model, entry.state.value), []).append(entry)
     return [
         {"agent": agent, "model": model, "state": state} | vars(_Costs.of(group))
@@ -78,18 +78,22 @@ def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) ->
     total = sum((total_usd(entries) for _, _, entries in records.values()), Decimal(0))
     rows = []
     for step_id, (state, attempts, entries) in records.items():
-        spent = total_usd(entries)
-        share = int(spent / total * 20 + Decimal("0.5")) if total else 0
-        models = sorted({e.model_answered or e.model_asked or "unknown" for e in entries})
+        models = sorted({entry.answering_model or "unknown" for entry in entries})
         head = {
             "step": step_id,
             "state": state,
             "attempts": attempts,
             "models": ", ".join(models) or "none",
         }
-        bar = {"share": "█" * share + "░" * (20 - share)}
+        bar = {"share": bar_of(total_usd(entries), total)}
         rows.append(head | vars(_Costs.of(entries)) | bar)
     return rows
+
+
+def bar_of(part: Decimal, whole: Decimal) -> str:
+    """A part of a whole as 20 characters, rounded half up."""
+    filled = int(part / whole * 20 + Decimal("0.5")) if whole else 0
+    return "█" * filled + "░" * (20 - filled)
 
 
 @dataclass
@@ -132,7 +136,7 @@ class _Costs:
 NO_REQUESTS: Row = {"agent": "none", "model": "none", "state": "no requests"} | vars(_Costs())
 
 
-def _dollars(amount: str) -> str:
+def dollars(amount: str) -> str:
     return amount if amount == "unknown" else f"${amount}"
 
 
@@ -154,12 +158,12 @@ def describe_costs(
     Args:
         unmetered: How many requests went past all meters, by host.
     """
-    spent, *notes = _described(entries) if entries else ["**$0** for 0 requests"]
+    spent, *notes = costs_in_words(entries)
     if attempts is not None:
-        notes.insert(0, _counted(attempts, "attempt"))
+        notes.insert(0, counted(attempts, "attempt"))
     for hosts in unmetered:
         for host, requests in hosts.items():
-            notes.append(f"**not in the books**: {_counted(requests, 'request')} to {host}")
+            notes.append(f"**not in the books**: {counted(requests, 'request')} to {host}")
     return " · ".join([f"**{title}**: {spent}", *notes])
 
 
@@ -168,10 +172,10 @@ def describe_budgets(limits: Iterable[Limit]) -> str:
 
     It stands above the costs: as rows among them it would count twice.
     """
-    lines = [
-        f"| {_cell(limit.name)} | {limit.scope} | {' | '.join(map(plain_usd, _amounts(limit)))} |"
-        for limit in limits
-    ]
+    lines = []
+    for limit in limits:
+        amounts = " | ".join(map(plain_usd, _amounts(limit)))
+        lines.append(f"| {table_cell(limit.name)} | {limit.scope} | {amounts} |")
     return "\n".join([_BUDGETS_HEAD, *lines]) if lines else ""
 
 
@@ -180,7 +184,7 @@ def _amounts(limit: Limit) -> tuple[Decimal, ...]:
     return budget.usd, account.spent, account.held, account.unknown, account.left(budget)
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -190,13 +194,13 @@ _BUDGETS_HEAD = """
 |---|---|---:|---:|---:|---:|---:|"""
 
 
-def _described(entries: Sequence[LedgerEntry]) -> Iterator[str]:
+def costs_in_words(entries: Sequence[LedgerEntry]) -> Iterator[str]:
     """What entries came to, then what there is to say of that."""
     costs = _Costs.of(entries)
-    requests = _counted(costs.requests, "request")
-    yield f"**{_dollars(costs.cost_usd)}** for {requests}"
+    requests = counted(costs.requests, "request")
+    yield f"**{dollars(costs.cost_usd)}** for {requests}"
     if costs.replayed:
-        yield f"{costs.replayed} replayed, which saved {_dollars(costs.saved_usd)}"
+        yield f"{costs.replayed} replayed, which saved {dollars(costs.saved_usd)}"
     share_priced = totals_of(entries)[0].share_priced
     if share_priced is not None and share_priced < 1:
         percent = floor(share_priced * 100)
@@ -205,7 +209,7 @@ def _described(entries: Sequence[LedgerEntry]) -> Iterator[str]:
         yield "simulated by an offline model at the listed model's prices, nothing was paid"
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -221,7 +225,7 @@ async def write_output_artifact(pipeline: str, output: object, *, timeout: float
         async with asyncio.timeout(timeout):
             await acreate_markdown_artifact(
                 f"```json\n{text}\n```",
-                key=f"output-{_slug(pipeline, separator='-')}",
+                key=f"output-{slug_of(pipeline, separator='-')}",
                 description=f"Output of {pipeline}",
             )
     except Exception as error:
@@ -281,20 +285,18 @@ class ArtifactWriter:
             self._workers.append(asyncio.create_task(self._work(), name="fastroai-artifacts"))
 
     async def _work(self) -> None:
-        assert self._client is not None
         while (table := await self._queue.get()) is not None:
-            failures = 0
-            while True:
-                try:
-                    await self._client.create_artifact(table.artifact)
-                    self._unwritten.remove(table)
-                    break
-                except Exception as error:  # a table never fails a run
-                    table.failure = error
-                    if not _may_pass(error):
-                        break
-                failures += 1
-                await asyncio.sleep(BACKOFF.after(failures))
+            with suppress(Exception):  # a table never fails a run
+                await retry(partial(self._write, table), _delay_after)
+
+    async def _write(self, table: _Table, _attempt: int) -> None:
+        assert self._client is not None
+        try:
+            await self._client.create_artifact(table.artifact)
+        except Exception as error:
+            table.failure = error
+            raise
+        self._unwritten.remove(table)
 
     async def __aexit__(self, *exc_info: object) -> None:
         for _ in self._workers:
@@ -326,19 +328,19 @@ class ArtifactWriter:
         for table in self._unwritten:
             if table.failure is not None:
                 reason = redact(repr(table.failure))
-        keys = [str(table.artifact.key) for table in self._unwritten]
-        names = ", ".join(keys[:NAMED])
-        if len(keys) > NAMED:
-            names += f" and {len(keys) - NAMED} more"
+        names = ", ".join(str(table.artifact.key) for table in self._unwritten[:NAMED])
+        if (more := len(self._unwritten) - NAMED) > 0:
+            names += f" and {more} more"
         logger.warning("Cost tables may be missing in Prefect: %s. Cause: %s.", names, reason)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the server may take a table later that it did not take now."""
+def _delay_after(error: Exception, failures: int) -> float | None:
+    """None: the server will not take a table later, either, that it did not take now."""
+    may_pass = not isinstance(error, PrefectException)
     if isinstance(error, HTTPStatusError):
         status = error.response.status_code
-        return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY
-    return not isinstance(error, PrefectException)
+        may_pass = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY
+    return BACKOFF.after(failures) if may_pass else None
 
 
 _BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)

@@ -59,10 +59,10 @@ async def open_storage_choice(
             return open_object_store(choice, settings), repr(str(choice))
         case str() if names_storage(choice):
             # Asked for first: a folder of that name may be left from when it was taken for one.
-            saved = await _saved_block(choice) if _REFERENCE.fullmatch(choice) else None
+            saved = await saved_block(choice) if _REFERENCE.fullmatch(choice) else None
             if saved is not None:
                 return store_of_block(saved, settings), repr(choice)
-            await _refuse_a_near_miss(choice)
+            await refuse_near_miss(choice)
             return open_object_store(choice, settings), repr(choice)
     raise ResultStorageError(
         f"result_storage={choice!r}: {STORAGE_FORMS}, or a Prefect storage block."
@@ -74,7 +74,7 @@ def store_of_block(block: WritableFileSystem, settings: FastroAISettings) -> Obj
     if isinstance(block, LocalFileSystem):
         return FolderStore(Path(block.basepath or "."))
     if isinstance(block, RemoteFileSystem):
-        return _store_of_filesystem(block)
+        return store_of_filesystem(block)
     credentials: Any = getattr(block, "credentials", None)
     if hasattr(block, "bucket_name") and hasattr(credentials, "get_boto3_session"):
         client = partial(
@@ -88,7 +88,7 @@ def store_of_block(block: WritableFileSystem, settings: FastroAISettings) -> Obj
     return BlockStore(block)
 
 
-def _store_of_filesystem(block: RemoteFileSystem) -> FileSystemStore:
+def store_of_filesystem(block: RemoteFileSystem) -> FileSystemStore:
     try:
         filesystem = block.filesystem
     except Exception as error:  # a package that is not installed, options that it doesn't take
@@ -106,7 +106,7 @@ def _client_of_credentials(credentials: Any, connect_timeout: float, read_timeou
     return make_client(credentials.get_boto3_session(), options, connect_timeout, read_timeout)
 
 
-async def _saved_block(reference: str) -> WritableFileSystem | None:
+async def saved_block(reference: str) -> WritableFileSystem | None:
     """The block of this name; None where the name is that of a folder.
 
     Raises:
@@ -117,7 +117,7 @@ async def _saved_block(reference: str) -> WritableFileSystem | None:
     try:
         block = await Block.aload(reference)
     except ValueError as error:
-        if not await _is_block_type(block_type) and await anyio.Path(reference).is_dir():
+        if not await is_block_type(block_type) and await anyio.Path(reference).is_dir():
             return None
         raise ResultStorageError(
             f"result_storage={reference!r}: Prefect has no such block ({error}). Create it, name a "
@@ -136,7 +136,7 @@ async def _saved_block(reference: str) -> WritableFileSystem | None:
     return block
 
 
-async def _refuse_a_near_miss(choice: str) -> None:
+async def refuse_near_miss(choice: str) -> None:
     """Refuse a folder that was meant for a block, such as `GCS-bucket/name` or
     `gcs_bucket/name/more`; not one that exists.
 
@@ -164,7 +164,7 @@ def _plain(slug: str) -> str:
     return re.sub("[_-]", "", slug.strip().lower())
 
 
-async def _is_block_type(slug: str) -> bool:
+async def is_block_type(slug: str) -> bool:
     async with get_client() as client:
         try:
             await client.read_block_type_by_slug(slug)
@@ -204,7 +204,7 @@ class BlockStore(ObjectStore):
                 self._block, "read_path", (name,), {}
             )
         except Exception as error:
-            if _is_not_found(error) or Missing.of(error, name) == self._missing:
+            if is_not_found(error) or Missing.of(error, name) == self._missing:
                 raise FileNotFoundError(name) from error
             raise
         if not content:  # no record is empty
@@ -280,7 +280,7 @@ class Missing:
         return cls(kind, str(error).replace(name, ""))
 
 
-def _is_not_found(error: BaseException | None) -> bool:
+def is_not_found(error: BaseException | None) -> bool:
     """Whether an error was raised because of a `FileNotFoundError`."""
     while error is not None and not isinstance(error, FileNotFoundError):
         error = error.__cause__

@@ -8,7 +8,6 @@ from typing import Any, Final
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.states import Failed, Suspended
 
@@ -20,6 +19,7 @@ from ..scheduler import is_pause, refusal_in
 from .deployments import identity_of
 from .events import RunEvents
 from .paused_runs import how_to_go_on, pause_key
+from .run_scope import active_flow_run
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -53,16 +53,16 @@ async def end_at_budget(error: BaseException, at: Attribution) -> State[Any] | N
     Raises:
         Pause: The run is suspended, or will be once the server answers. So its process ends.
     """
-    refusal, context = refusal_in(error), FlowRunContext.get()
-    if refusal is None or context is None or context.flow_run is None:
+    refusal, flow_run = refusal_in(error), active_flow_run()
+    if refusal is None or flow_run is None:
         return None
-    flow_run, advice = context.flow_run, ""
+    advice = ""
     if refusal.at_limit == "pause":
         if may_be_suspended(flow_run):
             await _suspend(flow_run, refusal, at)
         advice = _advice(at)
     # The engine runs a flow again for an exception only, not for a state that it is given.
-    if _is_tried_again(flow_run):
+    if is_tried_again(flow_run):
         return None
     return Failed(name=BUDGET_EXCEEDED, message=f"{refusal}{advice}", data=error)
 
@@ -101,5 +101,5 @@ def _advice(at: Attribution) -> str:
     )
 
 
-def _is_tried_again(flow_run: FlowRun) -> bool:
+def is_tried_again(flow_run: FlowRun) -> bool:
     return flow_run.run_count <= (flow_run.empirical_policy.retries or 0)

@@ -142,13 +142,10 @@ def resolve_cache_policy(choice: Any, default: CachePolicyName, run: RunScope) -
     """
     if isinstance(choice, CachePolicy):
         return choice
-    name = default if choice is None else choice
-    if name == "run":
-        return StepCachePolicy(run=run)
-    if name == "inputs":
-        return StepCachePolicy()
-    if name == "off":
-        return NO_CACHE
+    policies = {"run": StepCachePolicy(run=run), "inputs": StepCachePolicy(), "off": NO_CACHE}
+    name = default if choice is None else str(choice)
+    if name in policies:
+        return policies[name]
     raise PipelineValidationError(
         f"cache_policy={choice!r} is unknown: give 'run', 'inputs', 'off' or a Prefect CachePolicy."
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
 from ...redaction import redact
 
@@ -12,15 +13,15 @@ def mask_secrets(error: BaseException) -> None:
 
     The error stays the same object; other values that it carries, such as a response, are kept.
     """
-    for each in _chain(error):
-        each.args = tuple(_masked(value) for value in each.args)
+    for each in linked_errors(error):
+        each.args = tuple(mask(value) for value in each.args)
         for name, value in vars(each).items():
-            masked = _masked(value)
+            masked = mask(value)
             if masked is not value:
                 setattr(each, name, masked)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def linked_errors(error: BaseException) -> Iterator[BaseException]:
     """An error with its causes and the members of groups, each once."""
     seen: dict[int, BaseException] = {}
     waiting = [error]
@@ -35,14 +36,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     yield from seen.values()
 
 
-def _masked(value: object) -> object:
+def mask(value: Any) -> object:
     """The same object where nothing was masked."""
-    if isinstance(value, str):
-        text = redact(value)
-        return value if text == value else text
     masked: object = value
-    if type(value) is list or type(value) is tuple:
-        masked = type(value)(_masked(item) for item in value)
-    elif isinstance(value, Mapping) and type(value) is dict:
-        masked = {key: _masked(item) for key, item in value.items()}
+    if isinstance(value, str):
+        masked = redact(value)
+    elif type(value) in (list, tuple):
+        masked = type(value)(map(mask, value))
+    elif type(value) is dict:
+        masked = {key: mask(item) for key, item in value.items()}
     return value if masked == value else masked

@@ -5,10 +5,9 @@ from __future__ import annotations
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext
 
 from ...ledger.ledger import Ledger
-from .run_scope import RunScope, is_first_try, was_run_before
+from .run_scope import RunScope, active_flow_run, is_first_try, was_run_before
 
 
 async def is_first_execution(run: RunScope, pipeline: str, ledger_url: str) -> bool:
@@ -22,18 +21,18 @@ async def is_first_execution(run: RunScope, pipeline: str, ledger_url: str) -> b
     if not run.is_keyed:
         return is_first_try()
     # A flow run that is tried again keeps its name, so its tries have to be told apart by number.
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None or was_run_before(context.flow_run):
+    flow_run = active_flow_run()
+    if flow_run is None or was_run_before(flow_run):
         return False
     key = run.text.partition(":")[2]
     try:
-        booked = await _is_booked_alone(context.flow_run, pipeline, key, ledger_url)
-        return booked and await _is_named_alone(context.flow_run, key)
+        booked = await is_booked_alone(flow_run, pipeline, key, ledger_url)
+        return booked and await is_named_alone(flow_run, key)
     except Exception:  # whoever can't be asked knows of one
         return False
 
 
-async def _is_booked_alone(flow_run: FlowRun, pipeline: str, key: str, url: str) -> bool:
+async def is_booked_alone(flow_run: FlowRun, pipeline: str, key: str, url: str) -> bool:
     if url.startswith("memory:"):  # what other processes booked is not there
         return False
     async with Ledger.open(url, create=False) as ledger:
@@ -41,7 +40,7 @@ async def _is_booked_alone(flow_run: FlowRun, pipeline: str, key: str, url: str)
     return {entry.attribution.run_id for entry in entries} <= {str(flow_run.id)}
 
 
-async def _is_named_alone(flow_run: FlowRun, key: str) -> bool:
+async def is_named_alone(flow_run: FlowRun, key: str) -> bool:
     named = FlowRunFilter(name=FlowRunFilterName(any_=[key]))
     async with get_client() as client:
         found = await client.read_flow_runs(flow_run_filter=named, limit=2)

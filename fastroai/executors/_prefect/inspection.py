@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -73,8 +74,8 @@ async def read_stored_result(
     """See `fastroai.executors.stored_results.read_stored_result`."""
     await have_server()
     async with get_client() as client:
-        flow_run = await _flow_run(client, run)
-        task_run = await _task_run(client, flow_run, step_id)
+        flow_run = await find_flow_run(client, run)
+        task_run = await find_task_run(client, flow_run, step_id)
     location, content = await Records(settings, storage).of(task_run)
     record = None
     if pipeline is not None:
@@ -107,7 +108,7 @@ class Records:
         Raises:
             ResultStorageError: None is stored, or it is not valid.
         """
-        key = _storage_key(task_run.state)
+        key = storage_key_of(task_run.state)
         if key is None:
             raise ResultStorageError(
                 f"Step '{task_run.name}' of run {task_run.flow_run_id} stored no result: its task "
@@ -124,10 +125,10 @@ class Records:
         store = self._opened[name]
         location = f"{store.described}, {key}"
         step_storage = StepStorage(store=store, step_id=task_run.name)
-        return location, await _content(step_storage, key, location)
+        return location, await read_content(step_storage, key, location)
 
 
-async def _flow_run(client: PrefectClient, run: str) -> FlowRun:
+async def find_flow_run(client: PrefectClient, run: str) -> FlowRun:
     try:
         filter_ = FlowRunFilter.model_validate({"id": {"any_": [UUID(run)]}})
     except ValueError:
@@ -143,41 +144,45 @@ async def _flow_run(client: PrefectClient, run: str) -> FlowRun:
     )
 
 
-async def _task_run(client: PrefectClient, flow_run: FlowRun, step_id: str) -> TaskRun:
+async def find_task_run(client: PrefectClient, flow_run: FlowRun, step_id: str) -> TaskRun:
     of_run = FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}})
+    task_runs = partial(client.read_task_runs, flow_run_filter=of_run)
     by_name = TaskRunFilter(name=TaskRunFilterName(any_=[step_id]))
-    found = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
+    found = await task_runs(task_run_filter=by_name)
     # States of tasks reach the server as events, some time after the run has ended.
-    while _just_ended(flow_run) and not _have_ended(found):
+    while has_just_ended(flow_run) and not have_ended(found):
         await asyncio.sleep(0.1)
-        found = await client.read_task_runs(flow_run_filter=of_run, task_run_filter=by_name)
+        found = await task_runs(task_run_filter=by_name)
+    if not found:
+        names = ", ".join(sorted({task_run.name for task_run in await task_runs()}))
+        raise ResultStorageError(
+            f"Run {flow_run.name!r} has no step '{step_id}'. It has: {names or 'none yet'}."
+        )
     # A record that was not believed leaves a second task, which ran the step anew.
-    stored = [task_run for task_run in found if _storage_key(task_run.state) is not None] or found
-    if stored:
-        return max(stored, key=lambda task_run: task_run.start_time or task_run.created)  # type: ignore[arg-type,return-value]
-    others = {task_run.name for task_run in await client.read_task_runs(flow_run_filter=of_run)}
-    raise ResultStorageError(
-        f"Run {flow_run.name!r} has no step '{step_id}'. It has: "
-        f"{', '.join(sorted(others)) or 'none yet'}."
-    )
+    return max(found, key=by_record)
 
 
-def _just_ended(flow_run: FlowRun) -> bool:
+def by_record(task_run: TaskRun) -> tuple[bool, datetime | None]:
+    """Sorts tasks that stored a record behind those that did not, and the latest last."""
+    return storage_key_of(task_run.state) is not None, task_run.start_time or task_run.created
+
+
+def has_just_ended(flow_run: FlowRun) -> bool:
     """Whether states of its tasks may still be on their way."""
     return flow_run.end_time is not None and datetime.now(UTC) - flow_run.end_time < _EVENTS_TAKE
 
 
-def _have_ended(task_runs: Sequence[TaskRun]) -> bool:
+def have_ended(task_runs: Sequence[TaskRun]) -> bool:
     states = [task_run.state for task_run in task_runs]
     return bool(states) and all(state is not None and state.is_final() for state in states)
 
 
-def _storage_key(state: State[object] | None) -> str | None:
+def storage_key_of(state: State[object] | None) -> str | None:
     data = state.data if state is not None and state.is_completed() else None
     return data.storage_key if isinstance(data, ResultRecordMetadata) else None
 
 
-async def _content(storage: StepStorage, key: str, location: str) -> dict[str, Any]:
+async def read_content(storage: StepStorage, key: str, location: str) -> dict[str, Any]:
     try:
         content = loads_strictly(loads_strictly(await storage.read_path(key))["result"])
         if type(content) is not dict:

@@ -104,7 +104,7 @@ async def explain_miss(
     found: list[StoredBefore] = []
     unknown = 0
     async with get_client() as client:
-        earlier = await _earlier_tasks(client, own.run_id, key["identity"]["pipeline"], step_id)
+        earlier = await earlier_tasks(client, own.run_id, key["identity"]["pipeline"], step_id)
     records = Records(settings, storage)
     for task_run in earlier:
         try:
@@ -115,7 +115,7 @@ async def explain_miss(
         if then is None:
             unknown += task_run.name == step_id
             continue
-        reasons = tuple(_differences(then, key))
+        reasons = tuple(differences(then, key))
         # Another step of the pipeline is of interest only where it may be this one by another name.
         is_same_code = then["identity"]["fingerprint"] == key["identity"]["fingerprint"]
         if task_run.name == step_id or is_same_code:
@@ -125,7 +125,7 @@ async def explain_miss(
     return MissExplanation(own.run_id, step_id, own.state, tuple(found), unknown)
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     before, after = {**then, **then["identity"]}, {**now, **now["identity"]}
     for name, reason in _REASONS.items():
         if before.get(name) != after.get(name):
@@ -140,7 +140,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
         yield f"It depended on step {step_id!r}."
 
 
-async def _earlier_tasks(
+async def earlier_tasks(
     client: PrefectClient, run_id: str, pipeline: str, step_id: str
 ) -> list[TaskRun]:
     """Executions of the step in any pipeline, and of any step in the pipeline, but for the run's

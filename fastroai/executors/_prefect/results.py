@@ -134,7 +134,7 @@ def decode_record(stored: Any, codec: StepCodec, formerly: str | None = None) ->
         found = getattr(stored, "content", None)
         content = _StoredRecord.model_validate(found)
         # pydantic takes the text "1" for 1; we never wrote it
-        if not _agrees(found, content.as_json()):
+        if not agrees(found, content.as_json()):
             raise ValueError("it is not written as a record is")
     except (ValueError, RecursionError) as error:
         raise ResultStorageError(
@@ -155,15 +155,15 @@ def decode_record(stored: Any, codec: StepCodec, formerly: str | None = None) ->
     )
 
 
-def _agrees(found: Any, written: Any) -> bool:
+def agrees(found: Any, written: Any) -> bool:
     """Whether JSON is what would be written now, save for fields that an earlier version did not
     have.
     """
     if type(found) is not type(written):
         return False
     if type(found) is dict:
-        fields = [_agrees(found[name], written[name]) for name in found if name in written]
+        fields = [agrees(found[name], written[name]) for name in found if name in written]
         return len(fields) == len(found) and all(fields)
     if type(found) is list:
-        return len(found) == len(written) and all(map(_agrees, found, written))
+        return len(found) == len(written) and all(map(agrees, found, written))
     return bool(found == written)

@@ -48,17 +48,10 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
     """
     if run_key is not None:
         return RunScope(f"key:{run_key}", is_keyed=True)
-    flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
-    outermost: RunContext = flows[-1]
-    # A task that was sent to another process brings a copy of its flow's context. What else runs in
-    # that flow is not known here, so nothing outside of the task can number its runs.
-    if flows[-1].detached and tasks:
-        outermost = tasks[-1]
-    for task in tasks:
-        if task.task_run.flow_run_id is None:
-            outermost = task  # of several the last, which is around all others
+    flows, tasks = enclosing(FlowRunContext.get()), enclosing(TaskRunContext.get())
+    outermost = outermost_of(flows, tasks)
     if outermost is flows[0]:
-        flow_run = flows[0].flow_run
+        flow_run = active_flow_run()
         assert flow_run is not None, "called within a flow run"
         # Started by a deployment within another flow, the run is known by what stands for it there.
         started_by = flow_run.parent_task_run_id
@@ -66,8 +59,8 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
         return RunScope(str(started_by or flow_run.id), may_have_results=not is_first)
     if inputs.startswith(UNIDENTIFIED):
         inputs = UNIDENTIFIED  # it is another text each time: all runs of such inputs are equal
-    root = _try_of(outermost)
-    tries = frozenset([*map(_try_of, flows), *map(_try_of, tasks)])
+    root = try_of(outermost)
+    tries = frozenset([*map(try_of, flows), *map(try_of, tasks)])
     with _numbering:
         if root not in _numbers:
             _numbers[root] = _Numbers()
@@ -76,12 +69,29 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
     return RunScope(f"in:{root[0]}:{inputs}:{number}")
 
 
+def outermost_of(flows: list[FlowRunContext], tasks: list[TaskRunContext]) -> RunContext:
+    """The run around all others that can number the runs within it."""
+    # A task that was sent to another process brings a copy of its flow's context. What else runs in
+    # that flow is not known here, so nothing outside of the task can number its runs.
+    sent: list[TaskRunContext] = tasks[-1:] if flows[-1].detached else []
+    # Of several tasks outside of any flow the last is around all others.
+    alone = [task for task in tasks if task.task_run.flow_run_id is None]
+    candidates: list[RunContext] = [flows[-1], *sent, *alone]
+    return candidates[-1]
+
+
+def active_flow_run() -> FlowRun | None:
+    """The flow run that is active here."""
+    context = FlowRunContext.get()
+    return None if context is None else context.flow_run
+
+
 def is_first_try() -> bool:
     """Whether nothing around this place was tried before, or was started from somewhere else."""
-    flows, tasks = _around(FlowRunContext.get()), _around(TaskRunContext.get())
+    flows, tasks = enclosing(FlowRunContext.get()), enclosing(TaskRunContext.get())
     if not flows or flows[-1].flow_run is None or flows[-1].flow_run.parent_task_run_id is not None:
         return False
-    return not any(map(was_run_before, [*map(_run_of, flows), *map(_run_of, tasks)]))
+    return not any(map(was_run_before, [*map(run_of, flows), *map(run_of, tasks)]))
 
 
 def was_run_before(run: FlowRun | TaskRun) -> bool:
@@ -95,7 +105,7 @@ RunContext = FlowRunContext | TaskRunContext
 RunContextT = TypeVar("RunContextT", FlowRunContext, TaskRunContext)
 
 
-def _around(context: RunContextT | None) -> list[RunContextT]:
+def enclosing(context: RunContextT | None) -> list[RunContextT]:
     """A context and those in which it was entered, from within. Prefect names only the innermost;
     the others are what the token that it keeps would restore.
     """
@@ -108,14 +118,14 @@ def _around(context: RunContextT | None) -> list[RunContextT]:
     return found
 
 
-def _run_of(context: RunContext) -> FlowRun | TaskRun:
+def run_of(context: RunContext) -> FlowRun | TaskRun:
     run = context.task_run if isinstance(context, TaskRunContext) else context.flow_run
     assert run is not None
     return run
 
 
-def _try_of(context: RunContext) -> Try:
-    run = _run_of(context)
+def try_of(context: RunContext) -> Try:
+    run = run_of(context)
     return run.id, run.run_count
 
 

@@ -107,11 +107,11 @@ async def wait_for_task_runs(task_run_ids: Sequence[UUID]) -> None:
         with fail_after(RECORDING_SECONDS):
             async with get_client() as client:
                 last = list(task_run_ids)[-PAGE:]
-                while await _final_task_runs(client, last) < len(last):  # noqa: ASYNC110  # only the server knows
+                while await final_task_runs(client, last) < len(last):  # noqa: ASYNC110  # only the server knows
                     await asyncio.sleep(0.2)
 
 
-async def _final_task_runs(client: PrefectClient, task_run_ids: list[UUID]) -> int:
+async def final_task_runs(client: PrefectClient, task_run_ids: list[UUID]) -> int:
     task_runs = await client.read_task_runs(
         task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=task_run_ids))
     )

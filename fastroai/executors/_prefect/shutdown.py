@@ -31,19 +31,19 @@ def exit_without_a_silent_server() -> None:
     if new:
         _covered.update(new)
         # Where the services register their own exit: the last one registered is called first.
-        threading._register_atexit(copy_context().run, _give_up_if_silent, new)  # type: ignore[attr-defined]
+        threading._register_atexit(copy_context().run, give_up_if_silent, new)  # type: ignore[attr-defined]
 
 
-def _give_up_if_silent(services: Sequence[QueueService[Any]]) -> None:
+def give_up_if_silent(services: Sequence[QueueService[Any]]) -> None:
     waiting = [(service._loop, service._task) for service in services if not service._stopped]
-    if not waiting or _server_answers():
+    if not waiting or server_answers():
         return
     for loop, task in waiting:
         if loop is not None and task is not None:
             loop.call_soon_threadsafe(task.cancel)
 
 
-def _server_answers() -> bool:
+def server_answers() -> bool:
     with (
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
         get_client(sync_client=True, httpx_settings={"timeout": ANSWER_SECONDS}) as client,

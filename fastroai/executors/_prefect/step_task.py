@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -187,7 +188,7 @@ class StepTask:
         try:
             stored = encode_record(record, self._codec, reads, key)
         except ResultStorageError as error:
-            if _asks_for_storage(self.node):
+            if asks_for_storage(self.node):
                 raise
             if self.task.persist_result:
                 message = "%s The run goes on; were it tried again, this step would run again."
@@ -242,6 +243,15 @@ class StepTask:
             replayed=True,
         )
 
+    def task_anew(self) -> Task[[dict[str, Any]], Any]:
+        """The task, to be run whatever is stored of it."""
+        # Copied, because with_options() refuses a storage that was not saved to the server.
+        task = copy.copy(self.task)
+        task.refresh_cache = True
+        if isinstance(task.cache_policy, StepCachePolicy):
+            task.cache_policy.found_under = None
+        return task
+
     async def failure(self, state: State[Any]) -> BaseException:
         """Why the task has failed: what the step raised, the same object, if it did."""
         error = self.error
@@ -261,7 +271,7 @@ def literal_name(name: str) -> str:
     return name.replace("{", "{{").replace("}", "}}")
 
 
-def _asks_for_storage(node: PlannedStep) -> bool:
+def asks_for_storage(node: PlannedStep) -> bool:
     """Whether a step's configuration says that its result is to be kept, so that going on without
     would be wrong.
     """

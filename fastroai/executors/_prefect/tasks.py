@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 from uuid import UUID
@@ -24,7 +23,7 @@ from .artifacts import (
     run_rows,
     step_rows,
 )
-from .caching import StepCachePolicy, StepIdentity, digest_or_unique
+from .caching import StepIdentity, digest_or_unique
 from .events import RunEvents
 from .options import PrefectOptions
 from .run_scope import run_scope
@@ -140,12 +139,7 @@ class StepTasks:
             try:
                 return step.replay(await state.aresult())
             except ResultStorageError:
-                # What is stored can't be used, which is a miss. The task is copied, because
-                # with_options() refuses a storage that was not saved to the server.
-                task = copy.copy(step.task)
-                task.refresh_cache = True
-                if isinstance(task.cache_policy, StepCachePolicy):
-                    task.cache_policy.found_under = None
+                task = step.task_anew()  # what is stored can't be used, which is a miss
 
     def report_run(self, not_stored: Collection[str] = ()) -> None:
         """Tell what the whole run cost, and write its table: a row per step, also for those that

@@ -67,8 +67,8 @@ async def start_temporary_server(*, for_a_run: bool = True) -> None:
     atexit.register(server.stop)
     try:
         with tempfile.TemporaryFile() as log:
-            server.server_process = _launch(server.port, log)
-            await _until_it_answers(server.server_process, f"{server.api_url}/health", log)
+            server.server_process = launch(server.port, log)
+            await wait_until_it_answers(server.server_process, f"{server.api_url}/health", log)
     except BaseException as error:
         # In a thread, because it waits for the process to end; shielded, because it must.
         await asyncio.shield(asyncio.to_thread(server.stop))
@@ -99,7 +99,7 @@ def server_command() -> str:
     return f"{shlex.quote(str(shown))} server start"
 
 
-def _launch(port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+def launch(port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
     options = f"--factory prefect.server.api.server:create_app --port {port}"
     quiet = "--host 127.0.0.1 --log-level error --lifespan on"
     folder = str(prefect.__module_path__.parent)
@@ -138,7 +138,7 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-async def _until_it_answers(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+async def wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     """Wait for a server.
 
     Raises:
@@ -150,7 +150,7 @@ async def _until_it_answers(process: subprocess.Popen[bytes], url: str, log: IO[
     async with httpx.AsyncClient() as client:
         while time.monotonic() < deadline:
             if (code := process.poll()) is not None:
-                raise RuntimeError(f"it ended with exit code {code}: {_last_error(log)}")
+                raise RuntimeError(f"it ended with exit code {code}: {last_error(log)}")
             with suppress(httpx.TransportError):
                 if (await client.get(url)).is_success:
                     return
@@ -158,9 +158,9 @@ async def _until_it_answers(process: subprocess.Popen[bytes], url: str, log: IO[
     raise RuntimeError(f"it did not answer within {seconds:g} s")
 
 
-def _last_error(log: IO[bytes]) -> str:
+def last_error(log: IO[bytes]) -> str:
     """The error that a process wrote last, else its last lines."""
     log.seek(0)
     lines = [line.decode(errors="replace").strip() for line in log]
     errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return errors[-1] if errors else " | ".join(line for line in lines[-3:] if line) or "no output"
+    return " | ".join(filter(None, errors[-1:] or lines[-3:])) or "no output"

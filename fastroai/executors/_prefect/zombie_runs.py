@@ -109,23 +109,34 @@ async def tracked_runs(settings: FastroAISettings) -> tuple[list[TrackedRun], in
     holdings = {record.claim.name: record for record in [*paused, *taken]}
     runs: list[TrackedRun] = []
     async with get_client() as client:
-        flow_runs = await _flow_runs(client, [UUID(name) for name in holdings])
-        deployed = {run.deployment_id for run in flow_runs if run.deployment_id is not None}
-        names = {id_: await read_deployment_name(client, id_) for id_ in deployed}
+        flow_runs = await read_flow_runs(client, [UUID(name) for name in holdings])
+        deployments = await read_deployments(client, flow_runs)
     for flow_run in flow_runs:
         holding = holdings[str(flow_run.id)]
-        if not holding.is_alive and _has_ended(flow_run):
+        if not holding.is_alive and has_ended(flow_run):
             await asyncio.wrap_future(heartbeat.release(holding.claim.token))
             continue
-        if holding.claim.kind == "suspended_run" and not _is_paused(flow_run):
+        if holding.claim.kind == "suspended_run" and not is_paused(flow_run):
             continue  # about to run again
-        deployment = None if flow_run.deployment_id is None else names[flow_run.deployment_id]
+        deployment = deployments.get(flow_run.deployment_id)
         state = flow_run.state_name or "no state"
         runs.append(
             TrackedRun(flow_run=flow_run, deployment=deployment, state=state, holding=holding)
         )
     runs.sort(key=lambda run: run.holding.since)
     return runs, len(holdings) - len(flow_runs)
+
+
+async def read_deployments(
+    client: PrefectClient, flow_runs: Sequence[FlowRun]
+) -> dict[UUID | None, str | None]:
+    """The names of the deployments of flow runs, each read once."""
+    names: dict[UUID | None, str | None] = {}
+    for flow_run in flow_runs:
+        deployment = flow_run.deployment_id
+        if deployment is not None and deployment not in names:
+            names[deployment] = await read_deployment_name(client, deployment)
+    return names
 
 
 async def resume_run(
@@ -166,24 +177,24 @@ async def resume_run(
         await asyncio.sleep(min(1.0, claim.seconds / 10))
     try:
         async with get_client() as client:
-            return await _put_back(client, run)
+            return await put_back(client, run)
     finally:
         # Its process, should it only have slept, finds its lease gone and stops.
         await asyncio.shield(asyncio.wrap_future(heartbeat.release(claim.token)))
 
 
-async def _put_back(client: PrefectClient, run: TrackedRun) -> str:
+async def put_back(client: PrefectClient, run: TrackedRun) -> str:
     flow_run, holding = run.flow_run, run.holding
     cause = (
         f"Process {holding.claim.pid} on {holding.claim.host} died without reporting a final state."
     )
     if flow_run.state_type is not StateType.CRASHED:
-        await _set_state(client, flow_run, Crashed(message=f"{cause} {run.advice}"))
+        await set_state(client, flow_run, Crashed(message=f"{cause} {run.advice}"))
     died: State[object] = Crashed(message="Its process died without reporting a final state.")
-    await _end_task_runs(client, flow_run.id, died)
+    await end_task_runs(client, flow_run.id, died)
     if run.deployment is not None:
         retry: State[object] = AwaitingRetry(message=f"{cause} Resumed by `fastroai runs`.")
-        await _set_state(client, flow_run, retry)
+        await set_state(client, flow_run, retry)
     return f"{flow_run.name} ({flow_run.id}): {run.advice}"
 
 
@@ -218,11 +229,11 @@ async def report_ended_runs(settings: FastroAISettings) -> list[str]:
     if not ended:
         return lines
     async with get_client() as client:
-        for flow_run in await _flow_runs(client, [UUID(name) for name in ended]):
+        for flow_run in await read_flow_runs(client, [UUID(name) for name in ended]):
             record = ended[str(flow_run.id)]
-            if _takes_an_outcome(flow_run):
+            if lacks_its_end(flow_run):
                 try:
-                    state = await _report(client, flow_run, record)
+                    state = await report_end(client, flow_run, record)
                 except FastroAIError as error:
                     lines.append(str(error))
                     continue
@@ -233,7 +244,7 @@ async def report_ended_runs(settings: FastroAISettings) -> list[str]:
     return lines
 
 
-def _takes_an_outcome(flow_run: FlowRun) -> bool:
+def lacks_its_end(flow_run: FlowRun) -> bool:
     """Whether the server lacks the end of a run.
 
     A worker whose run could not report its end has marked it as crashed; a scheduled one is going
@@ -244,7 +255,7 @@ def _takes_an_outcome(flow_run: FlowRun) -> bool:
     return flow_run.state.is_crashed() or not flow_run.state.is_final()
 
 
-async def _report(client: PrefectClient, flow_run: FlowRun, record: LeaseRecord) -> str:
+async def report_end(client: PrefectClient, flow_run: FlowRun, record: LeaseRecord) -> str:
     """Give a flow run its final state; returns the name of the state it has then."""
     assert record.outcome is not None
     ended_at = datetime.now(UTC) - timedelta(seconds=record.silent)
@@ -254,13 +265,13 @@ async def _report(client: PrefectClient, flow_run: FlowRun, record: LeaseRecord)
         task_state: State[object] = Completed(message=message)
     else:
         task_state = Crashed(message=f"{_LATE}; how is not known.")
-    await _end_task_runs(client, flow_run.id, task_state)
+    await end_task_runs(client, flow_run.id, task_state)
     # The server may decide to retry a failed run of a deployment; for others there is no worker.
     retries = record.outcome == "failed" and flow_run.deployment_id is not None
-    return await _set_state(client, flow_run, state, force=not retries)
+    return await set_state(client, flow_run, state, force=not retries)
 
 
-async def _set_state(
+async def set_state(
     client: PrefectClient, flow_run: FlowRun, state: State[object], *, force: bool = False
 ) -> str:
     answer = await client.set_flow_run_state(flow_run.id, state, force=force)
@@ -274,7 +285,7 @@ async def _set_state(
     return accepted.name or accepted.type.value
 
 
-async def _end_task_runs(client: PrefectClient, flow_run_id: UUID, state: State[object]) -> None:
+async def end_task_runs(client: PrefectClient, flow_run_id: UUID, state: State[object]) -> None:
     """Task runs that were under way would stay so in the UI."""
     running = TaskRunFilterState(
         type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
@@ -288,18 +299,18 @@ async def _end_task_runs(client: PrefectClient, flow_run_id: UUID, state: State[
         await client.set_task_run_state(task_run.id, state, force=True)
 
 
-def _is_paused(flow_run: FlowRun) -> bool:
+def is_paused(flow_run: FlowRun) -> bool:
     return flow_run.state is not None and flow_run.state.is_paused()
 
 
-def _has_ended(flow_run: FlowRun) -> bool:
+def has_ended(flow_run: FlowRun) -> bool:
     """Whether there is nothing left to resume: a worker marks dead runs as crashed."""
     return (
         flow_run.state is not None and flow_run.state.is_final() and not flow_run.state.is_crashed()
     )
 
 
-async def _flow_runs(client: PrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
+async def read_flow_runs(client: PrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
     found: list[FlowRun] = []
     for start in range(0, len(ids), _PAGE):
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[start : start + _PAGE])))
