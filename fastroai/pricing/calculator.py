@@ -105,9 +105,9 @@ class CostCalculator:
             raise ValueError(
                 f"The time of a request must be timezone-aware, got {at!r}. Use datetime.now(UTC)."
             )
-        _refuse_impossible(usage)
+        refuse_impossible(usage)
         asked_url = provider_url
-        provider, provider_url = _billed_by(provider, provider_url)
+        provider, provider_url = billed_by(provider, provider_url)
         if override := self._own_rates(model, provider, at):
             return override.price(usage, context)
         # Only now: an agreed discount is one on list prices, not on rates of one's own.
@@ -135,7 +135,7 @@ class CostCalculator:
             None: no price is known, or what is billed can't be foreseen.
         """
         asked_url = provider_url
-        provider, provider_url = _billed_by(provider, provider_url)
+        provider, provider_url = billed_by(provider, provider_url)
         if override := self._own_rates(model, provider, at):
             return override.max_cost
         most = list_max_cost(read_model_name(model, provider), url=provider_url, at=at, tier=tier)
@@ -172,7 +172,7 @@ class CostCalculator:
         if not model or not model.strip():
             logger.debug("No model is named: its cost is counted as 0")
             return 0
-        tokens = _possible(
+        tokens = nearest_possible(
             TokenCounts(
                 input_tokens=input_tokens,
                 output_tokens=output_tokens,
@@ -258,7 +258,7 @@ class CostCalculator:
         }
 
 
-def _billed_by(provider: str | None, url: str | None) -> tuple[str | None, str | None]:
+def billed_by(provider: str | None, url: str | None) -> tuple[str | None, str | None]:
     """Who sends the bill: whom `FASTROAI_PROVIDER_HOSTS` names for the URL, else who the provider
     and the URL say.
     """
@@ -288,7 +288,7 @@ def basis_of_prices() -> tuple[object, ...]:
     return datetime.now(UTC).date(), load_settings(), list_in_use()
 
 
-def _refuse_impossible(usage: Tokens) -> None:
+def refuse_impossible(usage: Tokens) -> None:
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
         count = getattr(usage, name)
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
@@ -303,7 +303,7 @@ def _refuse_impossible(usage: Tokens) -> None:
         )
 
 
-def _possible(tokens: TokenCounts) -> TokenCounts:
+def nearest_possible(tokens: TokenCounts) -> TokenCounts:
     """The nearest counts that can be priced: none negative, no part larger than its whole.
 
     Cached tokens beyond the total raise the total: what is left to pay at the full rate is then 0,
@@ -325,11 +325,12 @@ def _possible(tokens: TokenCounts) -> TokenCounts:
     )
 
 
+_NOWHERE_ELSE = {None, *UNMETERED}
+
+
 def _estimate(tokens: TokenCounts, refs: tuple[ModelRef, ...]) -> Price:
     """The list price, at any provider if the named one does not list the model."""
-    elsewhere = tuple(
-        ModelRef(None, ref.model) for ref in refs if ref.provider and ref.provider not in UNMETERED
-    )
+    elsewhere = [ModelRef(None, ref.model) for ref in refs if ref.provider not in _NOWHERE_ELSE]
     try:
         return list_price(tokens, (*refs, *elsewhere))
     except (ValueError, UnknownModelPriceError):

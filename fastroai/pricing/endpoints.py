@@ -20,13 +20,13 @@ def is_private_endpoint(url: str) -> bool:
     if host is None:
         return False
     try:
-        return not ip_address(_full_address(host)).is_global
+        return not ip_address(full_address(host)).is_global
     except ValueError:
         local = ("localhost", "local", "localdomain", "internal", "lan", "home.arpa")
         return "." not in host or any(on_domain(url, name) for name in local)
 
 
-def _full_address(host: str) -> str:
+def full_address(host: str) -> str:
     """`127.1` and `0x7f.1` are addresses as well, for whoever connects to them."""
     if re.fullmatch(r"[0-9a-fx.]*\d[0-9a-fx.]*", host) and host.rpartition(".")[2][:1].isdigit():
         try:

@@ -19,6 +19,8 @@ from .price_list import PER_THOUSAND, premium_name, tier_context, unlisted_tier,
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
+    _NamedRate = tuple[str, Decimal | TieredPrices]
+
 
 @dataclass(frozen=True, slots=True)
 class MaxCost:
@@ -82,7 +84,7 @@ def list_max_cost(
     if listed is None:
         return None
     ref, provider, model = listed
-    if _SEARCHES.search(model.id) or _SEARCHES.search(ref.model):
+    if _SEARCHES.search(f"{model.id} {ref.model}"):
         return None
     factor = highest_factor(provider.id, premium_name(provider, model, ref), url)
     if factor is None or unlisted_tier(provider, model, tags):
@@ -120,14 +122,13 @@ class _ById:
 
 @lru_cache(maxsize=256)
 def _max_cost_on(key: _ById, day: date, fast: bool) -> MaxCost | None:
-    prices = [vars(each) for each in _prices_that_may_apply(key.model, day, fast)]
-    rates = [(name, rate) for each in prices for name, rate in each.items() if rate is not None]
+    rates = list(_rates_that_may_apply(key.model, day, fast))
     if not all(name.endswith(("_mtok", PER_THOUSAND)) for name, _ in rates):
         return None
     # Those of tools are left out, which requests for text alone don't use.
     fees = _steps_of_kind(_FEE, rates)
     into, out = _steps_of_kind(_INPUT_TEXT, rates), _steps_of_kind(_OUTPUT, rates)
-    starts = sorted({_FROM_THE_FIRST, *(start for start, _ in (*into, *out))})
+    starts = sorted({_FROM_THE_FIRST, *dict([*into, *out])})
     steps = tuple((start, _highest(into, start), _highest(out, start)) for start in starts)
     return MaxCost(steps, _highest(fees, _FROM_THE_FIRST) / 1000)
 
@@ -140,9 +141,7 @@ _FROM_THE_FIRST = -1
 _Step = tuple[int, Decimal]
 
 
-def _steps_of_kind(
-    kind: re.Pattern[str], rates: Iterable[tuple[str, Decimal | TieredPrices]]
-) -> list[_Step]:
+def _steps_of_kind(kind: re.Pattern[str], rates: Iterable[_NamedRate]) -> list[_Step]:
     steps: list[_Step] = []
     for name, rate in rates:
         if not kind.match(name):
@@ -161,6 +160,13 @@ def _highest(steps: Iterable[_Step], start: int) -> Decimal:
     Whichever step a provider bills by, none is skipped: a later one may be the cheaper one.
     """
     return max([Decimal(0), *(rate for begins, rate in steps if begins <= start)])
+
+
+def _rates_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[_NamedRate]:
+    for prices in _prices_that_may_apply(model, day, fast):
+        for name, rate in vars(prices).items():
+            if rate is not None:
+                yield name, rate
 
 
 def _prices_that_may_apply(model: ModelInfo, day: date, fast: bool) -> Iterator[ModelPrice]:

@@ -15,6 +15,7 @@ from .model_names import read_model_name, spellings
 from .price_list import Price
 from .rates import KINDS, REQUIRED, Rate, Rates
 
+_KNOWN_OR_NONE = {None, *PROVIDERS}
 RateTable = Mapping[str, object]
 """Rates by name, and optionally `tiers`, `batch` and `valid_from`."""
 
@@ -62,27 +63,22 @@ class Override:
             raise ValueError(f"{what} must map rates to USD per million tokens, got {table!r}.")
         rates = dict(table)
         valid_from = read_date(rates.pop("valid_from", None), what)
-        tiers = rates.pop("tiers", None) or {}
-        if not isinstance(tiers, Mapping):
-            raise ValueError(f"{what}: tiers must map tiers to rates.")
-        if (batch := rates.pop("batch", None)) is not None:
-            tiers = {**tiers, "batch": batch}
-        base = _read_rates(name, rates)
-        if missing := [key for key in REQUIRED if key not in base]:
+        tiers = take_tiers(rates, what)
+        base = read_rates(name, rates)
+        if missing := sorted(set(REQUIRED) - base.keys()):
             raise ValueError(f"{what} lacks {', '.join(missing)} (USD per million tokens).")
         by_tier = {
-            str(tier): Rates({**base, **_read_rates(f"{name}, {tier}", own)})
+            str(tier): Rates({**base, **read_rates(f"{name}, {tier}", own)})
             for tier, own in tiers.items()
         }
         return cls(name, Rates(base), by_tier, valid_from, origin)
 
     def price(self, tokens: Tokens, context: Mapping[str, object] | None = None) -> Price:
         """What usage costs; a tier that the context names and that has rates counts."""
-        tier = _tier(context or {})
-        own = None if tier is None else self.tiers.get(tier)
-        total, fees = (own or self.rates).usd(tokens)
+        tier = tier_of(context or {})
+        total, fees = self.tiers.get(tier, self.rates).usd(tokens)
         source = f"override {self.name!r}"
-        if own is not None:
+        if tier in self.tiers:
             source = f"{source}, {tier}"
         if self.origin:
             source = f"{source} of {self.origin}"
@@ -92,21 +88,35 @@ class Override:
     def max_cost(self) -> MaxCost:
         """What a request for text can cost at most, at whichever tier."""
         costs = [rates.max_cost for rates in (self.rates, *self.tiers.values())]
-        steps = [cost.steps[0] for cost in costs]
-        into, out = max(step[1] for step in steps), max(step[2] for step in steps)
-        return MaxCost(((-1, into, out),), max(cost.per_request for cost in costs))
+        _, into, out = zip(*(cost.steps[0] for cost in costs), strict=True)
+        return MaxCost(((-1, max(into), max(out)),), max(cost.per_request for cost in costs))
 
 
-def _tier(context: Mapping[str, object]) -> str | None:
+def tier_of(context: Mapping[str, object]) -> str:
+    """The tier that a request's context names; empty: none."""
     if context.get("processing") == "batch":
         return "batch"
     if context.get("speed") == "fast":
         return "fast-mode"
     tier = context.get("service_tier")
-    return tier if isinstance(tier, str) else None
+    return tier if isinstance(tier, str) else ""
 
 
-def _read_rates(name: str, rates: object) -> dict[str, Decimal]:
+def take_tiers(rates: dict[str, object], what: str) -> dict[str, object]:
+    """Take the rates of tiers out of a table; `batch` is one of them, which may stand by itself."""
+    tiers = rates.pop("tiers", None) or {}
+    if not isinstance(tiers, Mapping):
+        raise ValueError(f"{what}: tiers must map tiers to rates.")
+    batch = rates.pop("batch", None)
+    return {**tiers} if batch is None else {**tiers, "batch": batch}
+
+
+def read_rates(name: str, rates: object) -> dict[str, Decimal]:
+    """The rates of a table by kind.
+
+    Raises:
+        ValueError: One is unknown, negative or not a finite number.
+    """
     if not isinstance(rates, Mapping):
         raise ValueError(f"Pricing override for {name!r} must map rates to USD, got {rates!r}.")
     if unknown := sorted(set(map(str, rates)) - set(KINDS)):
@@ -212,19 +222,20 @@ class Overrides:
         """The closest override for a model at a moment; None: now."""
         if not self._by_model:
             return None
+        candidates = self._for_model(model, provider)
+        return next((one for one in candidates if holds(one.valid_from, at)), None)
+
+    def _for_model(self, model: str, provider: str | None) -> Iterator[Override]:
+        """Those for a model by all of its names, the closest and latest first."""
         refs = read_model_name(model, provider)
         own = read_model_name(model)[-1]
-        if own.provider is not None and own.provider not in PROVIDERS:
+        if own.provider not in _KNOWN_OR_NONE:
             refs = (*refs, own)  # `phi:latest` is one name, whoever serves it
         for ref in refs:
             for spelling in spellings(ref.model):
-                for override in self._dated(spelling, ref.provider):
-                    if holds(override.valid_from, at):
-                        return override
-        return None
+                yield from self._by_name(spelling, ref.provider)
 
-    def _dated(self, model: str, provider: str | None) -> Iterator[Override]:
-        """Those for a model by one of its names, the closest and latest first."""
+    def _by_name(self, model: str, provider: str | None) -> Iterator[Override]:
         group = self._by_model.get(model, {})
         last = next(reversed(group), None)
         for own in (last,) if provider is None else (provider, None):

@@ -43,7 +43,7 @@ def highest_factor(provider: str, model: str, url: str | None) -> Decimal | None
     """
     if provider == "anthropic":
         # Where it is computed may be set for the workspace, so a request does not show it.
-        claude = _version(_CLAUDE, model)
+        claude = version_in(_CLAUDE, model)
         return NONE if claude and claude < (4, 6) else PREMIUM
     factor = regional_factor(provider, model, url, {})
     return None if isinstance(factor, str) else factor
@@ -66,7 +66,7 @@ def _openai(model: str, host: str) -> Decimal | str:
     """
     if not host.endswith(".api.openai.com"):
         return NONE
-    match _is_new_openai_model(model):
+    match is_new_openai_model(model):
         case True:
             return PREMIUM
         case False:
@@ -83,7 +83,7 @@ _OLD_OPENAI: Final = re.compile(
 )
 
 
-def _is_new_openai_model(model: str) -> bool | None:
+def is_new_openai_model(model: str) -> bool | None:
     """Whether a model was released from 2026-03-05 on, gpt-5.4 being the first; None: not known."""
     if dated := _RELEASED.search(model):
         try:
@@ -92,7 +92,7 @@ def _is_new_openai_model(model: str) -> bool | None:
             return None
     if _OLD_OPENAI.match(model):
         return False
-    gpt = _version(_GPT, model)
+    gpt = version_in(_GPT, model)
     return gpt and gpt >= (5, 4)
 
 
@@ -102,7 +102,7 @@ _GEMINI: Final = re.compile(r"gemini-(?:[a-z]+-)*(\d+)()")
 _VERTEX_PREMIUM_FROM: Final = ((_CLAUDE, (4, 5)), (_GEMINI, (3, 0)))
 
 
-def _version(name: re.Pattern[str], model: str) -> tuple[int, int] | None:
+def version_in(name: re.Pattern[str], model: str) -> tuple[int, int] | None:
     """The version in a model's name; None: it has another name."""
     found = name.search(model)
     return found and (int(found[1]), int(found[2] or 0))
@@ -116,7 +116,7 @@ def _google(model: str, host: str) -> Decimal | str:
     if at is None or (at[1] or at[2]) in (None, "global"):
         return NONE
     for name, first in _VERTEX_PREMIUM_FROM:
-        if version := _version(name, model):
+        if version := version_in(name, model):
             return PREMIUM if version >= first else NONE
     return f"the price list does not have what it costs at {host}"
 

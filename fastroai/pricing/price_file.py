@@ -148,7 +148,7 @@ def with_readable_prices(settings: FastroAISettings) -> FastroAISettings:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _changed: int) -> OwnPrices:
-    document = _parsed(path)
+    document = parse_file(path)
     if not isinstance(document, dict):
         raise ValueError(f"expected a table of models and discounts, got {document!r}")
     if unknown := sorted(set(map(str, document)) - {"models", "discounts"}):
@@ -171,7 +171,7 @@ def _read_listed(discounts: list[Mapping[str, object]]) -> tuple[Discount, ...]:
     return tuple(found)
 
 
-def _parsed(path: Path) -> object:
+def parse_file(path: Path) -> object:
     text = path.read_text(encoding="utf-8")
     if path.suffix.lower() not in (".yaml", ".yml"):
         return json.loads(text, parse_float=Decimal)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from functools import cache
+from itertools import chain
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -157,9 +158,8 @@ def further_usage(usage: object) -> dict[str, float]:
     genai-prices' names.
     """
     further = {}
-    for name, value in vars(usage).items():
-        if name in _COUNTED or name not in _usage_names():
-            continue
+    for name in filter(_further_names().__contains__, vars(usage)):
+        value = getattr(usage, name)
         # A provider's answer may hold anything: what can't be added up is no count.
         if value and type(value) in (int, float) and isfinite(value):
             further[name] = value
@@ -187,6 +187,11 @@ def _usage_names() -> tuple[str, ...]:
     from genai_prices.data_units import unit_data
 
     return tuple(name for name in unit_data if name != "requests")  # each usage is of one
+
+
+@cache
+def _further_names() -> frozenset[str]:
+    return frozenset(_usage_names()) - _COUNTED
 
 
 def premium_name(provider: Provider, model: ModelInfo, ref: ModelRef) -> str:
@@ -276,16 +281,24 @@ def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str])
     """The tier of a request that is billed otherwise than the standard one, at a price that the
     list does not have.
     """
-    # The variants of a model are its own provider's; another one that serves it has other rates.
-    is_own = any(own is model for own in provider.models)
-    variants = (model.price_variants or ()) if is_own else ()
-    listed = {pair for variant in variants for pair in variant.when.items()}
+    listed = listed_tiers(provider, model)
     after_all = _STANDARD_AFTER_ALL.get(provider.id, frozenset())
     for key, standard in _STANDARD.items():
         tier = tags.get(key, "")
         if tier.lower() not in {"", *standard, *after_all} and (key, tier) not in listed:
             return tier
     return None
+
+
+def listed_tiers(provider: Provider, model: ModelInfo) -> set[tuple[str, str]]:
+    """The tiers that a provider's model has rates of its own for, each with what it is a kind of:
+    `service_tier`, `processing` or `speed`.
+    """
+    # The variants of a model are its own provider's; another one that serves it has other rates.
+    if not any(own is model for own in provider.models):
+        return set()
+    conditions = (variant.when.items() for variant in model.price_variants or ())
+    return set(chain.from_iterable(conditions))
 
 
 def where_listed(ref: ModelRef, url: str | None) -> dict[str, str]:
@@ -352,11 +365,11 @@ def _lists(provider: str | None, url: str | None) -> bool:
         found = get_snapshot().find_provider(None, provider, url)
     except LookupError:
         return False
-    return url is None or _is_whole_host(found.api_pattern, url)
+    return url is None or is_whole_host(found.api_pattern, url)
 
 
 @cache
-def _is_whole_host(pattern: str, url: str) -> bool:
+def is_whole_host(pattern: str, url: str) -> bool:
     """Whether a pattern of the list ends with the host: most of them would also take
     api.openai.com.example.com.
     """
