@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 from pydantic_ai.messages import ModelRequest, ModelResponse
@@ -40,7 +41,7 @@ def read_response(
     """
     usage = read_usage(result)
     model = answering_model(result) or fallback_model
-    counted = _of_entries(entries) if entries else _of_result(usage, calculator, model)
+    counted = metered_counts(entries) if entries else reported_counts(usage, calculator, model)
     return ChatResponse(
         output=output,
         content=output if isinstance(output, str) else str(output),
@@ -52,35 +53,38 @@ def read_response(
         trace_id=trace_id,
         usage_details=_details(usage),
         entries=entries,
-        messages=_conversation(result),
+        messages=conversation_of(result),
     )
 
 
-def _of_entries(entries: Collection[LedgerEntry]) -> dict[str, Any]:
+def metered_counts(entries: Collection[LedgerEntry]) -> dict[str, Any]:
     """Tokens, cost and requests as they were metered."""
     spent = [entry for entry in entries if entry.is_spend]
     tokens = summed(entry.tokens for entry in spent)
     sent = [entry.request_count for entry in entries if entry.state is not EntryState.REPLAYED]
-    cost = total_usd(spent)
-    # Nothing at all is known of what was sent: that is not 0.
-    is_unknown = spent and all(entry.cost_usd is None for entry in spent)
     return {
         **tokens,
         "total_tokens": tokens["input_tokens"] + tokens["output_tokens"],
-        "cost_usd": None if is_unknown else cost,
-        "cost_microcents": usd_to_microcents(cost),
+        "cost_usd": known_cost(spent),
+        "cost_microcents": usd_to_microcents(total_usd(spent)),
         "request_count": sum(sent),
     }
 
 
-def _of_result(usage: object, calculator: CostCalculator, model: str | None) -> dict[str, Any]:
+def known_cost(spent: Collection[LedgerEntry]) -> Decimal | None:
+    """What was spent in USD; None where nothing at all is known of what was sent: that is not 0."""
+    is_unknown = spent and all(entry.cost_usd is None for entry in spent)
+    return None if is_unknown else total_usd(spent)
+
+
+def reported_counts(usage: object, calculator: CostCalculator, model: str | None) -> dict[str, Any]:
     """The same as a result reports it."""
     tokens = {name: _count(usage, name) for name in TOKEN_COUNTERS}
     total = _count(usage, "total_tokens") or tokens["input_tokens"] + tokens["output_tokens"]
     return {
         **tokens,
         "total_tokens": total,
-        "cost_microcents": _estimate(calculator, model, tokens),
+        "cost_microcents": estimated_cost(calculator, model, tokens),
         "request_count": _count(usage, "requests") or 1,
     }
 
@@ -127,22 +131,22 @@ def tool_calls_in(
         return [
             {
                 "tool_name": part.tool_name,
-                "args": _arguments(part.args),
+                "args": tool_arguments(part.args),
                 "tool_call_id": getattr(part, "tool_call_id", None),
             }
             for part in parts
-            if _is_call(part) and part.tool_name not in output_tools
+            if is_tool_call(part) and part.tool_name not in output_tools
         ]
     except Exception as error:
         logger.debug("Tool calls could not be read from messages: %r", error)
         return []
 
 
-def _is_call(part: object) -> bool:
+def is_tool_call(part: object) -> bool:
     return hasattr(part, "tool_name") and hasattr(part, "args")
 
 
-def _arguments(args: object) -> dict[str, Any]:
+def tool_arguments(args: object) -> dict[str, Any]:
     """Arguments as a dict; what is no object in JSON, or not valid JSON, is empty."""
     if isinstance(args, str):
         try:
@@ -164,7 +168,7 @@ def _details(usage: object) -> dict[str, int]:
     return {str(name): count for name, count in details.items() if type(count) is int}
 
 
-def _estimate(calculator: CostCalculator, model: str | None, tokens: Mapping[str, int]) -> int:
+def estimated_cost(calculator: CostCalculator, model: str | None, tokens: Mapping[str, int]) -> int:
     if model is None:
         logger.warning(
             "No model is named by the response, so its cost is recorded as 0. Name one: "
@@ -174,7 +178,7 @@ def _estimate(calculator: CostCalculator, model: str | None, tokens: Mapping[str
     return calculator.calculate_cost(model, **tokens)
 
 
-def _conversation(result: Any) -> list[ModelRequest | ModelResponse]:
+def conversation_of(result: Any) -> list[ModelRequest | ModelResponse]:
     try:
         messages = list(result.all_messages())
     # whoever made the agent, its answer is paid for and not lost for want of its messages

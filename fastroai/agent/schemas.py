@@ -89,13 +89,13 @@ def complain_of_unknown(options: Iterable[Any], arguments: Iterable[str] = ()) -
         arguments: What else is known where they were given.
     """
     known = [*AgentConfig.model_fields, *(name for name in arguments if name != "options")]
-    unknown = [_with_hint(str(name), known) for name in options if name not in known]
+    unknown = [with_hint(str(name), known) for name in options if name not in known]
     if not unknown:
         return None
     return f"unknown option {', '.join(unknown)}; known are {', '.join(known)}"
 
 
-def _with_hint(name: str, known: Sequence[str]) -> str:
+def with_hint(name: str, known: Sequence[str]) -> str:
     near = get_close_matches(name, known, n=1)
     return f"{name!r} (did you mean {near[0]!r}?)" if near else repr(name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -78,7 +77,7 @@ async def stream_content(stream: Any, output_tools: Collection[str]) -> AsyncGen
     sent = ""
     async with _closing(stream.stream_response(debounce_by=None)) as responses:
         async for response in responses:
-            text = _output_text(response, output_tools)
+            text = output_text(response, output_tools)
             if len(text) > len(sent) and text.startswith(sent):
                 yield text[len(sent) :]
                 sent = text
@@ -94,15 +93,13 @@ async def _closing(items: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T]]:
             await close()
 
 
-def _output_text(response: ModelResponse, output_tools: Collection[str]) -> str:
+def output_text(response: ModelResponse, output_tools: Collection[str]) -> str:
     """The output within a response that is still growing: the arguments of an output tool, else its
     text.
     """
     for part in response.parts:
         if isinstance(part, ToolCallPart) and part.tool_name in output_tools:
-            return (
-                part.args
-                if isinstance(part.args, str)
-                else json.dumps(part.args or {}, separators=(",", ":"))
-            )
+            if isinstance(part.args, str):  # not complete yet, and passed on as it comes
+                return part.args
+            return json.dumps(part.args or {}, separators=(",", ":"))
     return "".join(part.content for part in response.parts if isinstance(part, TextPart))

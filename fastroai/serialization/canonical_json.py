@@ -54,17 +54,17 @@ def digest_of_json(value: object) -> str:
 
     Tuples are lists, and of NaN and infinities the name is written.
     """
-    text = _ENCODER.encode(_with_equal_numbers(value))
+    text = _ENCODER.encode(with_equal_numbers(value))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _with_equal_numbers(value: object) -> object:
+def with_equal_numbers(value: object) -> object:
     if type(value) in _AS_THEY_ARE:
         return value
     if isinstance(value, dict):
-        return dict(zip(value, map(_with_equal_numbers, value.values()), strict=True))
+        return dict(zip(value, map(with_equal_numbers, value.values()), strict=True))
     if isinstance(value, (list, tuple)):
-        return list(map(_with_equal_numbers, value))
+        return list(map(with_equal_numbers, value))
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -80,7 +80,7 @@ def _canonical(value: Any) -> object:
         return list(map(_canonical, value))
     if kind is dict and _TYPE not in value and set(map(type, value)) <= _TEXT_ONLY:
         return dict(zip(value, map(_canonical, value.values()), strict=True))
-    return {_TYPE: _name(value), "value": _content(value)}
+    return {_TYPE: type_name(value), "value": content_of(value)}
 
 
 def _number(value: float) -> object:
@@ -93,17 +93,17 @@ def _number(value: float) -> object:
     return {_TYPE: "float", "value": repr(value)}  # NaN or an infinity
 
 
-def _name(value: object) -> str:
+def type_name(value: object) -> str:
     """A type's name; of paths, one that is the same on every system and Python version."""
     if isinstance(value, PurePath):
         return "Path" if isinstance(value, Path) else "PurePath"
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _content(value: object) -> object:
+def content_of(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Enum | BaseModel):
-        names = [field.name for field in dataclasses.fields(value)]
-        return _canonical({name: getattr(value, name) for name in names})
+        fields = dataclasses.fields(value)
+        return _canonical({field.name: getattr(value, field.name) for field in fields})
     for kinds, content in _CONTENTS:
         if isinstance(value, kinds):
             return content(value)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, time
 from decimal import Decimal
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel
@@ -56,13 +57,14 @@ class Spelling:
             raise TypeError(f"it is nested more than {DEEPEST} levels deep, or holds itself")
         if isinstance(value, Iterator):
             raise TypeError("it holds an iterator, which can be read only once")
+        spell = partial(self._spell, depth=depth + 1)
         if isinstance(value, set | frozenset):
             self.holds_set = True
-            return kind, frozenset(self._spell(member, depth + 1) for member in value)
-        parts = _parts(value)
+            return kind, frozenset(map(spell, value))
+        parts = parts_of(value)
         if parts is None:
             return kind, value
-        return _bare_type(value), *(self._spell(part, depth + 1) for part in parts)
+        return bare_type(value), *map(spell, parts)
 
 
 # What is in one piece, and by what two of them differ that are equal to Python.
@@ -75,21 +77,21 @@ _LEAVES: tuple[tuple[tuple[type, ...], Callable[[Any], object]], ...] = (
 )
 
 
-def _parts(value: object) -> Iterable[object] | None:
+def parts_of(value: object) -> Iterable[object] | None:
     """What a value is made of, in an order of its own; None where it is one piece."""
     if isinstance(value, BaseModel):
-        fields = [value.__dict__.get(name) for name in type(value).model_fields]
+        fields = map(value.__dict__.get, type(value).model_fields)
         return [*fields, value.__pydantic_extra__, value.__pydantic_private__]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = {field.name for field in dataclasses.fields(value)} | _attributes(value)
-        return [part for name in sorted(names) for part in (name, getattr(value, name, _MISSING))]
+        own = {field.name for field in dataclasses.fields(value)}
+        names = sorted(own | attributes_of(value))
+        return chain.from_iterable((name, getattr(value, name, _MISSING)) for name in names)
     if isinstance(value, Mapping):
-        items = [part for item in value.items() for part in item]
-        return [getattr(value, "default_factory", None), *items]
+        return [getattr(value, "default_factory", None), *chain.from_iterable(value.items())]
     return value if isinstance(value, list | tuple) else None
 
 
-def _attributes(value: object) -> set[str]:
+def attributes_of(value: object) -> set[str]:
     """What an object holds besides what it computes from the rest."""
     own = getattr(value, "__dict__", {})
     return {
@@ -97,7 +99,7 @@ def _attributes(value: object) -> set[str]:
     }
 
 
-def _bare_type(value: object) -> type:
+def bare_type(value: object) -> type:
     """A value's type; of a generic model the bare one, since people write `State(data=…)` for a
     `State[Data]`.
     """

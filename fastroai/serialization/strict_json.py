@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
+from math import isfinite
 from typing import Any
 
 from .round_trip import DEEPEST
@@ -12,6 +15,10 @@ LONGEST_INT = 14_000
 
 
 _PLAIN = frozenset({type(None), str, bool})
+_NUMBERS: dict[type, Callable[[Any], bool]] = {
+    int: lambda value: value.bit_length() <= LONGEST_INT,
+    float: isfinite,
+}
 _TEXT_ONLY = frozenset({str})
 
 
@@ -20,10 +27,8 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     kind = type(value)
     if kind in _PLAIN:
         return True
-    if kind is int:
-        return bool(value.bit_length() <= LONGEST_INT)
-    if kind is float:
-        return bool(value - value == 0)  # neither NaN nor infinite
+    if kind in _NUMBERS:
+        return _NUMBERS[kind](value)
     items = value
     if kind is dict:
         if not _TEXT_ONLY.issuperset(map(type, value)):
@@ -32,7 +37,7 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     elif kind is not list:
         return False
     # Deeper ones could be written, but not be read again.
-    return depth <= 2 * DEEPEST and all(is_plain(item, depth + 1) for item in items)
+    return depth <= 2 * DEEPEST and all(map(partial(is_plain, depth=depth + 1), items))
 
 
 def loads_strictly(text: str | bytes) -> Any:
@@ -43,25 +48,28 @@ def loads_strictly(text: str | bytes) -> Any:
     """
     try:
         return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
+            text,
+            object_pairs_hook=unique_keys,
+            parse_constant=refuse_constant,
+            parse_float=finite_number,
         )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key is there twice")
     return found
 
 
-def _refuse(text: str) -> Any:
+def refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
 
 
-def _finite(text: str) -> float:
+def finite_number(text: str) -> float:
     number = float(text)
-    if number - number != 0:
+    if not isfinite(number):
         raise ValueError(f"{text} is no finite number")
     return number

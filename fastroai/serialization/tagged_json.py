@@ -27,11 +27,9 @@ def pack(value: Any) -> Any:
         return pack(value.value)
     # a named one, too: its fields are in the type that the code declares
     if isinstance(value, tuple):
-        return {TAG: "tuple", "value": _packed(value)}
-    if kind is list:
-        return _packed(value)
-    if kind is dict:
-        return _packed_dict(value)
+        return {TAG: "tuple", "value": pack_all(value)}
+    if kind in _CONTAINERS:
+        return _CONTAINERS[kind](value)
     if kind not in _CONTENTS:
         raise TypeError(f"a {kind.__qualname__} can't be packed")
     tag, content = _CONTENTS[kind]
@@ -45,7 +43,7 @@ def unpack(value: Any) -> Any:
         ValueError, TypeError, KeyError: It is nothing that `pack` makes.
     """
     if type(value) is list:
-        return [unpack(item) for item in value]
+        return list(map(unpack, value))
     if type(value) is not dict:
         return value
     if TAG not in value:
@@ -53,26 +51,31 @@ def unpack(value: Any) -> Any:
     return _VALUES[value[TAG]](value["value"])
 
 
-def _packed(items: Iterable[object]) -> list[object]:
-    return [pack(item) for item in items]
+def pack_all(items: Iterable[object]) -> list[object]:
+    """Each as JSON."""
+    return list(map(pack, items))
 
 
-def _packed_dict(value: dict[Any, object]) -> dict[str, object]:
-    if TAG not in value and all(type(key) is str for key in value):
-        return {key: pack(item) for key, item in value.items()}
-    return {TAG: "dict", "value": [_packed(item) for item in value.items()]}
+def pack_dict(value: dict[Any, object]) -> dict[str, object]:
+    """As it is where its keys are text that can't be taken for a tag, else as its items."""
+    if TAG not in value and _TEXT_ONLY.issuperset(map(type, value)):
+        return dict(zip(value, pack_all(value.values()), strict=True))
+    return {TAG: "dict", "value": list(map(pack_all, value.items()))}
 
 
-def _sorted(value: Iterable[object]) -> list[object]:
-    return sorted(_packed(value), key=json.dumps)
+def pack_set(value: Iterable[object]) -> list[object]:
+    """Its members in the order of their JSON."""
+    return sorted(pack_all(value), key=json.dumps)
 
 
+_TEXT_ONLY = frozenset({str})
+_CONTAINERS: dict[type, Callable[[Any], object]] = {list: pack_all, dict: pack_dict}
 _AS_IT_IS = frozenset({type(None), str, bool, int})
 
 # Tag and content of a value, by its type.
 _CONTENTS: dict[type, tuple[str, Callable[[Any], object]]] = {
-    set: ("set", _sorted),
-    frozenset: ("frozenset", _sorted),
+    set: ("set", pack_set),
+    frozenset: ("frozenset", pack_set),
     timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
     bytes: ("bytes", lambda value: b64encode(value).decode()),
     datetime: ("datetime", datetime.isoformat),
