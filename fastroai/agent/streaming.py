@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -99,7 +100,6 @@ def output_text(response: ModelResponse, output_tools: Collection[str]) -> str:
     """
     for part in response.parts:
         if isinstance(part, ToolCallPart) and part.tool_name in output_tools:
-            if isinstance(part.args, str):  # not complete yet, and passed on as it comes
-                return part.args
-            return json.dumps(part.args or {}, separators=(",", ":"))
+            args = part.args  # text is not complete yet, and passed on as it comes
+            return args if isinstance(args, str) else json.dumps(args or {}, separators=(",", ":"))
     return "".join(part.content for part in response.parts if isinstance(part, TextPart))

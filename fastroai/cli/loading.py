@@ -76,7 +76,7 @@ def prefer(name: str, folder: Path) -> None:
     if spec is None or top == "fastroai" or not holds(spec, rest):
         return
     loaded = sys.modules.get(top)
-    if loaded is None or _origin(loaded.__spec__) != _origin(spec):
+    if loaded is None or origin_of(loaded.__spec__) != origin_of(spec):
         forget(top)
         if spec.origin is None:
             sys.modules[top] = module_from_spec(spec)
@@ -98,5 +98,5 @@ def holds(spec: ModuleSpec, submodule: str) -> bool:
     return bool(first) and PathFinder.find_spec(first, places) is not None
 
 
-def _origin(spec: ModuleSpec | None) -> object:
+def origin_of(spec: ModuleSpec | None) -> object:
     return spec and (spec.origin, list(spec.submodule_search_locations or []))

@@ -46,12 +46,12 @@ def archive_format(name: str | None = None) -> ArchiveFormat:
     """
     has_pyarrow = find_spec("pyarrow") is not None
     if name == "csv" or (name is None and not has_pyarrow):
-        return ArchiveFormat(".csv.gz", _csv)
+        return ArchiveFormat(".csv.gz", write_csv)
     if name not in (None, "parquet"):
         raise ValueError(f"{name!r} is no format of archives. Allowed: csv, parquet.")
     if not has_pyarrow:
         raise ValueError("Parquet needs pyarrow, which is not installed. Use csv, or install it.")
-    return ArchiveFormat(".parquet", _parquet)
+    return ArchiveFormat(".parquet", write_parquet)
 
 
 def write_archive(folder: Path, entries: Sequence[LedgerEntry], form: ArchiveFormat) -> Path:
@@ -63,8 +63,8 @@ def write_archive(folder: Path, entries: Sequence[LedgerEntry], form: ArchiveFor
     name = f"fastroai-{first:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}{form.suffix}{UNFINISHED}"
     path = folder / name
     with open_private_file(path) as file:
-        write_whole(file, form.content(list(map(_row, entries))))
-    _sync(folder)
+        write_whole(file, form.content(list(map(row_of, entries))))
+    sync_to_disk(folder)
     return path
 
 
@@ -77,11 +77,11 @@ def finish_archive(path: Path) -> Path:
         # Who archives at the same time takes it for one that was left, and names it, too.
         if not final.exists():
             raise
-    _sync(path.parent)
+    sync_to_disk(path.parent)
     return final
 
 
-def _sync(folder: Path) -> None:
+def sync_to_disk(folder: Path) -> None:
     """Have names of files on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -90,12 +90,12 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _row(entry: LedgerEntry) -> dict[str, Any]:
+def row_of(entry: LedgerEntry) -> dict[str, Any]:
     holders = ((entry, _OF_REQUEST), (entry.tokens, TOKEN_NAMES), (entry.attribution, _OF_RUN))
-    return {name: _value(getattr(holder, name)) for holder, names in holders for name in names}
+    return {name: value_of(getattr(holder, name)) for holder, names in holders for name in names}
 
 
-def _value(value: Any) -> Any:
+def value_of(value: Any) -> Any:
     """Amounts as texts, exact; times in ISO 8601; what has parts as JSON."""
     if isinstance(value, Decimal):
         return f"{value:f}"
@@ -106,7 +106,7 @@ def _value(value: Any) -> Any:
     return value
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def write_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
@@ -114,7 +114,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return gzip.compress(text.getvalue().encode("utf-8", "backslashreplace"), 6, mtime=0)
 
 
-def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def write_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow  # type: ignore[import-not-found,unused-ignore]  # only where it is installed
     import pyarrow.parquet  # type: ignore[import-not-found,unused-ignore]
 

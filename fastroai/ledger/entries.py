@@ -179,6 +179,11 @@ class LedgerEntry:
         """The model that answered, or while that is not known the one asked for."""
         return self.model_answered or self.model_asked
 
+    @property
+    def answering_provider(self) -> str | None:
+        """Who answered, or while that is not known was asked."""
+        return self.provider or (self.model_asked or "").partition(":")[0] or None
+
 
 NOT_SENT = "Not sent: "
 """How the `error` of a refused entry begins that did not get as far as a provider."""

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 
 from ..pricing.money import EXACT
-from .entries import EntryState, LedgerEntry, spend_of
+from .entries import EntryState, LedgerEntry, total_usd
 from .reconciliation import amount, answerer, column_name, count, same_model, time
 
 COST = "cost_usd"
@@ -172,10 +172,7 @@ class ComparedSum:
         if name == "requests":
             return Decimal(sum(entry.request_count for entry in self._settled))
         if name == COST:
-            usd = Decimal(0)
-            for entry in self.entries:
-                usd = EXACT.add(usd, spend_of(entry))
-            return usd
+            return total_usd(self.entries)
         return Decimal(sum(getattr(entry.tokens, name) for entry in self.entries))
 
     def at_most(self, name: str) -> Decimal | None:
@@ -241,26 +238,44 @@ def read_export(rows: Iterable[str], known: ExportFormat) -> tuple[BilledSum, ..
     Raises:
         ValueError: A value can't be read, or is in another currency; the message says which.
     """
-    reader = csv.DictReader(rows)
     found: dict[tuple[datetime, datetime, str | None], BilledSum] = {}
-    for row in reader:
-        named = {column_name(name): (value or "").strip() for name, value in row.items() if name}
-        line = _line(reader.line_num, named, known)
-        if line is not None:
-            key = line.start, line.end, line.model
-            found.setdefault(key, BilledSum(start=line.start, end=line.end, model=line.model)).add(
-                line
-            )
+    for line in lines_of(rows, known):
+        key = line.start, line.end, line.model
+        empty = BilledSum(start=line.start, end=line.end, model=line.model)
+        found.setdefault(key, empty).add(line)
     for start, end, model in list(found):
         if model is not None and (start, end, None) in found:
             found[start, end, None].add(found.pop((start, end, model)))
     return tuple(found[key] for key in sorted(found, key=lambda key: (*key[:2], key[2] or "")))
 
 
-def _line(number: int, row: Mapping[str, str], known: ExportFormat) -> BilledSum | None:
+def lines_of(rows: Iterable[str], known: ExportFormat) -> Iterator[BilledSum]:
+    """What each line of an export bills; lines of days without requests are left out."""
+    reader = csv.DictReader(rows)
+    for row in reader:
+        named = {column_name(name): (value or "").strip() for name, value in row.items() if name}
+        refuse_other_currencies(reader.line_num, named)
+        line = _line(reader.line_num, named, known)
+        if any(line.sums.values()):
+            yield line
+
+
+def refuse_other_currencies(number: int, row: Mapping[str, str]) -> None:
+    """Refuse a line that is not in USD."""
     currency = row.get("amount_currency") or row.get("currency") or "usd"
     if currency.lower() != "usd":
         raise ValueError(f"Line {number} of the export is in {currency!r}, not in USD.")
+
+
+def model_in(row: Mapping[str, str], known: ExportFormat) -> str | None:
+    """The model that a line is for; None where it names none."""
+    name = row.get(known.model, "")
+    if known.model == "line_item":
+        name = name.rpartition(",")[0]  # gpt-5-mini-2025-08-07, input
+    return same_model(name)
+
+
+def _line(number: int, row: Mapping[str, str], known: ExportFormat) -> BilledSum:
     try:
         given = {
             ours: [_number(ours, row[name]) for name in theirs if row.get(name)]
@@ -270,19 +285,13 @@ def _line(number: int, row: Mapping[str, str], known: ExportFormat) -> BilledSum
         end = time(row[known.ends]) if known.ends and row.get(known.ends) else start + _DAY
     except (ValueError, InvalidOperation) as error:
         raise ValueError(f"Line {number} of the export can't be read: {error}") from None
-    model = row.get(known.model) or None
-    if known.model == "line_item" and model is not None:
-        model, comma, _ = model.rpartition(",")  # gpt-5-mini-2025-08-07, input
-        model = model if comma else None
     sums = {ours: sum(values, Decimal(0)) for ours, values in given.items()}
-    if not any(sums.values()):
-        return None  # a day without requests
     if COST in sums:
         sums[COST] = EXACT.multiply(sums[COST], known.usd)
     return BilledSum(
         start=start,
         end=end,
-        model=same_model(model),
+        model=model_in(row, known),
         lines=[number],
         sums=sums,
         off=known.off,

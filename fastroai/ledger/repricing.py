@@ -103,7 +103,7 @@ def what_if(
         )
     prices = calculator or CostCalculator()
     requests = tuple(
-        _reprice(entry, model, service_tier, at or entry.sent_at, prices)
+        reprice(entry, model, service_tier, at or entry.sent_at, prices)
         for entry in entries
         if entry.is_spend
     )
@@ -147,7 +147,7 @@ def check_prices(
         if entry.cost_usd is not None and entry.price_version is None:
             own += 1
             continue
-        found = _reprice(entry, None, None, entry.sent_at, prices)
+        found = reprice(entry, None, None, entry.sent_at, prices)
         if found.usd is None:
             unknown.append(found)
         elif (entry.price_version, entry.price_source) == (found.version, found.reason):
@@ -159,23 +159,22 @@ def check_prices(
     return PriceCheck(current, own, same, tuple(differing), tuple(unknown))
 
 
-def _reprice(
+def reprice(
     entry: LedgerEntry, model: str | None, tier: str | None, at: datetime, prices: CostCalculator
 ) -> Repriced:
-    if not (entry.tokens.input_tokens or entry.tokens.output_tokens):
-        return Repriced(entry, None, "Its tokens are not known.")
-    if entry.request_count != 1:
-        return Repriced(
-            entry, None, f"It is a sum of {entry.request_count} requests; prices are per request."
-        )
-    recorded = None if entry.provider_host is None else f"https://{entry.provider_host}"
+    if (reason := why_unpriceable(entry)) is not None:
+        return Repriced(entry, None, reason)
+    provider = url = None
+    if not model:
+        # Another model is priced where its own name says, not where this one was answered.
+        provider = entry.answering_provider
+        url = entry.provider_host and f"https://{entry.provider_host}"
     try:
         price = prices.price(
             _Usage(entry),  # type: ignore[arg-type]  # it has the counters of a RequestUsage that prices look at
             model or entry.answering_model or "",
-            # Another model is priced where its own name says, not where this one was answered.
-            provider=None if model else _provider(entry),
-            provider_url=None if model else recorded,
+            provider=provider,
+            provider_url=url,
             at=at,
             context=tier_context(tier or entry.service_tier),
         )
@@ -186,8 +185,13 @@ def _reprice(
     return Repriced(entry, price.total, price.source, price.version)
 
 
-def _provider(entry: LedgerEntry) -> str | None:
-    return entry.provider or (entry.model_asked or "").partition(":")[0] or None
+def why_unpriceable(entry: LedgerEntry) -> str | None:
+    """Why an entry can have no price of its own, whatever the model; None: it can."""
+    if not (entry.tokens.input_tokens or entry.tokens.output_tokens):
+        return "Its tokens are not known."
+    if entry.request_count != 1:
+        return f"It is a sum of {entry.request_count} requests; prices are per request."
+    return None
 
 
 class _Usage:

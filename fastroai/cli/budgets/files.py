@@ -17,6 +17,7 @@ from ...budgets.budget import Budget
 from ...budgets.standing import Budgets
 from ..costs.filters import CONFIGURED, Source
 from ..exit_codes import UsageError
+from ..rendering.console import write_json
 from .opened import FIELDS, defined
 
 
@@ -61,7 +62,7 @@ def apply_file(
             }
             for change in changes
         ]
-        sys.stdout.write(json.dumps({"changes": said}, indent=2) + "\n")
+        write_json({"changes": said})
     elif not changes:
         sys.stdout.write("Nothing to change.\n")
 

@@ -13,7 +13,7 @@ from ...budgets.budget import SCOPES, Budget, to_json
 from ...budgets.burn_down import reached_at
 from ...budgets.standing import BudgetState
 from ..costs.filters import CONFIGURED, Source
-from ..rendering.console import console
+from ..rendering.console import console, write_json
 from ..rendering.tables import Amount, Cell, Column, exact, print_table
 from .opened import opened
 
@@ -44,8 +44,7 @@ def show_states(states: Sequence[BudgetState], source: Source) -> None:
     """Write budgets as a table, or as JSON."""
     now = datetime.now(UTC)
     if source.json:
-        said = {"currency": "USD", "budgets": [state_json(state, now) for state in states]}
-        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+        write_json({"currency": "USD", "budgets": [state_json(state, now) for state in states]})
     elif states:
         print_table(console(), _COLUMNS, [row_of(state, now) for state in states])
     else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import fields
+from itertools import filterfalse
 
 from ...budgets.budget import Budget
 from ...budgets.standing import Budgets, UnknownBudgetError
@@ -13,6 +14,7 @@ from ...ledger.ledger import Ledger
 from ..exit_codes import UsageError
 
 FIELDS = tuple(field.name for field in fields(Budget))
+_NOT_TEXTS = ("usd", "warn_at", "max_request_usd")
 
 
 @asynccontextmanager
@@ -32,26 +34,32 @@ async def opened(url: str | None) -> AsyncGenerator[Budgets]:
         raise FastroAIError(f"{error} `fastroai budgets list` shows them.") from error
 
 
+def complaints_about(given: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with the fields of a budget, before any of their values is looked at."""
+    for name in filterfalse(FIELDS.__contains__, given):
+        yield f"A budget has no {name!r}. It has: {', '.join(FIELDS)}."
+    for name in ("name", "usd"):
+        if given.get(name) in (None, ""):
+            yield f"{name} is missing: a standing budget needs a name and usd."
+    for name in filterfalse(_NOT_TEXTS.__contains__, given):
+        if not isinstance(given[name], str):
+            yield f"{name}={given[name]!r}: give a text."
+    deployment = given.get("deployment", "/")
+    if "/" not in str(deployment):
+        yield f"deployment={deployment!r}: give flow/deployment, as 'digest/daily'."
+    shares = given.get("warn_at", ())
+    if not isinstance(shares, list | tuple):
+        yield f"warn_at={shares!r}: give a list of shares, as 0.8."
+
+
 def defined(given: Mapping[str, object]) -> Budget:
     """A standing budget of its fields.
 
     Raises:
         UsageError: One of them is wrong.
     """
-    if unknown := [name for name in given if name not in FIELDS]:
-        raise UsageError(f"A budget has no {unknown[0]!r}. It has: {', '.join(FIELDS)}.")
-    for name in ("name", "usd"):
-        if given.get(name) in (None, ""):
-            raise UsageError(f"{name} is missing: a standing budget needs a name and usd.")
-    for name, value in given.items():
-        if name not in ("usd", "warn_at", "max_request_usd") and not isinstance(value, str):
-            raise UsageError(f"{name}={value!r}: give a text.")
-    deployment = given.get("deployment", "/")
-    if "/" not in str(deployment):
-        raise UsageError(f"deployment={deployment!r}: give flow/deployment, as 'digest/daily'.")
-    shares = given.get("warn_at", ())
-    if not isinstance(shares, list | tuple):
-        raise UsageError(f"warn_at={shares!r}: give a list of shares, as 0.8.")
+    if complaint := next(complaints_about(given), None):
+        raise UsageError(complaint)
     try:
         budget = Budget(**given)  # type: ignore[arg-type]  # it checks them
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from cyclopts import Parameter
 from ...ledger.ledger import Ledger
 from ..exit_codes import UsageError
 from ..parsing import duration, shown
+from ..rendering.console import write_json
 from .filters import CONFIGURED, Source
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def archive(
     entries = sum(one.entries for one in found)
     if source.json:
         files = [{"path": str(one.path), "entries": one.entries} for one in found]
-        said = {"before": before.isoformat(), "entries": entries, "files": files}
-        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+        write_json({"before": before.isoformat(), "entries": entries, "files": files})
         return
     for one in found:
         sys.stdout.write(f"{one.path}: {one.entries:,} entries\n")

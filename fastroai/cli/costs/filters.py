@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -71,6 +71,17 @@ class Filters:
             for name, value in self.as_arguments().items()
             if value is not None
         }
+
+    @property
+    def bounds(self) -> tuple[datetime, datetime]:
+        """From when until before when."""
+        first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+        return self.since or first, self.until or last
+
+    @property
+    def in_brackets(self) -> str:
+        """For behind a text, from which it sets itself apart; empty where all is asked for."""
+        return f" ({self})" if self else ""
 
     def __bool__(self) -> bool:
         return any(self.described())

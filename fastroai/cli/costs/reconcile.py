@@ -35,13 +35,13 @@ from ...pricing.money import EXACT
 from ...providers import PROVIDERS, canonical_provider
 from ..exit_codes import NOT_BALANCED, UsageError
 from ..parsing import duration
-from ..rendering.console import console, prose
+from ..rendering.console import console, prose, write_json
 from ..rendering.tables import Amount, Cell, Column, amounts, exact, print_table
 from .filters import ALL, CONFIGURED, Filters, Source
 from .recorded import Recorded, read_recorded
 from .sums import as_json as sums_as_json
 from .sums import show as show_sums
-from .sums import span, within
+from .sums import show_texts, span, verdict, within
 
 
 def reconcile_invoice(
@@ -67,8 +67,12 @@ def reconcile_invoice(
     with nothing_collected(), opened(invoice) as file:
         header, rows = with_header(file)
         known = None if column else export_format(header)
-        billed = () if known is None else read_export(rows, known)
-        lines = read_invoice(rows, dict(map(named_column, column))) if known is None else ()
+        lines: tuple[InvoiceLine, ...] = ()
+        billed: tuple[BilledSum, ...] = ()
+        if known is None:
+            lines = read_invoice(rows, dict(map(named_column, column)))
+        else:
+            billed = read_export(rows, known)
     if not (billed or lines):
         raise UsageError(f"Invoice {invoice!r} has no lines: there is nothing to compare.")
     if known is not None:
@@ -79,8 +83,7 @@ def reconcile_invoice(
         found = reconcile(recorded.entries, lines, tolerance=tolerance)
         found = within_time(found, filters)
     if source.json:
-        said = reconciliation_json(found, filters) | recorded.as_json()
-        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+        write_json(reconciliation_json(found, filters) | recorded.as_json())
     else:
         show(console(), found, filters, recorded.remarks())
     return 0 if found.is_balanced else NOT_BALANCED
@@ -177,7 +180,11 @@ def read_entries(
     if provider is None:
         return recorded
     wanted = canonical_provider(provider)
-    entries = [entry for entry in recorded.entries if provider_of(entry) == wanted]
+    entries = [
+        entry
+        for entry in recorded.entries
+        if canonical_provider(entry.answering_provider or "") == wanted
+    ]
     if not entries and wanted not in PROVIDERS:
         raise UsageError(
             f"--provider {provider!r} is not a known provider. Known: "
@@ -194,18 +201,11 @@ def moved(at: datetime | None, by: timedelta) -> datetime | None:
         return None
 
 
-def provider_of(entry: LedgerEntry) -> str | None:
-    """Who answered an entry, or was asked."""
-    name = entry.provider or (entry.model_asked or "").partition(":")[0]
-    return canonical_provider(name) if name else None
-
-
 def within_time(found: Reconciliation, filters: Filters) -> Reconciliation:
     """Without those that have no partner because theirs may lie outside the time that is asked
     for.
     """
-    first = filters.since or datetime.min.replace(tzinfo=UTC)
-    last = filters.until or datetime.max.replace(tzinfo=UTC)
+    first, last = filters.bounds
     entries = tuple(entry for entry in found.entries if first <= entry.sent_at < last)
     lines = tuple(line for line in found.lines if line.at is None or first <= line.at < last)
     return replace(found, entries=entries, lines=lines)
@@ -283,17 +283,19 @@ def show(
     lines = [line_row(line) for line in found.lines]
     show_list(out, "Invoice lines without an entry", _LINE_COLUMNS, lines)
     differing = found.differing
-    if differing:
-        prose(out, f"\nPairs that differ: {len(differing):,}\n")
-    for match in differing:
-        differences = "; ".join(match.differences)
-        prose(out, f"line {match.line.number}, entry {match.entry.id}: {differences}")
+    show_texts(out, "Pairs that differ", list(map(difference_of, differing)))
     booked, billed = sums_of(found)
     ours, theirs, apart = amounts([booked, billed, EXACT.subtract(billed, booked)])
     prose(out, f"\nLedger {ours} USD, invoice {theirs} USD, difference {apart} USD.")
     for remark in remarks:
         prose(out, remark)
-    prose(out, "The books balance." if found.is_balanced else "The books do not balance.")
+    prose(out, verdict(found.is_balanced))
+
+
+def difference_of(match: Match) -> str:
+    """What the two of a pair say otherwise."""
+    differences = "; ".join(match.differences)
+    return f"line {match.line.number}, entry {match.entry.id}: {differences}"
 
 
 def show_list(
@@ -310,8 +312,7 @@ def headline(found: Reconciliation, filters: Filters) -> Iterator[str]:
     pairs = len(found.matches)
     entries = _many(pairs + len(found.entries), "ledger entry", "ledger entries")
     lines = _many(pairs + len(found.lines), "invoice line", "invoice lines")
-    asked = f" ({filters})" if filters else ""
-    yield f"{entries} beside {lines}{asked}"
+    yield f"{entries} beside {lines}{filters.in_brackets}"
     counts = Counter(match.by.replace("_", " ") for match in found.matches)
     ways = ", ".join(f"{number:,} by {by}" for by, number in counts.items())
     yield f"{_many(pairs, 'pair', 'pairs')}{f': {ways}' if ways else ''}"

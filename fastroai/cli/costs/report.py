@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from ...database.location import MEMORY, ledger_url
 from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, whole_of
 from ...ledger.ledger import Ledger
 from ...pricing.money import EXACT
-from ..rendering.console import console, printable, prose
+from ..rendering.console import console, printable, prose, write_json
 from ..rendering.tables import Amount, Cell, Column, exact, percent, print_table
 from .filters import ALL, CONFIGURED, By, Filters, Source
 
@@ -48,7 +47,7 @@ def publish(source: Source, content: object, found: str | Callable[[], None]) ->
         found: Shows it; or the sentence that says that there is nothing.
     """
     if source.json:
-        sys.stdout.write(json.dumps(content, indent=2) + "\n")
+        write_json(content)
     if isinstance(found, str):
         # Beside JSON, a sentence would make stdout unreadable for programs.
         (sys.stderr if source.json else sys.stdout).write(f"{found}\n")
@@ -125,7 +124,7 @@ def _show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], tot
     group = f"tag {key_name(by)}" if by.startswith("tag:") else key_name(by)
     prose(out, f"Costs by {group}: {filters or 'all requests in the ledger'}")
     out.print()
-    left_out = _print_groups(out, by, groups, total)
+    left_out = print_groups(out, by, groups, total)
     out.print()
     show_remarks(out, remarks_on(by, total), left_out)
 
@@ -138,9 +137,7 @@ def show_remarks(out: Console, remarks: Iterable[str], left_out: Sequence[str]) 
         prose(out, no_room_for(left_out))
 
 
-def _print_groups(
-    out: Console, by: str, groups: Sequence[Totals], total: Totals
-) -> tuple[str, ...]:
+def print_groups(out: Console, by: str, groups: Sequence[Totals], total: Totals) -> tuple[str, ...]:
     columns, measures = zip(*measures_of(total), strict=True)
     columns = (key_column(by), *columns)
     rows = [(key_cell(by, group.key), *measured(group, measures)) for group in groups]

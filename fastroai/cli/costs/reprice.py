@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from rich.console import Console
 from ...ledger.repricing import PriceCheck, Repriced, check_prices
 from ...pricing.money import EXACT
 from ..exit_codes import NOT_BALANCED, UsageError
-from ..rendering.console import console, prose
+from ..rendering.console import console, prose, write_json
 from ..rendering.tables import Amount, Cell, Column, exact, print_table
 from .filters import ALL, CONFIGURED, Filters, Source
 from .recorded import read_recorded
@@ -45,8 +44,7 @@ def check_recorded_prices(
     recorded = asyncio.run(read_recorded(source.ledger, filters))
     found = check_prices(recorded.entries)
     if source.json:
-        said = _as_json(found, filters) | recorded.as_json()
-        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+        write_json(_as_json(found, filters) | recorded.as_json())
     else:
         _show(console(), found, filters)
         sys.stdout.writelines(f"{remark}\n" for remark in recorded.remarks())

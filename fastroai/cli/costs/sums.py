@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
+from itertools import chain
 
 from rich.console import Console
 
@@ -23,12 +24,8 @@ EntryRow = Callable[[LedgerEntry], tuple[Cell, ...]]
 
 def within(billed: Sequence[BilledSum], filters: Filters) -> tuple[BilledSum, ...]:
     """The sums that lie within the time that is asked for."""
-    return tuple(
-        one
-        for one in billed
-        if (filters.since is None or one.start >= filters.since)
-        and (filters.until is None or one.end <= filters.until)
-    )
+    first, last = filters.bounds
+    return tuple(one for one in billed if first <= one.start and one.end <= last)
 
 
 def span(billed: Sequence[BilledSum]) -> tuple[datetime, datetime] | None:
@@ -79,30 +76,40 @@ def show(
 ) -> None:
     """Write what agrees, what differs, and the entries behind a difference."""
     differing = [one for one in found.compared if one.differences]
-    asked = f" ({filters})" if filters else ""
     agreeing = len(found.compared) - len(differing)
+    asked = filters.in_brackets
     prose(out, f"{len(found.compared):,} sums of the export{asked}: {agreeing:,} agree")
-    if differing:
-        prose(out, f"\nSums that differ: {len(differing):,}\n")
-        for one in differing:
-            prose(out, _described(one))
-        behind = [entry for one in differing for entry in one.entries]
-        _list(out, "Entries behind them", behind, columns, entry_row)
-    _list(out, "Entries without a line in the export", found.entries, columns, entry_row)
+    show_texts(out, "Sums that differ", list(map(describe_sum, differing)))
+    behind = list(chain.from_iterable(one.entries for one in differing))
+    list_entries(out, "Entries behind them", behind, columns, entry_row)
+    list_entries(out, "Entries without a line in the export", found.entries, columns, entry_row)
     if any(COST in one.billed.sums for one in found.compared):
-        _show_cost(out, found)
+        show_cost(out, found)
     for remark in remarks:
         prose(out, f"\n{remark}")
-    prose(out, "\nThe books balance." if found.is_balanced else "\nThe books do not balance.")
+    prose(out, f"\n{verdict(found.is_balanced)}")
 
 
-def _described(one: ComparedSum) -> str:
+def show_texts(out: Console, heading: str, texts: Sequence[str]) -> None:
+    """A heading that counts some texts, and each on its line, where there are any."""
+    if texts:
+        prose(out, f"\n{heading}: {len(texts):,}\n")
+    for text in texts:
+        prose(out, text)
+
+
+def verdict(is_balanced: bool) -> str:
+    """The last line of a comparison."""
+    return "The books balance." if is_balanced else "The books do not balance."
+
+
+def describe_sum(one: ComparedSum) -> str:
     lines = ", ".join(map(str, one.billed.lines))
     what = f"{shown(one.billed.start)}, {one.billed.model or 'all models'}, line {lines}"
     return f"{what}: {'; '.join(one.differences)}"
 
 
-def _list(
+def list_entries(
     out: Console,
     title: str,
     entries: Sequence[LedgerEntry],
@@ -117,7 +124,7 @@ def _list(
         prose(out, f"… and {len(entries) - _MOST_ENTRIES:,} more; --json has them all.")
 
 
-def _show_cost(out: Console, found: SumsReconciliation) -> None:
+def show_cost(out: Console, found: SumsReconciliation) -> None:
     booked = billed = Decimal(0)
     for one in found.compared:
         booked = EXACT.add(booked, one.booked(COST))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 from typing import TextIO
@@ -42,6 +43,11 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+def write_json(content: object) -> None:
+    """Write what is found to stdout, for programs."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
 def prose(out: Console, text: str) -> None:

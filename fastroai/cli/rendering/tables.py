@@ -72,11 +72,11 @@ def print_table(
         total: The row below a second ruler; none without it.
         bars: An amount for each row, drawn as part of the largest where there is room.
     """
-    drawn = _drawn(columns, [*rows, total] if total else rows)
+    drawn = drawn_columns(columns, [*rows, total] if total else rows)
     shown = that_fit(drawn, out.width)
     room = out.width - width_of(part.least for part in shown) - _GAP
     has_bars = bool(bars) and room >= _BAR and not out.options.ascii_only
-    drawn_bars = _bars(bars) if has_bars else []
+    drawn_bars = bars_of(bars) if has_bars else []
     needed = width_of([*(part.width for part in shown), *([_BAR] if has_bars else [])])
     if needed <= out.width:
         _write_lines(out, shown, drawn_bars, needed, has_total=bool(total))
@@ -106,7 +106,7 @@ def _write_lines(
 def _write_folded(
     out: Console, shown: Sequence[_Drawn], bars: Sequence[str], *, has_total: bool
 ) -> None:
-    table = _empty_table(shown, out.width)
+    table = empty_table(shown, out.width)
     table.show_footer = has_total
     for number in range(len(shown[0].cells) - has_total):
         cells = (Text(part.cells[number]) for part in shown)
@@ -155,7 +155,7 @@ class _Drawn:
         )
 
 
-def _drawn(columns: Sequence[Column], lines: Sequence[Sequence[Cell]]) -> list[_Drawn]:
+def drawn_columns(columns: Sequence[Column], lines: Sequence[Sequence[Cell]]) -> list[_Drawn]:
     places = places_of(cell.usd for line in lines for cell in line if isinstance(cell, Amount))
     drawn = []
     for number, column in enumerate(columns):
@@ -165,7 +165,7 @@ def _drawn(columns: Sequence[Column], lines: Sequence[Sequence[Cell]]) -> list[_
     return drawn
 
 
-def _empty_table(shown: Sequence[_Drawn], width: int) -> Table:
+def empty_table(shown: Sequence[_Drawn], width: int) -> Table:
     table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.header_style = table.footer_style = _STYLE
     for part in shown:
@@ -202,7 +202,7 @@ def shown_cell(cell: Cell, places: int) -> str:
     return f"{cell:,}" if isinstance(cell, int) else printable(cell)
 
 
-def _bars(amounts: Sequence[Decimal]) -> list[str]:
+def bars_of(amounts: Sequence[Decimal]) -> list[str]:
     """Amounts as parts of the largest; the smallest part of something is visible."""
     largest = max(amounts)
     return [_bar(float(amount / largest)) if amount > 0 else "" for amount in amounts]

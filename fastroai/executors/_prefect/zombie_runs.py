@@ -250,7 +250,7 @@ def lacks_its_end(flow_run: FlowRun) -> bool:
     A worker whose run could not report its end has marked it as crashed; a scheduled one is going
     to be run again.
     """
-    if flow_run.state is None or flow_run.state.is_scheduled() or _is_paused(flow_run):
+    if flow_run.state is None or flow_run.state.is_scheduled() or is_paused(flow_run):
         return False
     return flow_run.state.is_crashed() or not flow_run.state.is_final()
 

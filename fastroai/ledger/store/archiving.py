@@ -70,15 +70,15 @@ def archive_entries(
     Raises:
         LedgerUnavailableError: Somebody else archives the same entries.
     """
-    yield from _finish(database, folder)
+    yield from finish(database, folder)
     sum_up(database)
-    while entries := reader.run(lambda connection: _oldest(connection, before)):
+    while entries := reader.run(lambda connection: oldest_of(connection, before)):
         path = write_archive(folder, entries, form)
-        _remove(database, path, entries)
+        remove_archived(database, path, entries)
         yield Archive(finish_archive(path), len(entries))
 
 
-def _finish(database: Database, folder: Path) -> Iterator[Archive]:
+def finish(database: Database, folder: Path) -> Iterator[Archive]:
     """Name the files of an interrupted call whose entries were removed."""
     for path in sorted(folder.glob(f"fastroai-*{UNFINISHED}")):
         entries = database.run(lambda connection, name=path.name: _recorded(connection, name))  # type: ignore[misc]  # the default binds the name
@@ -91,12 +91,12 @@ def _recorded(connection: Connection, name: str) -> int | None:
     return connection.scalar(select(archives.c.entries).where(archives.c.name == final))
 
 
-def _oldest(connection: Connection, before: datetime) -> list[LedgerEntry]:
+def oldest_of(connection: Connection, before: datetime) -> list[LedgerEntry]:
     is_old = _i.summed == 1, _i.sent_at < microseconds(before)
     return select_entries(connection, *is_old, limit=ENTRIES_IN_A_FILE)
 
 
-def _remove(database: Database, path: Path, entries: Sequence[LedgerEntry]) -> None:
+def remove_archived(database: Database, path: Path, entries: Sequence[LedgerEntry]) -> None:
     ids = [entry.id for entry in entries]
     archive = {
         "name": path.name.removesuffix(UNFINISHED),

@@ -31,7 +31,7 @@ class Numbers:
 
     def of_runs(self, connection: Connection, keys: Collection[Key]) -> Mapping[Key, int]:
         """By the values of `RUN_DIMENSIONS`."""
-        if new := _not_in(self._runs, keys):
+        if new := unnumbered(self._runs, keys):
             self._runs |= _numbers(connection, runs, RUN_DIMENSIONS, dict.fromkeys(new, ()))
         return self._runs
 
@@ -39,7 +39,7 @@ class Numbers:
         self, connection: Connection, keys: Collection[Key]
     ) -> Mapping[Key, tuple[int, int]]:
         """By the values of `GROUP_PARTS`, each with the number of its part."""
-        if new := _not_in(self._groups, keys):
+        if new := unnumbered(self._groups, keys):
             parts = numbers_of_parts(connection, new)
             of_part = {key: parts[part_of(key)] for key in new}
             found = _numbers(
@@ -66,7 +66,7 @@ def part_of(key: Key) -> Key:
     )
 
 
-def _not_in(known: dict[Key, Any], keys: Collection[Key]) -> set[Key]:
+def unnumbered(known: dict[Key, Any], keys: Collection[Key]) -> set[Key]:
     if len(known) > _MOST:
         known.clear()
     return {key for key in keys if key not in known}
@@ -79,7 +79,7 @@ def _numbers(
     keys: Mapping[Key, Key],
 ) -> dict[Key, int]:
     """The numbers of some keys, each with what else is stored of it when it is new."""
-    by_digest = {_digest(key): key for key in keys}
+    by_digest = {digest_of_key(key): key for key in keys}
     known = select(table.c.digest, table.c.id).where(
         is_one_of(connection, list(by_digest), table.c.digest)
     )
@@ -97,6 +97,6 @@ def _numbers(
     return {key: ids[digest] for digest, key in by_digest.items()}
 
 
-def _digest(key: Key) -> str:
+def digest_of_key(key: Key) -> str:
     # The texts of which it is made may hold anything; JSON tells them apart.
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()

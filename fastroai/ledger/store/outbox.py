@@ -74,7 +74,7 @@ class Outbox:
             return list(self._memory)
         # Through the open file, which is there also when somebody deleted its name.
         self._file.seek(0)
-        return [*_parse(self._file.read(), self.path), *self._memory]
+        return [*parse_entry(self._file.read(), self.path), *self._memory]
 
     def replace(self, entries: Iterable[LedgerEntry]) -> None:
         """Keep these instead: the others were written."""
@@ -136,10 +136,10 @@ def read_entries(path: Path) -> list[LedgerEntry]:
     """The entries of a file; a last line that was cut off, or one that is no entry, is logged and
     left out.
     """
-    return list(_parse(path.read_bytes(), path))
+    return list(parse_entry(path.read_bytes(), path))
 
 
-def _parse(content: bytes, path: Path | None) -> Iterator[LedgerEntry]:
+def parse_entry(content: bytes, path: Path | None) -> Iterator[LedgerEntry]:
     for line in filter(None, content.split(b"\n")):
         try:
             yield _adapter().validate_json(line)

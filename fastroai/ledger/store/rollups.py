@@ -58,23 +58,23 @@ class Rollups:
     def write(self, connection: Connection) -> None:
         """Add all of it to the tables."""
         for table, of_key in self._rows.items():
-            _add_numbers(connection, table, of_key)
+            add_numbers(connection, table, of_key)
         for table, exact in self._exact.items():
             for key, amounts in exact.items():
                 _add_exact(connection, table, key, amounts)
 
 
-def _add_numbers(
+def add_numbers(
     connection: Connection, table: Table, of_key: Mapping[Key, Sequence[Sequence[int]]]
 ) -> None:
     keys = [column.name for column in table.primary_key]
     more = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in _NUMBERS)
     also = f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {more}"
-    rows = [(*key, *_sum_of(found)) for key, found in of_key.items()]
+    rows = [(*key, *sum_of(found)) for key, found in of_key.items()]
     insert_rows(connection, table, [*keys, *_NUMBERS], rows, also)
 
 
-def _sum_of(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
+def sum_of(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
     """The numbers of one row of a table."""
     *found, entries = map(sum, zip(*rows, strict=True))
     counts, amounts = found[: len(COUNTS)], found[len(COUNTS) :]
@@ -103,6 +103,17 @@ def lacks_sums_of_runs(connection: Connection) -> bool:
     return connection.scalar(select(groups.c.id).where(_lacks_part).limit(1)) is not None
 
 
+def number_parts(connection: Connection, lacking: Sequence[Key]) -> None:
+    """Write to groups, each with its id and the values of `GROUP_PARTS`, which part they are of."""
+    parts = numbers_of_parts(connection, {row[1:] for row in lacking})
+    ids: dict[int, list[int]] = {}
+    for row in lacking:
+        ids.setdefault(parts[part_of(row[1:])], []).append(row[0])
+    for part, those in ids.items():
+        is_of_part = is_one_of(connection, those, groups.c.id)
+        connection.execute(update(groups).where(is_of_part).values(part=part))
+
+
 def add_sums_of_runs(connection: Connection) -> None:
     """Sum up the runs of such groups, if there are any.
 
@@ -113,14 +124,7 @@ def add_sums_of_runs(connection: Connection) -> None:
     lacking: list[Key] = list(map(tuple, connection.execute(statement)))
     if not lacking:
         return
-    parts = numbers_of_parts(connection, {row[1:] for row in lacking})
-    ids: dict[int, list[int]] = {}
-    for row in lacking:
-        ids.setdefault(parts[part_of(row[1:])], []).append(row[0])
-    for part, those in ids.items():
-        is_of_part = is_one_of(connection, those, groups.c.id)
-        connection.execute(update(groups).where(is_of_part).values(part=part))
-
+    number_parts(connection, lacking)
     key = summed.c.run, groups.c.part, summed.c.sent_at // whole(DAY)
     entries = select(*key).join(groups, groups.c.id == summed.c.group_id)
     entries = entries.where(is_one_of(connection, [row[0] for row in lacking], groups.c.id))

@@ -124,7 +124,7 @@ def add_to_sums(connection: Connection, most: int, numbers: Numbers) -> int | No
         How many were added, or made ready for it; 0: nothing is left. None while another process
         does the same.
     """
-    if not _lock(connection):
+    if not lock_sums(connection):
         return None
     join_by_index(connection)
     add_sums_of_runs(connection)
@@ -144,11 +144,11 @@ def add_to_sums(connection: Connection, most: int, numbers: Numbers) -> int | No
     )
     found = list(map(tuple, connection.execute(statement)))
     if found:
-        _add(connection, found, numbers)
+        add_entries(connection, found, numbers)
         return len(found)
     # Only then, as it looks through all that have no final outcome.
     changed = changed_entries(connection, most)
-    _take_out(connection, changed)
+    take_out(connection, changed)
     return len(changed)
 
 
@@ -158,7 +158,7 @@ def hold_sums(connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
 
 
-def _lock(connection: Connection) -> bool:
+def lock_sums(connection: Connection) -> bool:
     """Whether nobody else adds to the sums until this transaction ends; SQLite lets one write."""
     if connection.dialect.name != "postgresql":
         return True
@@ -167,12 +167,12 @@ def _lock(connection: Connection) -> bool:
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
 
 
-def _mark(connection: Connection, ids: Sequence[str], outcome: int | None) -> None:
+def mark_summed(connection: Connection, ids: Sequence[str], outcome: int | None) -> None:
     are_these = is_one_of(connection, ids, _i.id)
     connection.execute(update(intents).where(are_these).values(summed=outcome))
 
 
-def _add(connection: Connection, found: Sequence[Key], numbers: Numbers) -> None:
+def add_entries(connection: Connection, found: Sequence[Key], numbers: Numbers) -> None:
     of_run = slice(0, len(RUN_DIMENSIONS))
     of_group = slice(len(RUN_DIMENSIONS), _KEY)
     run_numbers = numbers.of_runs(connection, {row[of_run] for row in found})
@@ -189,10 +189,10 @@ def _add(connection: Connection, found: Sequence[Key], numbers: Numbers) -> None
     insert_rows(connection, summed, [column.name for column in summed.columns], rows)
     rollups.write(connection)
     for final, those in ids.items():
-        _mark(connection, those, final)
+        mark_summed(connection, those, final)
 
 
-def _take_out(connection: Connection, entries: Sequence[tuple[str, int]]) -> None:
+def take_out(connection: Connection, entries: Sequence[tuple[str, int]]) -> None:
     """Have the sums without some entries, that are to be added as they are now."""
     if not entries:
         return
@@ -205,4 +205,4 @@ def _take_out(connection: Connection, entries: Sequence[tuple[str, int]]) -> Non
         rollups.add(row.run, row.group_id, row.part, day, counted, row.exact, sign=-1)
     rollups.write(connection)
     connection.execute(summed.delete().where(*are_these))
-    _mark(connection, [name for name, _ in entries], None)
+    mark_summed(connection, [name for name, _ in entries], None)

@@ -95,6 +95,15 @@ class Decided:
     answers: dict[Write, Exception | None] = field(default_factory=dict)
     sent_at: dict[Write, datetime] = field(default_factory=dict)
 
+    @classmethod
+    def all_of(cls, batch: Sequence[Write]) -> Decided:
+        """Of a batch that no budget is asked about: all of it."""
+        return cls(
+            [write.intent for write in batch if write.intent is not None],
+            [write.outcome for write in batch if write.outcome is not None],
+            {write: None for write in batch if write.entry is not None},
+        )
+
 
 class Gate(Protocol):
     """What requests must pass; `BudgetGate` is one. It is asked by the writing thread only."""
@@ -192,12 +201,8 @@ class Writer:
     def _next(self) -> tuple[list[Write], bool]:
         """What to write next, and whether to go on after it."""
         batch: list[Write] = []
-        timeout = None if self._retry_at is None else max(0.0, self._retry_at - self._clock())
-        if (due := self._gate.timeout()) is not None:
-            timeout = due if timeout is None else min(timeout, due)
         sums_up = self._not_summed >= _WORTH_SUMMING and not self._down
-        if sums_up:
-            timeout = _IDLE if timeout is None else min(timeout, _IDLE)
+        timeout = self._timeout(sums_up)
         try:
             while len(batch) < _LARGEST_BATCH:
                 write = self._queue.get(timeout=timeout)
@@ -211,6 +216,13 @@ class Writer:
             if sums_up and not batch:
                 self._sum_up()
         return batch, True
+
+    def _timeout(self, sums_up: bool) -> float | None:
+        """Seconds until there is something to do that nobody hands over; None: there is nothing."""
+        waits = [self._gate.timeout(), _IDLE if sums_up else None]
+        if self._retry_at is not None:
+            waits.append(max(0.0, self._retry_at - self._clock()))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _sum_up(self) -> None:
         """Add some entries to the sums; soon more, unless there is something to write."""
@@ -234,12 +246,12 @@ class Writer:
         due = last or (self._retry_at is not None and self._clock() >= self._retry_at)
         was_down = self._down
         tries = self._is_worth_a_try(batch, due=due)
-        failed = self._commit(batch) if tries else dict.fromkeys(batch, self._error)
+        failed: Failures = dict.fromkeys(batch, self._error)
+        if tries:
+            failed = self._commit(batch)
         if last:
             failed |= dict.fromkeys(self._gate.give_up(), self._left())
-        # An intent whose request is refused for it is not kept: it is booked as refused instead.
-        self._keep(write for write in failed if not (self._required and write.waiter))
-        self._answer({write: error for write, error in failed.items() if write.entry is not None})
+        self._keep_and_answer(failed)
 
         # After those answers: who waits for this batch does not wait for what was kept before it.
         markers = [write for write in batch if write.entry is None]
@@ -252,6 +264,14 @@ class Writer:
         is_behind = len(self._outbox) or not self._prepared
         self._answer(dict.fromkeys(markers, self._error if is_behind else None))
         self._plan_retry(after_a_try=tries)
+
+    def _keep_and_answer(self, failed: Failures) -> None:
+        """Put what could not be written into the outbox, then say so: never the other way round, or
+        a crash in between would lose an entry that its request counts on.
+        """
+        # An intent whose request is refused for it is not kept: it is booked as refused instead.
+        self._keep(write for write in failed if not (self._required and write.waiter))
+        self._answer({write: error for write, error in failed.items() if write.entry is not None})
 
     def _is_worth_a_try(self, batch: Sequence[Write], *, due: bool) -> bool:
         """Whether to ask the database, or to keep a batch at once.
@@ -301,11 +321,7 @@ class Writer:
             decided = database.transact(partial(self._write_admitted, batch=batch))
             gate.committed(decided)
             return decided
-        decided = Decided(
-            [write.intent for write in batch if write.intent is not None],
-            [write.outcome for write in batch if write.outcome is not None],
-            {write: None for write in batch if write.entry is not None},
-        )
+        decided = Decided.all_of(batch)
         if decided.intents or decided.outcomes:
             rows = (self._intents, decided.intents), (self._outcomes, decided.outcomes)
             database.insert(*rows)
