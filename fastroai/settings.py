@@ -249,27 +249,28 @@ def names_storage(text: str) -> bool:
     return bool(text.strip()) and not re.match(r"s3[:-]|[a-z][a-z0-9+.-]*:/", text, re.IGNORECASE)
 
 
+_EXAMPLE_HOSTS = 'an example is {"127.0.0.1:8765": "openai"}'
+
+
 def _provider_hosts(value: Any) -> dict[str, str]:
     """`host` or `host:port` -> provider, both as they are looked up."""
-    example = '{"127.0.0.1:8765": "openai"}'
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise ValueError(f"is not JSON ({error}); an example is {example}") from error
+            raise ValueError(f"is not JSON ({error}); {_EXAMPLE_HOSTS}") from error
     if not isinstance(value, Mapping):
-        raise ValueError(f"must be a JSON object of hosts and providers; an example is {example}")
-    hosts: dict[str, str] = {}
-    for name, provider in value.items():
-        host, port = host_and_port(name)
-        if host is None or "://" in name or any(mark in name for mark in "/@?#"):
-            raise ValueError(f"{name!r} is not a host or host:port; an example is {example}")
-        if not isinstance(provider, str) or canonical_provider(provider) not in PROVIDERS:
-            raise ValueError(
-                f"{provider!r} (host {name!r}) is not a known provider; an example is {example}"
-            )
-        hosts[host_key(host, port)] = canonical_provider(provider)
-    return hosts
+        raise ValueError(f"must be a JSON object of hosts and providers; {_EXAMPLE_HOSTS}")
+    return dict(map(_provider_host, value, value.values()))
+
+
+def _provider_host(name: str, provider: object) -> tuple[str, str]:
+    host, port = host_and_port(name)
+    if host is None or re.search("://|[/@?#]", name):
+        raise ValueError(f"{name!r} is not a host or host:port; {_EXAMPLE_HOSTS}")
+    if not isinstance(provider, str) or canonical_provider(provider) not in PROVIDERS:
+        raise ValueError(f"{provider!r} (host {name!r}) is not a known provider; {_EXAMPLE_HOSTS}")
+    return host_key(host, port), canonical_provider(provider)
 
 
 def _explain(error: ValidationError) -> str:

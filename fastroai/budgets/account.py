@@ -97,9 +97,10 @@ def charge_of(entry: LedgerEntry, budget: Budget) -> Charge | None:
     """
     if not counts(entry):
         return None
+    cost = entry.cost_usd or ZERO_USD
     if entry.state is EntryState.CHARGED:
-        return Charge(Kind.SPENT, entry.cost_usd or ZERO_USD)
+        return Charge(Kind.SPENT, cost)
     bound = budget.bound_of(entry) or ZERO_USD
     if is_in_flight(entry):
         return Charge(Kind.HELD, bound)
-    return Charge(Kind.UNKNOWN, max(bound, entry.cost_usd or ZERO_USD))
+    return Charge(Kind.UNKNOWN, max(bound, cost))

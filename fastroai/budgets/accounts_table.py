@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import chain
 from typing import Any, Final
 
 from sqlalchemy import func
@@ -164,9 +165,9 @@ class Accounts:
         if not keys:
             return {}, None
         if self._sql.is_postgres:
-            rows = self._sql.rows(all_at_once, [k[0] for k in keys], [k[1] for k in keys])
+            rows = self._sql.rows(all_at_once, *columns_of(keys, 2))
         else:
-            rows = [row for key in keys for row in self._sql.rows(_OF_KEY, *key)]
+            rows = list(chain.from_iterable(self._sql.rows(_OF_KEY, *key) for key in keys))
         found = {(row[0], row[1]): Account(*map(Decimal, row[2:5])) for row in rows}
         return found, int(rows[0][5]) if rows else None
 
@@ -307,17 +308,13 @@ class Accounts:
 
     def write(self) -> bool:
         """Write what changed; whether what it changed from was still so."""
-        dropped = [(entry_id, key[0]) for entry_id, key in self._dropped]
-        released = [(entry_id, key[0]) for entry_id, key in self._released]
+        dropped = entries_and_budgets(self._dropped)
+        released = entries_and_budgets(self._released)
         put = [
             (entry_id, *key, int(one.charge.kind), str(one.charge.usd), one.holder)
             for (entry_id, key), one in self._put.items()
         ]
-        changed = [
-            (str(account.spent), str(account.held), str(account.unknown), *key)
-            for key in self._changed
-            for account in [self.locked[key]]
-        ]
+        changed = list(map(self._balance, self._changed))
         self._dropped.clear()
         self._released.clear()
         self._put.clear()
@@ -325,16 +322,35 @@ class Accounts:
         if not changed:
             return True
         if self._sql.is_postgres:
-            gone = [(*one, int(Kind.SPENT)) for one in dropped] + [(*one, 0) for one in released]
-            columns = *_columns(gone, 3), *_columns(put, 6), *_columns(changed, 5)
-            [(count,)] = self._sql.rows(_WRITE_ALL, *columns)
-            return int(count) == len(released)
-        count = self._sql.many(_DROP_HELD, released)
-        self._sql.many(_DROP_ONE, dropped)
-        self._sql.many(_PUT_ONE, put)
-        self._sql.many(_WRITE_ONE, changed)
+            count = self._write_at_once(dropped, released, put, changed)
+        else:
+            count = self._sql.many(_DROP_HELD, released)
+            self._sql.many(_DROP_ONE, dropped)
+            self._sql.many(_PUT_ONE, put)
+            self._sql.many(_WRITE_ONE, changed)
+        # Fewer went than this process thought it held: others have taken it for dead meanwhile.
         return count == len(released)
 
+    def _balance(self, key: Key) -> tuple[Any, ...]:
+        account = self.locked[key]
+        return str(account.spent), str(account.held), str(account.unknown), *key
 
-def _columns(rows: list[tuple[Any, ...]], count: int) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(count)]
+    def _write_at_once(self, dropped: Rows, released: Rows, put: Rows, changed: Rows) -> int:
+        """All in one statement, for which the server is asked once; how many were released."""
+        gone = [(*one, int(Kind.SPENT)) for one in dropped] + [(*one, 0) for one in released]
+        columns = *columns_of(gone, 3), *columns_of(put, 6), *columns_of(changed, 5)
+        [(count,)] = self._sql.rows(_WRITE_ALL, *columns)
+        return int(count)
+
+
+Rows = list[tuple[Any, ...]]
+
+
+def entries_and_budgets(counted: Iterable[tuple[str, Key]]) -> Rows:
+    """Of what is counted, the id of the entry and the name of the budget."""
+    return [(entry_id, name) for entry_id, (name, _) in counted]
+
+
+def columns_of(rows: Sequence[tuple[Any, ...]], count: int) -> list[list[Any]]:
+    """The columns of rows, of which there may be none."""
+    return list(map(list, zip(*rows, strict=True))) or [[] for _ in range(count)]

@@ -94,7 +94,7 @@ class Budget:
             (self.pipeline is None or self.pipeline == at.pipeline)
             and (self.deployment is None or self.deployment == at.deployment)
             and (self.model is None or is_model(self.model, entry.model))
-            and (self.tag is None or _has_tag(self.tag, entry))
+            and (self.tag is None or has_tag(self.tag, entry))
         )
 
     def window_of(self, at: datetime) -> tuple[datetime, datetime]:
@@ -172,7 +172,7 @@ def is_model(wanted: str, model: str | None) -> bool:
     return model is not None and (wanted == model or wanted == model.partition(":")[2])
 
 
-def _has_tag(tag: str, entry: LedgerEntry) -> bool:
+def has_tag(tag: str, entry: LedgerEntry) -> bool:
     name, equals, value = tag.partition("=")
     tags = entry.attribution.tags
     if equals:

@@ -163,17 +163,17 @@ def _label(cls: type) -> str:
 
 def given_members(value: object) -> Iterator[tuple[str, object]]:
     """What an object was given beyond the defaults, by name; without what is derived from that."""
-    defaults = _members_and_defaults(value)
+    defaults = members_and_defaults(value)
     public = {name for name in defaults if not name.startswith("_")}
     for name in sorted({*public, *_PRIVATE} - _MEANS):
         item = getattr(value, name, None)
         default = defaults.get(name, dataclasses.MISSING)
         is_default = type(item) is type(default) and item == default
-        if not _is_empty(item) and not is_default:
+        if not is_empty(item) and not is_default:
             yield name, item
 
 
-def _members_and_defaults(value: object) -> dict[str, object]:
+def members_and_defaults(value: object) -> dict[str, object]:
     """What an object is made of; `MISSING` for what has no default."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
@@ -183,7 +183,7 @@ def _members_and_defaults(value: object) -> dict[str, object]:
     return dict.fromkeys(names, dataclasses.MISSING)
 
 
-def _is_empty(item: object) -> bool:
+def is_empty(item: object) -> bool:
     if isinstance(item, list | tuple | dict | str):
         return not item
     return item is None or item is False

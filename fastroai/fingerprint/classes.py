@@ -44,7 +44,7 @@ def held_by_model(model: BaseModel) -> dict[str, object]:
 
 
 def held_by_object(value: object) -> dict[str, object]:
-    slots = itertools.chain.from_iterable(map(_slots, type(value).__mro__))
+    slots = itertools.chain.from_iterable(map(slots_of, type(value).__mro__))
     in_slots = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return in_slots | getattr(value, "__dict__", {})
 
@@ -78,7 +78,7 @@ def _schema(hint: object) -> object:
 _schema_of_class = functools.lru_cache(maxsize=512)(_schema)
 
 
-def _slots(cls: type) -> tuple[str, ...]:
+def slots_of(cls: type) -> tuple[str, ...]:
     slots = vars(cls).get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
 

@@ -149,7 +149,7 @@ def static_member(cls: type, path: tuple[str, ...]) -> object:
     found: object = cls
     for attribute in path:
         if isinstance(found, type):
-            found = _of_class(found, attribute)
+            found = attribute_of_class(found, attribute)
         elif isinstance(found, Enum):
             found = getattr(found, attribute) if attribute in ("name", "value") else _MISSING
         else:
@@ -157,7 +157,7 @@ def static_member(cls: type, path: tuple[str, ...]) -> object:
     return found
 
 
-def _of_class(cls: type, attribute: str) -> object:
+def attribute_of_class(cls: type, attribute: str) -> object:
     if issubclass(cls, Enum) and attribute in cls.__members__:
         return cls.__members__[attribute]
     for base in cls.__mro__:

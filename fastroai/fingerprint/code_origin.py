@@ -55,21 +55,21 @@ class CodeOrigin:
 
 def origin_of_function(function: FunctionType) -> CodeOrigin:
     """The home of the module whose globals a function reads, whatever a decorator wrote on it."""
-    return _home(*_located(function.__globals__))
+    return _home(*located(function.__globals__))
 
 
 def origin_of_class(cls: type) -> CodeOrigin:
     """The home of the module that defines a class."""
     module = sys.modules.get(cls.__module__)
-    return _home(cls.__module__, None, False) if module is None else _home(*_located(vars(module)))
+    return _home(cls.__module__, None, False) if module is None else _home(*located(vars(module)))
 
 
 def origin_of_module(module: ModuleType) -> CodeOrigin:
     """The home of a module."""
-    return _home(*_located(vars(module)))
+    return _home(*located(vars(module)))
 
 
-def _located(module: Mapping[str, Any]) -> tuple[str, str | None, bool]:
+def located(module: Mapping[str, Any]) -> tuple[str, str | None, bool]:
     name = str(module.get("__name__", "__main__"))
     spec = module.get("__spec__")
     if name == "__main__" and spec is not None:  # python -m package.module
@@ -80,23 +80,23 @@ def _located(module: Mapping[str, Any]) -> tuple[str, str | None, bool]:
 @functools.lru_cache(maxsize=1024)
 def _home(name: str, file: str | None, is_package: bool) -> CodeOrigin:
     package = name.partition(".")[0]
-    if package in _LIBRARIES or _is_pythons(package, file):
+    if package in _LIBRARIES or is_pythons(package, file):
         return CodeOrigin(package, "", is_library=True)
     if is_package or "." in name:
-        return CodeOrigin(package, _folder_of(package))
+        return CodeOrigin(package, folder_of(package))
     if file is None:
         return CodeOrigin(package, "")
     folder = os.path.dirname(os.path.abspath(file))
     return CodeOrigin(folder, folder)
 
 
-def _folder_of(package: str) -> str:
+def folder_of(package: str) -> str:
     """The folder that holds a package; empty where it is in none."""
     paths = list(getattr(sys.modules.get(package), "__path__", []))
     return os.path.dirname(os.path.abspath(paths[0])) if paths else ""
 
 
-def _is_pythons(package: str, file: str | None) -> bool:
+def is_pythons(package: str, file: str | None) -> bool:
     """Whether a module is of the standard library; one of somebody else's may have such a name
     too.
     """

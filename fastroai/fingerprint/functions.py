@@ -87,7 +87,7 @@ class _Module:
 def source_of(code: CodeType, module: dict[str, Any]) -> FunctionSource:
     """Tell what a function does from its code and the globals it was defined in."""
     linecache.lazycache(code.co_filename, module)  # for modules that are not plain files
-    return _source_of(code)
+    return source_lines_of(code)
 
 
 def rebound_globals(code: CodeType) -> frozenset[str]:
@@ -98,7 +98,7 @@ def rebound_globals(code: CodeType) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _source_of(code: CodeType) -> FunctionSource:
+def source_lines_of(code: CodeType) -> FunctionSource:
     node, is_current = _find(code)
     if not is_current:
         linecache.checkcache(code.co_filename)  # the module may have been edited and loaded again
@@ -247,7 +247,7 @@ def plain_pieces(pieces: list[ast.expr]) -> list[object]:
     pieces.
     """
     plain: list[object] = []
-    for is_text, run in itertools.groupby(pieces, _is_text):
+    for is_text, run in itertools.groupby(pieces, is_text_piece):
         if is_text:
             text = "".join(piece.value for piece in cast("Iterator[Any]", run))
             plain += [text] if text else []
@@ -256,7 +256,7 @@ def plain_pieces(pieces: list[ast.expr]) -> list[object]:
     return plain
 
 
-def _is_text(piece: ast.expr) -> bool:
+def is_text_piece(piece: ast.expr) -> bool:
     return isinstance(piece, ast.Constant) and isinstance(piece.value, str)
 
 

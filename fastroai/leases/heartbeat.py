@@ -191,13 +191,16 @@ class Heartbeat:
                 continue
             if work is None:
                 break
-            try:
-                result = work()
-            except Exception as error:
-                _settle(future, future.set_exception, self._table.database.unavailable(error))
-            else:
-                _settle(future, future.set_result, result)
+            self._do(work, future)
         self._table.close()
+
+    def _do(self, work: Callable[[], Any], future: Future[Any]) -> None:
+        try:
+            result = work()
+        except Exception as error:
+            _settle(future, future.set_exception, self._table.database.unavailable(error))
+        else:
+            _settle(future, future.set_result, result)
 
     def _beat(self) -> None:
         """Renew all that is held.

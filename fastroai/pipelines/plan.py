@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from itertools import filterfalse
 
 from ..budgets import Budget
 from ..errors import PipelineValidationError
@@ -127,15 +128,19 @@ def _check_steps(steps: object) -> None:
     if not steps:
         raise PipelineValidationError("A pipeline needs at least one step; steps is empty.")
     for step_id, step in steps.items():
-        if not isinstance(step_id, str) or not step_id:
-            raise PipelineValidationError(f"Step id {step_id!r} must be a non-empty string.")
-        check_name("Step id", step_id)
-        if isinstance(step, type) or not callable(getattr(step, "execute", None)):
-            raise PipelineValidationError(
-                f"Step '{step_id}' is {step!r}, which has no execute(context). "
-                "Use an instance of a BaseStep, a function decorated with @step, or "
-                "agent.as_step(prompt)."
-            )
+        _check_step(step_id, step)
+
+
+def _check_step(step_id: object, step: object) -> None:
+    if not isinstance(step_id, str) or not step_id:
+        raise PipelineValidationError(f"Step id {step_id!r} must be a non-empty string.")
+    check_name("Step id", step_id)
+    if isinstance(step, type) or not callable(getattr(step, "execute", None)):
+        raise PipelineValidationError(
+            f"Step '{step_id}' is {step!r}, which has no execute(context). "
+            "Use an instance of a BaseStep, a function decorated with @step, or "
+            "agent.as_step(prompt)."
+        )
 
 
 def check_name(what: str, name: str) -> None:
@@ -160,11 +165,10 @@ def _checked_dependencies(
             "dependencies must be a dict of step id to a list of step ids, not "
             f"{type(dependencies).__name__}."
         )
-    for step_id in dependencies:
-        if step_id not in steps:
-            raise PipelineValidationError(
-                f"Dependency for unknown step '{step_id}'. Known steps: {_names(steps)}."
-            )
+    for step_id in filterfalse(steps.__contains__, dependencies):
+        raise PipelineValidationError(
+            f"Dependency for unknown step '{step_id}'. Known steps: {_names(steps)}."
+        )
     edges: dict[str, tuple[str, ...]] = dict.fromkeys(steps, ())
     for step_id, needed in dependencies.items():
         edges[step_id] = _needed_by(step_id, needed, steps)
@@ -176,12 +180,11 @@ def _needed_by(step_id: str, needed: object, steps: Mapping[str, AnyStep]) -> tu
         raise PipelineValidationError(
             f"Dependencies of step '{step_id}' must be a list of step ids, not {needed!r}."
         )
-    for dependency in needed:
-        if dependency not in steps:
-            raise PipelineValidationError(
-                f"Step '{step_id}' depends on unknown step '{dependency}'. Known steps: "
-                f"{_names(steps)}."
-            )
+    for dependency in filterfalse(steps.__contains__, needed):
+        raise PipelineValidationError(
+            f"Step '{step_id}' depends on unknown step '{dependency}'. Known steps: "
+            f"{_names(steps)}."
+        )
     # Each once: the scheduler counts how many are missing.
     return tuple(dict.fromkeys(needed))
 

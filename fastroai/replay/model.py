@@ -102,7 +102,7 @@ class JournaledModel(RequestWrapper):
     def place_of(self, request: RequestOfModel, kind: str = "request", *more: str | None) -> str:
         """Where the answer to a request belongs, this being the next time it is asked."""
         messages = ModelMessagesTypeAdapter.dump_python(request.messages, mode="json")
-        sent = list(map(_sent, messages))
+        sent = list(map(sent_of, messages))
         parameters: object = request.parameters
         if has_later_fields():
             drop_later_defaults(sent)
@@ -132,7 +132,7 @@ class JournaledModel(RequestWrapper):
         )
 
 
-def _sent(message: dict[str, Any]) -> dict[str, Any]:
+def sent_of(message: dict[str, Any]) -> dict[str, Any]:
     """What a model is sent of a message, whose parts are changed to that."""
     for part in message["parts"]:
         for name in _NOT_SENT:

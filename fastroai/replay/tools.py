@@ -58,12 +58,12 @@ class ToolJournal(AbstractCapability[Any]):
         if record is not None:
             return adapter_of(ToolReturnPart).validate_python(record.returned).content
         result = await handler(args)
-        if (returned := _recordable(result, call)) is not None:
+        if (returned := recordable(result, call)) is not None:
             await self._journal.write(place, returned=returned)
         return result
 
 
-def _recordable(result: Any, call: ToolCallPart) -> Any:
+def recordable(result: Any, call: ToolCallPart) -> Any:
     """A tool's result as JSON, or None where what comes back is not the same to a model."""
     if isinstance(result, ToolReturn):
         return None

@@ -180,9 +180,9 @@ def estimate_usage(
     incoming = estimate_tokens(schemas)
     for message in messages:
         instructions = getattr(message, "instructions", None) or ""
-        text = instructions + "".join(map(_text_of_part, message.parts))
+        text = instructions + "".join(map(text_of_part, message.parts))
         incoming += _TOKENS_PER_MESSAGE + estimate_tokens(text)
-    outgoing = sum(estimate_tokens(_text_of_part(part)) for part in response.parts)
+    outgoing = sum(estimate_tokens(text_of_part(part)) for part in response.parts)
     # A request without any tokens would count as one whose usage is not known.
     return RequestUsage(input_tokens=max(1, incoming), output_tokens=max(1, outgoing))
 
@@ -200,11 +200,11 @@ def prompt_text(prompt: UserPromptPart) -> str:
     """The text of a prompt: its strings, and attached documents that are text."""
     if isinstance(prompt.content, str):
         return prompt.content
-    texts = (_text_of_content(item) for item in prompt.content)
+    texts = (text_of_content(item) for item in prompt.content)
     return "\n\n".join(text for text in texts if text is not None)
 
 
-def _text_of_content(item: UserContent) -> str | None:
+def text_of_content(item: UserContent) -> str | None:
     if isinstance(item, str):
         return item
     if isinstance(item, BinaryContent) and item.media_type.startswith("text/"):
@@ -213,7 +213,7 @@ def _text_of_content(item: UserContent) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _text_of_part(part: object) -> str:
+def text_of_part(part: object) -> str:
     if isinstance(part, UserPromptPart):
         return prompt_text(part)
     if isinstance(part, ToolCallPart):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pydantic_ai.messages import (
     ModelMessage,
-    ModelRequest,
     ModelResponse,
     ModelResponsePart,
     TextPart,
@@ -81,16 +80,17 @@ def _task_and_text(messages: Iterable[ModelMessage]) -> tuple[str, str]:
     """The first paragraph of the first prompt, and what there is to read in all of them."""
     tasks: list[str] = []
     texts: list[str] = []
-    requests = (message for message in messages if isinstance(message, ModelRequest))
-    for part in itertools.chain.from_iterable(request.parts for request in requests):
-        match part:
-            case UserPromptPart():
-                text = prompt_text(part)
-            case ToolReturnPart():
-                text = f"{part.tool_name}\n\n{part.model_response_str()}"
-            case _:
-                continue
+    for text in _texts_to_read(messages):
         first, _, rest = "\n".join(text.splitlines()).strip().partition("\n\n")
         tasks.append(first)
         texts.append(rest if rest.strip() else first)
-    return (tasks[0] if tasks else ""), "\n\n".join(texts)
+    return "".join(tasks[:1]), "\n\n".join(texts)
+
+
+def _texts_to_read(messages: Iterable[ModelMessage]) -> Iterator[str]:
+    """Prompts, and what tools have given."""
+    for part in itertools.chain.from_iterable(message.parts for message in messages):
+        if isinstance(part, UserPromptPart):
+            yield prompt_text(part)
+        elif isinstance(part, ToolReturnPart):
+            yield f"{part.tool_name}\n\n{part.model_response_str()}"

@@ -208,7 +208,7 @@ def number_within(schema: Schema, whole: bool, number: int = 0) -> int | float:
     low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
     high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
     step = schema.get("multipleOf", 1 if whole else 0)
-    value = _between(low, high, number, step)
+    value = number_between(low, high, number, step)
     if step:
         value = math.ceil(value / step) * step
         # Rounded up, it may be past the limit.
@@ -218,7 +218,7 @@ def number_within(schema: Schema, whole: bool, number: int = 0) -> int | float:
     return int(value) if whole else value
 
 
-def _between(low: float, high: float, number: int, step: float) -> float:
+def number_between(low: float, high: float, number: int, step: float) -> float:
     if math.isinf(low) and math.isinf(high):
         return float(number)
     if math.isinf(high):

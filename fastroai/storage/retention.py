@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import filterfalse
 from typing import Literal
 
 from ..errors import ResultStorageError
@@ -138,14 +139,14 @@ async def _prune(page: list[StoredObject], objects: ObjectStore, pruned: Pruned)
     pruned.others += len(page) - len(named)
     old = [stored for stored in named if stored.modified < pruned.before]
     pruned.younger += len(named) - len(old)
-    ours: list[StoredObject] = []
+    ours: dict[str, StoredObject] = {}
     for start in range(0, len(old), CONNECTIONS):
-        ours += await _records(old[start : start + CONNECTIONS], objects, pruned)
-    failed = {} if pruned.dry_run else await objects.delete([stored.path for stored in ours])
+        records = await _records(old[start : start + CONNECTIONS], objects, pruned)
+        ours |= {stored.path: stored for stored in records}
+    failed = {} if pruned.dry_run else await objects.delete(list(ours))
     pruned.failures |= failed
-    for stored in ours:
-        if stored.path not in failed:
-            pruned.note(stored)
+    for path in filterfalse(failed.__contains__, ours):
+        pruned.note(ours[path])
 
 
 async def _records(

@@ -92,14 +92,7 @@ class ScriptedModel(LocalModel):
             reply = reply(messages, _info(messages, settings, parameters))
         if inspect.isawaitable(reply):
             reply = await reply
-        if isinstance(reply, BaseException):
-            raise reply
-        if isinstance(reply, type) and issubclass(reply, BaseException):
-            raise reply
-        if isinstance(reply, ModelResponse):
-            response = copy(reply)
-        else:
-            response = ModelResponse(parts=_parts(reply, parameters))
+        response = _response_of(reply, parameters)
         response.provider_response_id = response.provider_response_id or f"scripted-{self._given}"
         # Copied: what is noted on an answer's usage must not be on the next one's.
         response.usage = copy(response.usage if self._fixed_usage is None else self._fixed_usage)
@@ -114,6 +107,17 @@ class ScriptedModel(LocalModel):
         reply = self._replies[min(self._given, len(self._replies) - 1)]
         self._given += 1
         return reply
+
+
+def _response_of(reply: Reply, parameters: ModelRequestParameters) -> ModelResponse:
+    """A reply as a new response; an error, or its class, is raised."""
+    if isinstance(reply, BaseException):
+        raise reply
+    if isinstance(reply, type) and issubclass(reply, BaseException):
+        raise reply
+    if isinstance(reply, ModelResponse):
+        return copy(reply)
+    return ModelResponse(parts=_parts(reply, parameters))
 
 
 def _parts(reply: Reply, parameters: ModelRequestParameters) -> list[ModelResponsePart]:
