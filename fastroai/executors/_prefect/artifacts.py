@@ -158,7 +158,7 @@ def describe_costs(
     Args:
         unmetered: How many requests went past all meters, by host.
     """
-    spent, *notes = costs_in_words(entries)
+    spent, *notes = costs_in_words(entries) if entries else ["**$0** for 0 requests"]
     if attempts is not None:
         notes.insert(0, counted(attempts, "attempt"))
     for hosts in unmetered:

@@ -49,9 +49,9 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
     if run_key is not None:
         return RunScope(f"key:{run_key}", is_keyed=True)
     flows, tasks = enclosing(FlowRunContext.get()), enclosing(TaskRunContext.get())
-    outermost = outermost_of(flows, tasks)
+    outermost = outermost_of(flows, tasks) if tasks else flows[-1]
     if outermost is flows[0]:
-        flow_run = active_flow_run()
+        flow_run = flows[0].flow_run
         assert flow_run is not None, "called within a flow run"
         # Started by a deployment within another flow, the run is known by what stands for it there.
         started_by = flow_run.parent_task_run_id

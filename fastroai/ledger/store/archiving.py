@@ -70,15 +70,15 @@ def archive_entries(
     Raises:
         LedgerUnavailableError: Somebody else archives the same entries.
     """
-    yield from finish(database, folder)
+    yield from _finish(database, folder)
     sum_up(database)
     while entries := reader.run(lambda connection: oldest_of(connection, before)):
         path = write_archive(folder, entries, form)
-        remove_archived(database, path, entries)
+        _remove(database, path, entries)
         yield Archive(finish_archive(path), len(entries))
 
 
-def finish(database: Database, folder: Path) -> Iterator[Archive]:
+def _finish(database: Database, folder: Path) -> Iterator[Archive]:
     """Name the files of an interrupted call whose entries were removed."""
     for path in sorted(folder.glob(f"fastroai-*{UNFINISHED}")):
         entries = database.run(lambda connection, name=path.name: _recorded(connection, name))  # type: ignore[misc]  # the default binds the name
@@ -96,7 +96,7 @@ def oldest_of(connection: Connection, before: datetime) -> list[LedgerEntry]:
     return select_entries(connection, *is_old, limit=ENTRIES_IN_A_FILE)
 
 
-def remove_archived(database: Database, path: Path, entries: Sequence[LedgerEntry]) -> None:
+def _remove(database: Database, path: Path, entries: Sequence[LedgerEntry]) -> None:
     ids = [entry.id for entry in entries]
     archive = {
         "name": path.name.removesuffix(UNFINISHED),

@@ -124,7 +124,7 @@ def add_to_sums(connection: Connection, most: int, numbers: Numbers) -> int | No
         How many were added, or made ready for it; 0: nothing is left. None while another process
         does the same.
     """
-    if not lock_sums(connection):
+    if not _lock(connection):
         return None
     join_by_index(connection)
     add_sums_of_runs(connection)
@@ -158,7 +158,7 @@ def hold_sums(connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
 
 
-def lock_sums(connection: Connection) -> bool:
+def _lock(connection: Connection) -> bool:
     """Whether nobody else adds to the sums until this transaction ends; SQLite lets one write."""
     if connection.dialect.name != "postgresql":
         return True
