@@ -36,7 +36,7 @@ def list_runs() -> None:
     elsewhere = 0
     # Most ledgers have none, and say so before Prefect could be imported.
     if has_flow_runs(ledger_url()):
-        reported, found, elsewhere = asyncio.run(_on_server(_read_runs()))
+        reported, found, elsewhere = asyncio.run(on_server(_read_runs()))
     sys.stdout.writelines(f"{line}\n" for line in reported)
     if found:
         print_table(console(), _COLUMNS, [row_of(run) for run in found])
@@ -74,7 +74,7 @@ def resume(
         raise UsageError("--budget raises the budget of one run: name that one.")
     usd = None if budget is None else _amount(budget)
     refuse_in_memory()
-    return run_until_terminated(_on_server(_resume_chosen(names, usd)))
+    return run_until_terminated(on_server(_resume_chosen(names, usd)))
 
 
 def _amount(budget: str) -> Decimal:
@@ -103,7 +103,12 @@ def refuse_in_memory() -> None:
         )
 
 
-async def _on_server(work: Coroutine[Any, Any, T]) -> T:
+async def on_server(work: Coroutine[Any, Any, T]) -> T:
+    """Do something on Prefect's server that is configured, once it answers.
+
+    Raises:
+        ExecutorUnavailableError: None is, or it does not.
+    """
     try:
         from ..executors.prefect import check_server, configured_server
 

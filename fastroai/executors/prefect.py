@@ -22,6 +22,8 @@ from ..pipelines.plan import ExecutionPlan
 from ..pricing.price_file import with_readable_prices
 from ..redaction import redact
 from ..settings import load_settings
+from ._prefect.automations import AutomationChange, install_automations
+from ._prefect.automations import Wanted as WantedAutomations
 from ._prefect.budget_ends import end_at_budget
 from ._prefect.flow import as_ended, build_flow, flow_options_of, run_in_flow
 from ._prefect.links import links_to_run
@@ -44,12 +46,15 @@ if TYPE_CHECKING:
     from ..tracing.tracer import Tracer
 
 __all__ = [
+    "AutomationChange",
     "MissExplanation",
     "PrefectExecutor",
     "StoredBefore",
     "TrackedRun",
+    "WantedAutomations",
     "check_server",
     "configured_server",
+    "install_automations",
     "links_to_run",
     "report_ended_runs",
     "resume_run",

@@ -11,8 +11,6 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import Pause
-from prefect.flow_engine import run_flow_async
 from prefect.flow_runs import asuspend_flow_run
 from prefect.states import Pending, Running
 
@@ -31,6 +29,7 @@ from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRecord, LeaseRequest, Outcome
 from fastroai.settings import load_settings
 from tests.integration.models import PRICE, Ask, CountingModel
+from tests.support.deployed_runs import deployed, work
 
 INPUTS = {"topic": "t"}
 PAUSES = Budget(usd=PRICE, at_limit="pause")
@@ -58,32 +57,6 @@ def pausing(name: str, model: CountingModel, **config: Any) -> Pipeline[Any, Any
     )
 
 
-async def deployed(flow: Any) -> UUID:
-    """A flow run of a deployment that no worker looks for."""
-    async with get_client() as client:
-        deployment = await client.create_deployment(
-            flow_id=await client.create_flow(flow), name="d", enforce_parameter_schema=False
-        )
-        run = await client.create_flow_run_from_deployment(
-            deployment, parameters={"inputs": INPUTS}
-        )
-    return run.id
-
-
-async def work(flow: Any, run: UUID) -> Any:
-    """Run it here as a worker would; None: it is suspended."""
-    async with get_client() as client:
-        await client.set_flow_run_state(run, Pending())
-        flow_run = await client.read_flow_run(run)
-    try:
-        # Its end is reported when its task has ended.
-        parameters = {"inputs": INPUTS}
-        running = run_flow_async(flow, flow_run=flow_run, parameters=parameters)
-        return await asyncio.create_task(running)
-    except Pause:
-        return None
-
-
 async def read(run: UUID) -> FlowRun:
     async with get_client() as client:
         return await client.read_flow_run(run)
@@ -98,7 +71,7 @@ async def suspended() -> list[LeaseRecord]:
 async def test_a_run_that_goes_on_after_failures_does_what_it_can_before_it_pauses() -> None:
     model = CountingModel()
     flow = pausing("goes-on", model, on_error="continue").to_flow()
-    run = await deployed(flow)
+    run = await deployed(flow, INPUTS)
     assert await work(flow, run) is None
     assert (await read(run)).state_name == "Suspended"
     [paused], elsewhere = await tracked_runs(load_settings())
@@ -148,7 +121,7 @@ async def end_unseen(run: UUID, outcome: Outcome) -> None:
 async def test_a_pause_that_the_server_did_not_see_is_reported_later_and_resumed() -> None:
     model = CountingModel()
     flow = pausing("unseen", model).to_flow()
-    run = await deployed(flow)
+    run = await deployed(flow, INPUTS)
     await end_unseen(run, "paused")
     [line] = await report_ended_runs(load_settings())
     assert line.endswith("it is Suspended now.")
@@ -164,7 +137,7 @@ async def test_a_pause_that_the_server_did_not_see_is_reported_later_and_resumed
 @pytest.mark.usefixtures("prefect_api")
 async def test_a_run_that_a_budget_stopped_unseen_is_reported_as_that() -> None:
     flow = pausing("stopped-unseen", CountingModel()).to_flow()
-    run = await deployed(flow)
+    run = await deployed(flow, INPUTS)
     await end_unseen(run, "over_budget")
     await report_ended_runs(load_settings())
     assert (await read(run)).state_name == "BudgetExceeded"
@@ -186,7 +159,7 @@ async def test_a_run_that_somebody_suspends_is_not_taken_for_a_crashed_one() -> 
 
     steps = {"first": first, "second": Ask(agent, "first")}
     flow = Pipeline("by-hand", steps, {"second": ["first"]}).to_flow()
-    runs.append(await deployed(flow))
+    runs.append(await deployed(flow, INPUTS))
     assert await work(flow, runs[0]) is None
     assert await report_ended_runs(load_settings()) == []
     assert (await read(runs[0])).state_name == "Suspended"

@@ -81,6 +81,8 @@ def test_what_was_spent_before_is_listed_with_what_is_left(books: Books) -> None
     assert rows["search"] == [
         "tag team=search",
         "total",
+        "settled",
+        "fail",
         "1.00",
         "0.25",
         "0.00",
@@ -88,7 +90,7 @@ def test_what_was_spent_before_is_listed_with_what_is_left(books: Books) -> None
         "0.75",
         "-",
     ]
-    assert rows["every"][:4] == ["all", "total", "3.00", "4.25"]
+    assert rows["every"][:6] == ["all", "total", "settled", "fail", "3.00", "4.25"]
     assert rows["every"][-1] == "reached"
     listed = {one["name"]: one for one in books.run("budgets", "list", "--json").json["budgets"]}
     assert (listed["search"]["spent"], listed["search"]["left"]) == ("0.25", "0.75")

@@ -35,5 +35,12 @@ for _name, _path, _help in (
         "options: window, zone, pipeline, deployment, tag, model, strength, at_limit, warn_at, "
         "max_request_usd. Nothing is changed if any of them is wrong.",
     ),
+    (
+        "automations",
+        "automations:install",
+        "Have Prefect's server act when a budget is reached: call a webhook, cancel the run, pause "
+        "its deployment.\n\n"
+        "What is already as asked for is left alone, so the command can be part of what deploys.",
+    ),
 ):
     budgets.command(f"{__name__}.{_path}", name=_name, help=_help)

@@ -21,6 +21,8 @@ _COLUMNS = (
     Column("budget", shortest=8),
     Column("scope", shortest=12, rank=1),
     Column("window", shortest=16, rank=2),
+    Column("strength", shortest=8, rank=5),
+    Column("at limit", shortest=4, rank=5),
     Column("limit USD"),
     Column("spent"),
     Column("held", rank=4),
@@ -73,6 +75,8 @@ def row_of(state: BudgetState, now: datetime) -> tuple[Cell, ...]:
         state.budget.name,
         scope_of(state.budget),
         window_of(state),
+        state.budget.strength,
+        state.budget.at_limit,
         *map(Amount, amounts),
         pace_of(state, now),
     )
