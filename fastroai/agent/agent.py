@@ -104,14 +104,7 @@ class FastroAgent(Generic[OutputT]):
             self._agent = self._build(output_type)
         else:
             self._agent = agent
-            options_of_runs = {
-                "output_type": output_type,
-                "toolsets": self.toolsets or None,
-                "instructions": self.config.system_prompt or None,
-            }
-            self._run_options = {
-                name: value for name, value in options_of_runs.items() if value is not None
-            }
+            self._run_options = self._options_of_runs(output_type)
             if "model" not in options and (config is None or config.model == DEFAULT_MODEL):
                 self._fallback_model = None
 
@@ -226,6 +219,15 @@ class FastroAgent(Generic[OutputT]):
         from ..pipelines.agent_step import AgentStepWrapper
 
         return AgentStepWrapper(self, prompt)
+
+    def _options_of_runs(self, output_type: OutputSpec[OutputT] | None) -> dict[str, Any]:
+        """What a ready agent, which was built without them, is given with each run."""
+        options = {
+            "output_type": output_type,
+            "toolsets": self.toolsets or None,
+            "instructions": self.config.system_prompt or None,
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
     def _build(self, output_type: OutputSpec[OutputT] | None) -> Agent[Any, OutputT]:
         model = self.config.model

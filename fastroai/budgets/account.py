@@ -89,6 +89,13 @@ class Account:
 _FIELDS = {Kind.HELD: "held", Kind.UNKNOWN: "unknown", Kind.SPENT: "spent"}
 
 
+def unheld(charge: Charge | None) -> Charge | None:
+    """A charge once whoever sent the request is gone: what was held for it may have been spent."""
+    if charge is None or charge.kind is not Kind.HELD:
+        return charge
+    return Charge(Kind.UNKNOWN, charge.usd)
+
+
 def charge_of(entry: LedgerEntry, budget: Budget) -> Charge | None:
     """What an entry counts for in a budget; None: nothing.
 

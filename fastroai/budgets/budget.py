@@ -91,8 +91,8 @@ class Budget:
         """Whether an entry is in a standing budget's scope."""
         at = entry.attribution
         return (
-            (self.pipeline is None or self.pipeline == at.pipeline)
-            and (self.deployment is None or self.deployment == at.deployment)
+            self.pipeline in (None, at.pipeline)
+            and self.deployment in (None, at.deployment)
             and (self.model is None or is_model(self.model, entry.model))
             and (self.tag is None or has_tag(self.tag, entry))
         )

@@ -13,7 +13,7 @@ from typing import Literal
 
 from ..errors import CostBudgetExceededError
 from ..ledger.entries import Attribution, LedgerEntry
-from .account import Account, Charge, Kind, Verdict, charge_of
+from .account import Account, Charge, Kind, Verdict, charge_of, unheld
 from .budget import Budget, counts
 from .refusals import WAITS_FOR_ITSELF, refusal, why_refused
 from .signals import BudgetSignal, emit, share_reached
@@ -232,8 +232,8 @@ def _charge(
     for limit in limits:
         before = limit.account.settled
         charge = None if forget else charge_of(entry, limit.budget)
-        if is_over and charge is not None and charge.kind is Kind.HELD:
-            charge = Charge(Kind.UNKNOWN, charge.usd)
+        if is_over:
+            charge = unheld(charge)
         limit.charge(entry, charge)
         share = share_reached(limit.budget, before, limit.account)
         if share is not None:
@@ -269,7 +269,8 @@ def _decide(entry: LedgerEntry, limits: Sequence[Limit], waiter: _Waiter | None)
         verdict = limit.account.verdict(budget, budget.bound_of(entry))
         if verdict is Verdict.REFUSED:
             return _Refused(limit, why_refused(budget, budget.bound_of(entry)))
-        is_behind = bool(limit.queue) and next(iter(limit.queue)) is not waiter
+        # Who fits, but came later than one that waits, must not take its room again and again.
+        is_behind = next(iter(limit.queue), waiter) is not waiter
         waits |= verdict is Verdict.WAITS or (is_behind and budget.strength == "reserved")
     if waits:
         return Verdict.WAITS

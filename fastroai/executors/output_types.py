@@ -84,13 +84,17 @@ def agent_output(spec: Any) -> Any:
     if isinstance(spec, TextOutput):
         return return_hint(spec.output_function)
     if isinstance(spec, Sequence) and not isinstance(spec, str):
-        members = [agent_output(member) for member in spec]
-        return Any if not members or Any in members else Union[tuple(members)]  # noqa: UP007  # made of a list
+        return union_of(list(map(agent_output, spec)))
     if spec is None:
         return NoneType
     if inspect.isroutine(spec):
         return return_hint(spec)
     return spec
+
+
+def union_of(members: Sequence[Any]) -> Any:
+    """One type for several; `Any` where one of them is, or there are none."""
+    return Any if not members or Any in members else Union[tuple(members)]  # noqa: UP007  # made of a list
 
 
 def return_hint(function: Any) -> Any:

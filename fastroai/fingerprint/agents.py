@@ -154,7 +154,7 @@ def describe_settings(settings: object, describer: Describer) -> object:
 def _given_to_all() -> list[object]:
     """The capabilities that pydantic-ai gives every agent; another version may give others."""
     given: Sequence[AbstractCapability[Any]] = Agent()._root_capability.capabilities
-    return [[_label(type(part)), [list(item) for item in given_members(part)]] for part in given]
+    return [[_label(type(part)), list(map(list, given_members(part)))] for part in given]
 
 
 def _label(cls: type) -> str:

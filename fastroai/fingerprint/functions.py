@@ -238,7 +238,7 @@ def plain_node(value: object) -> object:
     if isinstance(value, ast.AST):
         return plain_fields(value, dict(ast.iter_fields(value)))
     if isinstance(value, list):
-        return [plain_node(item) for item in value]
+        return list(map(plain_node, value))
     return value
 
 
@@ -283,7 +283,7 @@ def plain_code(code: CodeType) -> object:
     return [
         code.co_name,
         code.co_code.hex(),
-        [plain_constant(constant) for constant in code.co_consts],
+        list(map(plain_constant, code.co_consts)),
         [
             list(code.co_names),
             list(code.co_varnames),

@@ -164,8 +164,8 @@ class StepDescriber:
         if isinstance(hint, type):
             with self._at(origin_of_class(hint)):
                 return self.value(hint)
-        inner = [self.parts(part) for part in filter(is_hint, get_args(hint))]
-        return [inner, [self.value(part) for part in getattr(hint, "__metadata__", ())]]
+        inner = list(map(self.parts, filter(is_hint, get_args(hint))))
+        return [inner, list(map(self.value, getattr(hint, "__metadata__", ())))]
 
     def is_own(self, cls: type) -> bool:
         """Whether a class belongs to the code that is being followed."""

@@ -177,18 +177,20 @@ class ComparedSum:
 
     def at_most(self, name: str) -> Decimal | None:
         """What it can be with what the ledger does not know; None: there is no saying."""
-        known = self.booked(name)
-        unsettled = [entry for entry in self.entries if entry.state is EntryState.UNSETTLED]
         if name == "requests":
-            return known + sum(entry.request_count for entry in unsettled)
-        unknown = list(unsettled)
+            return Decimal(sum(entry.request_count for entry in self.entries))
         if name == COST:
-            unknown += [entry for entry in self._settled if entry.cost_usd is None]
-        for entry in unknown:
-            if name != COST or entry.upper_bound_usd is None:
-                return None
-            known = EXACT.add(known, entry.upper_bound_usd)
-        return known
+            return self._cost_at_most()
+        return self.booked(name) if len(self._settled) == len(self.entries) else None
+
+    def _cost_at_most(self) -> Decimal | None:
+        usd = self.booked(COST)
+        for entry in self.entries:
+            if entry.state is EntryState.UNSETTLED or entry.cost_usd is None:
+                if entry.upper_bound_usd is None:
+                    return None
+                usd = EXACT.add(usd, entry.upper_bound_usd)
+        return usd
 
     @property
     def _settled(self) -> list[LedgerEntry]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -110,9 +110,13 @@ def drop_later_defaults(messages: Iterable[dict[str, Any]]) -> None:
         for item in (part, *(content if isinstance(content, list) else ())):
             if isinstance(item, dict):
                 kind = item.get("part_kind") or item.get("kind")
-                for name, default in by_kind.get(str(kind), {}).items():
-                    if item.get(name) == default:
-                        item.pop(name, None)
+                _drop_equal(item, by_kind.get(str(kind), {}))
+
+
+def _drop_equal(item: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    for name, default in defaults.items():
+        if item.get(name) == default:
+            item.pop(name, None)
 
 
 def known_parameters(parameters: ModelRequestParameters) -> object:

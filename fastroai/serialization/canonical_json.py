@@ -129,7 +129,7 @@ _CONTENTS: tuple[tuple[type | tuple[type, ...], Callable[[Any], object]], ...] =
     (_TEXTUAL, str),
     (PurePath, PurePath.as_posix),
     ((set, frozenset), lambda value: sorted(map(canonical_json, value))),
-    ((list, tuple), lambda value: [_canonical(item) for item in value]),
+    ((list, tuple), lambda value: list(map(_canonical, value))),
     (Mapping, _of_mapping),
     (str, lambda value: _canonical(str(value))),
     (int, lambda value: _canonical(int(value))),

@@ -79,14 +79,17 @@ class Codec:
         if codec not in ("declared", "python") or self.adapter is None:
             raise TypeError(f"codec {codec!r} is not one of the declared type")
         value = self._load(codec, written)
-        again = self._dump(codec, value)
+        self._refuse_what_others_wrote(codec, written, value)
+        return value
+
+    def _refuse_what_others_wrote(self, codec: str, written: Any, value: object) -> None:
         # Text for a number, say: pydantic takes it, we never wrote it. What is written the same
         # again was ours, save that the order of a set is the writer's.
-        if json.dumps(again) != json.dumps(written) and not (
-            codec == "declared" and Spelling(value).holds_set
-        ):
+        again = self._dump(codec, value)
+        if json.dumps(again) == json.dumps(written):
+            return
+        if codec != "declared" or not Spelling(value).holds_set:
             raise ValueError(f"{again!r} was expected instead of {written!r}")
-        return value
 
     def _dump(self, codec: str, value: object) -> Any:
         assert self.adapter is not None

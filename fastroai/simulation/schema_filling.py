@@ -85,12 +85,9 @@ class SchemaFiller:
             return schema["const"]
         if "enum" in schema:
             return self._choice(schema["enum"], at.number)
-        kind = schema.get("type", "object" if "properties" in schema else "string")
-        variants = schema.get("anyOf") or schema.get("oneOf")
-        if variants is None and isinstance(kind, list):
-            variants = [{**schema, "type": each} for each in kind]
-        if variants:
+        if variants := variants_of(schema):
             return self._variant(variants, at)
+        kind = schema.get("type", "object" if "properties" in schema else "string")
         return _BY_TYPE[kind](self, schema, at)
 
     def _resolved(self, schema: Schema) -> Schema:
@@ -203,6 +200,15 @@ def within_length(text: str, schema: Schema) -> str:
     return text.ljust(shortest, ".")
 
 
+def variants_of(schema: Schema) -> Sequence[Schema]:
+    """The schemas of which a value has to fit one; empty where there is no choice."""
+    variants: Sequence[Schema] = schema.get("anyOf") or schema.get("oneOf") or ()
+    kinds = schema.get("type")
+    if not variants and isinstance(kinds, list):
+        return [{**schema, "type": kind} for kind in kinds]
+    return variants
+
+
 def number_within(schema: Schema, whole: bool, number: int = 0) -> int | float:
     """A number within the schema's limits; another one for each `number` if possible."""
     low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
@@ -219,10 +225,12 @@ def number_within(schema: Schema, whole: bool, number: int = 0) -> int | float:
 
 
 def number_between(low: float, high: float, number: int, step: float) -> float:
-    if math.isinf(low) and math.isinf(high):
-        return float(number)
-    if math.isinf(high):
-        return low + 1 + number * (step or 1)
-    if math.isinf(low):
-        return high - 1 - number * (step or 1)
+    beyond = 1 + number * (step or 1)
+    match math.isinf(low), math.isinf(high):
+        case True, True:
+            return float(number)
+        case False, True:
+            return low + beyond
+        case True, False:
+            return high - beyond
     return (low + high) / 2 + number * step

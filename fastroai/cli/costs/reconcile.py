@@ -229,8 +229,8 @@ def reconciliation_json(found: Reconciliation, filters: Filters) -> dict[str, ob
         "ledger_usd": exact(booked),
         "invoice_usd": exact(billed),
         "matched": dict(Counter(match.by for match in found.matches)),
-        "entries_without_line": [entry_json(entry) for entry in found.entries],
-        "lines_without_entry": [line_json(line) for line in found.lines],
+        "entries_without_line": list(map(entry_json, found.entries)),
+        "lines_without_entry": list(map(line_json, found.lines)),
         "differing": [match_json(match) for match in found.matches if match.differences],
     }
 
@@ -278,9 +278,9 @@ def show(
     """Write what is found, what must be known of it, and whether the books balance."""
     for line in headline(found, filters):
         prose(out, line)
-    entries = [entry_row(entry) for entry in found.entries]
+    entries = list(map(entry_row, found.entries))
     show_list(out, "Entries without an invoice line", _ENTRY_COLUMNS, entries)
-    lines = [line_row(line) for line in found.lines]
+    lines = list(map(line_row, found.lines))
     show_list(out, "Invoice lines without an entry", _LINE_COLUMNS, lines)
     differing = found.differing
     show_texts(out, "Pairs that differ", list(map(difference_of, differing)))

@@ -44,7 +44,7 @@ def as_json(
         "filters": filters.as_json(),
         "currency": "USD",
         "sums": [_sum_json(one, entry_json) for one in found.compared],
-        "entries_without_line": [entry_json(entry) for entry in found.entries],
+        "entries_without_line": list(map(entry_json, found.entries)),
     }
 
 
@@ -58,7 +58,7 @@ def _sum_json(one: ComparedSum, entry_json: Callable[[LedgerEntry], object]) -> 
         "export": {name: _value(name, value) for name, value in one.billed.sums.items()},
         "ledger": {name: _value(name, one.booked(name)) for name in one.billed.sums},
         "differences": differences,
-        "entries": [entry_json(entry) for entry in one.entries] if differences else [],
+        "entries": list(map(entry_json, one.entries)) if differences else [],
     }
 
 
@@ -119,7 +119,7 @@ def list_entries(
     if not entries:
         return
     prose(out, f"\n{title}: {len(entries):,}\n")
-    print_table(out, columns, [entry_row(entry) for entry in entries[:_MOST_ENTRIES]])
+    print_table(out, columns, list(map(entry_row, entries[:_MOST_ENTRIES])))
     if len(entries) > _MOST_ENTRIES:
         prose(out, f"… and {len(entries) - _MOST_ENTRIES:,} more; --json has them all.")
 

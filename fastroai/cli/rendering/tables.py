@@ -74,21 +74,24 @@ def print_table(
     """
     drawn = drawn_columns(columns, [*rows, total] if total else rows)
     shown = that_fit(drawn, out.width)
-    room = out.width - width_of(part.least for part in shown) - _GAP
-    has_bars = bool(bars) and room >= _BAR and not out.options.ascii_only
-    drawn_bars = bars_of(bars) if has_bars else []
-    needed = width_of([*(part.width for part in shown), *([_BAR] if has_bars else [])])
-    if needed <= out.width:
-        _write_lines(out, shown, drawn_bars, needed, has_total=bool(total))
-    else:
-        _write_folded(out, shown, drawn_bars, has_total=bool(total))
+    drawn_bars = bars_that_fit(bars, shown, out)
+    needed = width_of([part.width for part in shown] + [_BAR] * bool(drawn_bars))
+    write = _write_lines if needed <= out.width else _write_folded
+    write(out, shown, drawn_bars, has_total=bool(total))
     return tuple(part.column.heading for part in drawn if part not in shown)
 
 
+def bars_that_fit(bars: Sequence[Decimal], shown: Sequence[_Drawn], out: Console) -> list[str]:
+    """The bars where there is room for them beside the columns, and characters to draw them."""
+    room = out.width - width_of(part.least for part in shown) - _GAP
+    return bars_of(bars) if bars and room >= _BAR and not out.options.ascii_only else []
+
+
 def _write_lines(
-    out: Console, shown: Sequence[_Drawn], bars: Sequence[str], width: int, *, has_total: bool
+    out: Console, shown: Sequence[_Drawn], bars: Sequence[str], *, has_total: bool
 ) -> None:
     """Write a table in which nothing is folded: rich takes a millisecond for each line."""
+    width = width_of([part.width for part in shown] + [_BAR] * bool(bars))
     heading = "  ".join(part.aligned([printable(part.column.heading)])[0] for part in shown)
     columns = [part.aligned(part.cells) for part in shown]
     *lines, last = map("  ".join, zip(*columns, strict=True))

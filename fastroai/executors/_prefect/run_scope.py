@@ -57,10 +57,21 @@ def run_scope(pipeline: str, inputs: str, run_key: str | None) -> RunScope:
         started_by = flow_run.parent_task_run_id
         is_first = not was_run_before(flow_run) and started_by is None
         return RunScope(str(started_by or flow_run.id), may_have_results=not is_first)
+    tries = frozenset([*map(try_of, flows), *map(try_of, tasks)])
+    return scope_within(outermost, tries, pipeline, inputs)
+
+
+def scope_within(
+    outermost: RunContext, tries: frozenset[Try], pipeline: str, inputs: str
+) -> RunScope:
+    """The scope of a run within others: a number among those of its pipeline and input.
+
+    Args:
+        tries: Of all runs around it, and its own.
+    """
     if inputs.startswith(UNIDENTIFIED):
         inputs = UNIDENTIFIED  # it is another text each time: all runs of such inputs are equal
     root = try_of(outermost)
-    tries = frozenset([*map(try_of, flows), *map(try_of, tasks)])
     with _numbering:
         if root not in _numbers:
             _numbers[root] = _Numbers()

@@ -109,7 +109,7 @@ async def tracked_runs(settings: FastroAISettings) -> tuple[list[TrackedRun], in
     holdings = {record.claim.name: record for record in [*paused, *taken]}
     runs: list[TrackedRun] = []
     async with get_client() as client:
-        flow_runs = await read_flow_runs(client, [UUID(name) for name in holdings])
+        flow_runs = await read_flow_runs(client, list(map(UUID, holdings)))
         deployments = await read_deployments(client, flow_runs)
     for flow_run in flow_runs:
         holding = holdings[str(flow_run.id)]
@@ -229,7 +229,7 @@ async def report_ended_runs(settings: FastroAISettings) -> list[str]:
     if not ended:
         return lines
     async with get_client() as client:
-        for flow_run in await read_flow_runs(client, [UUID(name) for name in ended]):
+        for flow_run in await read_flow_runs(client, list(map(UUID, ended))):
             record = ended[str(flow_run.id)]
             if lacks_its_end(flow_run):
                 try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
+from itertools import count, filterfalse
 from typing import Any
 
 from sqlalchemy import Connection, Table, func, select
@@ -83,10 +84,10 @@ def _numbers(
     known = select(table.c.digest, table.c.id).where(
         is_one_of(connection, list(by_digest), table.c.digest)
     )
-    ids = {row.digest: row.id for row in connection.execute(known)}
+    ids: dict[str, int] = dict(connection.execute(known).tuples().all())
     last = connection.scalar(select(func.coalesce(func.max(table.c.id), 0))) or 0
-    new = [digest for digest in by_digest if digest not in ids]
-    ids |= {digest: number for number, digest in enumerate(new, last + 1)}
+    new = list(filterfalse(ids.__contains__, by_digest))
+    ids |= zip(new, count(last + 1), strict=False)
     rows = []
     for digest in new:
         key = by_digest[digest]

@@ -105,8 +105,9 @@ def sum_up(database: Database) -> None:
         now = time.monotonic()
         if added == 0 or (added is None and now - began > OTHERS_PATIENCE):
             return
-        done += added or 0
-        pace.took(added or 0, time.thread_time() - worked)
+        number = added or 0
+        done += number
+        pace.took(number, time.thread_time() - worked)
         if now - reported > _REPORTED:
             reported = now
             left = database.run(lambda connection: count_not_summed(connection, 10**9))

@@ -260,10 +260,13 @@ class Writer:
         if len(self._outbox) and (recovered or asked_for):
             self._write_kept()
 
-        # Markers come last, because they ask for all that was handed over, also long ago.
+        self._answer_markers(markers)
+        self._plan_retry(after_a_try=tries)
+
+    def _answer_markers(self, markers: Sequence[Write]) -> None:
+        # They come last, because they ask for all that was handed over, also long ago.
         is_behind = len(self._outbox) or not self._prepared
         self._answer(dict.fromkeys(markers, self._error if is_behind else None))
-        self._plan_retry(after_a_try=tries)
 
     def _keep_and_answer(self, failed: Failures) -> None:
         """Put what could not be written into the outbox, then say so: never the other way round, or
