@@ -180,6 +180,8 @@ class Accounts:
 
     def open(self, keys: Iterable[Key], known: Mapping[str, Budget]) -> None:
         """Count the accounts that are missing from the entries, and lock them."""
+        # Sorted, as wherever several are locked: in two orders, two processes would wait for each
+        # other.
         for key in sorted(set(keys) - self.locked.keys()):
             self._sql.run(_OPEN_ACCOUNT, *key)
             self.lock([key])

@@ -177,6 +177,7 @@ class RunLimits:
                 decision = _enqueue(waiter)
         if decision is Verdict.WAITS:
             decision = await self._wait(waiter)
+            # It is sent now, and not when it began to wait: by that it is priced and summed up.
             entry = replace(entry, sent_at=datetime.now(UTC))
         if isinstance(decision, _Refused):
             raise _error(decision, entry.attribution)
@@ -186,6 +187,8 @@ class RunLimits:
         try:
             return await waiter.future
         except BaseException:
+            # It may have been admitted in the moment in which it was cancelled: it holds nothing
+            # then, and others may have it.
             with _deciding:
                 _leave(waiter)
                 _charge(waiter.entry, waiter.limits, forget=True)
@@ -199,6 +202,7 @@ class RunLimits:
         with _deciding:
             signals = _charge(entry, limits)
             _advance(limits)
+        # Without the lock: a listener may send a request, which asks these budgets.
         for signal in signals:
             emit(signal)
 
@@ -274,6 +278,7 @@ def _decide(entry: LedgerEntry, limits: Sequence[Limit], waiter: _Waiter | None)
         waits |= verdict is Verdict.WAITS or (is_behind and budget.strength == "reserved")
     if waits:
         return Verdict.WAITS
+    # Only once all let it pass: what one of them refuses must not be held by another.
     for limit in limits:
         limit.charge(entry, charge_of(entry, limit.budget))
     return Verdict.ADMITTED

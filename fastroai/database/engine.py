@@ -153,6 +153,7 @@ class Database:
             try:
                 return work(self._backend)
             except BaseException:
+                # It may be within a transaction still, which the next work would commit.
                 self._backend.close()
                 raise
 
@@ -341,6 +342,8 @@ class _PostgreSQL:
 
     def __init__(self, url: URL, *, writes: bool) -> None:
         self._url = url
+        # A writer has to see what others committed while it waited for their locks; a reader, one
+        # state of the ledger through all of its statements.
         self._isolation: Any = "READ COMMITTED" if writes else "REPEATABLE READ"
         self._runner: asyncio.Runner | None = None
         self._connection: AsyncConnection | None = None
@@ -368,6 +371,7 @@ class _PostgreSQL:
             runner.close()
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
+        # A server that is gone without a word would be waited for until TCP gives it up.
         async with asyncio.timeout(2 * PATIENCE):
             if self._connection is None:
                 self._connection = await self._connect()

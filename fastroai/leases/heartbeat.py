@@ -100,11 +100,13 @@ class Heartbeat:
         """
 
         def work() -> Lease | LeaseRecord:
+            # Before it is asked: the time that is left is counted from then, and never too long.
             seen = self._clock()
             holding = self._table.take(claim)
             if holding is not None:
                 return holding
             due = seen + claim.seconds / BEATS
+            # While nothing is held, the time of the next beat is one that has passed long ago.
             self._beat_at = min(self._beat_at, due) if self._held else due
             lease = self._held[claim.token] = Lease(claim, seen, on_loss, self._clock)
             return lease
@@ -115,6 +117,7 @@ class Heartbeat:
         """Give something up, also what is only being taken."""
 
         def work() -> None:
+            # Also where the table can't be asked then: it expires once it is not renewed any more.
             self._held.pop(token, None)
             self._table.release(token)
             self.unreported.discard(token)
@@ -187,7 +190,7 @@ class Heartbeat:
                 )
             except Empty:
                 if not self._held:
-                    self._table.close()
+                    self._table.close()  # a server has few connections, and this one is idle
                 continue
             if work is None:
                 break

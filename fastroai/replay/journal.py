@@ -111,7 +111,7 @@ class Journal:
         try:
             record = adapter.validate_json(content)
         except (ValueError, RecursionError):
-            return None
+            return None  # of another version: asked again, rather than read as what it is not
         return record if (record.format, record.place) == (FORMAT, place) else None
 
     async def write(self, place: str, **record: Any) -> None:
@@ -119,6 +119,7 @@ class Journal:
         content = json.dumps(
             {"format": FORMAT, "place": place} | record, separators=(",", ":")
         ).encode()
+        # First here: whatever becomes of the storage, the next attempt in this process finds it.
         self._known[place] = content
         if self._store is not None:
             await asyncio.shield(self._store.write(place, content))

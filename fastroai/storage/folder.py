@@ -117,6 +117,7 @@ def write_private(path: Path, content: bytes) -> None:
     try:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
+        # At one go: a record that is cut off would be taken for one that somebody changed.
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -159,6 +159,7 @@ class ResultStore:
         try:
             await self._insist(partial(self.objects.put, name, content))
         except Exception as error:
+            # The step is paid for and done: that it can't be stored now is no reason to fail it.
             log = logger.debug if owner is None else logger.warning
             log(
                 "The result of step %r can't be written to %s now: %s. The run goes on, and "

@@ -83,6 +83,7 @@ class Outbox:
         self._count = 0
         file, path = self._file, self.path
         self._file = self.path = None
+        # Into a new file, before the old one goes.
         if left:
             self.keep(left)
         if file is not None and path is not None:
@@ -100,6 +101,8 @@ class Outbox:
                 continue
             with suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Kept here before they go there: after a crash in between they are written twice,
+                # of which the second time does nothing.
                 if found := read_entries(path):
                     self.keep(found)
                 if not self._memory:

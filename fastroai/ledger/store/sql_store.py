@@ -127,6 +127,7 @@ class SqlStore:
         waiter = asyncio.get_running_loop().create_future()
         self._hand_over(Write.of(entry, intent=True, waiter=waiter))
         if written := await waiter:
+            # One that is only kept is handed over again with its outcome, which may be first there.
             self._intended.add(entry.id)
         return replace(entry, sent_at=written) if isinstance(written, datetime) else entry
 
@@ -211,6 +212,7 @@ class SqlStore:
     def close_now(self, timeout: float | None = None) -> None:
         """The same, blocking, for at most some seconds."""
         writer, self._writer = self._writer, None
+        # After a fork, its thread runs in the parent only, and would be waited for in vain.
         if writer is not None and self._pid == os.getpid():
             writer.stop(timeout)
         self._reader.close()

@@ -162,6 +162,7 @@ class Writer:
 
         Returns at once; whether it was in time, before this writer's end.
         """
+        # In this order: the writer takes what is left only after it has said that it ended.
         self._queue.put(write)
         return not self._ended
 
@@ -331,6 +332,7 @@ class Writer:
         return decided
 
     def _write_admitted(self, statements: Statements, batch: Sequence[Write]) -> Decided:
+        # In one transaction: a process that dies must not leave a held amount without its intent.
         decided = self._gate.write(statements, batch)
         statements.insert(self._intents, decided.intents)
         statements.insert(self._outcomes, decided.outcomes)
@@ -363,6 +365,7 @@ class Writer:
         left: list[LedgerEntry] = []
         for start in range(0, len(entries), _LARGEST_BATCH):
             end = start + _LARGEST_BATCH
+            # With their intents, which may be missing; those that are there are left as they are.
             failed = self._commit([Write.of(entry, intent=True) for entry in entries[start:end]])
             left += [write.entry for write in failed if write.entry is not None]
             if self._down:  # each further try would take as long
@@ -370,6 +373,7 @@ class Writer:
                 break
         written = len(entries) - len(left)
         if written:
+            # Only now that they are committed: after a crash before it, they are written again.
             self._outbox.replace(left)
             logger.warning("%d ledger entries were written to %s late.", written, self._name)
 
