@@ -158,25 +158,24 @@ class Accounts:
         """Some accounts as they are, without a lock, but for those that were never counted; and
         the revision.
         """
-        found, revision = self._read(sorted(keys), _OF_KEYS)
-        return found, self.revision() if revision is None else revision
+        return self._read(sorted(keys), _OF_KEYS)
 
-    def _read(self, keys: list[Key], all_at_once: str) -> tuple[dict[Key, Account], int | None]:
+    def _read(self, keys: list[Key], all_at_once: str) -> tuple[dict[Key, Account], int]:
         if not keys:
-            return {}, None
+            return {}, self.revision()
         if self._sql.is_postgres:
             rows = self._sql.rows(all_at_once, *columns_of(keys, 2))
         else:
             rows = list(chain.from_iterable(self._sql.rows(_OF_KEY, *key) for key in keys))
         found = {(row[0], row[1]): Account(*map(Decimal, row[2:5])) for row in rows}
-        return found, int(rows[0][5]) if rows else None
+        return found, int(rows[0][5]) if rows else self.revision()
 
     def lock(self, keys: Iterable[Key]) -> int:
         """Have some accounts to oneself, as far as they were ever counted; the revision."""
         wanted = sorted(set(keys) - self.locked.keys())
         found, revision = self._read(wanted, _LOCKED)
         self.locked |= found
-        return self.revision() if revision is None else revision
+        return revision
 
     def open(self, keys: Iterable[Key], known: Mapping[str, Budget]) -> None:
         """Count the accounts that are missing from the entries, and lock them."""

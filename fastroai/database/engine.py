@@ -27,7 +27,7 @@ from ..retries import retry_blocking
 from .files import make_private_file, make_private_folder
 from .migrations import CURRENT, migrate, version_of
 from .registry import OPEN_LEDGERS
-from .statements import Insert, Statements
+from .statements import Insert, PostgresStatements, Statements
 from .values import Row
 
 if TYPE_CHECKING:
@@ -354,7 +354,7 @@ class _PostgreSQL:
         return self._runner.run(self._run(work))
 
     def transact(self, work: Callable[[Statements], T]) -> T:
-        return self.run(lambda connection: work(Statements(connection)))
+        return self.run(lambda connection: work(PostgresStatements(connection)))
 
     def has_ledger(self) -> bool:
         return self.run(version_of) > 0

@@ -55,46 +55,51 @@ class Insert:
 
 
 class Statements:
-    """Statements for the driver of a connection, written with `?` for their parameters."""
+    """Statements for SQLite's driver on a connection, written with `?` for their parameters."""
+
+    is_postgres = False
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.is_postgres = connection.dialect.name == "postgresql"
-        self._driver: Any = None if self.is_postgres else connection.connection.driver_connection
+        self._driver: Any = connection.connection.driver_connection
 
     def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
         """What a statement gives."""
-        if self.is_postgres:
-            result = self.connection.exec_driver_sql(_numbered(sql), parameters)
-            return cast("Sequence[tuple[Any, ...]]", result.all())
         found: list[tuple[Any, ...]] = self._driver.execute(sql, parameters).fetchall()
         return found
 
     def run(self, sql: str, *parameters: Any) -> None:
         """Execute a statement that gives nothing."""
-        if self.is_postgres:
-            self.connection.exec_driver_sql(_numbered(sql), parameters)
-        else:
-            self._driver.execute(sql, parameters)
+        self._driver.execute(sql, parameters)
 
     def many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
         """Execute a statement once for each row of parameters; how many rows that changed."""
-        if not parameters:
-            return 0
-        if self.is_postgres:
-            return self.connection.exec_driver_sql(_numbered(sql), list(parameters)).rowcount
-        count: int = self._driver.executemany(sql, parameters).rowcount
-        return count
+        return self._many(sql, parameters) if parameters else 0
 
     def insert(self, insert: Insert, rows: list[Row]) -> None:
         """Insert rows but for those that are there already."""
-        if not rows:
-            return
-        sql, values = insert.values(rows, self.connection.dialect)
-        if self.is_postgres:
-            self.connection.exec_driver_sql(sql, values)
-        else:
-            self._driver.executemany(sql, values)
+        if rows:
+            self._many(*insert.values(rows, self.connection.dialect))
+
+    def _many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
+        count: int = self._driver.executemany(sql, parameters).rowcount
+        return count
+
+
+class PostgresStatements(Statements):
+    """The same for PostgreSQL, whose driver numbers parameters."""
+
+    is_postgres = True
+
+    def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
+        result = self.connection.exec_driver_sql(_numbered(sql), parameters)
+        return cast("Sequence[tuple[Any, ...]]", result.all())
+
+    def run(self, sql: str, *parameters: Any) -> None:
+        self.connection.exec_driver_sql(_numbered(sql), parameters)
+
+    def _many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
+        return self.connection.exec_driver_sql(_numbered(sql), list(parameters)).rowcount
 
 
 @cache

@@ -9,7 +9,7 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 from ..errors import UnknownModelPriceError
-from ..pricing.calculator import CostCalculator
+from ..pricing.calculator import CostCalculator, refuse_naive
 from ..pricing.money import EXACT
 from ..pricing.price_list import tier_context
 from .entries import EntryState, LedgerEntry
@@ -93,10 +93,7 @@ def what_if(
     Raises:
         ValueError: Neither a model nor a tier is given, or `at` is naive.
     """
-    if at is not None and at.utcoffset() is None:
-        raise ValueError(
-            f"The time to price at must be timezone-aware, got {at!r}. Use datetime.now(UTC)."
-        )
+    refuse_naive(at, "The time to price at")
     if model is None and service_tier is None:
         raise ValueError(
             "What should be different? Give a model, as provider:model, or a service tier."

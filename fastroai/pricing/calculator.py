@@ -101,10 +101,7 @@ class CostCalculator:
 
         Source: genai-prices.
         """
-        if at is not None and at.utcoffset() is None:
-            raise ValueError(
-                f"The time of a request must be timezone-aware, got {at!r}. Use datetime.now(UTC)."
-            )
+        refuse_naive(at, "The time of a request")
         refuse_impossible(usage)
         asked_url = provider_url
         provider, provider_url = billed_by(provider, provider_url)
@@ -286,6 +283,12 @@ def basis_of_prices() -> tuple[object, ...]:
     from ..settings import load_settings
 
     return datetime.now(UTC).date(), load_settings(), list_in_use()
+
+
+def refuse_naive(at: datetime | None, what: str) -> None:
+    """Refuse a time without a zone, which would be another moment on each machine."""
+    if at is not None and at.utcoffset() is None:
+        raise ValueError(f"{what} must be timezone-aware, got {at!r}. Use datetime.now(UTC).")
 
 
 def refuse_impossible(usage: Tokens) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import gc
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,10 +34,11 @@ from ...pricing.money import EXACT
 from ...providers import PROVIDERS, canonical_provider
 from ..exit_codes import NOT_BALANCED, UsageError
 from ..parsing import duration
-from ..rendering.console import console, prose, write_json
+from ..rendering.console import console, prose
 from ..rendering.tables import Amount, Cell, Column, amounts, exact, print_table
 from .filters import ALL, CONFIGURED, Filters, Source
 from .recorded import Recorded, read_recorded
+from .report import publish
 from .sums import as_json as sums_as_json
 from .sums import show as show_sums
 from .sums import show_texts, span, verdict, within
@@ -82,10 +82,8 @@ def reconcile_invoice(
         recorded = read_entries(source, filters, tolerance, provider)
         found = reconcile(recorded.entries, lines, tolerance=tolerance)
         found = within_time(found, filters)
-    if source.json:
-        write_json(reconciliation_json(found, filters) | recorded.as_json())
-    else:
-        show(console(), found, filters, recorded.remarks())
+    content = reconciliation_json(found, filters) | recorded.as_json()
+    publish(source, content, lambda: show(console(), found, filters, recorded.remarks()))
     return 0 if found.is_balanced else NOT_BALANCED
 
 
@@ -99,11 +97,12 @@ def compare_sums(
         filters = replace(filters, since=covered[0], until=covered[1])
     recorded = read_entries(source, filters, timedelta(), provider)
     found = reconcile_sums(recorded.entries, billed)
-    if source.json:
-        said = sums_as_json(found, filters, entry_json) | recorded.as_json()
-        sys.stdout.write(json.dumps(said, indent=2) + "\n")
-    else:
-        show_sums(console(), found, filters, _ENTRY_COLUMNS, entry_row, recorded.remarks())
+    remarks = recorded.remarks()
+    publish(
+        source,
+        sums_as_json(found, filters, entry_json) | recorded.as_json(),
+        lambda: show_sums(console(), found, filters, _ENTRY_COLUMNS, entry_row, remarks),
+    )
     return 0 if found.is_balanced else NOT_BALANCED
 
 

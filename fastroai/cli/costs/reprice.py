@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from decimal import Decimal
@@ -13,10 +12,11 @@ from rich.console import Console
 from ...ledger.repricing import PriceCheck, Repriced, check_prices
 from ...pricing.money import EXACT
 from ..exit_codes import NOT_BALANCED, UsageError
-from ..rendering.console import console, prose, write_json
+from ..rendering.console import console, prose
 from ..rendering.tables import Amount, Cell, Column, exact, print_table
 from .filters import ALL, CONFIGURED, Filters, Source
 from .recorded import read_recorded
+from .report import publish
 
 _COLUMNS = (
     Column("model", shortest=12),
@@ -43,11 +43,8 @@ def check_recorded_prices(
         raise UsageError("reprice changes nothing: specify --check.")
     recorded = asyncio.run(read_recorded(source.ledger, filters))
     found = check_prices(recorded.entries)
-    if source.json:
-        write_json(_as_json(found, filters) | recorded.as_json())
-    else:
-        _show(console(), found, filters)
-        sys.stdout.writelines(f"{remark}\n" for remark in recorded.remarks())
+    content = _as_json(found, filters) | recorded.as_json()
+    publish(source, content, lambda: _show(console(), found, filters, recorded.remarks()))
     return NOT_BALANCED if found.differing else 0
 
 
@@ -104,19 +101,20 @@ def _reasons(found: PriceCheck) -> list[tuple[str, int]]:
     return Counter(request.reason for request in found.unknown).most_common()
 
 
-def _show(out: Console, found: PriceCheck, filters: Filters) -> None:
+def _show(out: Console, found: PriceCheck, filters: Filters, remarks: Iterable[str] = ()) -> None:
     prose(out, f"Recorded prices beside the installed list: {filters or 'all requests'}")
     prose(out, f"{found.current:,} are from it, {found.same:,} are from earlier ones and agree.")
     if found.own:
         prose(out, f"{found.own:,} are own rates or stated bills, which no list changes.")
     for reason, number in _reasons(found):
         prose(out, f"{number:,} can't be checked: {reason}")
-    if not found.differing:
+    if found.differing:
+        prose(out, f"\nPrices that differ: {len(found.differing):,}\n")
+        rows = [(*group, *_measures(those)) for group, those in _groups(found.differing).items()]
+        print_table(out, _COLUMNS, rows, total=("total", "", *_measures(found.differing)))
+    else:
         prose(out, "\nNo price differs.")
-        return
-    prose(out, f"\nPrices that differ: {len(found.differing):,}\n")
-    rows = [(*group, *_measures(those)) for group, those in _groups(found.differing).items()]
-    print_table(out, _COLUMNS, rows, total=("total", "", *_measures(found.differing)))
+    out.file.writelines(f"{remark}\n" for remark in remarks)
 
 
 def _measures(requests: Iterable[Repriced]) -> tuple[Cell, ...]:

@@ -18,7 +18,7 @@ from ...redaction import redact
 from ..scheduler import is_pause, refusal_in
 from .deployments import identity_of
 from .events import RunEvents
-from .paused_runs import how_to_go_on, pause_key
+from .paused_runs import how_to_go_on, pause_key, reason_of
 from .run_scope import active_flow_run
 
 logger = logging.getLogger("fastroai.executors")
@@ -88,8 +88,7 @@ async def _suspend(flow_run: FlowRun, refusal: CostBudgetExceededError, at: Attr
     if answer.status is SetStateStatus.ACCEPT:
         RunEvents(flow_run, await identity_of(flow_run, at)).paused(refusal)
         raise Pause(state=answer.state)
-    reason = getattr(answer.details, "reason", None) or answer.status.value
-    logger.warning("Prefect refused to suspend flow run %s: %s", flow_run.id, reason)
+    logger.warning("Prefect refused to suspend flow run %s: %s", flow_run.id, reason_of(answer))
 
 
 def _advice(at: Attribution) -> str:

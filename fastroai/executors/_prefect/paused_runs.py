@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.client.schemas.responses import SetStateStatus
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 
 from ...budgets import Limit
 from ...budgets.budget import amount
@@ -75,9 +75,16 @@ async def resume_paused(flow_run: FlowRun, usd: Decimal | None) -> str:
             done = f"The {scope} budget {name!r} is {plain(usd):f} USD for it. Resumed"
         answer = await client.resume_flow_run(flow_run.id)
     if answer.status is not SetStateStatus.ACCEPT:
-        reason = getattr(answer.details, "reason", None) or answer.status.value
-        raise RunLeaseError(f"Prefect's server refused to resume {flow_run.id}: {reason}")
+        raise RunLeaseError(
+            f"Prefect's server refused to resume {flow_run.id}: {reason_of(answer)}"
+        )
     return f"{flow_run.name} ({flow_run.id}): {done}: scheduled for a worker of its deployment."
+
+
+def reason_of(answer: OrchestrationResult[Any]) -> str:
+    """Why Prefect's server did not set a state that it was asked to."""
+    reason: str | None = getattr(answer.details, "reason", None)
+    return reason or answer.status.value
 
 
 def _budget_of(flow_run: FlowRun) -> tuple[str, str]:

@@ -33,7 +33,7 @@ from ...settings import FastroAISettings
 from .budget_ends import BUDGET_EXCEEDED
 from .deployments import read_deployment_name
 from .flow_run_lease import NOT_STORED
-from .paused_runs import resume_paused
+from .paused_runs import reason_of, resume_paused
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -277,7 +277,7 @@ async def set_state(
     answer = await client.set_flow_run_state(flow_run.id, state, force=force)
     retried = answer.state is not None and answer.state.is_scheduled()
     if answer.status is not SetStateStatus.ACCEPT and not retried:
-        reason = getattr(answer.details, "reason", None) or answer.status.value
+        reason = reason_of(answer)
         raise RunLeaseError(
             f"Prefect's server refused {state.name!r} for flow run {flow_run.id}: {reason}."
         )
