@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
+from itertools import filterfalse
 from typing import Any, Final, Generic
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, model_validator
@@ -89,13 +90,13 @@ def complain_of_unknown(options: Iterable[Any], arguments: Iterable[str] = ()) -
         arguments: What else is known where they were given.
     """
     known = [*AgentConfig.model_fields, *(name for name in arguments if name != "options")]
-    unknown = [with_hint(str(name), known) for name in options if name not in known]
-    if not unknown:
-        return None
-    return f"unknown option {', '.join(unknown)}; known are {', '.join(known)}"
+    unknown = map(str, filterfalse(known.__contains__, options))
+    named = ", ".join(with_hint(name, known) for name in unknown)
+    return f"unknown option {named}; known are {', '.join(known)}" if named else None
 
 
 def with_hint(name: str, known: Sequence[str]) -> str:
+    """A name, with one that is known and may have been meant."""
     near = get_close_matches(name, known, n=1)
     return f"{name!r} (did you mean {near[0]!r}?)" if near else repr(name)
 

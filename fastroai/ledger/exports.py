@@ -277,19 +277,25 @@ def model_in(row: Mapping[str, str], known: ExportFormat) -> str | None:
     return same_model(name)
 
 
-def _line(number: int, row: Mapping[str, str], known: ExportFormat) -> BilledSum:
-    try:
-        given = {
-            ours: [_number(ours, row[name]) for name in theirs if row.get(name)]
-            for ours, theirs in known.sums.items()
-        }
-        start = time(row[known.starts])
-        end = time(row[known.ends]) if known.ends and row.get(known.ends) else start + _DAY
-    except (ValueError, InvalidOperation) as error:
-        raise ValueError(f"Line {number} of the export can't be read: {error}") from None
-    sums = {ours: sum(values, Decimal(0)) for ours, values in given.items()}
+def sums_in(row: Mapping[str, str], known: ExportFormat) -> dict[str, Decimal]:
+    """What a line bills, each kind summed over its columns, the cost in USD."""
+    sums: dict[str, Decimal] = {}
+    for ours, theirs in known.sums.items():
+        texts = filter(None, map(row.get, theirs))
+        sums[ours] = sum((_number(ours, text) for text in texts), Decimal(0))
     if COST in sums:
         sums[COST] = EXACT.multiply(sums[COST], known.usd)
+    return sums
+
+
+def _line(number: int, row: Mapping[str, str], known: ExportFormat) -> BilledSum:
+    try:
+        sums = sums_in(row, known)
+        start = time(row[known.starts])
+        ends = row.get(known.ends or "")
+        end = time(ends) if ends else start + _DAY
+    except (ValueError, InvalidOperation) as error:
+        raise ValueError(f"Line {number} of the export can't be read: {error}") from None
     return BilledSum(
         start=start,
         end=end,

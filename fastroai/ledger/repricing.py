@@ -138,9 +138,7 @@ def check_prices(
     prices = calculator or CostCalculator()
     current = own = same = 0
     differing, unknown = list[Repriced](), list[Repriced]()
-    for entry in entries:
-        if not entry.is_spend or entry.state is EntryState.UNSETTLED:
-            continue
+    for entry in filter(is_answered, entries):
         if entry.cost_usd is not None and entry.price_version is None:
             own += 1
             continue
@@ -154,6 +152,11 @@ def check_prices(
         else:
             differing.append(found)
     return PriceCheck(current, own, same, tuple(differing), tuple(unknown))
+
+
+def is_answered(entry: LedgerEntry) -> bool:
+    """Whether it is known what an entry's request was answered, and so what it costs."""
+    return entry.is_spend and entry.state is not EntryState.UNSETTLED
 
 
 def reprice(

@@ -265,9 +265,8 @@ def _check_definition(name: object, input_type: object) -> None:
             f"A pipeline's name must be a non-empty string, not {name!r}."
         )
     check_name("Pipeline name", name)
-    if input_type is not None and not (
-        isinstance(input_type, type) and issubclass(input_type, BaseModel)
-    ):
+    is_model = isinstance(input_type, type) and issubclass(input_type, BaseModel)
+    if not (is_model or input_type is None):
         raise PipelineValidationError(
             f"input_type must be a pydantic model class, not {input_type!r}."
         )

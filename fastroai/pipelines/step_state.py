@@ -270,7 +270,6 @@ def _key(agent: object, message: object) -> Hashable:
 
 def _reported(usage: StepUsage, attribution: Attribution) -> LedgerEntry:
     """An entry for a call that no meter saw, from what the agent says of it."""
-    unknown = usage.model is None and not usage.cost_usd
     entry = LedgerEntry(
         attribution=attribution,
         model_answered=usage.model,
@@ -279,8 +278,7 @@ def _reported(usage: StepUsage, attribution: Attribution) -> LedgerEntry:
         ),
         request_count=usage.request_count,
     )
-    return entry.settled(
-        EntryState.UNPRICED if unknown else EntryState.CHARGED,
-        cost_usd=None if unknown else usage.cost_usd or Decimal(0),
-        price_source=None if unknown else "reported by the agent",
-    )
+    if usage.model is None and not usage.cost_usd:
+        return entry.settled(EntryState.UNPRICED)
+    cost, source = usage.cost_usd or Decimal(0), "reported by the agent"
+    return entry.settled(EntryState.CHARGED, cost_usd=cost, price_source=source)

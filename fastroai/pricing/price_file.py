@@ -49,10 +49,7 @@ class Discount:
             raise ValueError(f"A discount must be a table, got {entry!r}.")
         if unknown := sorted(set(map(str, entry)) - set(_KEYS)):
             raise ValueError(f"A discount has unknown keys {unknown}. Allowed: {', '.join(_KEYS)}.")
-        provider, model, host = (
-            str(entry[key]).strip().lower() if entry.get(key) else None
-            for key in ("provider", "model", "host")
-        )
+        provider, model, host = (_name_in(entry, key) for key in ("provider", "model", "host"))
         if model is not None:
             ref = read_model_name(model)[-1]
             provider, model = provider or ref.provider, ref.model
@@ -77,6 +74,10 @@ class Discount:
         if self.host not in (None, host):
             return False
         return self.model is None or any(self.model in spellings(ref.model) for ref in refs)
+
+
+def _name_in(entry: Mapping[str, object], key: str) -> str | None:
+    return str(entry[key]).strip().lower() if entry.get(key) else None
 
 
 _KEYS: Final = ("provider", "model", "host", "factor", "valid_from")

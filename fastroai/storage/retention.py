@@ -135,10 +135,7 @@ def kind_of(name: str) -> Kind | None:
 
 
 async def _prune(page: list[StoredObject], objects: ObjectStore, pruned: Pruned) -> None:
-    named = [stored for stored in page if kind_of(stored.name) is not None]
-    pruned.others += len(page) - len(named)
-    old = [stored for stored in named if stored.modified < pruned.before]
-    pruned.younger += len(named) - len(old)
+    old = _old_ones(page, pruned)
     ours: dict[str, StoredObject] = {}
     for start in range(0, len(old), CONNECTIONS):
         records = await _records(old[start : start + CONNECTIONS], objects, pruned)
@@ -147,6 +144,15 @@ async def _prune(page: list[StoredObject], objects: ObjectStore, pruned: Pruned)
     pruned.failures |= failed
     for path in filterfalse(failed.__contains__, ours):
         pruned.note(ours[path])
+
+
+def _old_ones(page: list[StoredObject], pruned: Pruned) -> list[StoredObject]:
+    """What may be an old record, by its name and time; the others are counted."""
+    named = [stored for stored in page if kind_of(stored.name) is not None]
+    pruned.others += len(page) - len(named)
+    old = [stored for stored in named if stored.modified < pruned.before]
+    pruned.younger += len(named) - len(old)
+    return old
 
 
 async def _records(

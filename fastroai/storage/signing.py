@@ -172,7 +172,7 @@ def _expanded(stored: bytes | memoryview, largest: int) -> Iterator[bytes]:
             piece = expander.decompress(left, _PIECE)
         except zlib.error as error:
             raise ValueError(f"not gzip: {error}") from error
-        if not left and not piece and not expander.eof:
+        if not (left or piece or expander.eof):
             raise ValueError("its gzip is cut off")
         size += len(piece)
         if size > largest:

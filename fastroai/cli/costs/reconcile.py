@@ -230,7 +230,7 @@ def reconciliation_json(found: Reconciliation, filters: Filters) -> dict[str, ob
         "matched": dict(Counter(match.by for match in found.matches)),
         "entries_without_line": list(map(entry_json, found.entries)),
         "lines_without_entry": list(map(line_json, found.lines)),
-        "differing": [match_json(match) for match in found.matches if match.differences],
+        "differing": list(map(match_json, found.differing)),
     }
 
 

@@ -103,7 +103,7 @@ def remark_on_unpriced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
 
 def remark_on_share_priced(entries: Sequence[LedgerEntry]) -> Iterator[str]:
     """How many of the requests that count as spend have a price, where not all have."""
-    share = totals_of([entry for entry in entries if entry.is_spend])[0].share_priced
+    share = totals_of(entries)[0].share_priced
     if share is not None and share < 1:
         yield f"Priced: {percent(share)} of the requests."
 

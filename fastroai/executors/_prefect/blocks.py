@@ -47,12 +47,11 @@ async def open_storage_choice(
     Raises:
         ResultStorageError: The choice has none of these forms, or the block can't be loaded.
     """
+    if choice is None:
+        context = FlowRunContext.get()
+        own = context and context.result_store.result_storage
+        choice = own or await aget_default_result_storage()
     match choice:
-        case None:
-            context = FlowRunContext.get()
-            own = context and context.result_store.result_storage
-            block = own or await aget_default_result_storage()
-            return store_of_block(block, settings), _described(block)
         case WritableFileSystem():
             return store_of_block(choice, settings), _described(choice)
         case Path():

@@ -119,13 +119,16 @@ class Records:
             storage = self.settings.result_storage
             if Path(key).is_absolute():  # a local folder, whatever the settings say by now
                 storage, key = Path(key).parent, Path(key).name
-        name = str(storage)
-        if name not in self._opened:
-            self._opened[name] = await open_store(storage, self.settings)
-        store = self._opened[name]
+        store = await self._store_at(storage)
         location = f"{store.described}, {key}"
         step_storage = StepStorage(store=store, step_id=task_run.name)
         return location, await read_content(step_storage, key, location)
+
+    async def _store_at(self, storage: object) -> ResultStore:
+        name = str(storage)
+        if name not in self._opened:
+            self._opened[name] = await open_store(storage, self.settings)
+        return self._opened[name]
 
 
 async def find_flow_run(client: PrefectClient, run: str) -> FlowRun:

@@ -130,7 +130,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
     for name, reason in _REASONS.items():
         if before.get(name) != after.get(name):
             yield reason.format(then=before.get(name), now=after.get(name))
-    outputs_then, outputs = before["dependencies"], after["dependencies"]
+    yield from differences_of_outputs(before["dependencies"], after["dependencies"])
+
+
+def differences_of_outputs(
+    outputs_then: Mapping[str, str], outputs: Mapping[str, str]
+) -> Iterator[str]:
+    """How what a step depends on was otherwise, by the digests of its outputs."""
     for step_id, output in outputs.items():
         if step_id not in outputs_then:
             yield f"It did not depend on step {step_id!r}, or that had another name."
