@@ -454,7 +454,7 @@ def test_code_that_was_edited_after_it_was_loaded_shares_no_fingerprint_with_wha
     assert before == fingerprint(load())
     file.write_text(new)
     linecache.checkcache()
-    source._source_of.cache_clear()
+    source.source_lines_of.cache_clear()
     assert fingerprint(running) not in (before, fingerprint(load()))
     assert fingerprint(load()) != before
 
