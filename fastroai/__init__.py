@@ -20,12 +20,14 @@ if TYPE_CHECKING:
         BaseStep,
         ConversationState,
         ConversationStatus,
+        CostEstimate,
         Pipeline,
         PipelineConfig,
         PipelineResult,
         PipelineUsage,
         StepConfig,
         StepContext,
+        StepEstimate,
         StepUsage,
         step,
     )
@@ -44,9 +46,9 @@ else:
                 "StepExecutionError"
             ),
             ".pipelines": (
-                "BasePipeline BaseStep ConversationState ConversationStatus Pipeline "
-                "PipelineConfig PipelineResult PipelineUsage StepConfig StepContext "
-                "StepUsage step"
+                "BasePipeline BaseStep ConversationState ConversationStatus CostEstimate "
+                "Pipeline PipelineConfig PipelineResult PipelineUsage StepConfig "
+                "StepContext StepEstimate StepUsage step"
             ),
             ".tools": "FunctionToolsetBase SafeToolset safe_tool",
             ".tracing": "LogfireTracer NoOpTracer SimpleTracer Tracer",
@@ -65,6 +67,7 @@ __all__ = [
     "ConversationStatus",
     "CostBudgetExceededError",
     "CostCalculator",
+    "CostEstimate",
     "DispatchSkippedError",
     "ErrorCategory",
     "FastroAIError",
@@ -82,6 +85,7 @@ __all__ = [
     "SimpleTracer",
     "StepConfig",
     "StepContext",
+    "StepEstimate",
     "StepExecutionError",
     "StepUsage",
     "StreamChunk",

@@ -20,6 +20,10 @@ SCOPES: Final = ("pipeline", "deployment", "tag", "model")
 """What a standing budget is for: entries that have all that it names; all entries without any."""
 
 
+MAX_COST: Final = "--max-cost"
+"""The name of the budget that this option of `fastroai run` sets."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """A limit of spend, checked before every model request.

@@ -9,7 +9,7 @@ from typing import Final
 from ..errors import CostBudgetExceededError
 from ..pricing.money import EXACT, plain, usd_to_microcents
 from .account import Account
-from .budget import Budget
+from .budget import MAX_COST, Budget
 from .signals import Scope
 
 NO_BOUND: Final = (
@@ -60,5 +60,7 @@ def _raise_with(budget: Budget, scope: Scope, name: str) -> str:
     if scope == "standing":
         end_of_options = "-- " if name.startswith("-") else ""
         return f"fastroai budgets raise {end_of_options}{shlex.quote(name)} {doubled:f}"
+    if budget.name == MAX_COST:
+        return f"{MAX_COST} {doubled:f}"
     kind = "StepConfig" if scope == "step" else "PipelineConfig"
     return f"{kind}(budget=Budget(usd='{doubled}'))"

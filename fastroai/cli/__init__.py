@@ -46,6 +46,10 @@ app.command(
     help_format="markdown",
 )
 for _name, _help in {
+    "estimate": (
+        "Say what a run will cost, sending nothing.\n\n"
+        "By what earlier runs cost, and at most where that can be told."
+    ),
     "costs": (
         "Show what the requests in the ledger cost.\n\n"
         "By pipeline, or as --by says. Amounts are exact USD."

@@ -21,6 +21,7 @@ from ..executors.session import recorders_of_runs
 from ..ledger.entries import EntryState, LedgerEntry
 from ..pipelines.schemas import PipelineResult
 from .exit_codes import FAILED, Terminated, UsageError, complain
+from .forecasts import announce, estimated, max_cost_of, show
 from .loading import AnyPipeline, load_pipeline
 from .parsing import shown
 from .rendering.console import console, printable
@@ -36,6 +37,8 @@ def run(
     /,
     *inputs: Annotated[str, Parameter(name="key=value")],
     executor: Literal["memory", "prefect"] | None = None,
+    max_cost: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    estimate: bool = False,
     debug: bool = False,
 ) -> int:
     """Run a pipeline and show its result and its costs.
@@ -44,26 +47,45 @@ def run(
         target: For example flows.document_digest:pipeline; also FILE.py:PIPELINE.
         inputs: Fields of the input; a value is JSON, else it is text.
         executor: Default: the pipeline's, or FASTROAI_EXECUTOR.
+        max_cost: USD that the run may cost at most; a request that may not fit is not sent.
+        estimate: Show what the run will cost, as `fastroai estimate`, and send nothing.
         debug: Show tracebacks and Prefect's own log of the run.
     """
     pipeline = load_pipeline(target)
-    fields = dict(parse_input(pipeline, pair) for pair in inputs)
-    try:
-        # Also validated by the run; here, so that nothing is started for an input that can't be.
-        pipeline.validate_input(fields)
-    except InputValidationError as error:
-        raise UsageError(str(error)) from error
+    limit = None if max_cost is None else max_cost_of(max_cost)
+    fields = valid_input(pipeline, inputs)
+    if estimate:
+        show(estimated(pipeline, fields), limit)
+        return 0
     chosen = get_executor(executor or pipeline.executor)
     if not debug:
         quieten_run_logs()
     sys.stderr.write(f"Running {pipeline.name!r} ({type(chosen).__name__})\n")
     sys.stderr.flush()
+    if limit is not None:
+        announce(pipeline, fields, limit)
+        pipeline = pipeline.with_budget(limit)
     report = _Report(pipeline, chosen)
     result = _execute(pipeline.with_executor(chosen), fields, report)
     report.show(result)
     for failure in result.errors.values():
         complain(failure)
     return FAILED if result.errors else 0
+
+
+def valid_input(pipeline: AnyPipeline, pairs: Sequence[str]) -> dict[str, Any]:
+    """The fields of the input.
+
+    Raises:
+        UsageError: The pipeline does not take them.
+    """
+    fields = dict(parse_input(pipeline, pair) for pair in pairs)
+    try:
+        # Also validated by the run; here, so that nothing is started for an input that can't be.
+        pipeline.validate_input(fields)
+    except InputValidationError as error:
+        raise UsageError(str(error)) from error
+    return fields
 
 
 def _execute(pipeline: AnyPipeline, fields: dict[str, Any], report: _Report) -> PipelineResult[Any]:

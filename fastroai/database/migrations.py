@@ -117,6 +117,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """CREATE TABLE fastroai_budget_holders (
             token TEXT NOT NULL PRIMARY KEY, beat BIGINT NOT NULL)""",
     ),
+    6: (
+        """CREATE TABLE fastroai_whole_runs (
+            run_id TEXT NOT NULL PRIMARY KEY, run_key TEXT, pipeline TEXT NOT NULL, shape TEXT NOT
+            NULL, ended_at BIGINT NOT NULL)""",
+        "CREATE INDEX fastroai_whole_runs_ended ON fastroai_whole_runs (pipeline, ended_at)",
+    ),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and
 PostgreSQL alike.

@@ -12,7 +12,7 @@ from contextlib import (
 )
 from contextvars import ContextVar
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
@@ -25,6 +25,7 @@ from ..errors import StepExecutionError
 from ..leases.run_lease import Held
 from ..ledger.entries import Attribution, LedgerEntry
 from ..ledger.filters import LedgerFilter
+from ..ledger.history import WholeRun
 from ..ledger.recorder import DurableLedger, RequestRecorder
 from ..ledger.store import configured_store
 from ..metering.scope import current_scope, dispatch_scope
@@ -213,8 +214,20 @@ class RunSession(RunBooks):
             while any(map(is_in_flight, self.recorder.entries)):  # noqa: ASYNC110
                 await anyio.sleep(0.05)
 
+    def _whole_run(self) -> WholeRun:
+        at = self.identity
+        return WholeRun(
+            run_id=at.run_id or "",
+            run_key=at.run_key,
+            pipeline=self.name,
+            shape=self.plan.shape,
+            ended_at=datetime.now(UTC),
+        )
+
     async def complete(self, result: ExecutionResult) -> ExecutionResult:
         """A result with what the books say of the run, once they are written."""
+        if self.recorder.entries and set(self.plan.steps) == set(result.outputs):
+            self.recorder.end_run(self._whole_run())
         await self.recorder.flush()
         entries = self.recorder.entries
         self.log_metrics(self.span_id, entries)

@@ -8,7 +8,7 @@ import re
 import string
 from collections import UserDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -84,6 +84,16 @@ def fingerprint(step: BaseStep[Any, Any]) -> str:
         return f"unidentified-{uuid4()}"
 
 
+def agents_of(step: BaseStep[Any, Any]) -> tuple[FastroAgent[Any] | AbstractAgent[Any, Any], ...]:
+    """The agents that a step's code refers to, those of their tools included; not those that it
+    makes or is handed when it runs.
+    """
+    describer = StepDescriber()
+    with suppress(Exception):  # as in `fingerprint`
+        describer.once(step, lambda: describer.step(step))
+    return tuple(describer.agents)
+
+
 class StepDescriber:
     """Turns what a step refers to into plain lists that say the same in every process; made anew
     for each step.
@@ -92,7 +102,8 @@ class StepDescriber:
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, object]] = {}
         self._home: CodeOrigin | None = None
-        self._agents: list[object] = []
+        self.agents: list[FastroAgent[Any] | AbstractAgent[Any, Any]] = []
+        """Those met so far, each once."""
 
     def step(self, step: Any) -> object:
         """A step, whatever kind it is of."""
@@ -112,7 +123,7 @@ class StepDescriber:
         """A step by its version, its declared output and the agents that its code reaches."""
         self.root(step.function)
         # Each by itself: their order, and what else the code holds, must not count.
-        agents = [digest(StepDescriber().value(agent)) for agent in self._agents]
+        agents = [digest(StepDescriber().value(agent)) for agent in self.agents]
         return [
             "step version",
             step.version,
@@ -150,7 +161,7 @@ class StepDescriber:
         if id(value) in self._seen:
             return ["seen", self._seen[id(value)][0]]
         if isinstance(value, FastroAgent | AbstractAgent):
-            self._agents.append(value)
+            self.agents.append(value)
         # kept, so that no other object gets its id
         self._seen[id(value)] = (len(self._seen), value)
         return describe()

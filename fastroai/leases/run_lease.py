@@ -212,6 +212,7 @@ class GuardedStore:
         self.settle = store.settle
         self.flush = store.flush
         self.entries = store.entries
+        self.end_run = store.end_run
 
     async def intend(self, entry: LedgerEntry) -> LedgerEntry:
         """Book a request that is about to be sent, and make sure that the run may still send it.

@@ -211,12 +211,14 @@ def part_of(entry: LedgerEntry, name: str) -> Any:
     return getattr(holder, name)
 
 
-def grouping(by: str | None) -> Grouping:
+def grouping(by: str | Grouping | None) -> Grouping:
     """How entries are grouped by a name; by None, all are one group.
 
     Raises:
         ValueError: Entries can't be grouped so.
     """
+    if isinstance(by, Grouping):
+        return by
     if by is None:
         return Grouping((), lambda: (None,))
     if by.startswith("tag:"):

@@ -14,6 +14,7 @@ from .aggregation import Totals
 from .archive_files import archive_format
 from .entries import LedgerEntry
 from .filters import EVERYTHING, FilterFields, LedgerFilter
+from .history import RecordedRun
 from .store import LedgerStore, flush_shared, open_store
 
 if TYPE_CHECKING:
@@ -94,6 +95,19 @@ class Ledger:
             LedgerUnavailableError: The database can't be read.
         """
         return await self._store.totals(replace(where, **fields), by)
+
+    async def history(self, pipeline: str, *, most: int = 100) -> tuple[RecordedRun, ...]:
+        """What the last runs of a pipeline cost by step, the oldest first: those of which each step
+        ended well, since ledgers keep that (version 6 of their tables). Executions under one run
+        key are one run.
+
+        Args:
+            most: How many executions are looked at.
+
+        Raises:
+            LedgerUnavailableError: The database can't be read.
+        """
+        return await self._store.history(pipeline, most)
 
     async def append(self, entry: LedgerEntry) -> None:
         """Book an entry: a request from elsewhere, or the outcome of one that is unsettled. Nothing

@@ -24,6 +24,7 @@ from .entries import (
     spend_of,
 )
 from .filters import LedgerFilter
+from .history import WholeRun
 
 _dispatch_of = attrgetter("step_id", "attempt", "dispatch")
 
@@ -35,6 +36,7 @@ class DurableLedger(Protocol):
     def settle(self, entry: LedgerEntry) -> None: ...
     async def flush(self) -> None: ...
     async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]: ...
+    def end_run(self, run: WholeRun) -> None: ...
 
 
 class Limits(Protocol):
@@ -182,6 +184,11 @@ class RequestRecorder:
             hosts = self.unmetered.setdefault(step_id or "", {})
             hosts[host] = hosts.get(host, 0) + 1
             return hosts[host]
+
+    def end_run(self, run: WholeRun) -> None:
+        """Note that a run has ended whose steps all ended well."""
+        if self._store is not None:
+            self._store.end_run(run)
 
     async def stored(self, where: LedgerFilter) -> list[LedgerEntry]:
         """What the store has, of other runs too; nothing where there is none.

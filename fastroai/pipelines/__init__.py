@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import PipelineConfig, StepConfig
     from .context import StepContext
     from .decorators import step
+    from .estimates import CostEstimate, StepEstimate
     from .pipeline import Pipeline
     from .router import BasePipeline
     from .schemas import (
@@ -38,6 +39,7 @@ else:
             ".config": "PipelineConfig StepConfig",
             ".context": "StepContext",
             ".decorators": "step",
+            ".estimates": "CostEstimate StepEstimate",
             ".pipeline": "Pipeline",
             ".router": "BasePipeline",
             ".schemas": (
@@ -52,6 +54,7 @@ __all__ = [
     "ConversationState",
     "ConversationStatus",
     "CostBudgetExceededError",
+    "CostEstimate",
     "DispatchSkippedError",
     "ErrorCategory",
     "FastroAIError",
@@ -62,6 +65,7 @@ __all__ = [
     "PipelineValidationError",
     "StepConfig",
     "StepContext",
+    "StepEstimate",
     "StepExecutionError",
     "StepUsage",
     "step",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ..budgets import Budget, budgets_given
 from ..errors import InputValidationError, PipelineValidationError, StepExecutionError
 from .base import BaseStep
 from .config import PipelineConfig, StepConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..executors.protocol import ExecutionResult, Executor
     from ..tracing.tracer import Tracer
+    from .estimates import CostEstimate
 
 __all__ = ["Pipeline", "PipelineResult"]
 
@@ -120,6 +122,35 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
             raise self.with_partial_result(error) from error.original_error
         return self.result_of(execution)
 
+    async def estimate(
+        self,
+        input_data: InputT | Mapping[str, Any],
+        deps: DepsT | None = None,
+        *,
+        ledger: str | None = None,
+        last: int = 100,
+    ) -> CostEstimate:
+        """What an execution will cost: an upper bound where there is one, and what earlier runs in
+        the ledger let expect. Nothing is sent.
+
+        Args:
+            input_data: As for `execute`. Expectations do not depend on it; upper bounds may.
+            deps: For prompts that are functions of the context: those of agent steps without
+                dependencies are called.
+            ledger: Where runs are recorded. None: `FASTROAI_LEDGER_URL`, or else the default
+                ledger.
+            last: How many recorded runs are looked at.
+
+        Raises:
+            InputValidationError: The input does not fit `input_type`.
+            LedgerUnavailableError: There is a ledger, and it can't be read.
+            SettingsError: A variable has a value it may not have.
+        """
+        from .estimates import estimate_cost  # only here: it needs what finds agents in code
+
+        inputs = self.validate_input(input_data)
+        return await estimate_cost(self.name, self._plan, inputs, deps, ledger=ledger, last=last)
+
     async def _run_on(
         self,
         executor: Executor,
@@ -205,6 +236,17 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         """The same pipeline on another executor."""
         other = copy.copy(self)
         other.executor = executor
+        return other
+
+    def with_budget(self, budget: Budget) -> Pipeline[DepsT, InputT, OutputT]:
+        """The same pipeline with one more budget of each run; stored results are found as before.
+
+        Raises:
+            ValueError: It is not a run's: it has a scope or a window.
+        """
+        [checked] = budgets_given(budget)
+        other = copy.copy(self)
+        other._plan = self._plan.with_budget(checked)
         return other
 
     def validate_input(self, input_data: object) -> dict[str, Any]:

@@ -6,8 +6,8 @@ Pure, O(steps + edges).
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from itertools import filterfalse
@@ -39,22 +39,33 @@ class ExecutionPlan:
         steps: Nodes by step id, every step behind those it depends on.
         dependents: For each step id, the ids of the steps that depend on it.
         config: The pipeline's configuration.
+        further_budgets: Of the run, besides those of the configuration.
     """
 
     steps: Mapping[str, PlannedStep]
     dependents: Mapping[str, tuple[str, ...]]
     config: PipelineConfig
+    further_budgets: tuple[Budget, ...] = ()
 
     @cached_property
     def budgets(self) -> tuple[tuple[Budget, ...], Mapping[str, tuple[Budget, ...]]]:
         """Those of the run, and of its steps that have some of their own."""
-        run = budgets_of(self.config)
+        run = (*budgets_of(self.config), *self.further_budgets)
         steps: dict[str, tuple[Budget, ...]] = {}
         for step_id, node in self.steps.items():
             # What a step inherits is the run's.
             if own := tuple(budget for budget in budgets_of(node.config) if budget not in run):
                 steps[step_id] = own
         return run, steps
+
+    def with_budget(self, budget: Budget) -> ExecutionPlan:
+        """The same plan with one more budget of the run."""
+        return replace(self, further_budgets=(*self.further_budgets, budget))
+
+    @cached_property
+    def shape(self) -> str:
+        """A text that is the same for all pipelines with steps of these ids."""
+        return shape_of(self.steps)
 
     @property
     def terminal_steps(self) -> tuple[str, ...]:
@@ -118,6 +129,13 @@ class ExecutionPlan:
         }
         base = config if config is not None else PipelineConfig()
         return cls(planned, _dependents(edges), base)
+
+
+def shape_of(step_ids: Iterable[str]) -> str:
+    """A text that is the same for the same ids in any order."""
+    from ..serialization.canonical_json import digest  # only here: as for the fingerprints
+
+    return digest(sorted(step_ids))[:16]
 
 
 def _check_steps(steps: object) -> None:

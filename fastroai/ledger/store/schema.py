@@ -135,6 +135,17 @@ run_sums = Table(
 )
 """The same of one run: a ledger has many runs, and each few of these."""
 
+whole_runs = Table(
+    "fastroai_whole_runs",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("run_key", Text),
+    Column("pipeline", Text, nullable=False),
+    Column("shape", Text, nullable=False),  # a digest of the ids of the pipeline's steps
+    Column("ended_at", BigInteger, nullable=False),  # as intents.sent_at
+)
+"""The runs of which each step ended well. What they cost, their entries say."""
+
 archives = Table(
     "fastroai_archives",
     metadata,

@@ -22,7 +22,9 @@ from ..aggregation import Totals
 from ..archive_files import ArchiveFormat
 from ..entries import LedgerEntry
 from ..filters import LedgerFilter
+from ..history import RecordedRun, WholeRun
 from .archiving import Archive, ArchivedEntries, archive_entries, archived_entries
+from .histories import read_history, whole_run_row
 from .outbox import Outbox
 from .queries import read_entries
 from .summing import is_behind, sum_up
@@ -145,6 +147,12 @@ class SqlStore:
         except Exception:  # a value of a wrong type, which no database takes
             logger.exception("This ledger entry can't be booked: %r", entry)
 
+    def end_run(self, run: WholeRun) -> None:
+        """Note that a run ended well, for forecasts; unlike an entry, it is not kept where that
+        can't be written.
+        """
+        self._hand_over(Write(run=whole_run_row(run)))
+
     async def flush(self) -> None:
         """Wait until all that was handed over is in the database.
 
@@ -162,9 +170,16 @@ class SqlStore:
 
     async def totals(self, selection: LedgerFilter, by: str | None) -> tuple[Totals, ...]:
         """The sums of the selected entries, grouped."""
+        return await self._read_sums(lambda connection: read_totals(connection, selection, by))
+
+    async def history(self, pipeline: str, most: int) -> tuple[RecordedRun, ...]:
+        """What the last runs cost that ended well, the oldest first."""
+        return await self._read_sums(lambda connection: read_history(connection, pipeline, most))
+
+    async def _read_sums(self, work: Callable[[Connection], T]) -> T:
         if await self._read(is_behind):
             await asyncio.to_thread(self._sum_up)
-        return await self._read(lambda connection: read_totals(connection, selection, by))
+        return await self._read(work)
 
     async def archive(self, before: datetime, folder: Path, form: ArchiveFormat) -> list[Archive]:
         """Move old entries to files; as of `archive_entries`."""

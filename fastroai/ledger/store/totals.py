@@ -62,15 +62,22 @@ from .statements import halves, is_one_of, join_by_index, whole
 _i, _o = intents.c, outcomes.c
 
 
+Further = Callable[[Columns], ColumnElement[bool]]
+"""What else is asked for, of the columns that there are."""
+
+
 def read_totals(
-    connection: Connection, selection: LedgerFilter, by: str | None
+    connection: Connection,
+    selection: LedgerFilter,
+    by: str | Grouping | None,
+    further: Further | None = None,
 ) -> tuple[Totals, ...]:
     """The sums of the selected entries, as `totals_of` makes them.
 
     Whole days are summed up already. Added are what the selection has of other days, and the
     entries that the sums lack; one that has another outcome since is taken out and added anew.
     """
-    query = _Query(connection, selection, by)
+    query = _Query(connection, selection, by, further)
     inside = list(times_of(selection, _i.sent_at))
     archived = archived_ids(connection)
     if selection.id is not None:
@@ -166,7 +173,8 @@ def _of_groups(day: ColumnElement[Any]) -> Columns:
 
 def _of_runs(source: _Source, run: ColumnElement[Any]) -> _Source:
     """The same with what runs are selected and grouped by."""
-    columns = {**source.columns, **{name: runs.c[name] for name in RUN_DIMENSIONS}}
+    of_run = {"run": runs.c.id, **{name: runs.c[name] for name in RUN_DIMENSIONS}}
+    columns = {**source.columns, **of_run}
     return replace(source, rows=source.rows.join(runs, runs.c.id == run), columns=columns)
 
 
@@ -204,9 +212,16 @@ _DAYS_BY_RUN = _of_runs(_of_days(run_sums), run_sums.c.run)
 class _Query:
     """Adds up the rows of several sources that a selection has."""
 
-    def __init__(self, connection: Connection, selection: LedgerFilter, by: str | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        selection: LedgerFilter,
+        by: str | Grouping | None,
+        further: Further | None = None,
+    ) -> None:
         self.connection = connection
         self.selection = selection
+        self._further = further
         self.group = grouping(by)
         self._is_grouped = by is not None
         self._groups: dict[str | None, list[int]] = {}
@@ -217,7 +232,9 @@ class _Query:
         """Add what some rows amount to, or take it away."""
         keys = _keys(self.group, source.columns)
         asked = conditions_of(self.connection, self.selection, source.columns)
-        conditions = (*asked, *where, *source.where)
+        conditions = [*asked, *where, *source.where]
+        if self._further is not None:
+            conditions.append(self._further(source.columns))
         sums = [part for measure in MEASURES.values() for part in _sums_of(source, measure)]
         # Amounts that are not whole numbers of 1e-12 USD are rare, and no database adds them up
         # exactly: they are added here.

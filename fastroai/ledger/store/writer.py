@@ -23,7 +23,7 @@ from ..entries import LedgerEntry
 from .mapping import intent_row, outcome_row
 from .numbers import Numbers
 from .outbox import Outbox
-from .schema import intents, outcomes
+from .schema import intents, outcomes, whole_runs
 from .summing import Pace, add_to_sums
 
 logger = logging.getLogger("fastroai.usage")
@@ -51,6 +51,7 @@ class Write:
     Without one: to hear when all else is written.
 
     Attributes:
+        run: Instead of an entry: a run that ended well.
         waiter: Hears whether the database has it, and where the request had to wait, as of when; an
             error, that it never will.
     """
@@ -59,6 +60,7 @@ class Write:
     intent: Row | None = None
     outcome: Row | None = None
     waiter: Waiter | None = None
+    run: Row | None = None
 
     @classmethod
     def of(cls, entry: LedgerEntry, *, intent: bool, waiter: Waiter | None = None) -> Write:
@@ -146,6 +148,7 @@ class Writer:
         self._gate = gate
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._intents, self._outcomes = Insert(intents), Insert(outcomes)
+        self._runs = Insert(whole_runs)
         self._ended = False
         self._prepared = False
         self._down = True
@@ -326,9 +329,10 @@ class Writer:
             gate.committed(decided)
             return decided
         decided = Decided.all_of(batch)
-        if decided.intents or decided.outcomes:
+        runs = ended_runs(batch)
+        if decided.intents or decided.outcomes or runs:
             rows = (self._intents, decided.intents), (self._outcomes, decided.outcomes)
-            database.insert(*rows)
+            database.insert(*rows, (self._runs, runs))
         return decided
 
     def _write_admitted(self, statements: Statements, batch: Sequence[Write]) -> Decided:
@@ -336,6 +340,7 @@ class Writer:
         decided = self._gate.write(statements, batch)
         statements.insert(self._intents, decided.intents)
         statements.insert(self._outcomes, decided.outcomes)
+        statements.insert(self._runs, ended_runs(batch))
         return decided
 
     def _left(self) -> LedgerUnavailableError:
@@ -405,6 +410,11 @@ class Writer:
     @property
     def _name(self) -> str:
         return self._database.name
+
+
+def ended_runs(batch: Iterable[Write]) -> list[Row]:
+    """The runs of a batch that ended well."""
+    return [write.run for write in batch if write.run is not None]
 
 
 Failures = dict[Write, Exception | None]
