@@ -65,7 +65,7 @@ def _step_costs(
     steps: Mapping[str | None, Sequence[tuple[str | None, Totals]]],
 ) -> Iterator[tuple[str | None, StepCost]]:
     for step_id, by_model in steps.items():
-        total = whole_of(totals for _, totals in by_model)
+        total = whole_of([totals for _, totals in by_model])
         yield (
             step_id,
             StepCost(
