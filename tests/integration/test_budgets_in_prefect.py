@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from fastroai import (
     step,
 )
 from fastroai.budgets import Budget, signals
+from fastroai.executors import PrefectExecutor
 from tests.integration.models import PRICE, Ask, CountingModel
 from tests.integration.read_back import PATIENCE, read_run
 
@@ -200,3 +202,19 @@ async def test_a_budget_listener_ends_with_its_run() -> None:
     with pytest.raises(StepExecutionError):
         await stopping("leaves").execute(INPUTS, None)
     assert signals._listeners == before
+
+
+async def test_a_further_budget_finds_the_results_that_were_stored_without_it(
+    tmp_path: Path,
+) -> None:
+    model = CountingModel()
+    pipeline: Pipeline[Any, Any, Any] = Pipeline(
+        "limited-later",
+        {"first": Ask(model.agent())},
+        config=PipelineConfig(cache_policy="inputs"),
+        executor=PrefectExecutor(result_storage=tmp_path / "results"),
+    )
+    before = await pipeline.execute(INPUTS, None)
+    nothing = Budget(usd=0, strength="reserved")
+    again = await pipeline.with_budget(nothing).execute(INPUTS, None)
+    assert (again.output, model.calls) == (before.output, 1)

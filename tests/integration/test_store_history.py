@@ -76,7 +76,7 @@ ENDED = [whole("a"), whole("other", "b"), whole("a/b", "a/b", 1), whole("x", pip
 
 @given(st.lists(entries(), max_size=12), st.integers(0, 3))
 @settings(
-    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 def test_what_a_step_cost_in_a_run_is_what_its_entries_say(
     database: Database, booked: list[LedgerEntry], chunk: int
