@@ -24,8 +24,9 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q -n 4 --dist worksteal
 
-test-long: $(INSTALLED)  # what takes minutes each: many kills, many random runs
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
+test-long: $(INSTALLED)  # what takes minutes each: many kills, many random runs, all examples
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "long or hypothesis" \
+		--hypothesis-profile whole
 
 test-latest: $(LATEST)  # with the newest of all that pyproject.toml allows, and the newest pydantic-ai
 	@$(LATEST_VENV)/bin/python -m pytest -q -n 2 --dist worksteal $(TESTS)

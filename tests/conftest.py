@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import tests.support.examples  # noqa: F401 (registers the profiles)
 from tests.support.postgres import postgres_server, postgres_url
 from tests.support.prefect_server import (
     SHARED_DIR,
@@ -30,8 +31,7 @@ pytest.register_assert_rewrite(
     "tests.support.agreement", "tests.acceptance.books", "tests.acceptance.killed_books"
 )
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
-settings.load_profile("untimed")
+settings.load_profile("sample")
 
 __all__ = [
     "postgres_server",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroai import BaseStep, Pipeline, PipelineConfig, StepContext, StepExecutionError
 from tests.support.clock import on_virtual_clock
+from tests.support.examples import examples
 from tests.support.graphs import Graph, graphs
 from tests.support.steps import PATIENCE
 
@@ -73,7 +74,7 @@ limits = st.none() | st.integers(1, 4)
 
 
 @given(graph=graphs(), turns=turn_lists, limit=limits)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_every_step_runs_once_after_its_dependencies(
     graph: Graph, turns: list[int], limit: int | None
 ) -> None:
@@ -88,7 +89,7 @@ def test_every_step_runs_once_after_its_dependencies(
 
 
 @given(data=st.data(), graph=graphs(), turns=turn_lists, limit=limits)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_every_step_finishes_fails_or_is_skipped(
     data: st.DataObject, graph: Graph, turns: list[int], limit: int | None
 ) -> None:
@@ -107,7 +108,7 @@ def test_every_step_finishes_fails_or_is_skipped(
 
 
 @given(data=st.data(), graph=graphs(), turns=turn_lists, limit=limits)
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_the_first_failure_ends_the_run(
     data: st.DataObject, graph: Graph, turns: list[int], limit: int | None
 ) -> None:

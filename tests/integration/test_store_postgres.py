@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroai.cli import main
@@ -18,15 +18,17 @@ from fastroai.ledger.store.mapping import as_stored
 from fastroai.ledger.store.queries import read_entries
 from fastroai.ledger.store.totals import read_totals
 from fastroai.usage import Ledger, LedgerEntry
+from tests.support.examples import examples
 from tests.support.ledger_entries import charged, entries, fill, fits, selections
 
 
+@pytest.mark.hypothesis
 def test_on_postgresql_totals_are_the_same(postgres_url: str) -> None:
     database = Database(database_url(postgres_url), writes=True)
     database.prepare()
 
     @given(st.lists(entries(), max_size=6), selections)
-    @settings(max_examples=15, deadline=None)
+    @examples(15)
     def check(booked: list[LedgerEntry], selection: LedgerFilter) -> None:
         fill(database, booked)
         found = database.run(lambda connection: read_entries(connection, selection))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
@@ -40,6 +40,7 @@ from fastroai.ledger.store.schema import (
 from fastroai.ledger.store.totals import read_totals
 from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState, Ledger, LedgerEntry
+from tests.support.examples import examples
 from tests.support.ledger_entries import START, charged, entries, selections
 
 SUMS = (groups, runs, summed, sums, run_sums, archives)
@@ -95,9 +96,7 @@ def histories(draw: st.DrawFn) -> list[list[LedgerEntry]]:
 
 
 @given(histories(), selections, by_any, cuts, cuts, st.integers(1, 3))
-@settings(
-    max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sums_are_those_of_the_entries_after_each_booking_and_each_time_they_are_updated(
     database: Database,
     history: list[list[LedgerEntry]],

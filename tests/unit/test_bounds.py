@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from genai_prices.data import providers
 from genai_prices.data_snapshot import DataSnapshot, set_custom_snapshot
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_ai import BinaryContent, ImageUrl
@@ -48,6 +48,7 @@ from fastroai.pricing.max_cost import list_max_cost
 from fastroai.pricing.model_names import ModelRef
 from fastroai.simulation.local_model import estimate_usage
 from fastroai.testing import ScriptedModel, fixed_prices
+from tests.support.examples import examples
 
 NONE = ModelRequestParameters()
 LIMIT: dict[str, Any] = {"max_tokens": 100}
@@ -382,7 +383,7 @@ HOSTS = ["https://api.openai.com/v1", "https://eu.api.openai.com/v1"]
 MODELS = ["gpt-5-mini", "gpt-5.4", "gpt-5.6-sol", "gpt-oss-120b", "o3"]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     messages=messages_of_any_kind,
     name=st.sampled_from(MODELS),

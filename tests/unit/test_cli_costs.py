@@ -11,7 +11,7 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -24,6 +24,7 @@ from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState, LedgerEntry
 from tests.support import forked
 from tests.support.command import Books, books
+from tests.support.examples import examples
 from tests.support.ledger_entries import START, charged, entries, fill
 
 __all__ = ["books"]
@@ -240,9 +241,7 @@ def test_programs_get_exact_amounts_as_text(books: Books) -> None:
 
 
 @given(st.lists(entries(), min_size=1, max_size=8), st.sampled_from([*GROUPINGS, "tag:team"]))
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_lines_are_the_ledgers_own_and_add_up_to_the_total(
     books: Books, booked: list[LedgerEntry], by: str
 ) -> None:

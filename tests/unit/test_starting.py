@@ -11,13 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import fastroai
 from fastroai.environment import variable
 from fastroai.ledger.ledger import Ledger
 from fastroai.settings import load_settings
+from tests.support.examples import examples
 
 LAZY = [
     "fastroai",
@@ -155,9 +156,7 @@ def test_a_class_is_the_same_once_pickled() -> None:
         ]
     ),
 )
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_variable_is_what_settings_say(
     own: str | None, spelled: str, dotenv: str | None, tmp_path: Path
 ) -> None:

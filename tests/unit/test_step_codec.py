@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, NotRequired, TypedDict
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr
 from pydantic_ai.output import NativeOutput, PromptedOutput, TextOutput, ToolOutput
@@ -33,9 +33,10 @@ from fastroai.executors.output_types import declared_output
 from fastroai.executors.step_codec import StepCodec
 from fastroai.serialization.strict_json import is_plain, loads_strictly
 from fastroai.testing import OfflineModel
+from tests.support.examples import examples
 from tests.support.typed_values import Colour, Named, One, Point, Twin, declared_values, spelled
 
-OFTEN = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+OFTEN = examples(150, suppress_health_check=list(HealthCheck))
 
 
 def codec_for(declared: Any) -> StepCodec:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from fastroai.database.engine import Database, database_url
@@ -20,6 +20,7 @@ from fastroai.ledger.store.mapping import as_stored
 from fastroai.ledger.store.queries import read_entries
 from fastroai.ledger.store.totals import read_totals
 from fastroai.usage import EntryState, LedgerEntry
+from tests.support.examples import examples
 from tests.support.ledger_entries import START, charged, entries, fill, fits, selections
 
 by_any = st.sampled_from([None, *GROUPINGS, "tag:team", 'tag:a"b'])
@@ -36,9 +37,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 
 @given(st.lists(entries(), max_size=6), selections, by_any)
-@settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_totals_in_the_database_are_the_sums_of_the_entries(
     database: Database, booked: list[LedgerEntry], selection: LedgerFilter, by: str | None
 ) -> None:

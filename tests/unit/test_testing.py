@@ -329,7 +329,7 @@ class TestSchemaFilling:
             adapter.validate_json(adapter.dump_json(adapter.validate_python(value, strict=False)))
         )
 
-    @settings(deadline=None, database=None)
+    @settings(database=None)
     @given(text=st.text(max_size=300), schema=st.sampled_from(sorted(SCHEMAS)))
     def test_it_fits_whatever_the_text_is(self, text: str, schema: str) -> None:
         adapter = TypeAdapter(SCHEMAS[schema])

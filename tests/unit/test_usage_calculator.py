@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from genai_prices.data import providers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RequestUsage
@@ -23,6 +23,7 @@ from fastroai.ledger.recorder import RequestRecorder
 from fastroai.pricing.money import usd_to_microcents
 from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import CostCalculator, Price
+from tests.support.examples import examples
 
 USAGE = RequestUsage(input_tokens=1000, output_tokens=500)
 OPENAI = "https://api.openai.com/v1"
@@ -486,7 +487,7 @@ def test_an_estimate_looks_elsewhere_when_the_provider_does_not_list_the_model(
     read_rate=st.none() | rates,
     write_rate=st.none() | rates,
 )
-@settings(max_examples=200)
+@examples(200)
 def test_an_override_is_the_decimal_formula(
     tokens: tuple[int, int, int, int],
     input_rate: float | Decimal,
