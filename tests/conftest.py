@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from execnet import XSpec
 from hypothesis import settings
 
 import tests.support.examples  # noqa: F401 (registers the profiles)
+from tests.support import forked
+from tests.support.forked import SHARED_DIR
 from tests.support.postgres import postgres_server, postgres_url
 from tests.support.prefect_server import (
-    SHARED_DIR,
     own_shared_dir,
     prefect_api,
     prefect_server,
@@ -52,6 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if not _is_worker(config):
         config.stash[_shared_dir] = own_shared_dir()
     os.environ.update(_quiet_environment())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[XSpec]) -> None:
+    """Workers are forks: what they import is imported once."""
+    specs[:] = [XSpec(f"{spec}//python={forked.python()}") for spec in specs]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

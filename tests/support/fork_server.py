@@ -24,10 +24,14 @@ from typing import Any
 
 THIRD_PARTY = (
     "aiosqlite",
+    "anyio._backends._asyncio",
     "asyncpg",
     "genai_prices.data",
+    "genai_prices.decompose",
     "moto.moto_server.werkzeug_app",
     "moto.s3.responses",
+    "openai._resource",
+    "openai.pagination",
     "openai.resources",
     "prefect.cli.worker",
     "prefect.client.orchestration",
@@ -35,12 +39,26 @@ THIRD_PARTY = (
     "prefect.task_engine",
     "prefect.events.clients",
     "prefect.workers.process",
+    "pydantic_ai.models.anthropic",
     "pydantic_ai.models.function",
     "pydantic_ai.models.openai",
     "sqlalchemy.dialects.postgresql.asyncpg",
     "sqlalchemy.dialects.sqlite.aiosqlite",
 )
 """What our programs import when they run, so late that importing fastroai does not bring it."""
+
+OF_TESTS = (
+    "hypothesis.stateful",
+    "hypothesis.strategies",
+    "moto.server",
+    "prefect_aws.workers",
+    "pydantic_ai.models.google",
+    "pytest",
+    "pytest_asyncio.plugin",
+    "pytest_timeout",
+    "xdist.remote",
+)
+"""What the workers of pytest-xdist import besides."""
 
 PREFECTS_SERVER = (
     "aiosqlite",
@@ -53,7 +71,7 @@ PREFECTS_SERVER = (
     "uvicorn.protocols.websockets.auto",
 )
 
-IMPORTED = {"bare": ("pydantic_ai",), "server": PREFECTS_SERVER, "full": THIRD_PARTY}
+IMPORTED = {"bare": ("pydantic_ai",), "server": PREFECTS_SERVER, "full": THIRD_PARTY + OF_TESTS}
 
 
 def imported(kind: str) -> None:
@@ -113,6 +131,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> Callable[[], Any]:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.executable = request["executable"]
     settled = _prefects_environment()
     os.environ.clear()
     os.environ.update(request["env"])
@@ -187,6 +206,7 @@ def watched(owner: int) -> None:
 def main(kind: str, folder: Path) -> Callable[[], Any]:
     """Import, listen, fork."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever started it may have blocked some
     watched(int((folder / "owner").read_text()))
     imported(kind)
     # A fork has its own folder, and its own PYTHONPATH.

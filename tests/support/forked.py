@@ -15,6 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+SHARED_DIR = "FASTROAI_TESTS_SHARED_DIR"
+"""Folder of one pytest run, inherited by all its processes: who owns the run, and where its servers
+listen.
+"""
+
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT = 120.0
 
@@ -26,6 +31,30 @@ SERVER = "server"
 """Prefect's server has been imported: for programs that are one."""
 
 
+_PYTHON = """#!{python} -IS
+import sys
+
+sys.path.insert(0, {repository!r})
+from tests.support.forked_python import main
+
+main({folder!r})
+"""
+
+
+def python() -> Path:
+    """A command for Python whose programs are forks, for those that start Python themselves."""
+    return Path(os.environ[SHARED_DIR]) / "python"
+
+
+def write_python(folder: Path) -> None:
+    """Make that command; for the controller, before its workers start."""
+    path = folder / "python"
+    path.write_text(
+        _PYTHON.format(python=sys.executable, repository=str(REPOSITORY), folder=str(folder))
+    )
+    path.chmod(0o755)
+
+
 class Popen(subprocess.Popen[Any]):
     """`subprocess.Popen` for `[sys.executable, …]` with a script, `-m` or `-c`.
 
@@ -33,6 +62,8 @@ class Popen(subprocess.Popen[Any]):
 
     Args:
         kind: What has been imported when it begins.
+        executable: What it finds as `sys.executable`. By default, what a full one starts is a fork
+            too.
     """
 
     def __init__(self, args: list[str], *, kind: str = FULL, **options: Any) -> None:
@@ -72,6 +103,9 @@ class Popen(subprocess.Popen[Any]):
             "cwd": os.fspath(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
             "new_session": bool(start_new_session),
+            "executable": os.fspath(
+                executable or (python() if self._kind == FULL else sys.executable)
+            ),
         }
         streams = [
             given if given != -1 else inherited
@@ -122,9 +156,6 @@ def run(args: list[str], *, kind: str = FULL, **options: Any) -> subprocess.Comp
 
 def _connect(kind: str) -> socket.socket:
     """A connection to the process that is forked; it is started when nobody did so yet."""
-    # Imported here: the process itself imports this module, and little else.
-    from tests.support.prefect_server import SHARED_DIR
-
     folder = Path(os.environ[SHARED_DIR])
     address = folder / f"forked-{kind}"
     connection = socket.socket(socket.AF_UNIX)

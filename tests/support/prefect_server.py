@@ -24,12 +24,8 @@ from urllib.request import urlopen
 import pytest
 
 from tests.support import forked
+from tests.support.forked import SHARED_DIR
 from tests.support.postgres import PostgresServer
-
-SHARED_DIR = "FASTROAI_TESTS_SHARED_DIR"
-"""Folder of one pytest run, inherited by its xdist workers: who owns the run, and where its server
-listens.
-"""
 
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 10.0
@@ -71,6 +67,7 @@ def own_shared_dir() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fastroai-tests-"))
     (folder / _OWNER).write_text(str(os.getpid()))
     os.environ[SHARED_DIR] = str(folder)
+    forked.write_python(folder)
     return folder
 
 
