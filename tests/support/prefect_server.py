@@ -34,10 +34,18 @@ _REPOSITORY = Path(__file__).parents[2]
 _OWNER, _LOCK, _ADDRESS, _LOG = "owner", "lock", "address.json", "server.log"
 _USED, _HOME = "used-home", "server-home"
 
-_MAKES_TABLES = """
+_STARTED_ONCE = """
 import asyncio
 from prefect.server.database import provide_database_interface
-asyncio.run(provide_database_interface().create_db())
+from prefect.server.models.block_registration import run_block_auto_registration
+
+async def main():
+    database = provide_database_interface()
+    await database.create_db()
+    async with await database.session() as session:
+        await run_block_auto_registration(session=session)
+
+asyncio.run(main())
 """
 
 _SERVER_ENVIRONMENT = {
@@ -51,6 +59,12 @@ _SERVER_ENVIRONMENT = {
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
 }
+
+IN_USED_HOME = {
+    "PREFECT_API_DATABASE_MIGRATE_ON_START": "false",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+}
+"""For a server in a home that one has run in before: two seconds of its start."""
 
 # Two cores for all: a slow answer is better than a failed one. On SQLite, whose lock is waited for
 # so long, it is better tried again.
@@ -96,8 +110,8 @@ def server_url(folder: Path) -> str:
 
 
 def used_home(home: Path) -> Path:
-    """Make a home of Prefect where a server has run before: making its tables takes the longest of
-    a start.
+    """Make a home of Prefect where a server has run before: making its tables and naming the blocks
+    there are takes the longest of a start.
     """
     shared = Path(os.environ[SHARED_DIR])
     used = shared / _USED
@@ -105,7 +119,7 @@ def used_home(home: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not used.exists():
             environment = os.environ | {"PREFECT_HOME": str(used)}
-            making = [sys.executable, "-c", _MAKES_TABLES]
+            making = [sys.executable, "-c", _STARTED_ONCE]
             forked.run(making, kind=forked.SERVER, env=environment, check=True)
     return shutil.copytree(used, home)
 
@@ -158,8 +172,7 @@ def _start(folder: Path) -> None:
     environment |= _SERVER_ENVIRONMENT | {"PREFECT_HOME": str(folder / _HOME)}
     # On PostgreSQL, not as a fork: whoever has imported Prefect's server has chosen its database.
     is_on_sqlite = (folder / _HOME / "prefect.db").exists()
-    if not is_on_sqlite:
-        environment |= _PATIENCE
+    environment |= IN_USED_HOME if is_on_sqlite else _PATIENCE
     start = partial(forked.Popen, kind=forked.SERVER) if is_on_sqlite else subprocess.Popen
     with (folder / _LOG).open("wb") as log:
         process = start(

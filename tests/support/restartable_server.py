@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from tests.support import forked
-from tests.support.prefect_server import used_home
+from tests.support.prefect_server import IN_USED_HOME, used_home
 
 START_TIMEOUT = 120.0
 
@@ -39,7 +39,7 @@ class RestartableServer:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-        environment |= {
+        environment |= IN_USED_HOME | {
             "PREFECT_HOME": str(self._home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_ENABLED": "false",
