@@ -21,7 +21,7 @@ from ..ledger.store.schema import intents, outcomes
 from ..ledger.store.summing import hold_sums
 from ..ledger.store.totals import read_totals
 from .account import Account, Charge, Kind, charge_of
-from .budget import Budget, from_json, is_model, to_json
+from .budget import Budget, from_json, to_json
 
 Key = tuple[str, int]
 """A budget's name, and the first moment of a window of it, as intents.sent_at."""
@@ -206,11 +206,10 @@ class Accounts:
             simulated=False,
         )
         for total in read_totals(sql.connection, where, "model"):
-            if budget.model is None or is_model(budget.model, total.key):
+            if budget.is_for_model(total.key):
                 account.add(Charge(Kind.SPENT, total.cost_usd))
-        for entry in self._not_charged(start, end):
-            if budget.covers(entry):
-                self._count_open(entry, key, budget, known.get(entry.id, {}).get(key))
+        for entry in filter(budget.covers, self._not_charged(start, end)):
+            self._count_open(entry, key, budget, known.get(entry.id, {}).get(key))
 
     def _count_open(
         self, entry: LedgerEntry, key: Key, budget: Budget, before: OpenCharge | None

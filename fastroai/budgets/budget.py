@@ -91,13 +91,17 @@ class Budget:
         """Whether it may be a step's or a run's: it names no scope and no window."""
         return self.window == "total" and all(getattr(self, name) is None for name in SCOPES)
 
+    def is_for_model(self, name: str | None) -> bool:
+        """Whether requests to a model are in its scope, as far as that says which."""
+        return self.model is None or is_model(self.model, name)
+
     def covers(self, entry: LedgerEntry) -> bool:
         """Whether an entry is in a standing budget's scope."""
         at = entry.attribution
         return (
             self.pipeline in (None, at.pipeline)
             and self.deployment in (None, at.deployment)
-            and (self.model is None or is_model(self.model, entry.model))
+            and self.is_for_model(entry.model)
             and (self.tag is None or has_tag(self.tag, entry))
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
@@ -32,14 +33,30 @@ def window_at(window: Window, zone: str, at: datetime) -> tuple[datetime, dateti
     tz = ZoneInfo(zone)
     # Days are counted without a zone: within one, a day later may be another hour.
     day = at.astimezone(tz).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None, fold=0)
-    if window == "day":
-        days = day, day + timedelta(days=1)
-    elif window == "week":
-        monday = day - timedelta(days=day.weekday())
-        days = monday, monday + timedelta(days=7)
-    else:
-        first = day.replace(day=1)
-        days = first, (first + timedelta(days=31)).replace(day=1)
     # Where midnight is left out, this is the moment at which the clock is put forward.
-    start, end = (date.replace(tzinfo=tz).astimezone(UTC) for date in days)
+    start, end = (date.replace(tzinfo=tz).astimezone(UTC) for date in _PERIODS[window](day))
     return start, end
+
+
+def day_of(day: datetime) -> tuple[datetime, datetime]:
+    """A day, and the next one."""
+    return day, day + timedelta(days=1)
+
+
+def week_of(day: datetime) -> tuple[datetime, datetime]:
+    """The Monday of a day's week, and the next one."""
+    monday = day - timedelta(days=day.weekday())
+    return monday, monday + timedelta(days=7)
+
+
+def month_of(day: datetime) -> tuple[datetime, datetime]:
+    """The first of a day's month, and that of the next one."""
+    first = day.replace(day=1)
+    return first, (first + timedelta(days=31)).replace(day=1)
+
+
+_PERIODS: dict[Window, Callable[[datetime], tuple[datetime, datetime]]] = {
+    "day": day_of,
+    "week": week_of,
+    "month": month_of,
+}

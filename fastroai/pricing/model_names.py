@@ -70,8 +70,5 @@ def spellings(model: str) -> Iterator[str]:
     `openai/gpt-4o-2024-08-06` as `gpt-4o`.
     """
     short = BEDROCK.sub("", model.rpartition("/")[2], count=1)
-    seen: set[str] = set()
-    for spelling in (model, _VERSION.sub("", model), short, _VERSION.sub("", short)):
-        if spelling and spelling not in seen:
-            seen.add(spelling)
-            yield spelling
+    longest_first = model, _VERSION.sub("", model), short, _VERSION.sub("", short)
+    return iter(dict.fromkeys(filter(None, longest_first)))

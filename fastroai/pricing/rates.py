@@ -65,8 +65,8 @@ class Rates:
         with localcontext(EXACT):
             tokens = self._of_input(usage) + self._of_output(usage)
             fees = self.given.get("per_request", Decimal(0))
-            for rate, name in _CALLS.items():
-                if rate in self.given and (calls := _count(usage, name)):
+            for rate in _CALLS.keys() & self.given.keys():
+                if calls := _count(usage, _CALLS[rate]):
                     fees += self.given[rate] * Decimal(str(calls))
             return tokens / 1_000_000 + fees, fees
 
