@@ -15,6 +15,7 @@ from .exit_codes import (
     WRONG_USAGE,
     Terminated,
     UsageError,
+    as_wrong_usage,
     complain,
 )
 from .shutdown import leave_abandoned_threads
@@ -116,11 +117,8 @@ def _main(argv: Sequence[str]) -> int:
 def _execute(argv: Sequence[str]) -> int:
     if list(argv) in ([], ["results"], ["budgets"]):
         raise UsageError(f"Expected a command, see `{' '.join(['fastroai', *argv])} --help`.")
-    try:
-        code = app(options_last(argv), print_error=False, exit_on_error=False)
-    except CycloptsError as error:
-        raise UsageError(str(error)) from error
-    return code or 0
+    with as_wrong_usage(CycloptsError):
+        return app(options_last(argv), print_error=False, exit_on_error=False) or 0
 
 
 def options_last(argv: Sequence[str]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import FastroAIError
 
@@ -12,6 +14,15 @@ FAILED, WRONG_USAGE, NOT_BALANCED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 class UsageError(FastroAIError):
     """The command line is wrong, or names an input that can't be used."""
+
+
+@contextmanager
+def as_wrong_usage(kind: type[Exception] = ValueError, where: str = "") -> Iterator[None]:
+    """Raise an error of the block as one of the command line, its text behind where it was met."""
+    try:
+        yield
+    except kind as error:
+        raise UsageError(f"{where}{error}") from error
 
 
 class Terminated(BaseException):

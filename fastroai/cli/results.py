@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter, Token
 
-from .exit_codes import FAILED, UsageError
+from .exit_codes import FAILED, as_wrong_usage
 from .parsing import duration, shown
 
 if TYPE_CHECKING:
@@ -26,10 +26,8 @@ def _age(type_: object, tokens: Sequence[Token]) -> timedelta:
     from ..storage.retention import cutoff
 
     age = duration(type_, tokens)
-    try:
+    with as_wrong_usage(where=f"--older-than {tokens[0].value!r}: "):
         cutoff(age)
-    except ValueError as error:
-        raise UsageError(f"--older-than {tokens[0].value!r}: {error}") from error
     return age
 
 

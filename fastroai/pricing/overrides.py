@@ -59,9 +59,8 @@ class Override:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"A pricing override must name a model, got {name!r}.")
         what = f"Pricing override for {name!r}"
-        if not isinstance(table, Mapping):
-            raise ValueError(f"{what} must map rates to USD per million tokens, got {table!r}.")
-        rates = dict(table)
+        problem = f"{what} must map rates to USD per million tokens, got {table!r}."
+        rates = dict(read_table(table, problem))
         valid_from = read_date(rates.pop("valid_from", None), what)
         tiers = take_tiers(rates, what)
         base = read_rates(name, rates)
@@ -104,11 +103,11 @@ def tier_of(context: Mapping[str, object]) -> str:
 
 def take_tiers(rates: dict[str, object], what: str) -> dict[str, object]:
     """Take the rates of tiers out of a table; `batch` is one of them, which may stand by itself."""
-    tiers = rates.pop("tiers", None) or {}
-    if not isinstance(tiers, Mapping):
-        raise ValueError(f"{what}: tiers must map tiers to rates.")
-    batch = rates.pop("batch", None)
-    return {**tiers} if batch is None else {**tiers, "batch": batch}
+    problem = f"{what}: tiers must map tiers to rates."
+    tiers = dict(read_table(rates.pop("tiers", None) or {}, problem))
+    if (batch := rates.pop("batch", None)) is not None:
+        tiers["batch"] = batch
+    return tiers
 
 
 def read_rates(name: str, rates: object) -> dict[str, Decimal]:
@@ -117,18 +116,29 @@ def read_rates(name: str, rates: object) -> dict[str, Decimal]:
     Raises:
         ValueError: One is unknown, negative or not a finite number.
     """
-    if not isinstance(rates, Mapping):
-        raise ValueError(f"Pricing override for {name!r} must map rates to USD, got {rates!r}.")
-    if unknown := sorted(set(map(str, rates)) - set(KINDS)):
+    problem = f"Pricing override for {name!r} must map rates to USD, got {rates!r}."
+    given = read_table(rates, problem)
+    if unknown := sorted(set(map(str, given)) - set(KINDS)):
         raise ValueError(
             f"Pricing override for {name!r} has unknown keys {unknown}. Allowed: "
             f"{', '.join((*KINDS, 'tiers', 'batch', 'valid_from'))}."
         )
     return {
         key: read_usd(value, f"Pricing override for {name!r}: {key}")
-        for key, value in rates.items()
+        for key, value in given.items()
         if value is not None
     }
+
+
+def read_table(value: object, problem: str) -> Mapping[str, Any]:
+    """A table of somebody's own making.
+
+    Raises:
+        ValueError: It is none, which is the problem.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(problem)
+    return value
 
 
 def read_usd(value: object, what: str) -> Decimal:
@@ -242,4 +252,14 @@ class Overrides:
             yield from reversed(group.get(own, ()))
 
 
-__all__ = ["Override", "Overrides", "Rate", "RateTable", "Tokens", "holds", "read_date", "read_usd"]
+__all__ = [
+    "Override",
+    "Overrides",
+    "Rate",
+    "RateTable",
+    "Tokens",
+    "holds",
+    "read_date",
+    "read_table",
+    "read_usd",
+]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import SettingsError
 from ..providers import canonical_provider, host_and_port
 from .model_names import ModelRef, read_model_name, spellings
-from .overrides import Overrides, holds, read_date, read_usd
+from .overrides import Overrides, holds, read_date, read_table, read_usd
 
 if TYPE_CHECKING:
     from ..settings import FastroAISettings
@@ -45,8 +45,7 @@ class Discount:
         Raises:
             ValueError: It lacks a factor, or has an unknown key.
         """
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"A discount must be a table, got {entry!r}.")
+        read_table(entry, f"A discount must be a table, got {entry!r}.")
         if unknown := sorted(set(map(str, entry)) - set(_KEYS)):
             raise ValueError(f"A discount has unknown keys {unknown}. Allowed: {', '.join(_KEYS)}.")
         provider, model, host = (_name_in(entry, key) for key in ("provider", "model", "host"))
@@ -149,17 +148,15 @@ def with_readable_prices(settings: FastroAISettings) -> FastroAISettings:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, _changed: int) -> OwnPrices:
-    document = parse_file(path)
-    if not isinstance(document, dict):
-        raise ValueError(f"expected a table of models and discounts, got {document!r}")
+    found = parse_file(path)
+    document = read_table(found, f"expected a table of models and discounts, got {found!r}")
     if unknown := sorted(set(map(str, document)) - {"models", "discounts"}):
         raise ValueError(f"expected models and discounts, got {unknown}")
     models, discounts = document.get("models") or {}, document.get("discounts") or []
-    if not isinstance(models, dict):
-        raise ValueError(f"models must map models to their rates, got {models!r}")
+    tables = read_table(models, f"models must map models to their rates, got {models!r}")
     if not isinstance(discounts, list):
         raise ValueError(f"discounts must be a list, got {discounts!r}")
-    return OwnPrices(Overrides.parse(models, origin=path.name), _read_listed(discounts))
+    return OwnPrices(Overrides.parse(tables, origin=path.name), _read_listed(discounts))
 
 
 def _read_listed(discounts: list[Mapping[str, object]]) -> tuple[Discount, ...]:

@@ -14,7 +14,7 @@ from ...budgets.budget import AtLimit, Strength, amount
 from ...budgets.standing import Budgets, BudgetState
 from ...budgets.windows import Window
 from ..costs.filters import CONFIGURED, Source
-from ..exit_codes import UsageError
+from ..exit_codes import as_wrong_usage
 from .listing import show_states
 from .opened import defined, opened
 
@@ -87,10 +87,8 @@ def raise_budget(name: Name, usd: Usd, /, *, source: Source = CONFIGURED) -> Non
         name: Of the budget.
         usd: The new limit, not what is added to it.
     """
-    try:
+    with as_wrong_usage():
         limit = amount("usd", usd)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
     async def change() -> BudgetState:
         async with opened(source.ledger) as budgets:

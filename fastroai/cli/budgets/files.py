@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from ...budgets.budget import Budget
 from ...budgets.standing import Budgets
 from ..costs.filters import CONFIGURED, Source
-from ..exit_codes import UsageError
+from ..exit_codes import UsageError, as_wrong_usage
 from ..rendering.console import write_json
 from .opened import FIELDS, defined
 
@@ -118,11 +118,10 @@ def read_budgets(file: Path) -> list[Budget]:
         UsageError: It can't be read, or one of them is wrong.
     """
     try:
-        content = parsed(file.read_text(encoding="utf-8"), file.suffix in (".yaml", ".yml"))
+        with as_wrong_usage(where=f"{file}: "):
+            content = parsed(file.read_text(encoding="utf-8"), file.suffix in (".yaml", ".yml"))
     except OSError as error:
         raise UsageError(f"Can't read {str(file)!r}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UsageError(f"{file}: {error}") from error
     if not isinstance(content, list):
         raise UsageError(f"{file}: expected a list of budgets.")
     found: dict[str, Budget] = {}
@@ -138,10 +137,8 @@ def budget_in(where: str, given: object) -> Budget:
     """A budget of a file; fields that are null have their defaults."""
     if not isinstance(given, dict):
         raise UsageError(f"{where}: expected fields and their values, not {given!r}.")
-    try:
+    with as_wrong_usage(UsageError, f"{where}: "):
         return defined({str(name): value for name, value in given.items() if value is not None})
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
 
 
 def parsed(text: str, is_yaml: bool) -> object:

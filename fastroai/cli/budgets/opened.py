@@ -11,7 +11,7 @@ from ...budgets.budget import Budget
 from ...budgets.standing import Budgets, UnknownBudgetError
 from ...errors import FastroAIError
 from ...ledger.ledger import Ledger
-from ..exit_codes import UsageError
+from ..exit_codes import UsageError, as_wrong_usage
 
 FIELDS = tuple(field.name for field in fields(Budget))
 _NOT_TEXTS = ("usd", "warn_at", "max_request_usd")
@@ -60,10 +60,8 @@ def defined(given: Mapping[str, object]) -> Budget:
     """
     if complaint := next(complaints_about(given), None):
         raise UsageError(complaint)
-    try:
+    with as_wrong_usage():
         budget = Budget(**given)  # type: ignore[arg-type]  # it checks them
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     if too_high := [share for share in budget.warn_at if share > 1]:
         raise UsageError(f"warn_at={str(too_high[0])!r}: give a share up to 1, as 0.8 for 80 %.")
     return budget

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from ...ledger.ledger import Ledger
-from ..exit_codes import UsageError
+from ..exit_codes import as_wrong_usage
 from ..parsing import duration, shown
 from ..rendering.console import write_json
 from .filters import CONFIGURED, Source
@@ -36,10 +36,8 @@ def archive(
             where that is installed.
     """
     before = datetime.now(UTC) - older_than
-    try:
+    with as_wrong_usage():
         found = asyncio.run(_archive(source.ledger, before, to, format_))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     entries = sum(one.entries for one in found)
     if source.json:
         files = [{"path": str(one.path), "entries": one.entries} for one in found]
