@@ -39,6 +39,25 @@ class DurableLedger(Protocol):
     def end_run(self, run: WholeRun) -> None: ...
 
 
+class Nowhere:
+    """Keeps nothing: the entries of such a run end with it."""
+
+    async def intend(self, entry: LedgerEntry) -> LedgerEntry:
+        return entry
+
+    def settle(self, entry: LedgerEntry) -> None:
+        pass
+
+    async def flush(self) -> None:
+        pass
+
+    async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]:
+        return []
+
+
+NOWHERE = Nowhere()
+
+
 class Limits(Protocol):
     """Budgets that hold for a run; `RunLimits` is some."""
 
@@ -61,8 +80,8 @@ class RequestRecorder:
     def __init__(
         self, store: DurableLedger | None = None, *, refuses_unpriced: bool | None = None
     ) -> None:
-        self._store = store
-        self.is_durable = store is not None
+        self._store = NOWHERE if store is None else store
+        self.is_durable = self._store is not NOWHERE
         """Whether entries outlive the process."""
         self.limits: Limits | None = None
         """What its requests must fit, and is told of each entry."""
@@ -108,8 +127,6 @@ class RequestRecorder:
         if self.limits is not None:
             entry = await self.limits.admit(entry)
         self._note(entry)
-        if self._store is None:
-            return entry
         try:
             booked = await self._store.intend(entry)
         except CostBudgetExceededError:
@@ -135,8 +152,7 @@ class RequestRecorder:
         if entry.error is not None:
             entry = replace(entry, error=redact(entry.error))
         self._note(entry)
-        if self._store is not None:
-            self._store.settle(entry)
+        self._store.settle(entry)
 
     def restate(self, entries: Iterable[LedgerEntry]) -> None:
         """Have the store know what a record says of earlier requests: a crash may have come before
@@ -147,8 +163,7 @@ class RequestRecorder:
         for entry in entries:
             if self.limits is not None:
                 self.limits.note(entry)
-            if self._store is not None:
-                self._store.settle(entry)
+            self._store.settle(entry)
 
     def replay(
         self, entries: Sequence[LedgerEntry], attribution: Attribution
@@ -170,9 +185,8 @@ class RequestRecorder:
         """Wait until the store has all entries, or keeps them to write later; its own warning then
         says so.
         """
-        if self._store is not None:
-            with suppress(LedgerUnavailableError):
-                await self._store.flush()
+        with suppress(LedgerUnavailableError):
+            await self._store.flush()
 
     def notice(self, step_id: str | None, host: str) -> int:
         """Count a request that was sent past all meters.
@@ -196,7 +210,7 @@ class RequestRecorder:
         Raises:
             LedgerUnavailableError: It can't be read.
         """
-        return [] if self._store is None else await self._store.entries(where)
+        return await self._store.entries(where)
 
     def _note(self, entry: LedgerEntry) -> None:
         step_id = entry.attribution.step_id

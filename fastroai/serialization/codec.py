@@ -60,8 +60,9 @@ class Codec:
             for codec in codecs:
                 # Whatever a type's own serializer or comparison raises: not in this way.
                 with suppress(Exception):
-                    written = self._dump(codec, value)
-                    if is_plain(written) and Spelling(self._load(codec, written)) == spelled:
+                    written = dumped(self.adapter, codec, value)
+                    again = loaded(self.adapter, codec, written)
+                    if is_plain(written) and Spelling(again) == spelled:
                         return {"codec": codec, "value": written}
         raise NotFaithfulError("read back equal")
 
@@ -78,32 +79,26 @@ class Codec:
             return written
         if codec not in ("declared", "python") or self.adapter is None:
             raise TypeError(f"codec {codec!r} is not one of the declared type")
-        value = self._load(codec, written)
-        self._refuse_what_others_wrote(codec, written, value)
-        return value
-
-    def _refuse_what_others_wrote(self, codec: str, written: Any, value: object) -> None:
+        value = loaded(self.adapter, codec, written)
         # Text for a number, say: pydantic takes it, we never wrote it. What is written the same
         # again was ours, save that the order of a set is the writer's.
-        again = self._dump(codec, value)
-        if json.dumps(again) == json.dumps(written):
-            return
-        if codec != "declared" or not Spelling(value).holds_set:
+        again = dumped(self.adapter, codec, value)
+        is_the_same = json.dumps(again) == json.dumps(written)
+        if not is_the_same and (codec == "python" or not Spelling(value).holds_set):
             raise ValueError(f"{again!r} was expected instead of {written!r}")
+        return value
 
-    def _dump(self, codec: str, value: object) -> Any:
-        assert self.adapter is not None
-        # Fields by their own names, and without what is computed from others.
-        if codec == "python":
-            return pack(
-                self.adapter.dump_python(value, by_alias=False, round_trip=True, warnings="error")
-            )
-        return json.loads(
-            self.adapter.dump_json(value, by_alias=False, round_trip=True, warnings="error")
-        )
 
-    def _load(self, codec: str, written: Any) -> Any:
-        assert self.adapter is not None
-        if codec == "python":
-            return self.adapter.validate_python(unpack(written), by_alias=False, by_name=True)
-        return self.adapter.validate_json(json.dumps(written), by_alias=False, by_name=True)
+def dumped(adapter: TypeAdapter[Any], codec: str, value: object) -> Any:
+    """A value of the adapter's type as JSON."""
+    # Fields by their own names, and without what is computed from others.
+    if codec == "python":
+        return pack(adapter.dump_python(value, by_alias=False, round_trip=True, warnings="error"))
+    return json.loads(adapter.dump_json(value, by_alias=False, round_trip=True, warnings="error"))
+
+
+def loaded(adapter: TypeAdapter[Any], codec: str, written: Any) -> Any:
+    """The value again; that it is what was written is for the caller to see."""
+    if codec == "python":
+        return adapter.validate_python(unpack(written), by_alias=False, by_name=True)
+    return adapter.validate_json(json.dumps(written), by_alias=False, by_name=True)

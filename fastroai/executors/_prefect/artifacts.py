@@ -254,10 +254,10 @@ class ArtifactWriter:
     _queue: asyncio.Queue[_Table | None] = field(default_factory=asyncio.Queue)
     _unwritten: list[_Table] = field(default_factory=list)
     _workers: list[asyncio.Task[None]] = field(default_factory=list)
-    _client: PrefectClient | None = None
+    _client: PrefectClient = field(default_factory=get_client)
 
     async def __aenter__(self) -> ArtifactWriter:
-        self._client = await get_client().__aenter__()
+        await self._client.__aenter__()
         return self
 
     def add(
@@ -290,7 +290,6 @@ class ArtifactWriter:
                 await retry(partial(self._write, table), _delay_after)
 
     async def _write(self, table: _Table, _attempt: int) -> None:
-        assert self._client is not None
         try:
             await self._client.create_artifact(table.artifact)
         except Exception as error:
@@ -303,7 +302,6 @@ class ArtifactWriter:
             self._queue.put_nowait(None)
         await self._finish()
         self._warn()
-        assert self._client is not None
         with suppress(Exception):  # the client of a server that is gone
             await self._client.__aexit__(None, None, None)
 
