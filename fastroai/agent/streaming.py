@@ -32,6 +32,7 @@ async def in_own_task(produce: Callable[[HandOver[T]], Awaitable[None]]) -> Asyn
 
     async def hand_over(item: T) -> bool:
         given.put_nowait(item)
+        # No further before more is asked for: who leaves early stops the request, and its bill.
         return await asked.get()
 
     async def run() -> None:

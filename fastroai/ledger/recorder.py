@@ -126,10 +126,12 @@ class RequestRecorder:
         """
         if self.limits is not None:
             entry = await self.limits.admit(entry)
+        # Before the store has it: a run that is cancelled meanwhile tells of it all the same.
         self._note(entry)
         try:
             booked = await self._store.intend(entry)
         except CostBudgetExceededError:
+            # A standing budget: the store did not book it, and it was not sent.
             self._forget(entry)
             raise
         except BaseException as error:
@@ -139,7 +141,7 @@ class RequestRecorder:
             state, settled_at = EntryState.REFUSED, entry.sent_at
             self.record(replace(entry, state=state, settled_at=settled_at, error=reason))
             raise
-        if booked is not entry:
+        if booked is not entry:  # it had to wait, and is sent later than was noted
             self._note(booked)
         return booked
 

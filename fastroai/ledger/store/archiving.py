@@ -92,6 +92,7 @@ def _recorded(connection: Connection, name: str) -> int | None:
 
 
 def oldest_of(connection: Connection, before: datetime) -> list[LedgerEntry]:
+    # Without those that are not summed up: what may still change must not be in a file.
     is_old = _i.summed == 1, _i.sent_at < microseconds(before)
     return select_entries(connection, *is_old, limit=ENTRIES_IN_A_FILE)
 
@@ -115,6 +116,7 @@ def _remove(database: Database, path: Path, entries: Sequence[LedgerEntry]) -> N
                 "delete this file."
             )
         connection.execute(outcomes.delete().where(is_one_of(connection, ids, _o.entry_id)))
+        # In the same transaction: by this row the next call knows that the file is the only place.
         connection.execute(archives.insert(), [archive])
 
     database.run(work)
