@@ -168,6 +168,11 @@ class LedgerEntry:
         return self.state in SPEND
 
     @property
+    def is_billed(self) -> bool:
+        """Whether a provider bills the request."""
+        return self.is_spend and not self.simulated
+
+    @property
     def model(self) -> str | None:
         """The model it is booked under: the one asked for, which stays the same whatever became of
         the request.

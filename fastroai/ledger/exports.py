@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from operator import attrgetter
 
 from ..pricing.money import EXACT
 from .entries import EntryState, LedgerEntry, total_usd
@@ -325,9 +326,8 @@ def reconcile_sums(
     parts: dict[int, list[LedgerEntry]] = {}
     spans = _Spans(billed)
     left = []
-    for entry in sorted(entries, key=lambda entry: entry.sent_at):
-        if not entry.is_spend or entry.simulated:
-            continue
+    billable = filter(attrgetter("is_billed"), entries)
+    for entry in sorted(billable, key=attrgetter("sent_at")):
         at = spans.of(entry)
         if at is not None:
             parts.setdefault(at, []).append(entry)

@@ -101,8 +101,8 @@ class Decided:
     def all_of(cls, batch: Sequence[Write]) -> Decided:
         """Of a batch that no budget is asked about: all of it."""
         return cls(
-            [write.intent for write in batch if write.intent is not None],
-            [write.outcome for write in batch if write.outcome is not None],
+            list(filter(None, (write.intent for write in batch))),
+            list(filter(None, (write.outcome for write in batch))),
             {write: None for write in batch if write.entry is not None},
         )
 
