@@ -128,6 +128,8 @@ class RequestRecorder:
             entry = await self.limits.admit(entry)
         # Before the store has it: a run that is cancelled meanwhile tells of it all the same.
         self._note(entry)
+        if not self.is_durable:
+            return entry
         try:
             booked = await self._store.intend(entry)
         except CostBudgetExceededError:
