@@ -54,6 +54,9 @@ class Nowhere:
     async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]:
         return []
 
+    def end_run(self, run: WholeRun) -> None:
+        pass
+
 
 NOWHERE = Nowhere()
 
@@ -205,8 +208,7 @@ class RequestRecorder:
 
     def end_run(self, run: WholeRun) -> None:
         """Note that a run has ended whose steps all ended well."""
-        if self._store is not None:
-            self._store.end_run(run)
+        self._store.end_run(run)
 
     async def stored(self, where: LedgerFilter) -> list[LedgerEntry]:
         """What the store has, of other runs too; nothing where there is none.
