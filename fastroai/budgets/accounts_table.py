@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from sqlalchemy import func
 
-from ..database.statements import Statements
-from ..database.values import microseconds, moment
+from ..database.statements import Insert, Statements
+from ..database.values import Row, microseconds, moment
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.filters import LedgerFilter
 from ..ledger.store.queries import select_entries
@@ -74,25 +74,26 @@ _WRITE_ONE = (
     "UPDATE fastroai_budget_accounts SET spent = ?, held = ?, unknown = ? "
     "WHERE budget = ? AND since = ?"
 )
-# A server is asked once for all: each way to it and back takes as long as a commit.
-_WRITE_ALL = f"""
-WITH dropped AS (
+_WRITE_ALL = (
+    """dropped AS (
     DELETE FROM fastroai_budget_charges AS c
     USING unnest(CAST(? AS TEXT[]), CAST(? AS TEXT[]), CAST(? AS SMALLINT[]))
         AS k (entry_id, budget, highest)
     WHERE c.entry_id = k.entry_id AND c.budget = k.budget AND c.kind <= k.highest
     RETURNING k.highest
-), put AS (
+)""",
+    f"""put AS (
     {_PUT} SELECT * FROM unnest(CAST(? AS TEXT[]), CAST(? AS TEXT[]), CAST(? AS BIGINT[]),
         CAST(? AS SMALLINT[]), CAST(? AS TEXT[]), CAST(? AS TEXT[])) {_OR_CHANGE}
-), written AS (
+)""",
+    """written AS (
     UPDATE fastroai_budget_accounts AS a SET spent = k.spent, held = k.held, unknown = k.unknown
     FROM unnest(CAST(? AS TEXT[]), CAST(? AS TEXT[]), CAST(? AS TEXT[]), CAST(? AS TEXT[]),
         CAST(? AS BIGINT[])) AS k (spent, held, unknown, budget, since)
     WHERE a.budget = k.budget AND a.since = k.since
+)""",
 )
-SELECT count(*) FROM dropped WHERE highest = 0
-"""
+_COUNT_RELEASED = "SELECT count(*) FROM dropped WHERE highest = 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +307,10 @@ class Accounts:
         self._sql.run("DELETE FROM fastroai_budget_holders WHERE token = ?", token)
         self.write()
 
-    def write(self) -> bool:
-        """Write what changed; whether what it changed from was still so."""
+    def write(self, *inserts: tuple[Insert, list[Row]]) -> bool:
+        """Write what changed, and rows of other tables with it; whether what it changed from was
+        still so.
+        """
         dropped = entries_and_budgets(self._dropped)
         released = entries_and_budgets(self._released)
         put = [
@@ -319,15 +322,15 @@ class Accounts:
         self._released.clear()
         self._put.clear()
         self._changed.clear()
-        if not changed:
-            return True
-        if self._sql.is_postgres:
-            count = self._write_at_once(dropped, released, put, changed)
+        if changed and self._sql.is_postgres:
+            count = self._write_at_once(dropped, released, put, changed, inserts)
         else:
             count = self._sql.many(_DROP_HELD, released)
             self._sql.many(_DROP_ONE, dropped)
             self._sql.many(_PUT_ONE, put)
             self._sql.many(_WRITE_ONE, changed)
+            for insert, rows in inserts:
+                self._sql.insert(insert, rows)
         # Fewer went than this process thought it held: others have taken it for dead meanwhile.
         return count == len(released)
 
@@ -335,15 +338,18 @@ class Accounts:
         account = self.locked[key]
         return str(account.spent), str(account.held), str(account.unknown), *key
 
-    def _write_at_once(self, dropped: Rows, released: Rows, put: Rows, changed: Rows) -> int:
+    def _write_at_once(
+        self, dropped: Rows, released: Rows, put: Rows, changed: Rows, inserts: Inserts
+    ) -> int:
         """All in one statement, for which the server is asked once; how many were released."""
         gone = [(*one, int(Kind.SPENT)) for one in dropped] + [(*one, 0) for one in released]
         columns = *columns_of(gone, 3), *columns_of(put, 6), *columns_of(changed, 5)
-        [(count,)] = self._sql.rows(_WRITE_ALL, *columns)
+        [(count,)] = self._sql.insert_at_once(inserts, _WRITE_ALL, columns, _COUNT_RELEASED)
         return int(count)
 
 
 Rows = list[tuple[Any, ...]]
+Inserts = Sequence[tuple[Insert, list[Row]]]
 
 
 def entries_and_budgets(counted: Iterable[tuple[str, Key]]) -> Rows:

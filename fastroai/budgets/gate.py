@@ -17,7 +17,7 @@ from ..database.values import Row, microseconds
 from ..errors import CostBudgetExceededError
 from ..ledger.entries import LedgerEntry
 from ..ledger.store.mapping import intent_row
-from ..ledger.store.writer import Decided, Write
+from ..ledger.store.writer import INTENTS, OUTCOMES, Decided, Write
 from .account import Account, Charge, Kind, Verdict, charge_of
 from .accounts_table import Accounts, Charges, Key, OpenCharge
 from .budget import Budget
@@ -74,15 +74,16 @@ class BudgetGate:
         """Whether others have changed what it holds: they took it for dead."""
         self._windows: dict[tuple[str, str], tuple[datetime, datetime, int]] = {}
 
-    def is_needed(self, database: Database) -> bool:
-        """Whether there are budgets, as far as was looked lately."""
+    def is_needed(self, statements: Statements) -> bool:
+        """Whether there are budgets, as far as was looked lately, or now: in the transaction that
+        writes, as it is open anyway.
+        """
         if self.budgets or self.waiting:
             return True
-        now = self.clock()
-        if now - self._looked_at < NOTICE:
-            return False
-        self._looked_at = now
-        database.transact(lambda statements: self._refresh(Accounts(statements)))
+        # The time after what this transaction may have waited for.
+        if (now := self.clock()) - self._looked_at >= NOTICE:
+            self._refresh(Accounts(statements))
+            self._looked_at = now
         return bool(self.budgets)
 
     def timeout(self) -> float | None:
@@ -176,7 +177,7 @@ class BudgetGate:
         Nothing of this gate changes before `committed`.
 
         Returns:
-            What the caller has to write, and to answer.
+            What is written now, and what the caller has to answer once it is committed.
         """
         accounts = Accounts(statements)
         while True:
@@ -188,7 +189,8 @@ class BudgetGate:
 
     def committed(self, decided: Decided) -> None:
         """Take over what was decided, now that it is in the database."""
-        assert isinstance(decided, _Decided)
+        if not isinstance(decided, _Decided):
+            return  # without this gate
         if len(decided.waiting) > len(self.waiting):
             self._pause, self._polled_at, self._seen = SHORTEST_POLL, self.clock(), None
         self.waiting = decided.waiting
@@ -258,7 +260,7 @@ class _Pass:
             self._booked.append((write, entry, covering))
 
     def decided(self) -> _Decided:
-        """What is to be written and answered; the accounts are written."""
+        """What is to be answered, now that it is written."""
         gate, accounts, result = self._gate, self._accounts, self._result
         accounts.open(self.keys, gate.budgets)
         before = {key: account.settled for key, account in accounts.locked.items()}
@@ -268,7 +270,8 @@ class _Pass:
         if gate.is_beat_due() or (result.admitted and not gate.held):
             accounts.beat(gate.token)
             result.has_beaten = True
-        self._gate.is_wrong = not accounts.write()
+        rows = (INTENTS, result.intents), (OUTCOMES, result.outcomes)
+        self._gate.is_wrong = not accounts.write(*rows)
         if self._gate.is_wrong:
             raise ChargesChanged("Others have changed what this process holds; it is read again.")
         return result

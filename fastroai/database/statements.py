@@ -26,32 +26,45 @@ def insert_of(dialect: Dialect) -> Any:
 class Insert:
     """An insert that leaves out what is there already.
 
-    It is compiled once, which is most of what it costs.
+    It is compiled once for each kind of database, which is most of what it costs.
     """
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._compiled: tuple[str, list[str]] | None = None
+        self._names = [c.name for c in table.columns if not c.info.get("written_later")]
+        self._compiled: dict[str, tuple[str, list[str]]] = {}
+        self._of_arrays = ""
 
     def compiled(self, dialect: Dialect) -> tuple[str, list[str]]:
         """The statement for a driver, and the names of its parameters in their order."""
-        if self._compiled is None:
+        if dialect.name not in self._compiled:
             insert = insert_of(dialect)
-            columns = self._table.columns
-            names = [column.name for column in columns if not column.info.get("written_later")]
             compiled = (
                 insert(self._table)
                 .on_conflict_do_nothing()
-                .compile(dialect=dialect, column_keys=names)
+                .compile(dialect=dialect, column_keys=self._names)
             )
-            self._compiled = compiled.string, list(compiled.positiontup or ())
-        return self._compiled
+            self._compiled[dialect.name] = compiled.string, list(compiled.positiontup or ())
+        return self._compiled[dialect.name]
 
     def values(self, rows: list[Row], dialect: Dialect) -> tuple[str, list[tuple[Any, ...]]]:
         """The statement, and the parameters of each row."""
         sql, names = self.compiled(dialect)
         values = itemgetter(*names)
         return sql, [values(row) for row in rows]
+
+    def arrays(self, rows: list[Row], dialect: Dialect) -> tuple[str, list[list[Any]]]:
+        """The statement for PostgreSQL that takes all rows at once, and its arrays: one for each
+        column.
+        """
+        names = self._names
+        if not self._of_arrays:
+            types = [self._table.c[name].type.compile(dialect) for name in names]
+            arrays = ", ".join(f"CAST(? AS {type_}[])" for type_ in types)
+            into = f"INSERT INTO {self._table.name} ({', '.join(names)})"
+            select = f"SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
+            self._of_arrays = f"{into} {select}"
+        return self._of_arrays, [[row[name] for row in rows] for name in names]
 
 
 class Statements:
@@ -75,6 +88,29 @@ class Statements:
     def many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
         """Execute a statement once for each row of parameters; how many rows that changed."""
         return self._many(sql, parameters) if parameters else 0
+
+    def insert_at_once(
+        self,
+        inserts: Sequence[tuple[Insert, list[Row]]],
+        parts: Sequence[str],
+        parameters: Sequence[Any],
+        give: str,
+    ) -> Sequence[tuple[Any, ...]]:
+        """Insert rows as of `insert` within one statement for PostgreSQL: each way to a server and
+        back takes as long as a commit.
+
+        Args:
+            parts: What else is to be done in it: named parts of a WITH.
+            parameters: Of those.
+            give: What selects that which it gives.
+        """
+        parts, parameters = list(parts), list(parameters)
+        for number, (insert, rows) in enumerate(inserts):
+            if rows:
+                sql, arrays = insert.arrays(rows, self.connection.dialect)
+                parts.append(f"inserted_{number} AS ({sql})")
+                parameters += arrays
+        return self.rows(f"WITH {', '.join(parts)} {give}", *parameters)
 
     def insert(self, insert: Insert, rows: list[Row]) -> None:
         """Insert rows but for those that are there already."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import cached_property, lru_cache
+from itertools import chain
 from operator import itemgetter
 from sys import intern
 from typing import Any, TypeVar
@@ -213,11 +214,26 @@ class _Matching:
         self._matches: list[Match] = []
 
     def by_response_id(self) -> None:
-        by_id = _grouped(self.entries, lambda entry: entry.response_id)
+        # Mostly, each is there once: lists of one would take as much room as the lines do.
+        first: dict[str | None, LedgerEntry] = {}
+        further: dict[str | None, list[LedgerEntry]] = {}
+        for entry in self.entries:
+            name = entry.response_id
+            if name is not None and first.setdefault(name, entry) is not entry:
+                further.setdefault(name, []).append(entry)
+        left = []
         for line in self.lines:
-            if same := by_id.get(line.response_id):
-                self._matches.append(Match(same.pop(0), line, "response_id"))
-        self._drop_matched()
+            name = line.response_id
+            if name not in first:
+                left.append(line)
+                continue
+            self._matches.append(Match(first.pop(name), line, "response_id"))
+            if same := further.get(name):
+                first[name] = same.pop(0)
+        without = [entry for entry in self.entries if entry.response_id is None]
+        open_ = set(map(id, chain(without, first.values(), *further.values())))
+        self.entries = [entry for entry in self.entries if id(entry) in open_]
+        self.lines = left
 
     def by_key(
         self,
@@ -226,10 +242,15 @@ class _Matching:
         key_of_line: Callable[[InvoiceLine], Hashable | None],
     ) -> None:
         entries_of = _grouped(self.entries, key_of_entry)
-        for key, lines in _grouped(self.lines, key_of_line).items():
-            for entry, line in self._nearest(entries_of.get(key, []), lines):
-                self._matches.append(Match(entry, line, by))
-        self._drop_matched()
+        found = [
+            Match(entry, line, by)
+            for key, lines in _grouped(self.lines, key_of_line).items()
+            for entry, line in self._nearest(entries_of.get(key, []), lines)
+        ]
+        self._matches += found
+        gone = {id(part) for match in found for part in (match.entry, match.line)}
+        self.entries = [entry for entry in self.entries if id(entry) not in gone]
+        self.lines = [line for line in self.lines if id(line) not in gone]
 
     def result(self) -> Reconciliation:
         ordered = sorted(self._matches, key=lambda match: match.line.number)
@@ -254,12 +275,6 @@ class _Matching:
                 pairs.append((entry, line))
         untimed = [line for line in lines if line.at is None]
         return pairs + _in_order([*passed, *waiting], untimed)
-
-    def _drop_matched(self) -> None:
-        entries = {match.entry.id for match in self._matches}
-        lines = {id(match.line) for match in self._matches}
-        self.entries = [entry for entry in self.entries if entry.id not in entries]
-        self.lines = [line for line in self.lines if id(line) not in lines]
 
 
 def _in_order(

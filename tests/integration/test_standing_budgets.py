@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,7 +15,10 @@ from typing import Any
 import pytest
 
 from fastroai.budgets import Budget, Budgets, BudgetSignal, BudgetState, gate, listen
+from fastroai.budgets.accounts_table import Accounts
 from fastroai.budgets.standing import UnknownBudgetError
+from fastroai.database.engine import Database, database_url
+from fastroai.database.statements import Statements
 from fastroai.errors import CostBudgetExceededError, LedgerUnavailableError
 from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
@@ -245,6 +250,28 @@ async def test_a_raised_budget_lets_those_who_wait_go_on(
     assert not waiting.done()
     await budgets.raise_to("all", "0.2")
     await waiting
+
+
+async def test_a_budget_holds_for_a_request_that_waited_for_its_transaction(
+    url: str, store: LedgerStore
+) -> None:
+    """What its process knew before that, it must not go by."""
+    if not url.startswith("sqlite"):
+        pytest.skip("Only one transaction at a time writes to SQLite.")
+    await store.intend(request())
+    other, locked = Database(database_url(url), writes=True), threading.Event()
+
+    def set_slowly(statements: Statements) -> None:
+        locked.set()
+        time.sleep(gate.NOTICE)
+        Accounts(statements).define(reserved("0"))
+
+    setting = asyncio.create_task(asyncio.to_thread(other.transact, set_slowly))
+    await asyncio.to_thread(locked.wait)
+    with pytest.raises(CostBudgetExceededError):
+        await store.intend(request())
+    await setting
+    other.close()
 
 
 async def test_a_removed_budget_holds_no_longer(store: LedgerStore, budgets: Budgets) -> None:

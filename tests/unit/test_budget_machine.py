@@ -19,15 +19,13 @@ from fastroai.budgets.accounts_table import Accounts, Key
 from fastroai.budgets.budget import Budget
 from fastroai.budgets.gate import BudgetGate
 from fastroai.database.engine import Database, database_url
-from fastroai.database.statements import Insert, Statements
+from fastroai.database.statements import Statements
 from fastroai.errors import CostBudgetExceededError
 from fastroai.ledger.entries import EntryState, LedgerEntry
-from fastroai.ledger.store.schema import intents, outcomes
 from fastroai.ledger.store.writer import Decided, Write
 
 LIMIT = Decimal(1)
 HOURS = [datetime(2026, 3, 29, hour, 59, 59, tzinfo=UTC) for hour in range(3)]
-_intents, _outcomes = Insert(intents), Insert(outcomes)
 
 
 class Process:
@@ -40,10 +38,7 @@ class Process:
 
     def write(self, *writes: Write) -> Decided:
         def work(statements: Statements) -> Decided:
-            decided = self.gate.write(statements, writes)
-            statements.insert(_intents, decided.intents)
-            statements.insert(_outcomes, decided.outcomes)
-            return decided
+            return self.gate.write(statements, writes)
 
         try:
             decided = self._database.transact(work)

@@ -144,13 +144,14 @@ async def test_a_request_settles_while_the_garbage_collector_closes_its_generato
 
 async def test_coroutines_share_commits(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     commits = []
-    insert = Database.insert
+    transact = Database.transact
 
-    def counted(self: Database, *inserts: Any) -> None:
-        insert(self, *inserts)
-        commits.append(sum(len(rows) for _, rows in inserts))
+    def counted(self: Database, work: Any) -> Any:
+        decided = transact(self, work)
+        commits.append(len(decided.intents))
+        return decided
 
-    monkeypatch.setattr(Database, "insert", counted)
+    monkeypatch.setattr(Database, "transact", counted)
     store = await open_store(url)
     await asyncio.gather(*(store.intend(LedgerEntry()) for _ in range(200)))
     await store.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...ledger.entries import LedgerEntry
 from ...ledger.ledger import Ledger
@@ -20,7 +20,8 @@ class Recorded:
         archived: What was moved out of it, of the time that is asked for.
     """
 
-    entries: list[LedgerEntry]
+    # asyncio.run restores the signal handlers, which takes the repr of what it returns.
+    entries: list[LedgerEntry] = field(repr=False)
     archived: ArchivedEntries | None
 
     def remarks(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from ...database.values import Row, microseconds, moment
@@ -78,57 +78,74 @@ def outcome_row(entry: LedgerEntry) -> Row:
     }
 
 
-def entry_from(row: Mapping[Any, Any]) -> LedgerEntry:
+Known = dict[Any, Any]
+"""What entries that are read together have in common, by what it was made of."""
+
+
+def entry_from(row: Mapping[Any, Any], known: Known | None = None) -> LedgerEntry:
     """The entry of an intent row joined with its outcome's columns, which are prefixed `o_`;
     those are None without.
+
+    Args:
+        known: Of entries read before: many share what is made for one.
     """
+    known = {} if known is None else known
     settled = row["o_state"] is not None
     return LedgerEntry(
         id=row["id"],
-        attribution=_attribution_from(row),
+        attribution=_attribution_from(row, known),
         **{name: row[name] for name in _INTENT_ONLY},
         sent_at=moment(row["sent_at"]),
         request_count=row["request_count"],
         simulated=bool(row["simulated"]),
-        **(_outcome_from(row) if settled else _no_outcome_from(row)),
+        **(_outcome_from(row, known) if settled else _no_outcome_from(row, known)),
     )
 
 
-def _attribution_from(row: Mapping[Any, Any]) -> Attribution:
-    return Attribution(
-        **{name: row[name] for name in DIMENSIONS},
-        attempt=row["attempt"],
-        dispatch=row["dispatch"],
-        tags=_parsed(row["tags"]),
-        flow_tags=tuple(_parsed(row["flow_tags"])),
-    )
+def _attribution_from(row: Mapping[Any, Any], known: Known) -> Attribution:
+    key = _attributed(row)
+    found: Attribution | None = known.get(key)
+    if found is None:
+        found = known[key] = Attribution(
+            **{name: row[name] for name in DIMENSIONS},
+            attempt=row["attempt"],
+            dispatch=row["dispatch"],
+            tags=_parsed(row["tags"], known),
+            flow_tags=tuple(_parsed(row["flow_tags"], known)),
+        )
+    return found
 
 
-def _parsed(text: str | None) -> Any:
-    return json.loads(text) if text else {}
+_attributed = itemgetter(*DIMENSIONS, "attempt", "dispatch", "tags", "flow_tags")
 
 
-def _no_outcome_from(row: Mapping[Any, Any]) -> dict[str, Any]:
+def _parsed(text: str | None, known: Known) -> Any:
+    if text not in known:
+        known[text] = json.loads(text) if text else {}
+    return known[text]
+
+
+def _no_outcome_from(row: Mapping[Any, Any], known: Known) -> dict[str, Any]:
     """The fields that an outcome would restate."""
-    exact = _parsed(row["exact"])
+    exact = _parsed(row["exact"], known)
     return {
         "service_tier": row["service_tier"],
-        "upper_bound_usd": _amount("upper_bound", row["upper_bound"], exact),
+        "upper_bound_usd": _amount("upper_bound", row["upper_bound"], exact, known),
     }
 
 
-def _outcome_from(row: Mapping[Any, Any]) -> dict[str, Any]:
-    exact = _parsed(row["o_exact"])
+def _outcome_from(row: Mapping[Any, Any], known: Known) -> dict[str, Any]:
+    exact = _parsed(row["o_exact"], known)
     return {
         **{name: row[f"o_{name}"] for name in OUTCOME_TEXTS},
         "state": EntryState(row["o_state"]),
         "error": row["o_error"],
         "settled_at": moment(row["o_settled_at"]),
         "tokens": TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES}),
-        "further_usage": _parsed(row["o_further_usage"]),
-        "cost_usd": _amount("cost", row["o_cost"], exact),
-        "request_fees_usd": _amount("request_fees", row["o_request_fees"], exact),
-        "upper_bound_usd": _amount("upper_bound", row["o_upper_bound"], exact),
+        "further_usage": _parsed(row["o_further_usage"], known),
+        "cost_usd": _amount("cost", row["o_cost"], exact, known),
+        "request_fees_usd": _amount("request_fees", row["o_request_fees"], exact, known),
+        "upper_bound_usd": _amount("upper_bound", row["o_upper_bound"], exact, known),
     }
 
 
@@ -201,10 +218,15 @@ def _amounts(**amounts: Decimal | None) -> tuple[dict[str, int | None], str | No
     return units, _dumps(exact) if exact else None
 
 
-def _amount(name: str, units: int | None, exact: Mapping[str, str]) -> Decimal | None:
+def _amount(name: str, units: int | None, exact: Mapping[str, str], known: Known) -> Decimal | None:
     if name in exact:
         return Decimal(exact[name])
-    return None if units is None else from_units(units)
+    if units is None:
+        return None
+    if units not in known:
+        known[units] = from_units(units)
+    found: Decimal = known[units]
+    return found
 
 
 def _without_impossible_cost(entry: LedgerEntry) -> LedgerEntry:

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, exists
 from ...database.values import microseconds
 from ..entries import DIMENSIONS, EntryState, LedgerEntry
 from ..filters import LedgerFilter
-from .mapping import digest_of_id, entry_from, flow_tag_fragments, tag_fragments
+from .mapping import Known, digest_of_id, entry_from, flow_tag_fragments, tag_fragments
 from .schema import DAY, archives, intents, outcomes, summed
 from .statements import contains, is_one_of, position, whole
 
@@ -103,17 +103,21 @@ def select_entries(
     )
     # Most texts stand in many rows, and a driver makes new ones for each.
     texts: dict[Any, Any] = {}
+    known: Known = {}
     found = []
     for row in connection.execute(statement):
         values = dict(zip(_ROW, row, strict=True))
         for name in _REPEATED:
             value = values[name]
             values[name] = texts.setdefault(value, value)
-        found.append(entry_from(values))
+        found.append(entry_from(values, known))
+        if len(known) > _KNOWN:
+            known.clear()
     return found
 
 
 _ROWS_AT_ONCE = 1000
+_KNOWN = 2000
 _ROW = (*intents.columns.keys(), *(f"o_{column.name}" for column in outcomes.columns))
 _REPEATED = (
     *DIMENSIONS, "tags", "agent", "model_asked", "provider_host", "service_tier", "o_provider",

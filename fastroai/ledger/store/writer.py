@@ -41,6 +41,7 @@ _PACE = 0.03
 """Seconds for which entries are added at once: a request that is sent meanwhile waits for it."""
 
 
+INTENTS, OUTCOMES, RUNS = Insert(intents), Insert(outcomes), Insert(whole_runs)
 Waiter = asyncio.Future["bool | datetime"]
 
 
@@ -85,7 +86,7 @@ class Write:
 
 @dataclass(slots=True)
 class Decided:
-    """What is to be written of a batch, and answered once it is.
+    """What is written of a batch, and answered once it is committed.
 
     Attributes:
         answers: To requests: None, they may be sent, or why not. Others wait.
@@ -110,7 +111,7 @@ class Decided:
 class Gate(Protocol):
     """What requests must pass; `BudgetGate` is one. It is asked by the writing thread only."""
 
-    def is_needed(self, database: Database) -> bool: ...
+    def is_needed(self, statements: Statements) -> bool: ...
     def write(self, statements: Statements, batch: Sequence[Write]) -> Decided: ...
     def committed(self, decided: Decided) -> None: ...
     def timeout(self) -> float | None: ...
@@ -147,8 +148,6 @@ class Writer:
         self._required = required
         self._gate = gate
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
-        self._intents, self._outcomes = Insert(intents), Insert(outcomes)
-        self._runs = Insert(whole_runs)
         self._ended = False
         self._prepared = False
         self._down = True
@@ -322,25 +321,21 @@ class Writer:
 
     def _write(self, batch: Sequence[Write]) -> Decided:
         gate, database = self._gate, self._database
-        if gate.is_needed(database):
-            if not batch and not gate.is_due(database):
-                return Decided()
-            decided = database.transact(partial(self._write_admitted, batch=batch))
-            gate.committed(decided)
-            return decided
-        decided = Decided.all_of(batch)
-        runs = ended_runs(batch)
-        if decided.intents or decided.outcomes or runs:
-            rows = (self._intents, decided.intents), (self._outcomes, decided.outcomes)
-            database.insert(*rows, (self._runs, runs))
+        is_asked = any(write.entry is not None or write.run is not None for write in batch)
+        if not is_asked and not gate.is_due(database):
+            return Decided()
+        decided = database.transact(partial(self._write_admitted, batch=batch))
+        gate.committed(decided)
         return decided
 
     def _write_admitted(self, statements: Statements, batch: Sequence[Write]) -> Decided:
         # In one transaction: a process that dies must not leave a held amount without its intent.
-        decided = self._gate.write(statements, batch)
-        statements.insert(self._intents, decided.intents)
-        statements.insert(self._outcomes, decided.outcomes)
-        statements.insert(self._runs, ended_runs(batch))
+        statements.insert(RUNS, ended_runs(batch))
+        if self._gate.is_needed(statements):
+            return self._gate.write(statements, batch)
+        decided = Decided.all_of(batch)
+        statements.insert(INTENTS, decided.intents)
+        statements.insert(OUTCOMES, decided.outcomes)
         return decided
 
     def _left(self) -> LedgerUnavailableError:
