@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from decimal import Decimal, localcontext
+from decimal import Decimal
 from enum import StrEnum
+from functools import reduce
 from typing import TypeVar
 from uuid import uuid4
 
@@ -204,8 +205,7 @@ def total_usd(entries: Iterable[LedgerEntry]) -> Decimal:
 
     Replayed and refused ones are no spend; unknown costs add nothing.
     """
-    with localcontext(EXACT):
-        return sum(map(spend_of, entries), ZERO_USD)
+    return reduce(EXACT.add, map(spend_of, entries), ZERO_USD)
 
 
 def replays(entries: Iterable[LedgerEntry], attribution: Attribution) -> Iterator[LedgerEntry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 MICROCENTS_PER_USD = 1_000_000
 """1 "microcent" is 1e-6 USD here.
@@ -25,14 +25,12 @@ def usd_to_microcents(usd: Decimal) -> int:
     """
     if not usd.is_finite():
         raise ValueError(f"An amount of money must be a finite number, got {usd!r}.")
-    with localcontext(EXACT):
-        return int((usd * MICROCENTS_PER_USD).to_integral_value(rounding=ROUND_HALF_EVEN))
+    return int(EXACT.to_integral_value(EXACT.multiply(usd, MICROCENTS_PER_USD)))
 
 
 def microcents_to_usd(microcents: int) -> Decimal:
     """The amount in USD, exact."""
-    with localcontext(EXACT):
-        return Decimal(microcents) / MICROCENTS_PER_USD
+    return EXACT.divide(Decimal(microcents), MICROCENTS_PER_USD)
 
 
 def plain(usd: Decimal) -> Decimal:

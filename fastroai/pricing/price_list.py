@@ -68,6 +68,7 @@ _STANDARD = {
 _STANDARD_AFTER_ALL = {"groq": frozenset({"flex"})}
 _COUNTED = frozenset(TokenCounts.__dataclass_fields__)
 _BILLED_TOOLS = ("web_searches", "social_searches", "storage_searches", "code_executions")
+_NO_TOOLS = dict.fromkeys(_BILLED_TOOLS, 0)
 
 
 def list_price(
@@ -175,18 +176,30 @@ def _counts(usage: object) -> Usage:
     """A usage object as genai-prices would read it, which takes it longer than all the rest."""
     from genai_prices import Usage
 
-    counts = dict.fromkeys(_BILLED_TOOLS, 0)  # what is not named is looked for among all there is
-    counts |= {
-        name: count for name in _usage_names() if (count := getattr(usage, name, None)) is not None
-    }
-    return Usage(**counts)
+    read = Usage()
+    # Not as arguments: its counts are checked when it is priced, and need not be twice. What is not
+    # named is looked for among all there is, so it is named even where it is 0.
+    counts = vars(read)
+    counts.update(_NO_TOOLS)
+    own = getattr(usage, "__dict__", None) or ()
+    for name in _named_by(type(usage)).union(_usage_names().intersection(own)):
+        if (count := getattr(usage, name, None)) is not None:
+            counts[name] = count
+    return read
 
 
 @cache
-def _usage_names() -> tuple[str, ...]:
+def _usage_names() -> frozenset[str]:
     from genai_prices.data_units import unit_data
 
-    return tuple(name for name in unit_data if name != "requests")  # each usage is of one
+    return frozenset(unit_data) - {"requests"}  # each usage is of one
+
+
+@cache
+def _named_by(usage_type: type) -> frozenset[str]:
+    """What each usage of a type may have: fields, slots, properties, or whatever it is asked."""
+    answers_all = hasattr(usage_type, "__getattr__")
+    return frozenset(name for name in _usage_names() if answers_all or hasattr(usage_type, name))
 
 
 @cache

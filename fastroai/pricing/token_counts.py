@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,6 @@ class TokenCounts:
 
 def summed(counts: Iterable[TokenCounts]) -> dict[str, int]:
     """The sums of several requests, by field."""
-    all_of_them = tuple(counts)
-    return {
-        name: sum([getattr(each, name) for each in all_of_them])
-        for name in TokenCounts.__dataclass_fields__
-    }
+    names = TokenCounts.__dataclass_fields__
+    sums = map(sum, zip(*map(attrgetter(*names), counts), strict=True))
+    return dict.fromkeys(names, 0) | dict(zip(names, sums, strict=False))
