@@ -63,6 +63,12 @@ class RunOnServer:
         """The rows of that table."""
         return table(self.artifact(step_id))
 
+    def rows_of_steps(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each step that has a table: those that asked something."""
+        with_table = {artifact.task_run_id for artifact in self.cost_tables()}
+        asked = [step_id for step_id, run in self.task_runs.items() if run.id in with_table]
+        return {step_id: self.rows(step_id) for step_id in asked}
+
 
 async def read_run(
     flow_run_id: str | UUID | None, *, tasks: int, artifacts: int | None = None

@@ -79,7 +79,7 @@ async def test_inside_a_flow_the_run_is_a_subflow_of_it():
 
     outer_id, inner_id = await outer()
     parent = await read_run(outer_id, tasks=1)
-    child = await read_run(inner_id, tasks=1, artifacts=2)
+    child = await read_run(inner_id, tasks=1, artifacts=1)
     assert child.flow_name == "inner"
     assert child.flow_run.parent_task_run_id in {t.id for t in parent.all_task_runs}
 
@@ -107,7 +107,7 @@ async def test_the_deadline_of_the_flow_around_it_ends_the_run_on_the_server_too
     with pytest.raises(TimeoutError):
         await outer()
     assert waits.cleaned_up
-    stored = await read_run(run_ids[0], tasks=2, artifacts=3)
+    stored = await read_run(run_ids[0], tasks=2, artifacts=2)
     assert stored.flow_run.state_name in ("Crashed", "Cancelled")
     assert usd(stored.rows()) == PRICE
 
@@ -162,7 +162,7 @@ async def test_after_a_nested_pipeline_the_rest_of_the_step_belongs_to_the_outer
         "nesting", {"outer": outer_step, "b": Give(1)}, output_step="outer"
     ).execute({}, None)
     assert [e.attribution.pipeline for e in result.entries] == ["nesting"]
-    run = await read_run(result.run_id, tasks=2, artifacts=3)
+    run = await read_run(result.run_id, tasks=2, artifacts=2)
     assert usd(run.rows()) == PRICE
 
 

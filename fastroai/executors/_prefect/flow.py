@@ -89,7 +89,8 @@ async def run_in_flow(
             leases=leases,
             began_before=_began_before(flow_run),
         )
-        raise_budgets(session.all_limits(), flow_run)
+        if session.limits is not None:
+            raise_budgets(session.all_limits(), flow_run)
         events = RunEvents(flow_run, identity)
         async with ArtifactWriter(settings.artifact_timeout) as artifacts:
             steps = StepTasks(

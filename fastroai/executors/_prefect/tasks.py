@@ -90,21 +90,29 @@ class StepTasks:
             state = "skipped" if is_left_out(node, error) else "failed"
             raise
         finally:
-            recorder, step_id = self._session.recorder, node.step_id
-            entries = recorder.of_step(step_id)
-            attempts = 1 if state == "replayed" else step.attempts
-            unmetered = [recorder.unmetered.get(step_id, {})]
-            self._ended[step_id] = (state, attempts, entries)
-            if state != "replayed":
-                self._events.step_ended(step_id, state, attempts, entries)
-            title = f"{step_id} ({state})"
-            self._artifacts.add(
-                artifact_key(self._session.name, step_id),
-                step_rows(entries),
-                describe_costs(title, entries, attempts, unmetered=unmetered),
-                flow_run_id=self._flow_run_id,
-                task_run_id=step.task_run_id,
-            )
+            self._note_costs(step, state)
+
+    def _note_costs(self, step: StepTask, state: str) -> None:
+        """Tell and write down what a step came to; of one that asked nothing there is nothing to
+        tell, and its row is in the run's table.
+        """
+        recorder, step_id = self._session.recorder, step.node.step_id
+        entries = recorder.of_step(step_id)
+        attempts = 1 if state == "replayed" else step.attempts
+        self._ended[step_id] = (state, attempts, entries)
+        unmetered = recorder.unmetered.get(step_id)
+        if not entries and not unmetered:
+            return
+        if state != "replayed":
+            self._events.step_ended(step_id, state, attempts, entries)
+        title = f"{step_id} ({state})"
+        self._artifacts.add(
+            artifact_key(self._session.name, step_id),
+            step_rows(entries),
+            describe_costs(title, entries, attempts, unmetered=[unmetered or {}]),
+            flow_run_id=self._flow_run_id,
+            task_run_id=step.task_run_id,
+        )
 
     async def _run_task(self, step: StepTask) -> StepRecord:
         node, plan = step.node, self._session.plan
