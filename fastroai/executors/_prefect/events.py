@@ -7,8 +7,7 @@ the process, whatever the server does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import Context, copy_context
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 
-from ...budgets import Account, BudgetSignal, listen
+from ...budgets import Account, BudgetSignal
 from ...errors import CostBudgetExceededError
 from ...ledger.aggregation import totals_of
 from ...ledger.entries import Attribution, LedgerEntry
@@ -50,16 +49,8 @@ class RunEvents:
         # Budgets are told of in whatever thread, without the run's context.
         self._context: Context = copy_context()
 
-    @contextmanager
-    def of_budgets(self) -> Iterator[None]:
-        """Emit `fastroai.budget.warning` and `.exceeded` while the block lasts."""
-        leave: Callable[[], None] = listen(self._hear)
-        try:
-            yield
-        finally:
-            leave()
-
-    def _hear(self, signal: BudgetSignal) -> None:
+    def hear(self, signal: BudgetSignal) -> None:
+        """Emit `fastroai.budget.warning` or `.exceeded`, if a budget's signal is of this run."""
         if not self._is_of_this_run(signal.at):
             return
         # Of many requests that are refused at once, a person wants to hear once.

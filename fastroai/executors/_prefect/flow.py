@@ -16,6 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
+from ...budgets import listen
 from ...database.location import ledger_url
 from ...errors import StepExecutionError
 from ...leases.run_lease import GuardedStore, Held
@@ -96,12 +97,13 @@ async def run_in_flow(
             steps = StepTasks(
                 session, storage.by_step, options, artifacts, events, flow_run.id, url
             )
+            leave_budgets = listen(events.hear)
             try:
                 async with storage, session:
-                    with events.of_budgets():
-                        result = await session.conclude(await run_plan(plan, steps.run_one))
-                        _pause_if_asked(result, flow_run)
+                    result = await session.conclude(await run_plan(plan, steps.run_one))
+                    _pause_if_asked(result, flow_run)
             finally:
+                leave_budgets()
                 steps.report_run(storage.not_stored)
                 await wait_for_task_runs(steps.task_run_ids)
         result = replace(result, not_stored=storage.not_stored)

@@ -90,26 +90,25 @@ class StepTasks:
             state = "skipped" if is_left_out(node, error) else "failed"
             raise
         finally:
-            self._note_costs(step, state)
+            recorder = self._session.recorder
+            entries = recorder.of_step(node.step_id)
+            unmetered = recorder.unmetered.get(node.step_id, {})
+            attempts = 1 if state == "replayed" else step.attempts
+            self._ended[node.step_id] = (state, attempts, entries)
+            # Of a step that asked nothing there is nothing to tell; its row is in the run's table.
+            if entries or unmetered:
+                self._tell_costs(step, unmetered)
 
-    def _note_costs(self, step: StepTask, state: str) -> None:
-        """Tell and write down what a step came to; of one that asked nothing there is nothing to
-        tell, and its row is in the run's table.
-        """
-        recorder, step_id = self._session.recorder, step.node.step_id
-        entries = recorder.of_step(step_id)
-        attempts = 1 if state == "replayed" else step.attempts
-        self._ended[step_id] = (state, attempts, entries)
-        unmetered = recorder.unmetered.get(step_id)
-        if not entries and not unmetered:
-            return
+    def _tell_costs(self, step: StepTask, unmetered: Mapping[str, int]) -> None:
+        """Write the table of a step that has ended, and emit its event."""
+        step_id = step.node.step_id
+        state, attempts, entries = self._ended[step_id]
         if state != "replayed":
             self._events.step_ended(step_id, state, attempts, entries)
-        title = f"{step_id} ({state})"
         self._artifacts.add(
             artifact_key(self._session.name, step_id),
             step_rows(entries),
-            describe_costs(title, entries, attempts, unmetered=[unmetered or {}]),
+            describe_costs(f"{step_id} ({state})", entries, attempts, unmetered=[unmetered]),
             flow_run_id=self._flow_run_id,
             task_run_id=step.task_run_id,
         )
