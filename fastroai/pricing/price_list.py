@@ -181,8 +181,8 @@ def _counts(usage: object) -> Usage:
     # named is looked for among all there is, so it is named even where it is 0.
     counts = vars(read)
     counts.update(_NO_TOOLS)
-    own = getattr(usage, "__dict__", None) or ()
-    for name in _named_by(type(usage)).union(_usage_names().intersection(own)):
+    names = _named_by(type(usage))  # type: ignore[arg-type]  # mypy finds classes unhashable
+    for name in names.union(_usage_names().intersection(getattr(usage, "__dict__", ()))):
         if (count := getattr(usage, name, None)) is not None:
             counts[name] = count
     return read
