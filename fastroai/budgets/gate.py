@@ -56,10 +56,14 @@ class BudgetGate:
 
     Args:
         clock: Seconds that never go back.
+        ledger: As of `refusal`.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, ledger: str | None = None
+    ) -> None:
         self.clock = clock
+        self.ledger = ledger
         self.token = token_hex(8)
         self.budgets: dict[str, Budget] = {}
         self.waiting: list[_Request] = []
@@ -73,6 +77,11 @@ class BudgetGate:
         self.is_wrong = False
         """Whether others have changed what it holds: they took it for dead."""
         self._windows: dict[tuple[str, str], tuple[datetime, datetime, int]] = {}
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether there are budgets, as far as is known. In any thread."""
+        return bool(self.budgets)
 
     def is_needed(self, statements: Statements) -> bool:
         """Whether there are budgets, as far as was looked lately, or now: in the transaction that
@@ -372,7 +381,10 @@ class _Pass:
         self._result.signals.append(_signal("exceeded", budget, account, entry))
         reason = why_refused(budget, budget.bound_of(entry))
         step_id = entry.attribution.step_id
-        return refusal(budget, "standing", budget.name, account, step_id, reason=reason)
+        ledger = self._gate.ledger
+        return refusal(
+            budget, "standing", budget.name, account, step_id, reason=reason, ledger=ledger
+        )
 
     def _hold(self, request: _Request) -> Row:
         """Count what a request can cost at most; its row."""

@@ -37,8 +37,13 @@ def refusal(
     step_id: str | None,
     *,
     reason: str | None = None,
+    ledger: str | None = None,
 ) -> CostBudgetExceededError:
-    """The error that says which budget a request does not fit, and what there is of it."""
+    """The error that says which budget a request does not fit, and what there is of it.
+
+    Args:
+        ledger: URL of the one that a standing budget is in; None: the one that commands use anyway.
+    """
     return CostBudgetExceededError(
         usd_to_microcents(budget.usd),
         usd_to_microcents(account.settled),
@@ -51,15 +56,17 @@ def refusal(
         unknown=plain(account.unknown),
         at_limit=budget.at_limit,
         reason=reason,
-        raise_with=_raise_with(budget, scope, name),
+        raise_with=_raise_with(budget, scope, name, ledger),
     )
 
 
-def _raise_with(budget: Budget, scope: Scope, name: str) -> str:
+def _raise_with(budget: Budget, scope: Scope, name: str, ledger: str | None) -> str:
     doubled = plain(EXACT.multiply(budget.usd, 2) or Decimal(1))
     if scope == "standing":
-        end_of_options = "-- " if name.startswith("-") else ""
-        return f"fastroai budgets raise {end_of_options}{shlex.quote(name)} {doubled:f}"
+        command = ["fastroai", "budgets", "raise"]
+        command += [] if ledger is None else ["--ledger", ledger]
+        command += ["--"] if name.startswith("-") else []
+        return shlex.join([*command, name, f"{doubled:f}"])
     if budget.name == MAX_COST:
         return f"{MAX_COST} {doubled:f}"
     kind = "StepConfig" if scope == "step" else "PipelineConfig"

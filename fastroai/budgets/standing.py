@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from ..database.engine import Database, database_url, open_database
 from ..database.location import ledger_url
 from ..database.statements import Statements
 from ..database.values import microseconds
+from ..ledger.entries import LedgerEntry
 from ..ledger.store import flush_shared
 from .account import Account
 from .accounts_table import Accounts, Key
@@ -152,6 +153,20 @@ class Budgets:
             return await asyncio.to_thread(self._database.transact, run)
         except Exception as error:
             raise self._database.unavailable(error) from error
+
+
+async def states_for(entries: Iterable[LedgerEntry], url: str) -> list[BudgetState]:
+    """The standing budgets of a ledger that some entries count in, as they are now.
+
+    Raises:
+        LedgerUnavailableError: It can't be read.
+    """
+    sent = tuple(entries)
+    if not sent:
+        return []
+    async with Budgets.open(url) as budgets:
+        states = await budgets.list()
+    return [state for state in states if any(map(state.budget.covers, sent))]
 
 
 def _define(accounts: Accounts, budget: Budget) -> bool:

@@ -25,6 +25,7 @@ from ..errors import LedgerUnavailableError
 from ..redaction import redact, redact_patterns
 from ..retries import retry_blocking
 from .files import make_private_file, make_private_folder
+from .location import own_ledger
 from .migrations import CURRENT, migrate, version_of
 from .registry import OPEN_LEDGERS
 from .statements import Insert, PostgresStatements, Statements
@@ -102,6 +103,16 @@ def open_database(url: URL, *, writes: bool) -> Database:
     if url.drivername == MEMORY_DRIVER:
         return OPEN_LEDGERS.shared(("memory", url), lambda: Database(url, writes=True))
     return Database(url, writes=writes)
+
+
+def named_ledger(url: URL) -> str | None:
+    """How a command names a ledger that is not the user's own, without its password; None: it need
+    not, or can't, as it is in memory.
+    """
+    backend = url.get_backend_name()
+    # `set` leaves what is None as it is.
+    named = url._replace(drivername=backend, password=None).render_as_string()
+    return None if backend == MEMORY_DRIVER or named == own_ledger() else redact_patterns(named)
 
 
 class Database:

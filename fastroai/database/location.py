@@ -27,4 +27,9 @@ def ledger_url(settings: FastroAISettings | None = None) -> str:
         named = variable("LEDGER_URL")
     else:
         named = settings.ledger_url.get_secret_value() if settings.ledger_url else None
-    return named or f"sqlite:///{FOLDER.expanduser()}/ledger.db"
+    return named or own_ledger()
+
+
+def own_ledger() -> str:
+    """The ledger of this user."""
+    return f"sqlite:///{FOLDER.expanduser()}/ledger.db"

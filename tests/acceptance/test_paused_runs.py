@@ -60,7 +60,8 @@ async def test_runs_that_paused_have_no_process_and_go_on_once_their_budget_is_r
             os.kill(int(pid.name), 0)
     resume = f"fastroai runs resume {own}"
     await is_paused(own, "run budget 'own-budget' of 0.00036 USD (0.000", resume)
-    await is_paused(standing, "fastroai budgets raise 'all of it' 0.00072", str(standing))
+    raises = f"fastroai budgets raise --ledger sqlite:///{tmp_path}/ledger.db 'all of it' 0.00072"
+    await is_paused(standing, raises, f"fastroai runs resume {standing}")
     assert asked(provider) == sorted(2 * PROMPTS[:3])
     listed = (await said_by("runs")).splitlines()
     assert sum(line.endswith("PAUSED") for line in listed) == 2

@@ -20,7 +20,7 @@ from fastroai import (
     StepExecutionError,
     step,
 )
-from fastroai.budgets import Budget, signals
+from fastroai.budgets import Budget, Budgets, signals
 from fastroai.executors import PrefectExecutor
 from tests.integration.models import PRICE, Ask, CountingModel
 from tests.integration.read_back import PATIENCE, read_run
@@ -124,6 +124,19 @@ async def test_the_cost_table_of_a_run_shows_its_budgets_and_what_is_left() -> N
     assert "| the\\|run | run | 2.5 | 0.0009 | 0 | 0 | 2.4991 |" in description.splitlines()
     assert "| b | step | 1 | 0.00045 | 0 | 0 | 0.99955 |" in description.splitlines()
     assert "left" not in (run.artifact("a").description or "")
+
+
+async def test_the_cost_table_shows_the_standing_budgets_that_a_run_counts_in() -> None:
+    async with Budgets.open() as budgets:
+        for name, pipeline in (("mine", "counted"), ("another's", "other")):
+            await budgets.set(Budget(name=name, usd=5, window="day", pipeline=pipeline))
+    agent = CountingModel().agent()
+    pipeline = Pipeline("counted", {"a": Ask(agent)}, executor="prefect")
+    result = await pipeline.execute(INPUTS, None)
+    run = await read_run(result.run_id, tasks=1, artifacts=2)
+    description = run.artifact().description or ""
+    assert "| mine | standing, day | 5 | 0.00045 | 0 | 0 | 4.99955 |" in description.splitlines()
+    assert "another's" not in description
 
 
 async def events_of(run: FlowRun, *, until: str) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ import pytest
 from fastroai.budgets import Account, Budget, Budgets, BudgetState
 from fastroai.budgets.burn_down import reached_at
 from fastroai.budgets.refusals import refusal
+from fastroai.database.engine import database_url, named_ledger
+from fastroai.database.location import own_ledger
 from tests.support.command import Books, books
 from tests.support.ledger_entries import charged
 
@@ -111,8 +113,18 @@ def test_a_budget_is_removed(books: Books) -> None:
     assert books.run("budgets", "list").out.startswith("No budgets are set.")
 
 
+def test_a_ledger_is_named_without_its_password_unless_it_is_the_users_own() -> None:
+    there = database_url("postgresql://app:secret@db/books")
+    assert named_ledger(there) == "postgresql://app@db/books"
+    assert named_ledger(database_url(own_ledger())) is None
+    assert named_ledger(database_url("memory://")) is None
+
+
+@pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize("name", ["all", "a team's", '"$HOME"', "-x", "--debug=1"])
-def test_the_command_that_a_refusal_names_raises_the_budget(books: Books, name: str) -> None:
+def test_the_command_that_a_refusal_names_raises_the_budget(
+    books: Books, name: str, is_named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     budget = Budget(name=name, usd="0.0000001")
 
     async def set_it() -> None:
@@ -120,7 +132,10 @@ def test_the_command_that_a_refusal_names_raises_the_budget(books: Books, name: 
             await budgets.set(budget)
 
     asyncio.run(set_it())
-    error = refusal(budget, "standing", name, Account(), None)
+    ledger = named_ledger(database_url(books.url)) if is_named else None
+    error = refusal(budget, "standing", name, Account(), None, ledger=ledger)
+    if is_named:
+        monkeypatch.delenv("FASTROAI_LEDGER_URL", raising=False)
     program, *command = shlex.split(str(error.raise_with))
     assert program == "fastroai"
     assert books.run(*command).code == 0

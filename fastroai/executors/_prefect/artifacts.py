@@ -23,7 +23,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.exceptions import PrefectException
 from pydantic_core import to_jsonable_python
 
-from ...budgets import Limit
+from ...budgets import Account, Budget, BudgetState, Limit
 from ...ledger.aggregation import totals_of, with_unknown
 from ...ledger.entries import EntryState, LedgerEntry, total_usd
 from ...redaction import redact
@@ -167,21 +167,22 @@ def describe_costs(
     return " · ".join([f"**{title}**: {spent}", *notes])
 
 
-def describe_budgets(limits: Iterable[Limit]) -> str:
+def describe_budgets(limits: Iterable[Limit], standing: Iterable[BudgetState] = ()) -> str:
     """A table in Markdown of a run's budgets and what is left of each, in USD; empty without any.
 
     It stands above the costs: as rows among them it would count twice.
     """
-    lines = []
-    for limit in limits:
-        amounts = " | ".join(map(plain_usd, _amounts(limit)))
-        lines.append(f"| {table_cell(limit.name)} | {limit.scope} | {amounts} |")
+    lines = [_budget_line(limit.name, limit.scope, limit.budget, limit.account) for limit in limits]
+    for state in standing:
+        account = Account(state.spent, state.held, state.unknown)
+        of = f"standing, {state.budget.window}"
+        lines.append(_budget_line(state.budget.name, of, state.budget, account))
     return "\n".join([_BUDGETS_HEAD, *lines]) if lines else ""
 
 
-def _amounts(limit: Limit) -> tuple[Decimal, ...]:
-    account, budget = limit.account, limit.budget
-    return budget.usd, account.spent, account.held, account.unknown, account.left(budget)
+def _budget_line(name: str, of: str, budget: Budget, account: Account) -> str:
+    usd = budget.usd, account.spent, account.held, account.unknown, account.left(budget)
+    return f"| {table_cell(name)} | {of} | {' | '.join(map(plain_usd, usd))} |"
 
 
 def table_cell(text: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 from uuid import UUID
 
@@ -29,6 +30,8 @@ BODY: Final = """{
 }"""
 """What a webhook is sent: JSON, with the event's payload as `budget`."""
 _PAGE = 200
+
+Action = Literal["create", "change", "remove"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ class AutomationChange:
         name: Of the automation, or of the block with the URL of a webhook.
     """
 
-    action: Literal["create", "change", "remove"]
+    action: Action
     name: str
 
     def __str__(self) -> str:
@@ -97,26 +100,29 @@ async def install_automations(
     Raises:
         FastroAIError: There is no such deployment or block; nothing was changed.
     """
+
+    async def make(action: Action, name: str, work: Callable[[], Awaitable[object]]) -> None:
+        tell(AutomationChange(action, name))
+        if not dry_run:
+            await work()
+
     async with get_client() as client:
         deployment = await _deployment_id(client, wanted.deployment)
         block, url = await _block(client, wanted)
         if url is not None:
-            tell(AutomationChange("create" if block is None else "change", wanted.block_name))
-            if not dry_run:
-                block = await _save(wanted.block_name, url)
+            save = partial(_save, wanted.block_name, url)
+            await make("create" if block is None else "change", wanted.block_name, save)
+            block, _ = await _block(client, wanted)
         known = {automation.name: automation async for automation in _automations(client)}
         cores = {core.name: core for core in _automations_of(wanted, block, deployment)}
         for name, core in cores.items():
             before = known.get(name)
             if before is None or not _is_as(before, core):
-                tell(AutomationChange("create" if before is None else "change", name))
-                if not dry_run:
-                    await _put(client, core, before)
+                put = partial(_put, client, core, before)
+                await make("create" if before is None else "change", name, put)
         for name in wanted.all_names if prune else ():
             if name in known and name not in cores:
-                tell(AutomationChange("remove", name))
-                if not dry_run:
-                    await client.delete_automation(known[name].id)
+                await make("remove", name, partial(client.delete_automation, known[name].id))
 
 
 async def _put(client: PrefectClient, core: AutomationCore, before: Automation | None) -> None:
@@ -224,8 +230,8 @@ async def _block(client: PrefectClient, wanted: Wanted) -> tuple[UUID | None, st
     return found.id, wanted.webhook if differs else None
 
 
-async def _save(name: str, url: str) -> UUID:
+async def _save(name: str, url: str) -> None:
     webhook = Webhook.model_validate(
         {"url": SecretStr(url), "headers": {"Content-Type": "application/json"}}
     )
-    return UUID(str(await webhook.asave(name, overwrite=True)))
+    await webhook.asave(name, overwrite=True)

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import anyio
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from ...budgets import listen
+from ...budgets import BudgetState, listen
+from ...budgets.standing import states_for
 from ...database.location import ledger_url
 from ...errors import StepExecutionError
 from ...leases.run_lease import GuardedStore, Held
-from ...ledger.entries import Attribution
+from ...ledger.entries import Attribution, LedgerEntry
 from ...ledger.store import shared_store
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
 from ...pricing.price_file import with_readable_prices
+from ...redaction import redact
 from ...settings import FastroAISettings, load_settings
 from ..protocol import ExecutionResult
 from ..scheduler import is_pause, run_plan
 from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, write_output_artifact
 from .budget_ends import end_at_budget, may_be_suspended
-from .deployments import identity_of
+from .deployments import ANSWER_SECONDS, identity_of
 from .events import RunEvents
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
@@ -40,6 +44,8 @@ from .run_scope import was_run_before
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
 from .tasks import StepTasks
+
+logger = logging.getLogger("fastroai.executors")
 
 DepsFactory = Callable[[], Any]
 
@@ -104,12 +110,27 @@ async def run_in_flow(
                     _pause_if_asked(result, flow_run)
             finally:
                 leave_budgets()
-                steps.report_run(storage.not_stored)
+                standing: list[BudgetState] = []
+                try:
+                    if store.has_budgets:
+                        standing = await _standing(session.recorder.entries, url)
+                finally:
+                    steps.report_run(storage.not_stored, standing)
                 await wait_for_task_runs(steps.task_run_ids)
         result = replace(result, not_stored=storage.not_stored)
         if lease is not None:
             lease.lease.outcome = outcome_of(result)
         return result
+
+
+async def _standing(entries: Iterable[LedgerEntry], url: str) -> list[BudgetState]:
+    """The standing budgets that a run counts in, for its cost table; none where nobody can say."""
+    try:
+        with anyio.fail_after(ANSWER_SECONDS, shield=True):
+            return await states_for(entries, url)
+    except Exception as error:
+        logger.warning("Standing budgets could not be read: %s", redact(str(error)))
+        return []
 
 
 def _pause_if_asked(result: ExecutionResult, flow_run: FlowRun) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import State
 from prefect.utilities.annotations import quote
 
+from ...budgets import BudgetState
 from ...errors import ResultStorageError
 from ...ledger.entries import LedgerEntry
 from ...pipelines.plan import PlannedStep
@@ -148,9 +149,14 @@ class StepTasks:
             except ResultStorageError:
                 task = step.task_anew()  # what is stored can't be used, which is a miss
 
-    def report_run(self, not_stored: Collection[str] = ()) -> None:
+    def report_run(
+        self, not_stored: Collection[str] = (), standing: Collection[BudgetState] = ()
+    ) -> None:
         """Tell what the whole run cost, and write its table: a row per step, also for those that
         were not run; it says what is not stored.
+
+        Args:
+            standing: The standing budgets that it counts in.
         """
         rows = {
             step_id: self._ended.get(step_id, ("not run", 0, ()))
@@ -167,6 +173,6 @@ class StepTasks:
         self._artifacts.add(
             artifact_key(self._session.name),
             run_rows(rows),
-            costs + losses + describe_budgets(self._session.all_limits()),
+            costs + losses + describe_budgets(self._session.all_limits(), standing),
             flow_run_id=self._flow_run_id,
         )

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from ...database.engine import database_url, open_database
+from ...database.engine import database_url, named_ledger, open_database
 from ...database.registry import OPEN_LEDGERS
 from ...errors import LedgerNotFoundError
 from ..aggregation import Totals
@@ -87,9 +87,14 @@ class SqlStore:
                     open_database(self._database_url, writes=True),
                     Outbox(self._outbox_folder, self._database_url),
                     required=self._required,
-                    gate=BudgetGate(),
+                    gate=BudgetGate(ledger=named_ledger(self._database_url)),
                 )
             return self._writer
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether what was written here met standing budgets."""
+        return self._writer is not None and self._writer.has_budgets
 
     async def must_exist(self) -> None:
         """Make sure that there is a ledger already; nothing is made or changed.

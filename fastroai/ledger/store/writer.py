@@ -111,6 +111,8 @@ class Decided:
 class Gate(Protocol):
     """What requests must pass; `BudgetGate` is one. It is asked by the writing thread only."""
 
+    @property
+    def has_budgets(self) -> bool: ...
     def is_needed(self, statements: Statements) -> bool: ...
     def write(self, statements: Statements, batch: Sequence[Write]) -> Decided: ...
     def committed(self, decided: Decided) -> None: ...
@@ -158,6 +160,11 @@ class Writer:
         self._pace = Pace(_PACE)
         self._thread = threading.Thread(target=self._run, name="fastroai-ledger", daemon=True)
         self._thread.start()
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether what it wrote had to fit standing budgets."""
+        return self._gate.has_budgets
 
     def hand_over(self, write: Write) -> bool:
         """Write this as soon as possible.
