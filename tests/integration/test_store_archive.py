@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from datetime import timedelta
 from decimal import Decimal
@@ -82,18 +82,24 @@ async def fill(url: str) -> list[LedgerEntry]:
     return entries
 
 
-async def all_totals(url: str) -> list[tuple[Totals, ...]]:
-    """Sums by everything, and of parts that cut days and hours."""
+@pytest.fixture
+async def reader(url: str) -> AsyncIterator[Ledger]:
+    """One ledger for all that a test reads, as each that is opened would compile all queries."""
     async with Ledger.open(url) as ledger:
-        found = [await ledger.totals(by) for by in (None, "step", "day", "run", "tag:team")]
-        for fields in (
-            {"since": START + timedelta(hours=5, minutes=7)},
-            {"until": START + timedelta(hours=31, minutes=7)},
-            {"run_id": "run-1", "since": START + timedelta(hours=5, minutes=7)},
-            {"pipeline": "p0", "state": EntryState.CHARGED},
-            {"tag": "team"},
-        ):
-            found += [await ledger.totals(by, **fields) for by in ("step", "run")]
+        yield ledger
+
+
+async def all_totals(reader: Ledger) -> list[tuple[Totals, ...]]:
+    """Sums by everything, and of parts that cut days and hours."""
+    found = [await reader.totals(by) for by in (None, "step", "day", "run", "tag:team")]
+    for fields in (
+        {"since": START + timedelta(hours=5, minutes=7)},
+        {"until": START + timedelta(hours=31, minutes=7)},
+        {"run_id": "run-1", "since": START + timedelta(hours=5, minutes=7)},
+        {"pipeline": "p0", "state": EntryState.CHARGED},
+        {"tag": "team"},
+    ):
+        found += [await reader.totals(by, **fields) for by in ("step", "run")]
     return found
 
 
@@ -117,14 +123,14 @@ async def each_is_once(url: str, folder: Path, entries: list[LedgerEntry]) -> No
     assert found == Counter(entry.id for entry in entries)
 
 
-async def test_totals_before_are_totals_after(url: str, tmp_path: Path) -> None:
+async def test_totals_before_are_totals_after(url: str, reader: Ledger, tmp_path: Path) -> None:
     entries = await fill(url)
-    before = await all_totals(url)
+    before = await all_totals(reader)
     folder = tmp_path / "archive"
     found = await archive(url, folder)
     old = [e for e in entries if e.sent_at < HORIZON and e.state is EntryState.CHARGED]
     assert [one.entries for one in found] == [25, len(old) - 25]
-    assert await all_totals(url) == before
+    assert await all_totals(reader) == before
     await each_is_once(url, folder, entries)
     rows = {row["id"]: row for row in archived(folder)}
     assert {e.id: (e.cost_usd, e.attribution.tags) for e in old} == {
@@ -137,18 +143,20 @@ async def test_totals_before_are_totals_after(url: str, tmp_path: Path) -> None:
     assert await archive(url, folder) == []
 
 
-async def test_an_archived_entry_that_is_booked_again_counts_once(url: str, tmp_path: Path) -> None:
+async def test_an_archived_entry_that_is_booked_again_counts_once(
+    url: str, reader: Ledger, tmp_path: Path
+) -> None:
     entries = await fill(url)
-    before = await all_totals(url)
+    before = await all_totals(reader)
     folder = tmp_path / "archive"
     await archive(url, folder)
     store = await open_store(url)
     for entry in entries[:5]:  # as a replayed record does, or an outbox
         store.settle(entry)
     await store.close()
-    assert await all_totals(url) == before
+    assert await all_totals(reader) == before
     await archive(url, folder)
-    assert await all_totals(url) == before
+    assert await all_totals(reader) == before
     await each_is_once(url, folder, entries)
 
 
@@ -168,6 +176,9 @@ async def test_an_archived_entry_that_is_booked_again_is_not_listed(
     assert total.requests == 0
 
 
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True
+)
 async def test_more_archived_entries_may_be_booked_again_than_a_statement_has_parameters(
     url: str, tmp_path: Path
 ) -> None:
@@ -216,10 +227,10 @@ async def test_entries_are_read_for_an_archive_while_others_write(
 
 @pytest.mark.parametrize("moment", ["written", "removing", "removed"])
 async def test_an_archive_that_is_interrupted_loses_nothing_and_is_finished_later(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    url: str, reader: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     entries = await fill(url)
-    before = await all_totals(url)
+    before = await all_totals(reader)
     folder = tmp_path / "archive"
 
     def killed(*_: Any) -> Any:
@@ -235,22 +246,24 @@ async def test_an_archive_that_is_interrupted_loses_nothing_and_is_finished_late
         with pytest.raises((KeyboardInterrupt, LedgerUnavailableError)):
             await archive(url, folder)
     assert archived(folder) == []
-    assert await all_totals(url) == before
+    assert await all_totals(reader) == before
     finished = await archive(url, folder)
     assert sum(one.entries for one in finished) == len(archived(folder)) > 25
-    assert await all_totals(url) == before
+    assert await all_totals(reader) == before
     await each_is_once(url, folder, entries)
 
 
-async def test_two_that_archive_at_once_move_each_entry_once(url: str, tmp_path: Path) -> None:
+async def test_two_that_archive_at_once_move_each_entry_once(
+    url: str, reader: Ledger, tmp_path: Path
+) -> None:
     entries = await fill(url)
-    before = await all_totals(url)
+    before = await all_totals(reader)
     folder = tmp_path / "archive"
     both = await asyncio.gather(archive(url, folder), archive(url, folder), return_exceptions=True)
     assert all(isinstance(one, list | LedgerUnavailableError) for one in both)
     await archive(url, folder)
     await each_is_once(url, folder, entries)
-    assert await all_totals(url) == before
+    assert await all_totals(reader) == before
 
 
 async def test_a_file_that_another_call_has_named_meanwhile_is_archived(
@@ -288,9 +301,11 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.long
-async def test_killed_at_any_moment_an_archive_loses_nothing(url: str, tmp_path: Path) -> None:
+async def test_killed_at_any_moment_an_archive_loses_nothing(
+    url: str, reader: Ledger, tmp_path: Path
+) -> None:
     entries = await fill(url)
-    before = await all_totals(url)
+    before = await all_totals(reader)
     folder = tmp_path / "archive"
 
     def kill_one() -> None:
@@ -303,10 +318,10 @@ async def test_killed_at_any_moment_an_archive_loses_nothing(url: str, tmp_path:
 
     for _ in range(12):
         await asyncio.to_thread(kill_one)
-        assert await all_totals(url) == before
+        assert await all_totals(reader) == before
     await archive(url, folder)
     await each_is_once(url, folder, entries)
-    assert await all_totals(url) == before
+    assert await all_totals(reader) == before
 
 
 async def test_parquet_has_the_same_where_pyarrow_is_installed(tmp_path: Path) -> None:
