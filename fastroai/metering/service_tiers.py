@@ -114,7 +114,9 @@ def billed_service_tier(
 
 
 def _answered_service_tier(response: ModelResponse) -> str | None:
-    details: Mapping[str, Any] = response.provider_details or {}
+    details = response.provider_details
+    if not details:
+        return None
     if details.get("processing") == "batch":
         return "batch"
     if isinstance(tier := details.get("service_tier"), str):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RequestUsage
@@ -15,6 +16,7 @@ from .billed_tools import tool_calls
 from .raw_answers import Json, RawAnswer, usages
 
 _COUNTS: Final = tuple(TokenCounts.__dataclass_fields__)
+_counts_of: Callable[[RequestUsage], tuple[Any, ...]] = attrgetter(*_COUNTS)
 _MOST: Final = 10**12
 """Tokens of one request that are still believed; a database keeps no number without end."""
 _NO_USAGE: Final = "token usage"
@@ -83,20 +85,24 @@ def _with(
 
 def sane_counts(usage: RequestUsage) -> TokenCounts:
     """The counters that the ledger keeps; none of them where one is no number of tokens."""
-    counts = {name: getattr(usage, name) for name in _COUNTS}
-    if any(type(value) is not int or not 0 <= value <= _MOST for value in counts.values()):
-        return TokenCounts()
-    return TokenCounts(**counts)
+    counts = _counts_of(usage)
+    return TokenCounts(**_named(counts)) if _are_tokens(counts) else TokenCounts()
+
+
+def _are_tokens(counts: Collection[Any]) -> bool:
+    """Whether each is a number of tokens; told in a few calls, as each answer is asked it."""
+    return {*map(type, counts)} == {int} and min(counts) >= 0 and max(counts) <= _MOST
 
 
 def _refuse_nonsense(usage: RequestUsage) -> None:
     if usage.unmeasured_requests:
         raise UnknownUsageError(f"The provider reported no {_NO_USAGE}.")
-    for name, value in _tokens_of(usage):
-        if type(value) is not int or not 0 <= value <= _MOST:
-            raise UnknownUsageError(
-                f"The provider reported {name}={value!r}, which is no number of tokens."
-            )
+    _refuse_uncountable(_named(_counts_of(usage)))
+    if usage.details:
+        in_detail = usage.details.items()
+        _refuse_uncountable(
+            {name: n for name, n in in_detail if name.endswith("_tokens") and n is not None}
+        )
     if not usage.input_tokens:
         what = "input tokens, of which each request has some" if usage.output_tokens else _NO_USAGE
         raise UnknownUsageError(f"The provider reported no {what}.")
@@ -108,19 +114,27 @@ def _refuse_nonsense(usage: RequestUsage) -> None:
         )
 
 
-def _tokens_of(usage: RequestUsage) -> Iterator[tuple[str, object]]:
-    for name in _COUNTS:
-        yield name, getattr(usage, name)
-    for name, value in usage.details.items():
-        if name.endswith("_tokens") and value is not None:
-            yield name, value
+def _refuse_uncountable(tokens: Mapping[str, Any]) -> None:
+    if not tokens or _are_tokens(tokens.values()):
+        return
+    name, value = next(item for item in tokens.items() if not _are_tokens(item[1:]))
+    raise UnknownUsageError(
+        f"The provider reported {name}={value!r}, which is no number of tokens."
+    )
+
+
+def _named(counts: Iterable[Any]) -> dict[str, Any]:
+    return dict(zip(_COUNTS, counts, strict=True))
 
 
 def _whole_floats(usage: RequestUsage) -> dict[str, int]:
+    counts = _counts_of(usage)
+    if float not in map(type, counts):
+        return {}
     return {
         name: int(value)
-        for name in _COUNTS
-        if type(value := getattr(usage, name)) is float and value.is_integer()
+        for name, value in _named(counts).items()
+        if type(value) is float and value.is_integer()
     }
 
 

@@ -294,7 +294,7 @@ def refuse_naive(at: datetime | None, what: str) -> None:
 def refuse_impossible(usage: Tokens) -> None:
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
         count = getattr(usage, name)
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        if type(count) is bool or not isinstance(count, int) or count < 0:
             raise ValueError(
                 f"Usage can't be priced: {name} must be a whole number, 0 or more, got {count!r}."
             )

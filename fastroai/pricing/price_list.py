@@ -98,7 +98,7 @@ def list_price(
         ValueError: The counts contradict each other.
     """
     tags = {key: value for key, value in (context or {}).items() if isinstance(value, str)}
-    asked = _Asked(usage, _counts(usage), url, at or datetime.now(UTC), tags)
+    asked = _Asked(_counts(usage), url, at or datetime.now(UTC), tags)
     refusals = []
     for ref in refs:
         try:
@@ -113,7 +113,6 @@ def list_price(
 class _Asked:
     """What is to be priced, of whichever model; `counts` is the usage as genai-prices reads it."""
 
-    usage: object
     counts: Usage
     url: str | None
     at: datetime
@@ -133,7 +132,7 @@ class _Asked:
                     price_context=dict(self.tags) or None,
                     **where,
                 )
-                listing = _Listing(found, self.usage)
+                listing = _Listing(found, vars(self.counts))
                 fees = listing.fees()
         except LookupError:
             raise _unlisted(ref, self.url, "the price list does not have it") from None
@@ -230,10 +229,10 @@ _RATES = {
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What genai-prices found for one request, and the usage that it was asked to price."""
+    """What genai-prices found for one request, and how much of what was used."""
 
     found: PriceCalculation
-    usage: object
+    used: Mapping[str, float]
 
     @property
     def version(self) -> str:
@@ -249,7 +248,7 @@ class _Listing:
         for key, price in vars(self.found.model_price).items():
             if price is not None and key.endswith(PER_THOUSAND):
                 name = key.removesuffix(PER_THOUSAND)
-                count = 1 if name == "requests" else self.used(name)
+                count = 1 if name == "requests" else self.used.get(name, 0)
                 fees += price * Decimal(str(count)) / 1000
         return fees
 
@@ -268,22 +267,18 @@ class _Listing:
         if self.found.provider.id == "perplexity":  # its searches are in the price of a request
             return None
         for name in _BILLED_TOOLS:
-            if self.used(name) and not self.has_rate(name + PER_THOUSAND):
+            if self.used.get(name) and not self.has_rate(name + PER_THOUSAND):
                 return name
         return None
 
     def unlisted_kind(self) -> str | None:
         """A kind of token that was used and has a rate of its own, which the list does not have."""
         for name, (rate, takes_text_rate) in _RATES.items():
-            if self.used(name) and not (
+            if self.used.get(name) and not (
                 self.has_rate(rate) or takes_text_rate(self.found.model.id)
             ):
                 return name
         return None
-
-    def used(self, name: str) -> float:
-        """How much of something was used."""
-        return getattr(self.usage, name, None) or 0
 
     def has_rate(self, name: str) -> bool:
         """Whether the list has a rate of the model."""
