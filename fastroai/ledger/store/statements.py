@@ -48,6 +48,15 @@ def is_one_of(
     return column.in_(select(each.c.value))
 
 
+def row_key(connection: Connection, table: Table) -> ColumnElement[Any]:
+    """What finds a table's rows again soonest, until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        [key] = table.primary_key
+        return key
+    # In the order in which they were written: by ids that are random, each row is another page.
+    return literal_column(f"{table.name}.rowid", BigInteger)
+
+
 def contains(
     connection: Connection, column: ColumnElement[Any], fragments: Sequence[str]
 ) -> list[ColumnElement[bool]]:

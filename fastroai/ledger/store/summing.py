@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text, update
 
 from ...database.engine import Database, is_lost_race
 from ...database.values import microseconds
@@ -25,7 +26,7 @@ from .queries import (
 )
 from .rollups import Rollups, add_sums_of_runs, lacks_sums_of_runs
 from .schema import AMOUNTS, COUNTS, DAY, RUN_DIMENSIONS, groups, intents, outcomes, summed
-from .statements import insert_rows, is_one_of, join_by_index, whole
+from .statements import insert_rows, is_one_of, join_by_index, row_key, whole
 
 logger = logging.getLogger("fastroai.usage")
 
@@ -137,7 +138,7 @@ def add_to_sums(connection: Connection, most: int, numbers: Numbers) -> int | No
     is_old = _i.sent_at < microseconds(datetime.now(UTC) - SETTLING_TIME)
     fits = and_(*(count <= whole(LARGEST_COUNT) for count in _COUNTED))
     statement = (
-        select(*_RUN_AND_GROUP, *_OF_ENTRY)
+        select(*_RUN_AND_GROUP, row_key(connection, intents), *_OF_ENTRY)
         .select_from(current())
         .where(_i.summed.is_(None), or_(_o.final == 1, is_old), fits)
         .order_by(_i.sent_at)
@@ -168,8 +169,13 @@ def _lock(connection: Connection) -> bool:
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
 
 
-def mark_summed(connection: Connection, ids: Sequence[str], outcome: int | None) -> None:
-    are_these = is_one_of(connection, ids, _i.id)
+def mark_summed(
+    connection: Connection,
+    keys: Sequence[str | int],
+    outcome: int | None,
+    column: ColumnElement[Any] = _i.id,
+) -> None:
+    are_these = is_one_of(connection, keys, column)
     connection.execute(update(intents).where(are_these).values(summed=outcome))
 
 
@@ -180,17 +186,17 @@ def add_entries(connection: Connection, found: Sequence[Key], numbers: Numbers) 
     group_numbers = numbers.of_groups(connection, {row[of_group] for row in found})
     rollups = Rollups()
     rows: list[Key] = []
-    ids: dict[int, list[str]] = {}
+    places: dict[int, list[str | int]] = {}
     for row in found:
-        name, final, sent_at, *counted, exact = row[_KEY:]
-        ids.setdefault(final, []).append(name)
+        place, name, final, sent_at, *counted, exact = row[_KEY:]
+        places.setdefault(final, []).append(place)
         run, (group, part) = run_numbers[row[of_run]], group_numbers[row[of_group]]
         rows.append((sent_at, digest_of_id(name), run, group, *counted, exact))
         rollups.add(run, group, part, sent_at // DAY, counted, exact)
     insert_rows(connection, summed, [column.name for column in summed.columns], rows)
     rollups.write(connection)
-    for final, those in ids.items():
-        mark_summed(connection, those, final)
+    for final, those in places.items():
+        mark_summed(connection, those, final, row_key(connection, intents))
 
 
 def take_out(connection: Connection, entries: Sequence[tuple[str, int]]) -> None:
