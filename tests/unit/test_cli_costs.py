@@ -508,6 +508,7 @@ def test_archived_entries_are_said_to_be_left_out(books: Books, tmp_path: Path) 
     for command in (what_if, reprice, reconcile):
         said = " ".join(books.costs(*command).out.split())
         assert "ARCHIVED: 2 entries, sent from 2026-03-01" in said
+        assert "were moved to files, the last of them on 20" in said
         assert books.costs(*command, "--json").json["archived"] == {
             "entries": 2,
             "first_sent_at": START.isoformat(),

@@ -30,7 +30,8 @@ class Recorded:
             yield (
                 f"ARCHIVED: {self.archived.entries:,} entries, sent from "
                 f"{shown(self.archived.first_sent_at)} to {shown(self.archived.last_sent_at)}, "
-                "were moved to files and are left out here."
+                f"were moved to files, the last of them on {shown(self.archived.archived_at)}, and "
+                "are left out here."
             )
 
     def as_json(self) -> dict[str, object]:

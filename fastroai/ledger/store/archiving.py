@@ -35,11 +35,12 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedEntries:
-    """What the ledger has moved to files, and from when to when it was sent."""
+    """What the ledger has moved to files, when it was sent, and when the last of it was moved."""
 
     entries: int
     first_sent_at: datetime
     last_sent_at: datetime
+    archived_at: datetime
 
 
 def archived_entries(
@@ -47,13 +48,14 @@ def archived_entries(
 ) -> ArchivedEntries | None:
     """The entries in all files that have any of a time; None without any."""
     _a = archives.c
-    found = select(func.sum(_a.entries), func.min(_a.first_sent_at), func.max(_a.last_sent_at))
+    times = func.min(_a.first_sent_at), func.max(_a.last_sent_at), func.max(_a.archived_at)
+    found = select(func.sum(_a.entries), *times)
     if since is not None:
         found = found.where(_a.last_sent_at >= microseconds(since))
     if until is not None:
         found = found.where(_a.first_sent_at < microseconds(until))
-    entries, first, last = connection.execute(found).one()
-    return ArchivedEntries(int(entries), moment(first), moment(last)) if entries else None
+    entries, *moments = connection.execute(found).one()
+    return ArchivedEntries(int(entries), *map(moment, moments)) if entries else None
 
 
 def archive_entries(
