@@ -62,11 +62,12 @@ def metered_counts(entries: Collection[LedgerEntry]) -> dict[str, Any]:
     spent = [entry for entry in entries if entry.is_spend]
     tokens = summed(entry.tokens for entry in spent)
     sent = [entry.request_count for entry in entries if entry.state is not EntryState.REPLAYED]
+    cost = known_cost(spent)
     return {
         **tokens,
         "total_tokens": tokens["input_tokens"] + tokens["output_tokens"],
-        "cost_usd": known_cost(spent),
-        "cost_microcents": usd_to_microcents(total_usd(spent)),
+        "cost_usd": cost,
+        "cost_microcents": usd_to_microcents(cost) if cost is not None else 0,
         "request_count": sum(sent),
     }
 

@@ -120,7 +120,8 @@ def unpriced_extra(response: ModelResponse, raw: RawAnswer | None, url: str | No
         provider=canonical_provider(response.provider_name or ""),
         documents=[] if raw is None else raw.documents,
     )
-    for missing_of in _CHECKS:
+    # The others look into the answer as it came.
+    for missing_of in _CHECKS if answer.documents else _CHECKS_OF_THE_RESPONSE:
         if missing := missing_of(answer):
             return f"No price is known for {missing}, which is billed beside tokens."
     return None
@@ -282,10 +283,9 @@ def _responses(raw: RawAnswer | None) -> Iterator[Json]:
             yield inner
 
 
+_CHECKS_OF_THE_RESPONSE: Final = (counted_beside_tokens, tools_of_the_model, media_not_told_apart)
 _CHECKS: Final = (
-    counted_beside_tokens,
-    tools_of_the_model,
-    media_not_told_apart,
+    *_CHECKS_OF_THE_RESPONSE,
     grounding_of_google,
     media_and_tools_of_a_chat,
     search_of_a_chat,

@@ -110,7 +110,8 @@ class CostCalculator:
         # Only now: an agreed discount is one on list prices, not on rates of one's own.
         refs = read_model_name(model, provider)
         listed = list_price(usage, refs, url=provider_url, at=at, context=context)
-        return listed.times(self._own_prices().factor(provider, model, asked_url, at))
+        own = self._own_prices()
+        return listed.times(own.factor(provider, model, asked_url, at)) if own.discounts else listed
 
     def max_cost(
         self,
