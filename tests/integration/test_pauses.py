@@ -81,6 +81,10 @@ async def test_a_run_that_goes_on_after_failures_does_what_it_can_before_it_paus
         False,
         0,
     )
+    await resume_run(paused, load_settings())  # without a raise
+    assert await work(flow, run) is None
+    assert model.prompts == ["first|t"]
+    [paused], _ = await tracked_runs(load_settings())
     await resume_run(paused, load_settings(), 4 * PRICE)
     result = await work(flow, run)
     assert (await read(run)).run_count == 1  # so Prefect counts

@@ -34,4 +34,5 @@ async def work(flow: Any, run: UUID) -> Any:
         running = run_flow_async(flow, flow_run=flow_run, parameters=flow_run.parameters)
         return await asyncio.create_task(running)
     except Pause:
+        await asyncio.sleep(0)  # what is done at the task's end comes after whoever awaits it
         return None

@@ -38,7 +38,9 @@ def how_to_go_on(refusal: CostBudgetExceededError, run_id: str) -> str:
     if refusal.scope == "standing":
         go_on = f"`{refusal.raise_with}`, then `{resume}` or Resume in Prefect's UI."
     else:
-        go_on = f"`{resume} --budget {2 * limit or 1:f}` raises it and resumes the run."
+        go_on = (
+            f"`{resume} --budget {plain(2 * limit or Decimal(1)):f}` raises it and resumes the run."
+        )
     reason = f" {refusal.reason}" if refusal.reason else ""
     return (
         f"{refusal.scope} budget {refusal.name!r} of {limit:f} USD ({told}), in step "
