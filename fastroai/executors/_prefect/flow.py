@@ -94,7 +94,7 @@ async def run_in_flow(
             store=GuardedStore(store, leases),
             settings=settings,
             leases=leases,
-            began_before=_began_before(flow_run),
+            began_before=_created(flow_run) if was_run_before(flow_run) else None,
         )
         if session.limits is not None:
             raise_budgets(session.all_limits(), flow_run)
@@ -141,9 +141,9 @@ def _pause_if_asked(result: ExecutionResult, flow_run: FlowRun) -> None:
             raise error
 
 
-def _began_before(flow_run: FlowRun) -> datetime | None:
-    """When a run began that is executed again; None: it is not."""
-    if flow_run.created is None or not was_run_before(flow_run):
+def _created(flow_run: FlowRun) -> datetime | None:
+    """When a flow run was created."""
+    if flow_run.created is None:
         return None
     # Prefect's times are of a class of their own, with which plain ones do not calculate.
     return datetime.fromtimestamp(flow_run.created.timestamp(), UTC)
