@@ -142,10 +142,11 @@ def resolve_cache_policy(choice: Any, default: CachePolicyName, run: RunScope) -
     """
     if isinstance(choice, CachePolicy):
         return choice
-    policies = {"run": StepCachePolicy(run=run), "inputs": StepCachePolicy(), "off": NO_CACHE}
-    name = default if choice is None else str(choice)
-    if name in policies:
-        return policies[name]
+    name = default if choice is None else choice
+    if name == "off":
+        return NO_CACHE
+    if name in ("run", "inputs"):
+        return StepCachePolicy(run=run if name == "run" else None)
     raise PipelineValidationError(
         f"cache_policy={choice!r} is unknown: give 'run', 'inputs', 'off' or a Prefect CachePolicy."
     )
