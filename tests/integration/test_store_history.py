@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastroai.database.engine import Database, database_url
+from fastroai.database.engine import Database
 from fastroai.database.statements import Insert
 from fastroai.ledger.entries import EntryState, total_usd
 from fastroai.ledger.history import RecordedRun, WholeRun
@@ -33,17 +31,6 @@ from tests.support.ledger_entries import START, charged, entries
 
 TABLES = (intents, outcomes, groups, runs, summed, sums, run_sums, whole_runs)
 SENT = {EntryState.CHARGED, EntryState.UNPRICED, EntryState.UNSETTLED}
-
-
-@pytest.fixture(scope="module", params=["memory", "postgresql"])
-def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    url = "memory://"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_server").new_database()
-    found = Database(database_url(url), writes=True)
-    found.prepare()
-    yield found
-    found.close()
 
 
 def whole(run_id: str, run_key: str | None = None, minutes: int = 0, **fields: Any) -> WholeRun:

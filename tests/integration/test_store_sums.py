@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -48,17 +47,6 @@ SUMS = (groups, runs, summed, sums, run_sums, archives)
 by_any = st.sampled_from([None, *GROUPINGS, "tag:team"])
 # Half an hour off, to cut hours.
 cuts = st.none() | st.integers(0, 240).map(lambda half: START + timedelta(minutes=30 * half))
-
-
-@pytest.fixture(scope="module", params=["memory", "postgresql"])
-def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    url = "memory://"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_server").new_database()
-    found = Database(database_url(url), writes=True)
-    found.prepare()
-    yield found
-    found.close()
 
 
 def empty(database: Database) -> None:
