@@ -6,6 +6,7 @@ FastroAIError
 │   ├── InputValidationError      the input of a run does not match the pipeline's input type
 │   └── UnknownPipelineError      a router chose an unregistered name (also a ValueError)
 ├── StepExecutionError            a step raised; carries the step, the cause and what was spent
+│   └── MappedStepError           more items of a mapped step failed than may
 ├── CostBudgetExceededError       spend reached a budget; nothing more is sent
 ├── DispatchSkippedError          raised by a user's hook: do not send this call, do not retry it
 ├── UnknownModelPriceError        no price is listed for a model (also a LookupError)
@@ -20,6 +21,7 @@ All of them survive pickling: a Prefect task or a worker process may pass them o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from enum import StrEnum
 from functools import partial
@@ -160,6 +162,51 @@ class StepExecutionError(FastroAIError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.step_id, self.original_error)
+
+
+class MappedStepError(StepExecutionError):
+    """More items of a mapped step failed than may. What was finished is kept.
+
+    Attributes:
+        original_error: What the first of them raised.
+        item_errors: By the item's key, what each of them raised.
+        max_failures: How many, or which share of them, may fail.
+    """
+
+    def __init__(
+        self,
+        step_id: str,
+        original_error: BaseException,
+        item_errors: Mapping[str, BaseException],
+        max_failures: float = 0,
+    ) -> None:
+        super().__init__(step_id, original_error)
+        self.item_errors = dict(item_errors)
+        self.max_failures = max_failures
+        first = f"item {next(iter(self.item_errors))!r}: {_describe(original_error)}"
+        if max_failures:
+            failed = f"{len(self.item_errors)} items failed, with max_failures={max_failures}"
+            first = f"{failed}; the first, {first}"
+        self.args = (f"Step '{step_id}' failed: {first}",)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        given = (self.step_id, self.original_error, self.item_errors, self.max_failures)
+        return type(self), given
+
+
+def refusal_in(error: BaseException) -> CostBudgetExceededError | None:
+    """The refusal of a budget behind an error, if that and nothing else is behind it."""
+    while isinstance(error, StepExecutionError):
+        error = error.original_error
+    if isinstance(error, BaseExceptionGroup) and error.split(CostBudgetExceededError)[1] is None:
+        return refusal_in(error.exceptions[0])
+    return error if isinstance(error, CostBudgetExceededError) else None
+
+
+def is_pause(error: BaseException) -> bool:
+    """Whether it is of a budget at whose limit the run is to wait for somebody."""
+    refusal = refusal_in(error)
+    return refusal is not None and refusal.at_limit == "pause"
 
 
 def _describe(error: BaseException) -> str:

@@ -127,6 +127,8 @@ class RunLimits:
     ) -> None:
         self._common = (*(Limit(budget, "run", name) for budget in run), *around)
         self._steps: dict[str, tuple[Limit, ...]] = {}
+        self._of_each_item: dict[str, tuple[Budget, ...]] = {}
+        self._items: dict[tuple[str, str], tuple[Limit, ...]] = {}
         self._known: dict[str, LedgerEntry] = {}
 
     def limit_step(self, step_id: str, budgets: Iterable[Budget]) -> None:
@@ -147,13 +149,28 @@ class RunLimits:
         own = self._steps.get(step_id, ()) if step_id is not None else ()
         return (*own, *self._common)
 
+    def limit_items(self, step_id: str, budgets: Iterable[Budget]) -> None:
+        """Give each item of a mapped step budgets of its own."""
+        self._of_each_item[step_id] = tuple(budgets)
+
+    def of(self, at: Attribution) -> tuple[Limit, ...]:
+        """All that hold for a request: of its item, its step, the run."""
+        if at.item is None or at.step_id not in self._of_each_item:
+            return self.of_step(at.step_id)
+        of_item = self._items.get((at.step_id, at.item))
+        if of_item is None:
+            owner, budgets = f"{at.step_id}[{at.item}]", self._of_each_item[at.step_id]
+            made = tuple(Limit(budget, "step", owner) for budget in budgets)
+            of_item = self._items.setdefault((at.step_id, at.item), made)
+        return (*of_item, *self.of_step(at.step_id))
+
     def require(self, at: Attribution) -> None:
         """Refuse a call of an agent before it begins, where no request of it could be sent.
 
         Raises:
             CostBudgetExceededError: What is spent or unknown has reached a limit.
         """
-        for limit in self.of_step(at.step_id):
+        for limit in self.of(at):
             is_hard = limit.budget.at_limit != "downgrade"
             if is_hard and limit.account.settled >= limit.budget.usd:
                 raise _error(_Refused(limit), at)
@@ -167,7 +184,7 @@ class RunLimits:
         Raises:
             CostBudgetExceededError: It does not fit, and never will.
         """
-        limits = self.of_step(entry.attribution.step_id)
+        limits = self.of(entry.attribution)
         if not limits or not counts(entry):
             return entry
         with _deciding:
@@ -197,7 +214,7 @@ class RunLimits:
 
     def note(self, entry: LedgerEntry) -> None:
         """Count an entry as it is known now. Synchronous, as all booking is."""
-        limits = self.of_step(entry.attribution.step_id)
+        limits = self.of(entry.attribution)
         self._known[entry.id] = entry
         with _deciding:
             signals = _charge(entry, limits)
@@ -212,11 +229,11 @@ class RunLimits:
             for entry in entries:
                 if entry.id not in self._known:
                     self._known[entry.id] = entry
-                    _charge(entry, self.of_step(entry.attribution.step_id), is_over=True)
+                    _charge(entry, self.of(entry.attribution), is_over=True)
 
     def forget(self, entry: LedgerEntry) -> None:
         """Count a request no longer that was not sent after all."""
-        limits = self.of_step(entry.attribution.step_id)
+        limits = self.of(entry.attribution)
         self._known.pop(entry.id, None)
         with _deciding:
             _charge(entry, limits, forget=True)

@@ -123,6 +123,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             NULL, ended_at BIGINT NOT NULL)""",
         "CREATE INDEX fastroai_whole_runs_ended ON fastroai_whole_runs (pipeline, ended_at)",
     ),
+    7: ("ALTER TABLE fastroai_intents ADD COLUMN item TEXT",),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and
 PostgreSQL alike.

@@ -16,6 +16,7 @@ from pydantic_ai.output import NativeOutput, PromptedOutput, TextOutput, ToolOut
 from ..pipelines.agent_step import AgentStepWrapper
 from ..pipelines.base import BaseStep
 from ..pipelines.decorators import FunctionStep
+from ..pipelines.mapped import MappedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ NOTHING = "declares no return type"
 
 def _declarations(step: BaseStep[Any, Any]) -> Iterator[Callable[[], Any]]:
     """Where a step may declare its type, the nearest first."""
-    if isinstance(step, AgentStepWrapper):
+    if isinstance(step, MappedStep):
+        yield from _declarations(step.step)
+    elif isinstance(step, AgentStepWrapper):
         yield lambda: agent_output(getattr(step.agent.agent, "output_type", Any))
     elif isinstance(step, FunctionStep):
         yield lambda: return_hint(step.function)

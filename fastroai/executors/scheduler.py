@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from ..errors import CostBudgetExceededError, StepExecutionError
+from ..errors import is_pause, refusal_in
 from ..pipelines.plan import ExecutionPlan, PlannedStep
 from ..pipelines.schemas import ConversationState, ConversationStatus
 from .protocol import StepRecord
@@ -58,25 +58,10 @@ async def run_plan(plan: ExecutionPlan, run_one: RunOne) -> Outcome:
     return outcome
 
 
-def refusal_in(error: BaseException) -> CostBudgetExceededError | None:
-    """The refusal of a budget behind an error, if that and nothing else is behind it."""
-    while isinstance(error, StepExecutionError):
-        error = error.original_error
-    if isinstance(error, BaseExceptionGroup) and error.split(CostBudgetExceededError)[1] is None:
-        return refusal_in(error.exceptions[0])
-    return error if isinstance(error, CostBudgetExceededError) else None
-
-
 def is_left_out(node: PlannedStep, error: BaseException) -> bool:
     """Whether a run goes on without a step that failed: it is optional, and a budget says so."""
     refusal = refusal_in(error)
     return node.config.optional and refusal is not None and refusal.at_limit == "skip"
-
-
-def is_pause(error: BaseException) -> bool:
-    """Whether a step failed at a budget at whose limit the run is to wait for somebody."""
-    refusal = refusal_in(error)
-    return refusal is not None and refusal.at_limit == "pause"
 
 
 class _Schedule:
@@ -119,6 +104,8 @@ class _Schedule:
             and (self._limit is None or len(self._running) < self._limit)
         ):
             node = self._ready.popleft()
+            if node.is_mapped:
+                self._open_streams(node)
             self._running.add(asyncio.create_task(self._run(node), name=node.step_id))
         if not self._running and not self.idle.done():
             self.idle.set_result(None)
@@ -148,16 +135,27 @@ class _Schedule:
             output = record.output
         if isinstance(output, ConversationState) and output.status is ConversationStatus.INCOMPLETE:
             self._stopping = self.outcome.stopped_early = True
-        missing = self._missing
         for dependent in self._plan.dependents[node.step_id]:
-            missing[dependent] -= 1
-            if not missing[dependent]:
-                self._ready.append(self._plan.steps[dependent])
+            if not node.is_mapped or self._plan.steps[dependent].streams_from != node.step_id:
+                self._has_one_less(dependent)
+
+    def _open_streams(self, node: PlannedStep) -> None:
+        """A step that begins gives its outputs one by one to those that are mapped over it."""
+        for dependent in self._plan.dependents[node.step_id]:
+            if self._plan.steps[dependent].streams_from == node.step_id:
+                self._has_one_less(dependent)
+
+    def _has_one_less(self, dependent: str) -> None:
+        self._missing[dependent] -= 1
+        if not self._missing[dependent]:
+            self._ready.append(self._plan.steps[dependent])
 
     def _failed(self, node: PlannedStep, error: BaseException) -> None:
         if self._cancelled and isinstance(error, asyncio.CancelledError):
             return
-        if is_left_out(node, error):
+        if node.streams_from in self.outcome.failures:
+            return  # it has nothing to be mapped over any more
+        if is_left_out(node, error) or node.streams_from in self.outcome.left_out:
             self._finished(node, None)
             return
         if isinstance(error, Exception | asyncio.CancelledError):

@@ -21,7 +21,7 @@ import anyio
 
 from ..budgets import Limit, RunLimits
 from ..budgets.budget import is_in_flight
-from ..errors import StepExecutionError
+from ..errors import StepExecutionError, is_pause
 from ..leases.run_lease import Held
 from ..ledger.entries import Attribution, LedgerEntry
 from ..ledger.filters import LedgerFilter
@@ -29,14 +29,16 @@ from ..ledger.history import WholeRun
 from ..ledger.recorder import DurableLedger, RequestRecorder
 from ..ledger.store import configured_store
 from ..metering.scope import current_scope, dispatch_scope
-from ..pipelines.plan import ExecutionPlan
+from ..pipelines.map_state import MapProgress, MapState
+from ..pipelines.plan import ExecutionPlan, PlannedStep
 from ..pipelines.schemas import ConversationState, StepUsage
 from ..pipelines.step_state import RunBooks
 from ..pricing.price_file import with_readable_prices
 from ..settings import FastroAISettings, load_settings
 from ..tracing.tracer import NoOpTracer, Tracer
 from .protocol import ExecutionResult
-from .scheduler import Outcome, is_pause
+from .scheduler import Outcome
+from .step_codec import StepCodec
 
 _NO_TRACER = NoOpTracer()
 IN_FLIGHT_SECONDS = 120.0
@@ -161,6 +163,24 @@ class RunSession(RunBooks):
             found.update(dict.fromkeys(self.limits.of_step(step_id)))
         return tuple(found)
 
+    def map_state(self, step_id: str) -> MapState:
+        """What a mapped step shares, made when it is first asked for: by itself, or by a step that
+        is mapped over its outputs.
+        """
+        state = self.step_state(step_id)
+        if state.mapped is None:
+            codec = StepCodec.of(step_id, self.plan.steps[step_id].step)
+            state.mapped = MapState(MapProgress(step_id), codec)
+        return state.mapped
+
+    def prepare_map(self, node: PlannedStep, outputs: dict[str, Any]) -> None:
+        """Have a mapped step find its state, and the outputs that it is mapped over as they
+        come.
+        """
+        self.map_state(node.step_id)
+        if node.streams_from is not None:
+            outputs[node.streams_from] = self.map_state(node.streams_from).outputs
+
     def span(self, name: str) -> AbstractAsyncContextManager[str | None]:
         """A span of the run's tracer, or nothing where there is none to open."""
         return self.tracer.span(name) if self._is_traced else nullcontext()
@@ -257,7 +277,8 @@ def _limits_of(plan: ExecutionPlan, name: str | None) -> RunLimits | None:
         return None
     limits = RunLimits(run, name=name, around=around)
     for step_id, budgets in steps.items():
-        limits.limit_step(step_id, budgets)
+        limit = limits.limit_items if plan.steps[step_id].is_mapped else limits.limit_step
+        limit(step_id, budgets)
     return limits
 
 

@@ -25,14 +25,14 @@ async def run_attempts(session: RunSession, node: PlannedStep) -> StepRecord:
     Raises:
         BaseException: What the last attempt raised, unchanged.
     """
-    attempts = node.config.retries + 1
+    attempts = node.whole.retries + 1
     if attempts > 1 and node.config.durable != "step":
         session.step_state(node.step_id).journal = Journal(node.step_id)
 
     def delay_after(error: Exception, failures: int) -> float | None:
         if failures == attempts or not may_retry(session, node, error):
             return None
-        return retry_delay(node.config, failures)
+        return retry_delay(node.whole, failures)
 
     return await retry(partial(run_step, session, node), delay_after)
 
@@ -48,18 +48,20 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
         TimeoutError: The attempt took longer than the step's `timeout`.
         BaseException: What the step raised, unchanged.
     """
-    step_id, config, recorder = node.step_id, node.config, session.recorder
+    step_id, recorder, timeout = node.step_id, session.recorder, node.whole.timeout
     state = session.step_state(step_id)
     state.begin_attempt(attempt)
     outputs: dict[str, Any] = {}
     for dependency in node.dependencies:
         if dependency in session.outputs:  # not that of an optional step that was left out
             outputs[dependency] = session.outputs[dependency]
+    if node.is_mapped:
+        session.prepare_map(node, outputs)
     context = StepContext(
-        step_id, session.inputs, session.deps, outputs, session.tracer, config, state=state
+        step_id, session.inputs, session.deps, outputs, session.tracer, node.config, state=state
     )
     # Only where there is one: a step that does nothing takes not much longer than a deadline.
-    deadline = asyncio.timeout(config.timeout) if config.timeout else None
+    deadline = asyncio.timeout(timeout) if timeout else None
     async with session.span(f"step.{step_id}") as span_id:
         try:
             with state.scope_of():
@@ -72,8 +74,8 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
             if deadline is None or not deadline.expired():
                 raise
             raise TimeoutError(
-                f"Step '{step_id}' timed out after {config.timeout}s (attempt "
-                f"{attempt}/{config.retries + 1}). Its `timeout` bounds one attempt."
+                f"Step '{step_id}' timed out after {timeout}s (attempt "
+                f"{attempt}/{node.whole.retries + 1}). Its `timeout` bounds one attempt."
             ) from error
         finally:
             if span_id is not None:

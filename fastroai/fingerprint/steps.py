@@ -34,6 +34,7 @@ from ..pipelines.agent_step import AgentStepWrapper
 from ..pipelines.base import BaseStep
 from ..pipelines.config import StepConfig
 from ..pipelines.decorators import FunctionStep
+from ..pipelines.mapped import MappedStep
 from ..serialization.canonical_json import digest
 from .agents import describe_agent, describe_part, is_part_of_an_agent
 from .classes import describe_class, describe_fields, is_hint, is_record, json_schema
@@ -107,6 +108,8 @@ class StepDescriber:
 
     def step(self, step: Any) -> object:
         """A step, whatever kind it is of."""
+        if isinstance(step, MappedStep):
+            return self.step(step.step)  # over what and how is not what an item's output is made of
         if isinstance(step, FunctionStep) and step.version is not None:
             return self._versioned(step)
         if isinstance(step, FunctionStep):

@@ -43,6 +43,8 @@ class Attribution:
     """
     pipeline: str | None = None
     step_id: str | None = None
+    item: str | None = None
+    """Key of the item, of a mapped step."""
     attempt: int = 1
     """Attempt of the step, from 1."""
     dispatch: int = 0

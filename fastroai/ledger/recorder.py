@@ -26,7 +26,7 @@ from .entries import (
 from .filters import LedgerFilter
 from .history import WholeRun
 
-_dispatch_of = attrgetter("step_id", "attempt", "dispatch")
+_dispatch_of = attrgetter("step_id", "item", "attempt", "dispatch")
 
 
 class DurableLedger(Protocol):
@@ -92,7 +92,8 @@ class RequestRecorder:
             self.refuses_unpriced = refuses_unpriced
         self._entries: dict[str, LedgerEntry] = {}
         self._by_step: dict[str | None, dict[str, None]] = {}
-        self._by_dispatch: dict[tuple[str | None, int, int], list[str]] = {}
+        self._by_item: dict[tuple[str | None, str], dict[str, None]] = {}
+        self._by_dispatch: dict[tuple[str | None, str | None, int, int], list[str]] = {}
         self._step_usd: dict[str | None, Decimal] = {}
         self._usd = ZERO_USD
         self._noting = threading.Lock()
@@ -219,12 +220,14 @@ class RequestRecorder:
         return await self._store.entries(where)
 
     def _note(self, entry: LedgerEntry) -> None:
-        step_id = entry.attribution.step_id
+        step_id, item = entry.attribution.step_id, entry.attribution.item
         with self._noting:  # an executor may run its steps in threads
             before = self._entries.get(entry.id)
             self._entries[entry.id] = entry
             if before is None:
                 self._by_step.setdefault(step_id, {})[entry.id] = None
+                if item is not None:
+                    self._by_item.setdefault((step_id, item), {})[entry.id] = None
                 self._by_dispatch.setdefault(_dispatch_of(entry.attribution), []).append(entry.id)
             elif before.attribution is not entry.attribution:
                 self._move(entry.id, before.attribution, entry.attribution)
@@ -239,10 +242,13 @@ class RequestRecorder:
 
     def _forget(self, entry: LedgerEntry) -> None:
         """Have no entry of a request that was not sent."""
+        at = entry.attribution
         with self._noting:
             del self._entries[entry.id]
-            del self._by_step[entry.attribution.step_id][entry.id]
-            self._by_dispatch[_dispatch_of(entry.attribution)].remove(entry.id)
+            del self._by_step[at.step_id][entry.id]
+            if at.item is not None:
+                del self._by_item[at.step_id, at.item][entry.id]
+            self._by_dispatch[_dispatch_of(at)].remove(entry.id)
         if self.limits is not None:
             self.limits.forget(entry)
 
@@ -270,6 +276,10 @@ class RequestRecorder:
     def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
         """The entries booked to one step."""
         return tuple(map(self._entries.__getitem__, tuple(self._by_step.get(step_id, ()))))
+
+    def of_item(self, step_id: str, item: str) -> tuple[LedgerEntry, ...]:
+        """The entries booked to one item of a mapped step."""
+        return tuple(map(self._entries.__getitem__, tuple(self._by_item.get((step_id, item), ()))))
 
     def of_dispatch(self, attribution: Attribution) -> tuple[LedgerEntry, ...]:
         """The entries booked to one agent call, those of agents that its tools called included."""

@@ -11,6 +11,7 @@ from ..errors import DispatchSkippedError
 from ..metering.retries import is_permanent
 from ..retries import retry
 from .config import StepConfig, retry_delay
+from .map_state import OVER, Item
 from .step_state import RunBooks, StepState, find_state
 
 if TYPE_CHECKING:
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
 
 DepsT = TypeVar("DepsT")
 OutputT = TypeVar("OutputT")
+
+
+class _NotedOutputs(dict[str, Any]):
+    """Outputs of a step's dependencies, as an item sees them: it may depend on all elements."""
+
+    def __init__(self, outputs: Mapping[str, Any], over: str, state: StepState) -> None:
+        super().__init__(outputs)
+        self._over = over
+        self._state = state
+
+    def __getitem__(self, step_id: str) -> Any:
+        if step_id == self._over:
+            self._state.reads.add(OVER)
+        return super().__getitem__(step_id)
+
+    def get(self, step_id: str, default: Any = None) -> Any:
+        return self[step_id] if step_id in self else default
 
 
 class _NotGiven:
@@ -47,6 +65,7 @@ class StepContext(Generic[DepsT]):
         tracer: Handed to agents as it is.
         config: The step's resolved configuration.
         state: The step's state within a run; None: found when an agent is first called.
+        item: Of a mapped step, the item that is worked on.
     """
 
     def __init__(
@@ -59,8 +78,10 @@ class StepContext(Generic[DepsT]):
         config: StepConfig | None = None,
         *,
         state: StepState | None = None,
+        item: Item | None = None,
     ) -> None:
         self._step_id = step_id
+        self._item = item
         self._inputs = inputs
         self._deps = deps
         self._outputs = step_outputs
@@ -99,6 +120,63 @@ class StepContext(Generic[DepsT]):
     def attempt(self) -> int:
         """Which attempt of the step this is, from 1."""
         return self._state.attempt
+
+    @property
+    def item(self) -> Any:
+        """The element that a mapped step works on.
+
+        Raises:
+            ValueError: The step is not mapped.
+        """
+        return self._item_of_map().value
+
+    @property
+    def item_key(self) -> str:
+        """Its stable name.
+
+        Raises:
+            ValueError: The step is not mapped.
+        """
+        return self._item_of_map().key
+
+    def _item_of_map(self) -> Item:
+        if self._item is None:
+            raise ValueError(
+                f"Step '{self._step_id}' has no item: it is not mapped. Use step.map(over=…)."
+            )
+        return self._item
+
+    def for_item(self, item: Item, state: StepState, over: str) -> StepContext[DepsT]:
+        """What one item of a mapped step sees: all that its step does.
+
+        Args:
+            over: The step that is mapped over; that its output is read as a whole is noted.
+        """
+        return StepContext(
+            self._step_id,
+            self._inputs,
+            self._deps,
+            _NotedOutputs(self._outputs, over, state),
+            self._tracer,
+            self._config,
+            state=state,
+            item=item,
+        )
+
+    def source_of_items(self, over: str) -> Any:
+        """What a mapped step maps over: the output of a step, or a value of the run's input.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if over in self._outputs:
+            return self._outputs[over]
+        if over in self._inputs:
+            return self._inputs[over]
+        raise ValueError(
+            f"Step '{self._step_id}' maps over '{over}': the run has neither the output of such a "
+            "step nor such a field in its input."
+        )
 
     def get_input(self, key: str, default: Any = None) -> Any:
         """One value of the run's input, or the default where it has none of that name."""
@@ -159,8 +237,7 @@ class StepContext(Generic[DepsT]):
             retries = self._config.retries if self._stands_alone else 0
         # Not before: to find it may open the ledger, and most contexts by hand are tests.
         if not self._is_booked:
-            self._state = await find_state(self._step_id)
-            self._is_booked = True
+            await booked_state(self)
         state, attempts = self._state, max(1, retries + 1)
 
         def delay_after(error: Exception, failures: int) -> float | None:
@@ -226,3 +303,15 @@ class StepContext(Generic[DepsT]):
         except Exception as error:
             self._state.final(error)
             raise
+
+
+async def booked_state(context: StepContext[Any]) -> StepState:
+    """The state of a context's step, which of one that was made by hand is found now.
+
+    Raises:
+        LedgerUnavailableError: The ledger can't be used, and must be.
+    """
+    if not context._is_booked:
+        context._state = await find_state(context._step_id)
+        context._is_booked = True
+    return context._state

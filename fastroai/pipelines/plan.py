@@ -16,6 +16,7 @@ from ..budgets import Budget
 from ..errors import PipelineValidationError
 from .base import AnyStep
 from .config import PipelineConfig, StepConfig, budgets_of, check_config, resolve_config
+from .mapped import MappedStep
 
 SHOWN_OF_A_CYCLE = 5
 """Steps of a long cycle that its message names, at either end."""
@@ -23,12 +24,22 @@ SHOWN_OF_A_CYCLE = 5
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """One node of a plan."""
+    """One node of a plan.
+
+    Attributes:
+        config: How the step's code is run: of a mapped step, for each item.
+        whole: How the step is run as one unit: a mapped one once, and without limits of its own.
+        is_mapped: Whether it is a mapped step.
+        streams_from: The mapped step whose outputs it is mapped over, one by one.
+    """
 
     step_id: str
     step: AnyStep
     dependencies: tuple[str, ...]
     config: StepConfig
+    whole: StepConfig
+    is_mapped: bool = False
+    streams_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,16 +130,37 @@ class ExecutionPlan:
         _check_config(config)
         _check_step_configs(steps, step_configs)
         planned = {
-            step_id: PlannedStep(
-                step_id,
-                steps[step_id],
-                edges[step_id],
-                _config_of(step_id, steps, config, step_configs),
+            step_id: _planned(
+                step_id, steps, edges[step_id], _config_of(step_id, steps, config, step_configs)
             )
             for step_id in _ordered(edges)
         }
         base = config if config is not None else PipelineConfig()
         return cls(planned, _dependents(edges), base)
+
+
+def _planned(
+    step_id: str, steps: Mapping[str, AnyStep], dependencies: tuple[str, ...], config: StepConfig
+) -> PlannedStep:
+    step = steps[step_id]
+    if not isinstance(step, MappedStep):
+        return PlannedStep(step_id, step, dependencies, config, config)
+    is_streamed = isinstance(steps.get(step.over), MappedStep)
+    return PlannedStep(
+        step_id,
+        step,
+        dependencies,
+        config,
+        whole=UNLIMITED,
+        is_mapped=True,
+        streams_from=step.over if is_streamed else None,
+    )
+
+
+UNLIMITED = StepConfig(
+    timeout=None, retries=0, cost_budget=None, budget=None, persist_result=False, cache_policy="off"
+)
+"""How a mapped step is run as a whole: its items are what is retried, timed, limited and kept."""
 
 
 def shape_of(step_ids: Iterable[str]) -> str:
@@ -190,6 +222,10 @@ def _checked_dependencies(
     edges: dict[str, tuple[str, ...]] = dict.fromkeys(steps, ())
     for step_id, needed in dependencies.items():
         edges[step_id] = _needed_by(step_id, needed, steps)
+    for step_id, step in steps.items():
+        # What a step is mapped over need not be said twice.
+        if isinstance(step, MappedStep) and step.over in steps and step.over not in edges[step_id]:
+            edges[step_id] += (step.over,)
     return edges
 
 

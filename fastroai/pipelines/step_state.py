@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..agent.schemas import ChatResponse
 from ..budgets import RunLimits
@@ -25,6 +25,9 @@ from ..pricing.token_counts import TokenCounts
 from ..replay.journal import Journal
 from .config import StepConfig, budgets_of
 from .schemas import StepUsage
+
+if TYPE_CHECKING:
+    from .map_state import MapState
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
@@ -110,9 +113,13 @@ class StepState:
     other agents under our interface) are found as a whole: same agent, same message, in the same
     order among identical ones.
 
+    Args:
+        item: Key of the item whose state it is, of a mapped step.
+
     Attributes:
         journal: Where answers are recorded. None: the step is not tried again.
         reads: Keys of the run's input that the step has asked for.
+        mapped: What a mapped step shares with its executor and its dependents.
     """
 
     __slots__ = (
@@ -123,7 +130,9 @@ class StepState:
         "attempt",
         "books",
         "dispatches",
+        "item",
         "journal",
+        "mapped",
         "processing_time_ms",
         "reads",
         "started",
@@ -131,8 +140,11 @@ class StepState:
         "tool_calls",
     )
 
-    def __init__(self, step_id: str, books: RunBooks, attempt: int = 1) -> None:
+    def __init__(
+        self, step_id: str, books: RunBooks, attempt: int = 1, item: str | None = None
+    ) -> None:
         self.step_id = step_id
+        self.item = item
         self.books = books
         self.attempt = attempt
         self.dispatches = 0
@@ -141,6 +153,7 @@ class StepState:
         self.processing_time_ms = 0
         self.journal: Journal | None = None
         self.reads: set[str] = set()
+        self.mapped: MapState | None = None
         self._answered: defaultdict[Hashable, list[_Answered]] | None = None
         self._cursor: defaultdict[Hashable, int] | None = None
         self._final: list[BaseException] = []
@@ -160,8 +173,19 @@ class StepState:
         with self._lock:
             self.dispatches += 1
             dispatch = self.dispatches
-        identity = self.books.identity
-        return changed(identity, step_id=self.step_id, attempt=self.attempt, dispatch=dispatch)
+        return changed(
+            self.books.identity,
+            step_id=self.step_id,
+            item=self.item,
+            attempt=self.attempt,
+            dispatch=dispatch,
+        )
+
+    def add_work_of(self, item: StepState) -> None:
+        """Add what an item of a mapped step did to what the step did."""
+        with self._lock:
+            self.tool_calls += item.tool_calls
+            self.processing_time_ms += item.processing_time_ms
 
     def scope_of(
         self, attribution: Attribution | None = None
@@ -171,14 +195,19 @@ class StepState:
         Without one: those that the step's code sends without `StepContext.run`, as dispatch 0.
         """
         if attribution is None:
-            identity = self.books.identity
-            attribution = changed(identity, step_id=self.step_id, attempt=self.attempt, dispatch=0)
+            identity, item = self.books.identity, self.item
+            attribution = changed(
+                identity, step_id=self.step_id, item=item, attempt=self.attempt, dispatch=0
+            )
         return dispatch_scope(self.books.recorder, attribution, self.journal, self.books)
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
-        """The step's entries in the run's ledger."""
-        return self.books.recorder.of_step(self.step_id)
+        """The step's entries in the run's ledger, or the item's."""
+        recorder = self.books.recorder
+        if self.item is not None:
+            return recorder.of_item(self.step_id, self.item)
+        return recorder.of_step(self.step_id)
 
     @property
     def usage(self) -> StepUsage:
@@ -203,8 +232,10 @@ class StepState:
         # What was answered before costs nothing; what is not is refused when it is to be sent.
         is_replaying = self.journal is not None and self.journal.may_answer and not self._answered
         if not is_replaying:
-            identity = self.books.identity
-            limits.require(changed(identity, step_id=self.step_id, attempt=self.attempt))
+            identity, item = self.books.identity, self.item
+            limits.require(
+                changed(identity, step_id=self.step_id, item=item, attempt=self.attempt)
+            )
 
     def final(self, error: ErrorT) -> ErrorT:
         """Note that an error must not lead to another attempt of the step."""

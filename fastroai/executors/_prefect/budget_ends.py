@@ -11,11 +11,10 @@ from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import Pause
 from prefect.states import Failed, Suspended
 
-from ...errors import CostBudgetExceededError
+from ...errors import CostBudgetExceededError, is_pause, refusal_in
 from ...leases.table import Outcome
 from ...ledger.entries import Attribution
 from ...redaction import redact
-from ..scheduler import is_pause, refusal_in
 from .deployments import identity_of
 from .events import RunEvents
 from .paused_runs import how_to_go_on, pause_key, reason_of

@@ -21,7 +21,7 @@ from prefect.states import Completed
 from ...budgets import BudgetState, listen
 from ...budgets.standing import states_for
 from ...database.location import ledger_url
-from ...errors import StepExecutionError
+from ...errors import StepExecutionError, is_pause
 from ...leases.run_lease import GuardedStore, Held
 from ...ledger.entries import Attribution, LedgerEntry
 from ...ledger.store import shared_store
@@ -31,7 +31,7 @@ from ...pricing.price_file import with_readable_prices
 from ...redaction import redact
 from ...settings import FastroAISettings, load_settings
 from ..protocol import ExecutionResult
-from ..scheduler import is_pause, run_plan
+from ..scheduler import run_plan
 from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, write_output_artifact
 from .budget_ends import end_at_budget, may_be_suspended

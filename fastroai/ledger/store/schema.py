@@ -11,8 +11,10 @@ from ..aggregation import TOKEN_NAMES
 from ..entries import DIMENSIONS
 
 RUN_DIMENSIONS = ("run_id", "run_key")
+ITEM = "item"
+"""No text of a group: nearly each entry would be one of its own."""
 GROUP_TEXTS = (
-    *(name for name in DIMENSIONS if name not in RUN_DIMENSIONS),
+    *(name for name in DIMENSIONS if name not in (*RUN_DIMENSIONS, ITEM)),
     "tags", "flow_tags", "agent", "model_asked", "model_answered", "provider",
 )  # fmt: skip
 TEXTS_OF_STEPS = ("step_id", "agent", "model_asked", "model_answered", "provider")

@@ -57,6 +57,7 @@ from .schema import (
     DAY,
     GROUP_TEXTS,
     HALF,
+    ITEM,
     RUN_DIMENSIONS,
     TEXTS_OF_STEPS,
     groups,
@@ -90,7 +91,7 @@ def read_totals(
     query = _Query(connection, selection, by, further)
     inside = list(times_of(selection, _i.sent_at))
     archived = archived_ids(connection)
-    if selection.id is not None:
+    if selection.id is not None or ITEM in query.group.parts:
         query.add(_ENTRIES, *inside)
     else:
         _add_summed(query)

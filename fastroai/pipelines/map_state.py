@@ -1,0 +1,158 @@
+"""What a mapped step shares within a run: with its executor, its dependents, and who watches."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..ledger.entries import LedgerEntry
+from ..replay.journal import Journal
+from .item_outputs import ItemOutputs, OutputCodec
+
+OVER = "\0over"
+"""Among what an item has read: all that its step is mapped over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One element that a step is mapped over.
+
+    Attributes:
+        key: Its stable name.
+        value: The element.
+        digest: What tells its content from others; of one that has no such text, never the same.
+        position: Among the elements, from 0.
+    """
+
+    key: str
+    value: Any
+    digest: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemRecord:
+    """One finished item: the unit that is kept and replayed.
+
+    Attributes:
+        output: As the step's codec wrote it, plain JSON.
+        reads: Digest of each value of the run's input that it has read.
+        attempts: How often it was tried, from 1.
+    """
+
+    output: Any
+    entries: tuple[LedgerEntry, ...] = ()
+    reads: Mapping[str, str] = field(default_factory=dict)
+    attempts: int = 1
+
+
+class ItemStore(Protocol):
+    """Where an executor keeps the finished items of a step, and what their requests were
+    answered.
+    """
+
+    async def open(self) -> None:
+        """Find out what there is.
+
+        Raises:
+            ResultStorageError: It can't be told; what may have been paid is not to be paid again.
+        """
+        ...
+
+    async def find(self, item: Item) -> ItemRecord | None:
+        """An item that was finished before, by the same code and of the same content."""
+        ...
+
+    def keep(self, item: Item, record: ItemRecord) -> None:
+        """Keep a finished item; it is on its way when this returns."""
+        ...
+
+    def journal_of(self, item: Item) -> Journal | None:
+        """Where the answers to its requests are recorded; None: in process, if at all."""
+        ...
+
+    def read_digest(self, name: str) -> str:
+        """What tells a value that an item may read of the run's input from others."""
+        ...
+
+    async def close(self) -> None:
+        """Wait until what is kept is written, or kept elsewhere to be written later."""
+        ...
+
+
+@dataclass(eq=False)
+class MapProgress:
+    """How far a mapped step is.
+
+    Attributes:
+        total: How many items there are; None: nobody knows yet.
+        started: Items that were begun.
+        done: Those of them that have an output, replayed ones included.
+        replayed: Those whose output was kept from before.
+        failed: Those that failed for good.
+        has_ended: Whether nothing more comes.
+    """
+
+    step_id: str
+    total: int | None = None
+    started: int = 0
+    done: int = 0
+    replayed: int = 0
+    failed: int = 0
+    has_ended: bool = False
+
+    @property
+    def running(self) -> int:
+        """Items that are worked on now."""
+        return self.started - self.done - self.failed
+
+
+Around = Callable[[Item, Callable[[], Awaitable[None]]], Awaitable[None]]
+
+
+@dataclass(eq=False)
+class MapState:
+    """What a mapped step shares while it is under way.
+
+    Attributes:
+        codec: Writes its outputs; None: they are held in memory, and not kept.
+        store: Where finished items are kept; None: nowhere.
+        around: How each item is run; None: as it is.
+        outputs: What came of the items.
+    """
+
+    progress: MapProgress
+    codec: OutputCodec | None = None
+    store: ItemStore | None = None
+    around: Around | None = None
+    outputs: ItemOutputs = field(default_factory=ItemOutputs)
+
+    def __post_init__(self) -> None:
+        self.outputs.codec = self.codec
+
+
+# Ambient, because who watches a run does not start its steps.
+_watched: ContextVar[list[MapProgress] | None] = ContextVar("fastroai_watched_maps", default=None)
+
+
+@contextmanager
+def watched_maps() -> Iterator[list[MapProgress]]:
+    """The progress of each mapped step that starts in this context, in the order of their
+    starts.
+    """
+    progress: list[MapProgress] = []
+    token = _watched.set(progress)
+    try:
+        yield progress
+    finally:
+        _watched.reset(token)
+
+
+def watch(progress: MapProgress) -> None:
+    """Show a mapped step to whoever watches."""
+    watched = _watched.get()
+    if watched is not None:
+        watched.append(progress)

@@ -1,0 +1,447 @@
+"""MappedStep: a step that is run once for each element of a list or a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, nullcontext
+from functools import partial
+from typing import Any, Literal, get_args
+from uuid import uuid4
+
+from ..errors import MappedStepError, ResultStorageError, is_pause
+from ..metering.retries import is_permanent
+from ..replay.journal import Journal
+from ..retries import retry
+from ..serialization.canonical_json import digest
+from .base import AnyStep, BaseStep
+from .config import StepConfig, retry_delay
+from .context import StepContext, booked_state
+from .item_outputs import ItemOutputs, MappedOutputs, MappedResults
+from .map_state import Item, ItemRecord, MapProgress, MapState, watch
+from .step_state import StepState
+
+ItemKey = Callable[[Any], Any] | str
+TaskRuns = Literal["none", "each"]
+
+MAX_CONCURRENCY = 100
+KEY_CHARACTERS = 16
+"""Of an item's digest, which names it where nothing else does."""
+LONGEST_KEY = 200
+
+
+class MappedStep(BaseStep[Any, Any]):
+    """A step that is run once for each element of what another step, or the run's input, gives.
+
+    Made by `step.map(…)`. Its output is a `MappedOutputs`, which reads as a list; with
+    `max_failures`, a `MappedResults` by the item's key.
+
+    Args:
+        step: What is run for each element: it reads `context.item` and `context.item_key`.
+        over: Id of the step whose output is mapped over, which is then a dependency, or else a
+            field of the run's input. It gives a list or tuple, another mapped step's outputs, or an
+            iterator or asynchronous iterator, which is never held as a whole.
+        key: A stable name for each element: a function of it, or the name of a field. None: a
+            digest of its content. Elements of equal key and content are run once.
+        max_concurrency: How many items are worked on at once.
+        max_failures: How many items, or as a float below 1 which share of them, may fail without
+            the step. 0: the first failure ends it, and what is finished is kept.
+        task_runs: `"none"`: the step is one task run. `"each"`: each item is one of its own, too.
+
+    Raises:
+        ValueError: A value that can't be meant, or a step that is mapped already.
+    """
+
+    def __init__(
+        self,
+        step: AnyStep,
+        over: str,
+        *,
+        key: ItemKey | None = None,
+        max_concurrency: int = MAX_CONCURRENCY,
+        max_failures: float = 0,
+        task_runs: TaskRuns = "none",
+    ) -> None:
+        self.step = step
+        self.over = over
+        self.key = key
+        self.max_concurrency = max_concurrency
+        self.max_failures = max_failures
+        self.task_runs = task_runs
+        _check(self)
+        config = getattr(step, "config", None)
+        if isinstance(config, StepConfig):
+            self.config = config
+
+    async def execute(self, context: StepContext[Any]) -> Any:
+        """Run the step for each element.
+
+        Raises:
+            MappedStepError: More items failed than may.
+            TypeError: There is nothing to map over.
+        """
+        state = await booked_state(context)
+        if state.mapped is None:
+            state.mapped = MapState(MapProgress(context.step_id))
+        shared = state.mapped
+        watch(shared.progress)
+        try:
+            await _Mapping(self, context, state, shared).run()
+        except BaseException as error:
+            shared.outputs.end(error)
+            raise
+        finally:
+            shared.progress.has_ended = True
+        shared.outputs.end()
+        return self.view(shared.outputs)
+
+    def view(self, outputs: ItemOutputs) -> MappedOutputs[Any] | MappedResults[Any]:
+        """Outputs as the step's dependents see them."""
+        return MappedResults(outputs) if self.max_failures else MappedOutputs(outputs)
+
+    def allowed_failures(self, items: int) -> int:
+        """How many of so many items may fail."""
+        if isinstance(self.max_failures, float):
+            return int(self.max_failures * items)
+        return self.max_failures
+
+    def name_of(self, value: Any, content: str) -> str:
+        """An element's key, given the digest of its content.
+
+        Raises:
+            ValueError: The key is not a short text or whole number, or has control characters.
+        """
+        if self.key is None:
+            return content[:KEY_CHARACTERS]
+        named = _field(value, self.key) if isinstance(self.key, str) else self.key(value)
+        if type(named) is int:
+            named = str(named)
+        if not isinstance(named, str) or not named.isprintable() or not 0 < len(named) <= LONGEST_KEY:
+            raise ValueError(
+                f"key={named!r:.300}: give a text of 1 to {LONGEST_KEY} printable characters, or a "
+                "whole number."
+            )
+        return named
+
+    def __repr__(self) -> str:
+        return f"<{self.step!r} mapped over {self.over!r}>"
+
+
+def _check(mapped: MappedStep) -> None:
+    if isinstance(mapped.step, MappedStep):
+        raise ValueError(
+            "A mapped step can't be mapped again: give a second step with over= the first one's id."
+        )
+    if not isinstance(mapped.over, str) or not mapped.over:
+        raise ValueError(f"over={mapped.over!r}: give a step's id or a field of the input.")
+    if mapped.key is not None and not (isinstance(mapped.key, str) or callable(mapped.key)):
+        raise ValueError(f"key={mapped.key!r}: give a function of the element, or a field's name.")
+    if type(mapped.max_concurrency) is not int or mapped.max_concurrency < 1:
+        raise ValueError(f"max_concurrency={mapped.max_concurrency!r}: give a whole number >= 1.")
+    limit = mapped.max_failures
+    is_share = type(limit) is float and 0 <= limit < 1
+    if not (is_share or (type(limit) is int and limit >= 0)):
+        raise ValueError(
+            f"max_failures={limit!r}: give a whole number >= 0, or a share from 0.0 to below 1.0."
+        )
+    if mapped.task_runs not in get_args(TaskRuns):
+        raise ValueError(f"task_runs={mapped.task_runs!r}: choose 'none' or 'each'.")
+
+
+def _field(value: Any, name: str) -> Any:
+    try:
+        return value[name] if isinstance(value, Mapping) else getattr(value, name)
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"key={name!r}: {type(value).__name__} has no such field.") from error
+
+
+class _Mapping:
+    """One execution of a mapped step."""
+
+    def __init__(
+        self,
+        mapped: MappedStep,
+        context: StepContext[Any],
+        state: StepState,
+        shared: MapState,
+    ) -> None:
+        self._mapped = mapped
+        self._context = context
+        self._state = state
+        self._shared = shared
+        self._outputs, self._progress = shared.outputs, shared.progress
+        self._contents: dict[str, str] = {}
+        self._pause: BaseException | None = None
+
+    async def run(self) -> None:
+        """Run all items."""
+        source = _source_of(self._mapped, self._context)
+        self._progress.total = source.total
+        store = self._shared.store
+        if store is not None:
+            await store.open()
+        try:
+            await self._run_all(source)
+        finally:
+            if store is not None:
+                await store.close()
+        self._outputs.order[:] = source.in_order(self._outputs.order)
+        self._progress.total = len(self._contents)
+        self._check_failures(self._progress.total)
+
+    async def _run_all(self, source: _Source) -> None:
+        slots = asyncio.Semaphore(self._mapped.max_concurrency)
+        try:
+            # It cancels what runs, and waits for it, as soon as one of its tasks raises.
+            async with asyncio.TaskGroup() as group, aclosing(self._items(source)) as items:
+                async for item in items:
+                    await slots.acquire()
+                    if self._pause is not None:
+                        break
+                    self._progress.started += 1
+                    task = group.create_task(self._run_item(item))
+                    task.add_done_callback(lambda _: slots.release())
+        except BaseExceptionGroup as errors:
+            raise _first_of(errors) from None
+        if self._pause is not None:
+            raise self._failed(self._pause)
+
+    async def _items(self, source: _Source) -> AsyncIterator[Item]:
+        """Each distinct element."""
+        order = self._outputs.order
+        async with aclosing(source.elements()) as elements:
+            async for given, value in elements:
+                content = _content_of(value)
+                key = self._key_of(given, value, content)
+                known = self._contents.setdefault(key, content)
+                if known != content:
+                    raise ValueError(
+                        f"{self._element()} has the key {key!r}, as an earlier one of other "
+                        "content has. Give a key that tells them apart."
+                    )
+                order.append(key)
+                source.note(given, key)
+                if known is content:
+                    yield Item(key, value, content, len(order) - 1)
+
+    def _key_of(self, given: str | None, value: Any, content: str) -> str:
+        if given is not None and self._mapped.key is None:
+            return given
+        try:
+            return self._mapped.name_of(value, content)
+        except Exception as error:
+            raise ValueError(f"{self._element()} has no key: {error}") from error
+
+    def _element(self) -> str:
+        """The element that is looked at, for messages."""
+        position = len(self._outputs.order)
+        return f"Step '{self._context.step_id}': element {position} of '{self._mapped.over}'"
+
+    async def _run_item(self, item: Item) -> None:
+        try:
+            if self._shared.around is None:
+                await self._complete(item)
+            else:
+                await self._shared.around(item, partial(self._complete, item))
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._fail(item, error)  # of the step's own making
+        except Exception as error:
+            self._fail(item, error)
+
+    async def _complete(self, item: Item) -> None:
+        """Give an item its output: what was kept of it, or what its code makes."""
+        store = self._shared.store
+        state = StepState(self._state.step_id, self._state.books, item=item.key)
+        found = await store.find(item) if store is not None else None
+        if found is None:
+            output, encoded = await self._execute(item, state)
+        else:
+            output, encoded = self._replay(found, state)
+        self._state.add_work_of(state)
+        self._outputs.add(item.key, output, encoded)
+        self._progress.done += 1
+
+    def _replay(self, found: ItemRecord, state: StepState) -> tuple[Any, bytes]:
+        codec = self._shared.codec
+        assert codec is not None
+        output = codec.decode(found.output)
+        if found.entries:
+            self._state.books.recorder.replay(found.entries, state.next_attribution())
+        self._progress.replayed += 1
+        return output, _as_json(found.output)
+
+    async def _execute(self, item: Item, state: StepState) -> tuple[Any, bytes | None]:
+        config = self._context.config
+        attempts, store = config.retries + 1, self._shared.store
+        if store is not None:
+            state.journal = store.journal_of(item)
+        if state.journal is None and attempts > 1 and config.durable != "step":
+            state.journal = Journal(f"{self._state.step_id}[{item.key}]")
+
+        def delay_after(error: Exception, failures: int) -> float | None:
+            if failures == attempts or state.is_final(error) or is_permanent(error):
+                return None
+            return retry_delay(config, failures)
+
+        output = await retry(partial(self._attempt, item, state), delay_after)
+        if self._shared.codec is None:
+            return output, None
+        return output, await self._keep(item, state, output)
+
+    async def _attempt(self, item: Item, state: StepState, attempt: int) -> Any:
+        context, step_id = self._context, self._state.step_id
+        timeout = context.config.timeout or None
+        state.begin_attempt(attempt)
+        of_item = context.for_item(item, state, self._mapped.over)
+        try:
+            with state.scope_of():
+                async with asyncio.timeout(timeout) if timeout else nullcontext() as deadline:
+                    return await self._mapped.step.execute(of_item)
+        except TimeoutError as error:
+            if deadline is None or not deadline.expired():
+                raise
+            raise TimeoutError(
+                f"Item {item.key!r} of step '{step_id}' timed out after {timeout}s (attempt "
+                f"{attempt}/{context.config.retries + 1}). Its `timeout` bounds one attempt."
+            ) from error
+
+    async def _keep(self, item: Item, state: StepState, output: Any) -> bytes | None:
+        """Have an item's output kept; in JSON.
+
+        Raises:
+            ResultStorageError: It can't be stored, and the step's configuration asks for it.
+        """
+        codec, store = self._shared.codec, self._shared.store
+        assert codec is not None
+        try:
+            stored = codec.encode(output)
+        except ResultStorageError:
+            if store is not None and self._context.config.persist_result:
+                raise
+            return None
+        if store is not None:
+            entries = state.entries
+            if entries:
+                # What a record says was paid must not be unknown to the ledger after a crash.
+                await self._state.books.recorder.flush()
+            reads = {name: store.read_digest(name) for name in sorted(state.reads)}
+            record = ItemRecord(
+                output=stored, entries=entries, reads=reads, attempts=state.attempt
+            )
+            store.keep(item, record)
+        return _as_json(stored)
+
+    def _fail(self, item: Item, error: BaseException) -> None:
+        self._outputs.fail(item.key, error)
+        self._progress.failed += 1
+        if is_pause(error):
+            # What runs is let finish: cancelled, it would be paid for now and once more later.
+            self._pause = self._pause or error
+            return
+        if self._progress.total is not None:
+            self._check_failures(self._progress.total)
+        elif not isinstance(self._mapped.max_failures, float):
+            self._check_failures(0)
+
+    def _check_failures(self, total: int) -> None:
+        """
+        Raises:
+            MappedStepError: More items failed than may.
+        """
+        if self._progress.failed > self._mapped.allowed_failures(total):
+            raise self._failed(next(iter(self._outputs.errors.values())))
+
+    def _failed(self, first: BaseException) -> MappedStepError:
+        errors = dict(self._outputs.errors)
+        return MappedStepError(self._state.step_id, first, errors, self._mapped.max_failures)
+
+
+def _content_of(value: Any) -> str:
+    try:
+        return digest(value)
+    except (TypeError, ValueError, RecursionError):
+        return f"unidentified-{uuid4()}"
+
+
+def _as_json(stored: Any) -> bytes:
+    return json.dumps(stored, separators=(",", ":")).encode()
+
+
+def _first_of(errors: BaseExceptionGroup) -> BaseException:
+    """Of what the tasks of a group raised, what ended it."""
+    return errors.exceptions[0]
+
+
+class _Source:
+    """What is mapped over.
+
+    Attributes:
+        total: How many elements there are; None: that is known at the end only.
+    """
+
+    def __init__(self, values: Iterable[Any] | AsyncIterable[Any], total: int | None) -> None:
+        self._values = values
+        self.total = total
+
+    async def elements(self) -> AsyncIterator[tuple[str | None, Any]]:
+        """Each element, with the key that it has already."""
+        if isinstance(self._values, AsyncIterable):
+            async for value in self._values:
+                yield None, value
+        else:
+            for value in self._values:
+                yield None, value
+
+    def note(self, given: str | None, key: str) -> None:
+        """Note under which key an element goes on."""
+
+    def in_order(self, keys: list[str]) -> list[str]:
+        """The keys of the elements, as they came, in the order of the source."""
+        return keys
+
+
+class _MappedSource(_Source):
+    """The outputs of another mapped step, each as soon as there is one."""
+
+    def __init__(self, outputs: ItemOutputs) -> None:
+        super().__init__((), None)
+        self._outputs = outputs
+        self._keys: dict[str, str] = {}
+
+    async def elements(self) -> AsyncIterator[tuple[str | None, Any]]:
+        async with aclosing(self._outputs.arriving()) as arriving:
+            async for key in arriving:
+                yield key, self._outputs[key]
+
+    def note(self, given: str | None, key: str) -> None:
+        assert given is not None
+        self._keys[given] = key
+
+    def in_order(self, keys: list[str]) -> list[str]:
+        return [self._keys[key] for key in self._outputs.order if key in self._keys]
+
+
+def _source_of(mapped: MappedStep, context: StepContext[Any]) -> _Source:
+    """
+    Raises:
+        TypeError: There is nothing that could be mapped over.
+        ValueError: The step that gives it was left out.
+    """
+    source, step_id, over = context.source_of_items(mapped.over), context.step_id, mapped.over
+    if isinstance(source, MappedOutputs | MappedResults):
+        source = source.outputs
+    if isinstance(source, ItemOutputs):
+        return _MappedSource(source)
+    if isinstance(source, list | tuple):
+        return _Source(source, len(source))
+    if isinstance(source, AsyncIterable | Iterator):
+        return _Source(source, None)
+    hint = "; give list(d.items()) of a dict" if isinstance(source, Mapping) else ""
+    raise TypeError(
+        f"Step '{step_id}' maps over '{over}', which gave a {type(source).__qualname__}: expected "
+        f"a list, a tuple, an iterator or an asynchronous iterator{hint}."
+    )
