@@ -21,6 +21,9 @@ if TYPE_CHECKING:
         ConversationState,
         ConversationStatus,
         CostEstimate,
+        MappedOutputs,
+        MappedResults,
+        MappedStep,
         Pipeline,
         PipelineConfig,
         PipelineResult,
@@ -47,6 +50,7 @@ else:
             ),
             ".pipelines": (
                 "BasePipeline BaseStep ConversationState ConversationStatus CostEstimate "
+                "MappedOutputs MappedResults MappedStep "
                 "Pipeline PipelineConfig PipelineResult PipelineUsage StepConfig "
                 "StepContext StepEstimate StepUsage step"
             ),
@@ -75,6 +79,9 @@ __all__ = [
     "FunctionToolsetBase",
     "InputValidationError",
     "LogfireTracer",
+    "MappedOutputs",
+    "MappedResults",
+    "MappedStep",
     "NoOpTracer",
     "Pipeline",
     "PipelineConfig",

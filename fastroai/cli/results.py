@@ -131,11 +131,12 @@ def deleted(pruned: Pruned) -> str:
     done, nothing = "Deleted", "Nothing was"
     if pruned.dry_run:
         done, nothing = "Would delete", "Nothing would be"
-    if pruned.results or pruned.requests:
-        results = counted(pruned.results, "result")
-        requests = counted(pruned.requests, "recorded request")
+    if pruned.results or pruned.requests or pruned.items:
+        found = [counted(pruned.results, "result"), counted(pruned.requests, "recorded request")]
+        if pruned.items:
+            found.append(counted(pruned.items, "chunk") + " of items")
         size = counted(pruned.size, "byte")
-        return f"{done} {results} and {requests}, {size}, from {pruned.location}: {since}."
+        return f"{done} {' and '.join(found)}, {size}, from {pruned.location}: {since}."
     if pruned.younger or pruned.failures:
         return f"{nothing} deleted from {pruned.location}, {since}."
     return f"No results or recorded requests are stored in {pruned.location}."

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .context import StepContext
     from .decorators import step
     from .estimates import CostEstimate, StepEstimate
+    from .item_outputs import MappedOutputs, MappedResults
+    from .mapped import MappedStep
     from .pipeline import Pipeline
     from .router import BasePipeline
     from .schemas import (
@@ -40,6 +42,8 @@ else:
             ".context": "StepContext",
             ".decorators": "step",
             ".estimates": "CostEstimate StepEstimate",
+            ".item_outputs": "MappedOutputs MappedResults",
+            ".mapped": "MappedStep",
             ".pipeline": "Pipeline",
             ".router": "BasePipeline",
             ".schemas": (
@@ -58,6 +62,9 @@ __all__ = [
     "DispatchSkippedError",
     "ErrorCategory",
     "FastroAIError",
+    "MappedOutputs",
+    "MappedResults",
+    "MappedStep",
     "Pipeline",
     "PipelineConfig",
     "PipelineResult",

@@ -38,7 +38,9 @@ class _NotedOutputs(dict[str, Any]):
         return super().__getitem__(step_id)
 
     def get(self, step_id: str, default: Any = None) -> Any:
-        return self[step_id] if step_id in self else default
+        if step_id not in self:
+            return default
+        return self[step_id]
 
 
 class _NotGiven:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from tempfile import SpooledTemporaryFile
 from typing import Any, Generic, Protocol, TypeVar, overload
 
@@ -66,7 +66,8 @@ class ItemOutputs:
         if key in self._held:
             return self._held[key]
         start, length = self._spilled[key]
-        assert self._file is not None and self.codec is not None
+        assert self._file is not None
+        assert self.codec is not None
         with self._reading:
             self._file.seek(start)
             content = self._file.read(length)
@@ -95,7 +96,7 @@ class ItemOutputs:
         self._has_ended, self._failure = True, failure
         self._wake()
 
-    async def arriving(self) -> AsyncIterator[str]:
+    async def arriving(self) -> AsyncGenerator[str]:
         """The key of each item that has an output, as soon as it has.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -94,6 +95,7 @@ class MapProgress:
         replayed: Those whose output was kept from before.
         failed: Those that failed for good.
         has_ended: Whether nothing more comes.
+        began: When, by `time.monotonic`.
     """
 
     step_id: str
@@ -103,11 +105,41 @@ class MapProgress:
     replayed: int = 0
     failed: int = 0
     has_ended: bool = False
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def running(self) -> int:
         """Items that are worked on now."""
         return self.started - self.done - self.failed
+
+    @property
+    def share(self) -> float | None:
+        """Share of the items that have ended; None: nobody knows how many there are."""
+        if self.total is None:
+            return 1.0 if self.has_ended else None
+        return (self.done + self.failed) / self.total if self.total else 1.0
+
+    def seconds_left(self, now: float) -> float | None:
+        """How long the rest takes at the pace so far; None where nobody can say.
+
+        Args:
+            now: By `time.monotonic`.
+        """
+        worked = self.done + self.failed - self.replayed
+        if self.total is None or worked <= 0 or self.has_ended:
+            return None
+        return (now - self.began) / worked * (self.total - self.done - self.failed)
+
+    def counts(self) -> dict[str, int]:
+        """What there is to tell of its items, by words."""
+        found = {"replayed": self.replayed, "failed": self.failed, "running": self.running}
+        return {word: number for word, number in found.items() if number}
+
+    def in_words(self) -> str:
+        """How far it is, as `900 of 1,000 items done (20 replayed, 3 failed)`."""
+        total = "" if self.total is None else f" of {self.total:,}"
+        counts = ", ".join(f"{number:,} {word}" for word, number in self.counts().items())
+        return f"{self.done:,}{total} items done" + (f" ({counts})" if counts else "")
 
 
 Around = Callable[[Item, Callable[[], Awaitable[None]]], Awaitable[None]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
@@ -85,6 +86,7 @@ class MappedStep(BaseStep[Any, Any]):
         if state.mapped is None:
             state.mapped = MapState(MapProgress(context.step_id))
         shared = state.mapped
+        shared.progress.began = time.monotonic()
         watch(shared.progress)
         try:
             await _Mapping(self, context, state, shared).run()
@@ -117,7 +119,11 @@ class MappedStep(BaseStep[Any, Any]):
         named = _field(value, self.key) if isinstance(self.key, str) else self.key(value)
         if type(named) is int:
             named = str(named)
-        if not isinstance(named, str) or not named.isprintable() or not 0 < len(named) <= LONGEST_KEY:
+        if (
+            not isinstance(named, str)
+            or not named.isprintable()
+            or not 0 < len(named) <= LONGEST_KEY
+        ):
             raise ValueError(
                 f"key={named!r:.300}: give a text of 1 to {LONGEST_KEY} printable characters, or a "
                 "whole number."
@@ -172,7 +178,7 @@ class _Mapping:
         self._shared = shared
         self._outputs, self._progress = shared.outputs, shared.progress
         self._contents: dict[str, str] = {}
-        self._pause: BaseException | None = None
+        self._ends_with: BaseException | None = None
 
     async def run(self) -> None:
         """Run all items."""
@@ -194,20 +200,31 @@ class _Mapping:
         slots = asyncio.Semaphore(self._mapped.max_concurrency)
         try:
             # It cancels what runs, and waits for it, as soon as one of its tasks raises.
-            async with asyncio.TaskGroup() as group, aclosing(self._items(source)) as items:
+            async with asyncio.TaskGroup() as group:
+                await self._start_all(source, group, slots)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        if self._ends_with is not None:
+            raise self._ends_with
+
+    async def _start_all(
+        self, source: _Source, group: asyncio.TaskGroup, slots: asyncio.Semaphore
+    ) -> None:
+        """Begin each item once there is a slot for it, until nothing more is to be begun."""
+        try:
+            async with aclosing(self._items(source)) as items:
                 async for item in items:
                     await slots.acquire()
-                    if self._pause is not None:
-                        break
+                    if self._ends_with is not None:
+                        return
                     self._progress.started += 1
                     task = group.create_task(self._run_item(item))
                     task.add_done_callback(lambda _: slots.release())
-        except BaseExceptionGroup as errors:
-            raise _first_of(errors) from None
-        if self._pause is not None:
-            raise self._failed(self._pause)
+        except Exception as error:
+            # What runs is let finish: it is paid for, and will be found.
+            self._ends_with = error
 
-    async def _items(self, source: _Source) -> AsyncIterator[Item]:
+    async def _items(self, source: _Source) -> AsyncGenerator[Item]:
         """Each distinct element."""
         order = self._outputs.order
         async with aclosing(source.elements()) as elements:
@@ -329,9 +346,7 @@ class _Mapping:
                 # What a record says was paid must not be unknown to the ledger after a crash.
                 await self._state.books.recorder.flush()
             reads = {name: store.read_digest(name) for name in sorted(state.reads)}
-            record = ItemRecord(
-                output=stored, entries=entries, reads=reads, attempts=state.attempt
-            )
+            record = ItemRecord(output=stored, entries=entries, reads=reads, attempts=state.attempt)
             store.keep(item, record)
         return _as_json(stored)
 
@@ -340,7 +355,7 @@ class _Mapping:
         self._progress.failed += 1
         if is_pause(error):
             # What runs is let finish: cancelled, it would be paid for now and once more later.
-            self._pause = self._pause or error
+            self._ends_with = self._ends_with or self._failed(error)
             return
         if self._progress.total is not None:
             self._check_failures(self._progress.total)
@@ -371,11 +386,6 @@ def _as_json(stored: Any) -> bytes:
     return json.dumps(stored, separators=(",", ":")).encode()
 
 
-def _first_of(errors: BaseExceptionGroup) -> BaseException:
-    """Of what the tasks of a group raised, what ended it."""
-    return errors.exceptions[0]
-
-
 class _Source:
     """What is mapped over.
 
@@ -387,7 +397,7 @@ class _Source:
         self._values = values
         self.total = total
 
-    async def elements(self) -> AsyncIterator[tuple[str | None, Any]]:
+    async def elements(self) -> AsyncGenerator[tuple[str | None, Any]]:
         """Each element, with the key that it has already."""
         if isinstance(self._values, AsyncIterable):
             async for value in self._values:
@@ -412,7 +422,7 @@ class _MappedSource(_Source):
         self._outputs = outputs
         self._keys: dict[str, str] = {}
 
-    async def elements(self) -> AsyncIterator[tuple[str | None, Any]]:
+    async def elements(self) -> AsyncGenerator[tuple[str | None, Any]]:
         async with aclosing(self._outputs.arriving()) as arriving:
             async for key in arriving:
                 yield key, self._outputs[key]

@@ -13,6 +13,7 @@ from ..budgets import Budget, budgets_given
 from ..errors import InputValidationError, PipelineValidationError, StepExecutionError
 from .base import BaseStep
 from .config import PipelineConfig, StepConfig
+from .mapped import MappedStep
 from .plan import ExecutionPlan, check_name
 from .schemas import PipelineResult, PipelineUsage
 
@@ -74,6 +75,7 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         _check_definition(name, input_type)
         _check_output_step(output_step, steps)
         self._plan = ExecutionPlan.build(steps, self.dependencies, config, self.step_configs)
+        _check_maps(self._plan, input_type)
         self.output_step = (
             output_step if output_step is not None else _only_terminal_step(self._plan)
         )
@@ -163,7 +165,8 @@ class Pipeline(Generic[DepsT, InputT, OutputT]):
         from ..executors import ExecutionResult, open_session
 
         async with open_session(self._plan, inputs, deps, None, **options) as session:
-            given = (self.steps, self.dependencies, inputs, deps, tracer, self.config)
+            edges = {step_id: node.dependencies for step_id, node in self._plan.steps.items()}
+            given = (self.steps, edges, inputs, deps, tracer, self.config)
             try:
                 execution = await executor.execute(*given, self.step_configs, **options)
             except StepExecutionError as error:
@@ -322,6 +325,19 @@ def _check_output_step(output_step: object, steps: object) -> None:
         raise PipelineValidationError(
             f"output_step '{output_step}' not in steps: {sorted(map(str, steps))}."
         )
+
+
+def _check_maps(plan: ExecutionPlan, input_type: type[BaseModel] | None) -> None:
+    """What is mapped over is a step or, as far as that is known, a field of the input."""
+    if input_type is None or input_type.model_config.get("extra") == "allow":
+        return
+    for step_id, node in plan.steps.items():
+        over = node.step.over if isinstance(node.step, MappedStep) else None
+        if over is not None and over not in plan.steps and over not in input_type.model_fields:
+            raise PipelineValidationError(
+                f"Step '{step_id}' maps over '{over}', which is neither a step nor a field of "
+                f"{input_type.__name__}. Its fields: {', '.join(input_type.model_fields)}."
+            )
 
 
 def _run_options(run_key: object, tags: object) -> dict[str, Any]:

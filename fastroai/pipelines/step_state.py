@@ -60,8 +60,8 @@ class RunBooks:
         """The budgets that hold for its requests; None: there are none."""
         self._states: dict[str, StepState] = {}
 
-    def limit_step(self, step_id: str, config: StepConfig) -> None:
-        """Have a step's budgets hold for what it has spent and will."""
+    def limit_step(self, step_id: str, config: StepConfig, *, of_items: bool = False) -> None:
+        """Have a step's budgets hold for what it, or each item of it, has spent and will."""
         budgets = budgets_of(config)
         if not budgets:
             return
@@ -70,7 +70,8 @@ class RunBooks:
             for entry in self.recorder.entries:
                 limits.note(entry)
             self.recorder.limits = self.limits = limits
-        self.limits.limit_step(step_id, budgets)
+        limit = self.limits.limit_items if of_items else self.limits.limit_step
+        limit(step_id, budgets)
 
     def step_state(self, step_id: str) -> StepState:
         """The state of one step, made when it is first asked for."""
@@ -226,16 +227,14 @@ class StepState:
             CostBudgetExceededError: Carries the budget, what there is of it, and the step.
         """
         if not self.books.is_planned:
-            self.books.limit_step(self.step_id, config)
+            self.books.limit_step(self.step_id, config, of_items=self.item is not None)
         if (limits := self.books.limits) is None:
             return
         # What was answered before costs nothing; what is not is refused when it is to be sent.
         is_replaying = self.journal is not None and self.journal.may_answer and not self._answered
         if not is_replaying:
             identity, item = self.books.identity, self.item
-            limits.require(
-                changed(identity, step_id=self.step_id, item=item, attempt=self.attempt)
-            )
+            limits.require(changed(identity, step_id=self.step_id, item=item, attempt=self.attempt))
 
     def final(self, error: ErrorT) -> ErrorT:
         """Note that an error must not lead to another attempt of the step."""

@@ -75,9 +75,10 @@ class FileSystemStore(ObjectStore):
         """Any but a refusal: what else they raise differs from one to the next."""
         return not isinstance(error, PermissionError)
 
-    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
+    async def pages(self, folder: str, beginning: str = "") -> AsyncIterator[list[StoredObject]]:
         """See `ObjectStore`."""
-        found = await self._files(self.resolve(folder))
+        files = await self._files(self.resolve(folder))
+        found = [stored for stored in files if stored.name.startswith(beginning)]
         for start in range(0, len(found), PAGE):
             yield found[start : start + PAGE]
 

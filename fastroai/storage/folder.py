@@ -70,21 +70,23 @@ class FolderStore(ObjectStore):
         if content != PROBE:
             raise OSError(f"read back {content[:60]!r} instead of what was written")
 
-    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
+    async def pages(self, folder: str, beginning: str = "") -> AsyncIterator[list[StoredObject]]:
         """See `ObjectStore`."""
         # Read to its end first: what a folder lists while files are deleted from it is undefined.
-        found = await self._files(self.resolve(folder))
+        found = await self._files(self.resolve(folder), beginning)
         for start in range(0, len(found), PAGE):
             yield found[start : start + PAGE]
 
     @in_thread
-    def _files(self, folder: str) -> list[StoredObject]:
+    def _files(self, folder: str, beginning: str) -> list[StoredObject]:
         try:
             entries = list(os.scandir(folder))
         except FileNotFoundError:  # nothing was stored yet
             return []
         found = []
         for entry in entries:
+            if not entry.name.startswith(beginning):
+                continue
             with suppress(FileNotFoundError):  # somebody else deletes, too
                 if entry.is_file(follow_symlinks=False):
                     stat = entry.stat(follow_symlinks=False)

@@ -92,8 +92,9 @@ class ObjectStore(ABC):
         """Whether the same call may succeed a moment later; also what is gone may come back."""
         return True
 
-    def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
-        """The objects right in a folder, not those below it, in lists of up to `PAGE`.
+    def pages(self, folder: str, beginning: str = "") -> AsyncIterator[list[StoredObject]]:
+        """The objects right in a folder, not those below it, in lists of up to `PAGE`; those whose
+        names have a beginning.
 
         Nothing where there is no such folder.
 

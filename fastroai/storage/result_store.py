@@ -28,6 +28,8 @@ BACKOFF = Backoff(0.1, longest=5.0)
 
 REQUESTS = "requests"
 """Folder of the recorded requests, beside the results."""
+ITEMS = "items"
+"""Folder of the chunks of items' records, beside the results."""
 
 CANT_BE_READ = (
     "%s can't be read now: %s. A result that may be there is not used. Its step is run, unless an "
@@ -145,6 +147,21 @@ class ResultStore:
             if twice:
                 self._read_ahead[name] = found
         return found
+
+    async def names_in(self, folder: str, beginning: str) -> list[str]:
+        """The names of the records right in a folder that begin so, those included that wait to be
+        written.
+
+        Raises:
+            Exception: The storage can't be asked.
+        """
+        found = await self._insist(partial(self._listed, folder, beginning))
+        waiting = (name for name in self._waiting if name.startswith(f"{folder}/{beginning}"))
+        return [*found, *(name.rpartition("/")[2] for name in waiting)]
+
+    async def _listed(self, folder: str, beginning: str) -> list[str]:
+        pages = self.objects.pages(folder, beginning)
+        return [stored.name async for page in pages for stored in page]
 
     async def write(self, path: str, record: bytes, owner: str | None) -> None:
         """Write a record; one that can't be written now waits.

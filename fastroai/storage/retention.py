@@ -12,10 +12,10 @@ from typing import Literal
 
 from ..errors import ResultStorageError
 from .object_store import CONNECTIONS, ObjectStore, StoredObject
-from .result_store import REQUESTS
+from .result_store import ITEMS, REQUESTS
 from .signing import BEGINNING, is_sealed
 
-Kind = Literal["result", "request"]
+Kind = Literal["result", "request", "items"]
 
 MINIMUM_AGE = timedelta(hours=1)
 """Nothing younger is deleted: runs that are under way, or about to be tried again, may still need
@@ -26,6 +26,7 @@ it.
 # own policies.
 _RESULT = re.compile(r"[0-9a-f]{32}(?:[0-9a-f]{32})?")
 _REQUEST = re.compile(r"[0-9a-f]{64}-[1-9][0-9]*")
+_ITEMS = re.compile(r"[0-9a-f]{32}-[0-9]{20}-[0-9a-f]{32}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Pruned:
         dry_run: Whether nothing was deleted.
         results: Results of steps that were deleted.
         requests: Recorded requests and tool calls that were deleted.
+        items: Chunks of items of mapped steps, and of their requests, that were deleted.
         size: Bytes of both.
         younger: Objects under the names of records that are not old.
         others: Objects in the same folders that are no records of fastroai.
@@ -50,6 +52,7 @@ class Pruned:
     dry_run: bool
     results: int = 0
     requests: int = 0
+    items: int = 0
     size: int = 0
     younger: int = 0
     others: int = 0
@@ -57,10 +60,13 @@ class Pruned:
 
     def note(self, stored: StoredObject) -> None:
         """Count this one as deleted."""
-        if kind_of(stored.name) == "result":
-            self.results += 1
-        else:
-            self.requests += 1
+        match kind_of(stored.name):
+            case "result":
+                self.results += 1
+            case "items":
+                self.items += 1
+            case _:
+                self.requests += 1
         self.size += stored.size
 
 
@@ -93,13 +99,13 @@ async def prune(
     pruned = Pruned(location=described, before=cutoff(older_than, now), dry_run=dry_run)
     try:
         # What is below other folders is somebody else's. With a prefix of that name, both are one.
-        for folder in sorted({objects.resolve(""), objects.resolve(REQUESTS)}):
+        for folder in sorted(map(objects.resolve, ("", ITEMS, REQUESTS))):
             async for page in objects.pages(folder):
                 await _prune(page, objects, pruned)
     except ResultStorageError:
         raise
     except Exception as error:
-        deleted = pruned.results + pruned.requests
+        deleted = pruned.results + pruned.requests + pruned.items
         until_then = "" if dry_run else f" Until then, {deleted} records were deleted."
         raise ResultStorageError(
             f"Old results can't be deleted from {described}: {type(error).__name__}: {error}."
@@ -131,6 +137,8 @@ def kind_of(name: str) -> Kind | None:
     """What kind of record may have such a name."""
     if _RESULT.fullmatch(name):
         return "result"
+    if _ITEMS.fullmatch(name):
+        return "items"
     return "request" if _REQUEST.fullmatch(name) else None
 
 

@@ -112,10 +112,10 @@ class S3Store(ObjectStore):
         refusals = (botocore.BotoCoreError, PermissionError)
         return isinstance(error, passing) or not isinstance(error, refusals)
 
-    async def pages(self, folder: str) -> AsyncIterator[list[StoredObject]]:
+    async def pages(self, folder: str, beginning: str = "") -> AsyncIterator[list[StoredObject]]:
         """See `ObjectStore`."""
         path = self.resolve(folder)
-        prefix = f"{path}/" if path else ""
+        prefix = (f"{path}/" if path else "") + beginning
         token: str | None = None
         while True:
             answer = await self._insist(partial(self._list, prefix, token))

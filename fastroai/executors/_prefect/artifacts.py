@@ -36,17 +36,21 @@ CONCURRENT_WRITES = 8
 LONGEST_OUTPUT = 100_000
 BACKOFF = Backoff(0.2, longest=2.0)
 """Seconds between two attempts to write one table; each pause is twice as long as the last."""
+DEAREST = 20
+"""Items of a mapped step that have a row of their own for what they cost."""
+MOST_FAILURES = 1000
+LONGEST_ERROR = 500
 NAMED = 10
 """How many missing tables a warning names."""
 
 
 @lru_cache(maxsize=4096)
-def artifact_key(pipeline: str, step_id: str | None = None) -> str:
-    """`costs-<pipeline>[--<step>]` in the characters Prefect allows.
+def artifact_key(pipeline: str, step_id: str | None = None, kind: str = "costs") -> str:
+    """`costs-<pipeline>[--<step>]` in the characters Prefect allows; or of another kind.
 
     It is the same for each run, so that the UI shows a history.
     """
-    key = f"costs-{slug_of(pipeline, separator='-')}"
+    key = f"{kind}-{slug_of(pipeline, separator='-')}"
     return key if step_id is None else f"{key}--{slug_of(step_id, separator='_')}"
 
 
@@ -71,6 +75,49 @@ def step_rows(entries: Sequence[LedgerEntry]) -> list[Row]:
         {"agent": agent, "model": model, "state": state} | vars(_Costs.of(group))
         for (agent, model, state), group in groups.items()
     ]
+
+
+def item_rows(
+    entries: Sequence[LedgerEntry], errors: Mapping[str, BaseException], items: int
+) -> list[Row]:
+    """Rows of a mapped step's table: the dearest items, all that failed, the others as one, and
+    what all of them come to.
+
+    Args:
+        errors: What failed items raised, by their keys.
+        items: How many there are.
+    """
+    of_items: dict[str, list[LedgerEntry]] = {}
+    for entry in entries:
+        of_items.setdefault(entry.attribution.item or "", []).append(entry)
+    of_step = of_items.pop("", [])
+    dearest = sorted(of_items, key=lambda key: total_usd(of_items[key]), reverse=True)[:DEAREST]
+    shown = [*dict.fromkeys((*dearest, *list(errors)[:MOST_FAILURES]))]
+    rows: list[Row] = []
+    for key in shown:
+        state = "failed" if key in errors else "completed"
+        rows.append({"item": key, "state": state} | vars(_Costs.of(of_items.pop(key, []))))
+    rest = [entry for group in of_items.values() for entry in group]
+    if items > len(shown):
+        rows.append(_folded(f"{items - len(shown):,} others", rest))
+    if of_step:
+        rows.append(_folded("none", of_step))
+    return [*rows, _folded("total", entries)]
+
+
+def _folded(item: str, entries: Sequence[LedgerEntry]) -> Row:
+    return {"item": item, "state": ""} | vars(_Costs.of(entries))
+
+
+def failure_rows(errors: Mapping[str, BaseException]) -> list[Row]:
+    """One row per item that failed, with its error; of very many the first ones."""
+    rows: list[Row] = []
+    for key, error in list(errors.items())[:MOST_FAILURES]:
+        text = redact(str(error))[:LONGEST_ERROR]
+        rows.append({"item": key, "error": type(error).__qualname__, "message": text})
+    if more := len(errors) - len(rows):
+        rows.append({"item": f"{more:,} more", "error": "", "message": ""})
+    return rows
 
 
 def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) -> list[Row]:
@@ -256,6 +303,11 @@ class ArtifactWriter:
     _unwritten: list[_Table] = field(default_factory=list)
     _workers: list[asyncio.Task[None]] = field(default_factory=list)
     _client: PrefectClient = field(default_factory=get_client)
+
+    @property
+    def client(self) -> PrefectClient:
+        """Open as long as this is."""
+        return self._client
 
     async def __aenter__(self) -> ArtifactWriter:
         await self._client.__aenter__()

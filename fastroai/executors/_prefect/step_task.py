@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from ...errors import ResultStorageError
 from ...pipelines.config import expiration, retry_delay
 from ...pipelines.plan import PlannedStep
+from ...pipelines.step_state import StepState
 from ...replay.journal import Journal
 from ...serialization.canonical_json import digest
 from ..protocol import StepRecord
@@ -72,6 +73,7 @@ class StepTask:
         ledger_url: Where the run's requests are booked.
 
     Attributes:
+        session: As given, like the scope, the storage, and whether it records requests.
         task: Its body is `execute`.
         identity: What tells this execution from others, once its dependencies have ended.
         output_digest: What identifies the output in the keys of its dependents.
@@ -100,13 +102,13 @@ class StepTask:
         self.error: BaseException | None = None
         self.state: State[Any] | None = None
         self.task_run_id: UUID | None = None
-        self._session = session
-        self._scope = scope
-        self._storage = storage
-        self._records_requests = records_requests
+        self.session = session
+        self.scope = scope
+        self.storage = storage
+        self.records_requests = records_requests
         self._ledger_url = ledger_url
         self._codec = StepCodec.of(node.step_id, node.step)
-        config = node.config
+        config = node.whole
         delays = range(1, min(config.retries, MAX_RETRY_DELAYS) + 1)
         options: dict[str, Any] = {
             "retries": config.retries,
@@ -145,13 +147,12 @@ class StepTask:
                 own = {"result_store": flow.result_store, "persist_result": flow.persist_result}
                 results_of_the_flow = context.model_copy(update=own)
         self.attempts += 1
-        state = self._session.step_state(self.node.step_id)
-        if self._records_requests and state.journal is None:
-            state.journal = self._new_journal()
+        state = self.session.step_state(self.node.step_id)
         try:
+            self.prepare(state)
             with results_of_the_flow:
-                record = await run_step(self._session, self.node, self.attempts)
-            content, self.output_digest = self._stored_form(record)
+                record = await run_step(self.session, self.node, self.attempts)
+            content, self.output_digest = self.stored_form(record)
         except BaseException as error:
             mask_secrets(error)
             self.error = error
@@ -159,18 +160,23 @@ class StepTask:
         self.record = record
         return StoredStep(content) if self.task.persist_result else None
 
+    def prepare(self, state: StepState) -> None:
+        """Give the step's state what it needs before its code is run."""
+        if self.records_requests and state.journal is None:
+            state.journal = self._new_journal()
+
     def _new_journal(self) -> Journal:
         """Where the step's answers are recorded: beside its result if that may be used again, else
         in process.
         """
-        run, pipeline = self._scope, self._session.name
+        run, pipeline = self.scope, self.session.name
         step = digest([run.text, pipeline, self.node.step_id, self.node.config.cache_scope])
         if not self.task.persist_result or self.task.cache_policy is NO_CACHE:
             return Journal(step)
-        stored = StoredJournal(self._storage.store, run, pipeline, self._ledger_url)
+        stored = StoredJournal(self.storage.store, run, pipeline, self._ledger_url)
         return Journal(step, stored, is_empty=not run.may_have_results)
 
-    def _stored_form(self, record: StepRecord) -> tuple[dict[str, Any], str]:
+    def stored_form(self, record: StepRecord) -> tuple[dict[str, Any], str]:
         """What is stored of the finished step, and what identifies its output in the keys of its
         dependents.
 
@@ -178,7 +184,7 @@ class StepTask:
             ResultStorageError: The output can't be stored, and the step's configuration asks for
                 it.
         """
-        session, policy, key = self._session, self.task.cache_policy, None
+        session, policy, key = self.session, self.task.cache_policy, None
         if isinstance(policy, StepCachePolicy):
             assert self.identity is not None
             key = policy.key_of(vars(self.identity))
@@ -204,7 +210,7 @@ class StepTask:
         # None, or Prefect's own timeout.
         if self.error is None or isinstance(self.error, asyncio.CancelledError):
             return True
-        return may_retry(self._session, self.node, self.error)
+        return may_retry(self.session, self.node, self.error)
 
     async def find_under_former_names(self) -> None:
         """Have Prefect look under an earlier name where only that has a result."""
@@ -212,11 +218,11 @@ class StepTask:
         policy = self.task.cache_policy
         if not self.task.persist_result or not isinstance(policy, StepCachePolicy):
             return
-        if await self._storage.has(policy.key_of(vars(self.identity)).digest()):
+        if await self.storage.has(policy.key_of(vars(self.identity)).digest()):
             return
-        for former in former_identities(self.identity, self._session.plan):
+        for former in former_identities(self.identity, self.session.plan):
             key = policy.key_of(vars(former)).digest()
-            if await self._storage.has(key):
+            if await self.storage.has(key):
                 policy.found_under = key
                 return
 
@@ -226,7 +232,7 @@ class StepTask:
         Raises:
             ResultStorageError: It is damaged, or of another shape than the code declares now.
         """
-        step_id, session = self.node.step_id, self._session
+        step_id, session = self.node.step_id, self.session
         record = decode_record(stored, self._codec, self.node.config.formerly)
         step_state = session.step_state(step_id)
         if record.entries:

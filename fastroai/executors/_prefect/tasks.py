@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -19,14 +20,19 @@ from ..session import RunSession
 from .artifacts import (
     ArtifactWriter,
     artifact_key,
+    counted,
     describe_budgets,
     describe_costs,
+    failure_rows,
+    item_rows,
     run_rows,
     step_rows,
 )
 from .caching import StepIdentity, digest_or_unique
 from .events import RunEvents
+from .map_task import MapTask
 from .options import PrefectOptions
+from .progress_artifact import ProgressArtifact
 from .run_scope import run_scope
 from .run_storage import StepStorage
 from .step_task import StepTask
@@ -57,7 +63,8 @@ class StepTasks:
         scope = run_scope(session.name, self._inputs_digest, session.identity.run_key)
         self._steps: dict[str, StepTask] = {}
         for step_id, node in session.plan.steps.items():
-            self._steps[step_id] = StepTask(
+            made_of = MapTask if node.is_mapped else StepTask
+            self._steps[step_id] = made_of(
                 session,
                 node,
                 scope,
@@ -99,6 +106,8 @@ class StepTasks:
             # Of a step that asked nothing there is nothing to tell; its row is in the run's table.
             if entries or unmetered:
                 self._tell_costs(step, unmetered)
+            if node.is_mapped:
+                self._tell_failures(step)
 
     def _tell_costs(self, step: StepTask, unmetered: Mapping[str, int]) -> None:
         """Write the table of a step that has ended, and emit its event."""
@@ -106,13 +115,31 @@ class StepTasks:
         state, attempts, entries = self._ended[step_id]
         if state != "replayed":
             self._events.step_ended(step_id, state, attempts, entries)
+        rows = step_rows(entries)
+        told: int | None = attempts
+        if step.node.is_mapped:
+            shared, told = self._session.map_state(step_id), None
+            rows = item_rows(entries, shared.outputs.errors, shared.progress.started)
+            state = f"{state}, {shared.progress.in_words()}"
         self._artifacts.add(
             artifact_key(self._session.name, step_id),
-            step_rows(entries),
-            describe_costs(f"{step_id} ({state})", entries, attempts, unmetered=[unmetered]),
+            rows,
+            describe_costs(f"{step_id} ({state})", entries, told, unmetered=[unmetered]),
             flow_run_id=self._flow_run_id,
             task_run_id=step.task_run_id,
         )
+
+    def _tell_failures(self, step: StepTask) -> None:
+        """List the items of a mapped step that failed, if some did."""
+        step_id, name = step.node.step_id, self._session.name
+        if errors := self._session.map_state(step_id).outputs.errors:
+            self._artifacts.add(
+                artifact_key(name, step_id, "failures"),
+                failure_rows(errors),
+                f"**{step_id}**: {counted(len(errors), 'item')} failed",
+                flow_run_id=self._flow_run_id,
+                task_run_id=step.task_run_id,
+            )
 
     async def _run_task(self, step: StepTask) -> StepRecord:
         node, plan = step.node, self._session.plan
@@ -136,6 +163,23 @@ class StepTasks:
         # Quoted, or Prefect would look for states in each field of it.
         parameter = quote(dict(vars(step.identity)))
         task: Any = step.task  # Prefect types the call of an async task as if it were not awaited
+        async with self._progress_of(step):
+            return await self._record_of(step, task, parameter, wait_for)
+
+    def _progress_of(self, step: StepTask) -> AbstractAsyncContextManager[None]:
+        """Shows how far a mapped step is, as long as it is under way."""
+        if not step.node.is_mapped:
+            return nullcontext()
+        progress = self._session.map_state(step.node.step_id).progress
+        key = artifact_key(self._session.name, step.node.step_id, "progress")
+        shown = ProgressArtifact(
+            self._artifacts, key, progress, self._session.recorder, self._flow_run_id, step
+        )
+        return shown.followed()
+
+    async def _record_of(
+        self, step: StepTask, task: Any, parameter: Any, wait_for: list[State[Any] | None]
+    ) -> StepRecord:
         while True:
             state: State[Any] = await task(parameter, wait_for=wait_for, return_state=True)
             step.state = state

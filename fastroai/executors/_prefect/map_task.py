@@ -1,0 +1,123 @@
+"""A mapped step of a run as one Prefect task, whose items are records beside the results."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE, CachePolicy
+
+from ...errors import PipelineValidationError
+from ...pipelines.config import expiration
+from ...pipelines.map_state import Item
+from ...pipelines.mapped import MappedStep
+from ...pipelines.step_state import StepState
+from ...replay.chunked_records import ChunkedRecords
+from ...serialization.canonical_json import digest
+from ...settings import CachePolicyName
+from ..protocol import StepRecord
+from .caching import StepIdentity, digest_or_unique, former_identities
+from .kept_items import ItemsOf, KeptItems
+from .step_task import StepTask, literal_name
+
+
+class MapTask(StepTask):
+    """A mapped step of one run: its task is run always, and finds out what is to be done of it."""
+
+    def prepare(self, state: StepState) -> None:
+        """See `StepTask.prepare`."""
+        assert isinstance(self.node.step, MappedStep)
+        shared = self.session.map_state(self.node.step_id)
+        if self.node.step.task_runs == "each":
+            shared.around = self._as_task_run
+        policy = self._policy()
+        if policy == "off" or self.node.config.persist_result is False:
+            return
+        scope, store, step_id = self.scope, self.storage.store, self.node.step_id
+        run = scope.text if policy == "run" else None
+        is_empty = policy == "run" and not scope.may_have_results
+        folders = []
+        for identity in self._identities():
+            base = digest([identity, run])
+            records = ChunkedRecords(store, base[:32], step_id, is_empty)
+            folders.append(ItemsOf(base, records))
+        requests = None
+        if self.records_requests:
+            base = digest([scope.text, self.session.name, step_id, self.node.config.cache_scope])
+            records = ChunkedRecords(store, base[:32], is_empty=not scope.may_have_results)
+            requests = ItemsOf(base, records)
+        shared.store = KeptItems(
+            folders,
+            requests,
+            inputs=self.session.inputs,
+            source=self._source,
+            expiration=expiration(self.node.config),
+        )
+
+    async def _as_task_run(self, item: Item, run: Callable[[], Awaitable[None]]) -> None:
+        """Run an item as a task run of its own, which shows where it is and how it ended."""
+        failures: list[BaseException] = []
+
+        async def run_item() -> None:
+            try:
+                await run()
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+        task: Any = Task(
+            run_item,
+            name=self.node.step_id,
+            task_run_name=literal_name(f"{self.node.step_id}[{item.key}]"),
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+        state = await task(return_state=True)
+        if failures:
+            raise failures[0]
+        if not state.is_completed():
+            raise RuntimeError(f"Prefect ended the task of item {item.key!r} as {state!r}")
+
+    def stored_form(self, record: StepRecord) -> tuple[dict[str, Any], str]:
+        """See `StepTask.stored_form`: nothing is stored but its items."""
+        outputs = self.session.map_state(self.node.step_id).outputs
+        return {}, outputs.digest() or digest_or_unique(object())
+
+    def _policy(self) -> CachePolicyName:
+        """
+        Raises:
+            PipelineValidationError: It is one of Prefect's, which knows no items.
+        """
+        choice = self.node.config.cache_policy
+        if isinstance(choice, CachePolicy):
+            raise PipelineValidationError(
+                f"Step '{self.node.step_id}' has cache_policy={choice!r}: the items of a mapped "
+                "step are reused by 'run' or 'inputs', or not with 'off'."
+            )
+        policy: CachePolicyName = choice or self.session.settings.cache_policy
+        return policy
+
+    def _identities(self) -> list[dict[str, Any]]:
+        """What all items of the step have in common: as it is now, and by its former names."""
+        assert self.identity is not None
+        known = [self.identity, *former_identities(self.identity, self.session.plan)]
+        return [self._of_items(identity) for identity in known]
+
+    def _of_items(self, identity: StepIdentity) -> dict[str, Any]:
+        # Each item has its own content; what else it has read of the input, its record says.
+        fields = dict(vars(identity)) | {"inputs": "as read"}
+        over = self._over()
+        fields["dependencies"] = {
+            step_id: text for step_id, text in identity.dependencies.items() if step_id != over
+        }
+        return fields
+
+    def _over(self) -> str:
+        assert isinstance(self.node.step, MappedStep)
+        return self.node.step.over
+
+    def _source(self) -> Any:
+        """All that is mapped over."""
+        outputs, over = self.session.outputs, self._over()
+        return outputs[over] if over in outputs else self.session.inputs.get(over)
