@@ -99,7 +99,7 @@ async def prune(
     pruned = Pruned(location=described, before=cutoff(older_than, now), dry_run=dry_run)
     try:
         # What is below other folders is somebody else's. With a prefix of that name, both are one.
-        for folder in sorted(map(objects.resolve, ("", ITEMS, REQUESTS))):
+        for folder in sorted(set(map(objects.resolve, ("", ITEMS, REQUESTS)))):
             async for page in objects.pages(folder):
                 await _prune(page, objects, pruned)
     except ResultStorageError:

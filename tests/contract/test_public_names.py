@@ -47,8 +47,21 @@ PUBLISHED: dict[str, set[str]] = {
 }  # fmt: skip
 
 ADDED: dict[str, set[str]] = {name: set() for name in PUBLISHED} | {
-    "fastroai": {"CostEstimate", "InputValidationError", "StepEstimate"},
-    "fastroai.pipelines": {"CostEstimate", "StepEstimate"},
+    "fastroai": {
+        "CostEstimate",
+        "InputValidationError",
+        "MappedOutputs",
+        "MappedResults",
+        "MappedStep",
+        "StepEstimate",
+    },
+    "fastroai.pipelines": {
+        "CostEstimate",
+        "MappedOutputs",
+        "MappedResults",
+        "MappedStep",
+        "StepEstimate",
+    },
     "fastroai.usage": {"EntryState", "Ledger", "LedgerEntry", "Price", "Totals"},
 }
 """Names that version 1 adds on purpose; a name in neither table fails the test."""

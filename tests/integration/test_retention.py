@@ -254,10 +254,10 @@ async def test_more_records_than_one_request_lists_are_deleted_in_batches(
     asked = in_s3.requests[before:]
     assert counts(pruned) == (80, 0, 0, 0)
     assert in_s3.keys() == []
-    # two pages, and the folder of requests
-    assert sum("list-type=2" in request.query for request in asked) == 3
+    # two pages, and the folders of requests and items
+    assert sum("list-type=2" in request.query for request in asked) == 4
     assert [request.query for request in asked if request.method == "POST"] == ["delete", "delete"]
-    assert len(asked) == 3 + 80 + 2
+    assert len(asked) == 4 + 80 + 2
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from fastroai.errors import (
 
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "CostBudgetExceededError": (150, 200, "summarise"),
+    "MappedStepError": ("summarise", ValueError("bad"), {"doc-7": ValueError("bad")}, 0.1),
     "StepExecutionError": ("summarise", ValueError("bad")),
 }
 """Constructor arguments of the errors that take more than a message."""

@@ -30,8 +30,8 @@ def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONF
     """Show what the requests cost that the filters select.
 
     Args:
-        by: run, run_key, pipeline, step, agent, model, provider, deployment, created_by, day, tag,
-            or tag:NAME for the values of one tag. Default: pipeline.
+        by: run, run_key, pipeline, step, item, agent, model, provider, deployment, created_by, day,
+            tag, or tag:NAME for the values of one tag. Default: pipeline.
     """
     groups, total, booked = asyncio.run(_read(source.ledger, by, filters))
     nothing = "" if groups else nothing_found(source.ledger, filters, booked)
