@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from .costs.filters import CONFIGURED, Source
 from .costs.report import publish
 from .forecasts import as_json, estimated, show
+from .inputs import valid_input
 from .loading import load_pipeline
-from .run import valid_input
 
 
 def estimate(

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from ..pipelines.deps import DepsFactory
 from ..pipelines.pipeline import Pipeline
 from .exit_codes import UsageError
+
+if TYPE_CHECKING:
+    from ..executors.prefect import PipelineFlow
 
 AnyPipeline = Pipeline[Any, Any, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the command line names.
+
+    Attributes:
+        pipeline: The pipeline, or the one whose flow is named.
+        module: Where it was found.
+        deps_factory: Of the flow that is named, or of the one in the module that is the pipeline's.
+    """
+
+    pipeline: AnyPipeline
+    module: ModuleType
+    deps_factory: DepsFactory | None = None
+
+
 def load_pipeline(target: str) -> AnyPipeline:
+    """Import a pipeline, as `load_target`."""
+    return load_target(target).pipeline
+
+
+def load_target(target: str) -> Target:
     """Import a pipeline, from the working directory first.
 
     Args:
-        target: `MODULE:PIPELINE`, or `FILE.py:PIPELINE`.
+        target: `MODULE:PIPELINE`, or `FILE.py:PIPELINE`; for a pipeline also one of its flows.
 
     Raises:
         UsageError: There is no such module, file or pipeline.
@@ -28,11 +54,44 @@ def load_pipeline(target: str) -> AnyPipeline:
     name, _, attribute = target.rpartition(":")
     if not name or not attribute:
         raise UsageError(f"Expected MODULE:PIPELINE, got {target!r}.")
-    module = _import(name)
+    module = load_module(name)
     found = getattr(module, attribute, None)
     if isinstance(found, Pipeline):
-        return found
+        of_pipeline = (one for one in flows_in(module) if one.pipeline is found)
+        factories = (one.deps_factory for one in of_pipeline if one.deps_factory is not None)
+        return Target(found, module, next(factories, None))
+    for flow in flows_in(module):
+        if flow is found:
+            return Target(flow.pipeline, module, flow.deps_factory)
     raise not_a_pipeline(module, name, attribute)
+
+
+def load_factory(name: str, module: ModuleType) -> DepsFactory:
+    """What `--deps` names: `MODULE:FACTORY`, `FILE.py:FACTORY`, or `FACTORY` of the pipeline's own
+    module.
+
+    Raises:
+        UsageError: There is no such module, file or function.
+    """
+    place, _, attribute = name.rpartition(":")
+    where = load_module(place) if place else module
+    found = getattr(where, attribute, None)
+    if callable(found):
+        return cast("DepsFactory", found)
+    problem = "is nothing that can be called" if hasattr(where, attribute) else "is not there"
+    raise UsageError(
+        f"--deps {name!r}: {attribute!r} {problem}. Name a function without arguments that makes "
+        "the deps, as MODULE:FACTORY."
+    )
+
+
+def flows_in(module: ModuleType) -> list[PipelineFlow]:
+    """The flows that a module made of pipelines."""
+    # Who has made one has loaded this module; nobody else needs Prefect for it.
+    prefect = sys.modules.get("fastroai.executors.prefect")
+    if prefect is None:
+        return []
+    return [value for value in vars(module).values() if isinstance(value, prefect.PipelineFlow)]
 
 
 def not_a_pipeline(module: ModuleType, name: str, attribute: str) -> UsageError:
@@ -41,16 +100,30 @@ def not_a_pipeline(module: ModuleType, name: str, attribute: str) -> UsageError:
     problem = f"Module {name!r} has no {attribute!r}."
     if found is not None:
         problem = f"{attribute!r} in module {name!r} is not a Pipeline but {found!r:.80}."
-    pipelines = [key for key, value in vars(module).items() if isinstance(value, Pipeline)]
-    return UsageError(f"{problem} Its pipelines: {', '.join(pipelines) or 'none'}.")
+    flows = {id(flow) for flow in flows_in(module)}
+    pipelines = [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, Pipeline) or id(value) in flows
+    ]
+    similar = get_close_matches(attribute, pipelines, n=1)
+    meant = f" Did you mean {similar[0]!r}?" if similar else ""
+    return UsageError(f"{problem}{meant} Its pipelines: {', '.join(pipelines) or 'none'}.")
 
 
-def _import(name: str) -> ModuleType:
+def load_module(name: str) -> ModuleType:
+    """Import a module by its name, or a file.
+
+    Raises:
+        UsageError: It is not there.
+    """
     folder = Path.cwd()
     if name.endswith(".py"):
         file = Path(name).resolve()
         if not file.is_file():
             raise UsageError(f"No file {name!r} (working directory: {folder}).")
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))  # what the file imports may be named from here, too
         folder, name = file.parent, file.stem
     # In front, as `python -m` has it.
     sys.path.insert(0, str(folder))

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from ..errors import InputValidationError, StepExecutionError
 from ..executors import Executor, get_executor
 from ..executors.session import recorders_of_runs
-from ..ledger.entries import EntryState, LedgerEntry
+from ..ledger.entries import EntryState, LedgerEntry, total_usd
+from ..ledger.recorder import RequestRecorder
+from ..pipelines.deps import DepsFactory, live_deps
 from ..pipelines.schemas import PipelineResult
 from .exit_codes import FAILED, Terminated, UsageError, complain
 from .forecasts import announce, estimated, max_cost_of, show
-from .loading import AnyPipeline, load_pipeline
+from .inputs import valid_input
+from .loading import AnyPipeline, load_factory, load_target
 from .parsing import shown
-from .rendering.console import console, printable
+from .rendering.console import console, printable, write_json
 from .rendering.progress import ProgressTracer
 from .rendering.run_costs import print_costs
+from .rendering.run_json import result_as_json
 from .rendering.tables import exact
 from .rendering.values import render
 from .shutdown import run_until_terminated
@@ -36,24 +37,39 @@ def run(
     target: Annotated[str, Parameter(name="MODULE:PIPELINE")],
     /,
     *inputs: Annotated[str, Parameter(name="key=value")],
+    input_: Annotated[str | None, Parameter(name="--input", allow_leading_hyphen=True)] = None,
+    deps: str | None = None,
+    run_key: str | None = None,
+    tag: Annotated[list[str] | None, Parameter(name="--tag")] = None,
     executor: Literal["memory", "prefect"] | None = None,
     max_cost: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     estimate: bool = False,
+    json: bool = False,
     debug: bool = False,
 ) -> int:
     """Run a pipeline and show its result and its costs.
 
     Args:
-        target: For example flows.document_digest:pipeline; also FILE.py:PIPELINE.
+        target: For example flows.document_digest:pipeline; also FILE.py:PIPELINE, or a flow of it.
         inputs: Fields of the input; a value is JSON, else it is text.
+        input_: JSON or YAML file with the fields; `-` reads JSON from stdin. Those given as
+            key=value win.
+        deps: MODULE:FACTORY, a function that makes the deps. Default: the deps_factory of the flow.
+        run_key: Names the piece of work: run again under it, finished steps are not paid again.
+        tag: NAME=VALUE that is booked with all that the run costs; may be repeated.
         executor: Default: the pipeline's, or FASTROAI_EXECUTOR.
         max_cost: USD that the run may cost at most; a request that may not fit is not sent.
         estimate: Show what the run will cost, as `fastroai estimate`, and send nothing.
+        json: Write the result and its costs as JSON.
         debug: Show tracebacks and Prefect's own log of the run.
     """
-    pipeline = load_pipeline(target)
+    found = load_target(target)
+    pipeline, factory = found.pipeline, found.deps_factory
+    if deps is not None:
+        factory = load_factory(deps, found.module)
     limit = None if max_cost is None else max_cost_of(max_cost)
-    fields = valid_input(pipeline, inputs)
+    fields = valid_input(pipeline, inputs, input_)
+    tags = dict(map(parse_tag, tag or ()))
     if estimate:
         show(estimated(pipeline, fields), limit)
         return 0
@@ -65,112 +81,75 @@ def run(
     if limit is not None:
         announce(pipeline, fields, limit)
         pipeline = pipeline.with_budget(limit)
-    report = _Report(pipeline, chosen)
-    result = _execute(pipeline.with_executor(chosen), fields, report)
+    work = _Work(pipeline.with_executor(chosen), fields, factory, run_key, tags)
+    report = _Report(pipeline, chosen, as_json=json)
+    result = work.execute(report)
     report.show(result)
     for failure in result.errors.values():
         complain(failure)
     return FAILED if result.errors else 0
 
 
-def valid_input(pipeline: AnyPipeline, pairs: Sequence[str]) -> dict[str, Any]:
-    """The fields of the input.
+def parse_tag(text: str) -> tuple[str, str]:
+    """The name and the value of `--tag NAME=VALUE`.
 
     Raises:
-        UsageError: The pipeline does not take them.
+        UsageError: It has not both.
     """
-    fields = dict(parse_input(pipeline, pair) for pair in pairs)
-    try:
-        # Also validated by the run; here, so that nothing is started for an input that can't be.
-        pipeline.validate_input(fields)
-    except InputValidationError as error:
-        raise UsageError(str(error)) from error
-    return fields
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise UsageError(f"Invalid --tag {text!r}: expected NAME=VALUE, for example team=search.")
+    return name, value
 
 
-def _execute(pipeline: AnyPipeline, fields: dict[str, Any], report: _Report) -> PipelineResult[Any]:
-    """Run it with its progress shown, and in any case what it spent."""
-    progress = ProgressTracer(console(sys.stderr))
-    try:
-        with recorders_of_runs() as recorders, progress.shown():
-            return run_until_terminated(pipeline.execute(fields, None, progress))
-    except StepExecutionError as error:
-        if isinstance(error.partial_result, PipelineResult):
-            report.show_spent("failure", error.partial_result.entries, error.partial_result.run_id)
-        if isinstance(error.original_error, InputValidationError):
-            raise UsageError(str(error)) from error
-        raise
-    except (KeyboardInterrupt, Terminated):
-        entries = [entry for recorder in recorders for entry in recorder.entries]
-        report.show_spent("interruption", entries)
-        raise
+@dataclass
+class _Work:
+    """What is to be run, and what it has sent so far."""
 
+    pipeline: AnyPipeline
+    fields: dict[str, Any]
+    factory: DepsFactory | None
+    run_key: str | None
+    tags: dict[str, str]
+    recorders: list[RequestRecorder] = field(default_factory=list)
 
-def parse_input(pipeline: AnyPipeline, pair: str) -> tuple[str, Any]:
-    """One field of the input; its value stays unvalidated."""
-    key, separator, text = pair.partition("=")
-    if not separator or not key:
-        raise UsageError(f"Invalid input {pair!r}: expected key=value.")
-    field = field_of(pipeline, key)
-    value = parse_value(text, field)
-    if field is not None and value == text and takes_only_a_list(field, text):
-        written = json.dumps([part.strip() for part in text.split(",")], ensure_ascii=False)
-        raise UsageError(
-            f"Invalid input {pair!r}: {key!r} is a list. Write it as JSON: "
-            f"{shlex.quote(f'{key}={written}')}"
-        )
-    return key, value
+    def execute(self, report: _Report) -> PipelineResult[Any]:
+        """Run it with its progress shown, and in any case what it spent."""
+        progress = ProgressTracer(console(sys.stderr), self.paid)
+        try:
+            with recorders_of_runs() as self.recorders, progress.shown():
+                return run_until_terminated(self._run(progress))
+        except StepExecutionError as error:
+            if isinstance(error.partial_result, PipelineResult):
+                report.show_failed(error, error.partial_result)
+            if isinstance(error.original_error, InputValidationError):
+                raise UsageError(str(error)) from error
+            raise
+        except (KeyboardInterrupt, Terminated):
+            report.show_spent("interruption", self.entries())
+            raise
 
+    async def _run(self, progress: ProgressTracer) -> PipelineResult[Any]:
+        async with live_deps(None, self.factory) as deps:
+            return await self.pipeline.execute(
+                self.fields, deps, progress, run_key=self.run_key, tags=self.tags
+            )
 
-def field_of(pipeline: AnyPipeline, key: str) -> FieldInfo | None:
-    """A field of the input's type; None where any input is taken."""
-    model = pipeline.input_type
-    if model is None:
-        return None
-    known = model.model_fields
-    if key in known or model.model_config.get("extra") == "allow":
-        return known.get(key)
-    similar = get_close_matches(key, known, n=1)
-    meant = f" Did you mean {similar[0]!r}?" if similar else ""
-    raise UsageError(
-        f"Pipeline {pipeline.name!r} has no input {key!r}.{meant} Its inputs: {', '.join(known)}."
-    )
+    def entries(self) -> list[LedgerEntry]:
+        """What was booked so far."""
+        return [entry for recorder in self.recorders for entry in recorder.entries]
 
-
-def parse_value(text: str, field: FieldInfo | None) -> Any:
-    """JSON where it parses and the field takes it; otherwise the text itself, so that a name may be
-    `2024`.
-    """
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        return text
-    if field is None or isinstance(parsed, str) or takes(field, parsed):
-        return parsed
-    return text if takes(field, text) else parsed
-
-
-def takes_only_a_list(field: FieldInfo, text: str) -> bool:
-    """Whether a text must be meant as one of several."""
-    takes_lists = takes(field, [text]) or takes(field, text.split(","))
-    return takes_lists and not takes(field, text)
-
-
-def takes(field: FieldInfo, value: object) -> bool:
-    """Whether a value is valid for a field."""
-    accepts: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # made here
-    try:
-        accepts.validate_python(value)
-    except ValidationError:
-        return False
-    return True
+    def paid(self) -> Decimal:
+        """USD that it has cost so far."""
+        return total_usd(entry for entry in self.entries() if not entry.simulated)
 
 
 class _Report:
     """What is said at the end of a run."""
 
-    def __init__(self, pipeline: AnyPipeline, executor: Executor) -> None:
+    def __init__(self, pipeline: AnyPipeline, executor: Executor, *, as_json: bool = False) -> None:
         self._pipeline = pipeline
+        self._as_json = as_json
         # Its module is loaded where one of its executors is.
         prefect = sys.modules.get("fastroai.executors.prefect")
         self._links = None
@@ -179,6 +158,9 @@ class _Report:
 
     def show(self, result: PipelineResult[Any]) -> None:
         """Write result and costs to stdout."""
+        if self._as_json:
+            write_json(result_as_json(self._pipeline, result))
+            return
         out = console()
         write = out.file.write
         write(f"\nResult of {self._pipeline.name!r}\n\n{render(result.output)}\n")
@@ -196,6 +178,12 @@ class _Report:
             for host, requests in hosts.items():
                 where = f"Step {step_id!r}" if step_id else "The run"
                 write(f"{where} sent {requests} request(s) to {host} that are not in the books.\n")
+
+    def show_failed(self, error: StepExecutionError, result: PipelineResult[Any]) -> None:
+        """Write what a run spent until a step failed: to stderr, and as JSON to stdout."""
+        self.show_spent("failure", result.entries, result.run_id)
+        if self._as_json:
+            write_json(result_as_json(self._pipeline, result, error))
 
     def show_spent(
         self, until: str, entries: Sequence[LedgerEntry], run_id: str | None = None

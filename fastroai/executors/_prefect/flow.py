@@ -6,8 +6,7 @@ import asyncio
 import inspect
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -25,6 +24,7 @@ from ...errors import StepExecutionError, is_pause
 from ...leases.run_lease import GuardedStore, Held
 from ...ledger.entries import Attribution, LedgerEntry
 from ...ledger.store import shared_store
+from ...pipelines.deps import DepsFactory, live_deps
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
 from ...pricing.price_file import with_readable_prices
@@ -46,8 +46,6 @@ from .server import wait_for_task_runs
 from .tasks import StepTasks
 
 logger = logging.getLogger("fastroai.executors")
-
-DepsFactory = Callable[[], Any]
 
 
 async def run_in_flow(
@@ -150,7 +148,15 @@ def _created(flow_run: FlowRun) -> datetime | None:
 
 
 class PipelineFlow(Flow[Any, Any]):
-    """A pipeline's flow, which plain functions can call, too."""
+    """A pipeline's flow, which plain functions can call, too.
+
+    Attributes:
+        pipeline: Whose flow it is.
+        deps_factory: What makes the deps where it runs, if it was made with one.
+    """
+
+    pipeline: Pipeline[Any, Any, Any]
+    deps_factory: DepsFactory | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the flow: awaited in a coroutine; where no event loop runs, until it has ended."""
@@ -165,7 +171,11 @@ class PipelineFlow(Flow[Any, Any]):
         """The same flow with other options of `prefect.flow`."""
         made = super().with_options(**options)
         made.__class__ = PipelineFlow  # Prefect makes a plain Flow of it
-        return cast("PipelineFlow", made)
+        return cast("PipelineFlow", made)._of(self.pipeline, self.deps_factory)
+
+    def _of(self, pipeline: Pipeline[Any, Any, Any], factory: DepsFactory | None) -> PipelineFlow:
+        self.pipeline, self.deps_factory = pipeline, factory
+        return self
 
 
 def build_flow(
@@ -194,7 +204,7 @@ def build_flow(
     async def run_pipeline(inputs: Any = None) -> Any:
         settings = with_readable_prices(load_settings())
         validated = pipeline.validate_input({} if inputs is None else inputs)
-        async with _live_deps(deps, deps_factory) as live:
+        async with live_deps(deps, deps_factory) as live:
             try:
                 attribution = Attribution(pipeline=pipeline.name)
                 execution = await run_in_flow(
@@ -221,7 +231,8 @@ def build_flow(
         given["name"] = name
     if version is not None:
         given["version"] = version
-    return PipelineFlow(run_pipeline, **flow_options_of(pipeline.name, pipeline.plan, given))
+    made = PipelineFlow(run_pipeline, **flow_options_of(pipeline.name, pipeline.plan, given))
+    return made._of(pipeline, deps_factory)
 
 
 def as_ended(value: Any, execution: ExecutionResult) -> Any:
@@ -257,24 +268,3 @@ def _dress(function: Any, pipeline: Pipeline[Any, Any, Any], module: str) -> Non
         "inputs", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation
     )
     function.__signature__ = inspect.Signature([parameter])
-
-
-@asynccontextmanager
-async def _live_deps(deps: Any, factory: DepsFactory | None) -> AsyncIterator[Any]:
-    """The deps as given, or as the factory makes them where the flow runs, closed again where they
-    can be.
-    """
-    if factory is None:
-        yield deps
-        return
-    made = factory()
-    if inspect.isawaitable(made):
-        made = await made
-    if hasattr(made, "__aenter__") and hasattr(made, "__aexit__"):
-        async with made as live:
-            yield live
-    elif hasattr(made, "__enter__") and hasattr(made, "__exit__"):
-        with made as live:
-            yield live
-    else:
-        yield made
