@@ -1,4 +1,4 @@
-# make run · make test · make test-long · make test-latest · make lint · make bench · make server · make deploy · make worker · make clean
+# make run · make test · make test-long · make test-latest · make lint · make bench · make up · make down · make server · make deploy · make worker · make clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ export DOCS
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test test-long test-latest lint bench server deploy worker install clean
+.PHONY: run test test-long test-latest lint bench up down server deploy worker install clean
 
 run: $(INSTALLED)  # FLOW=document_digest|licence_review, DOCS=path or URI
 	@$(BIN)/fastroai run flows.$(FLOW):pipeline $(if $(DOCS),"documents=$$DOCS")
@@ -39,6 +39,12 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)  # ONLY=ledger,metering: some of its parts; nothing is written to RESULTS.md then
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+up: $(INSTALLED)  # Prefect, S3, ledger and worker on this machine; both jobs deployed, one run
+	@$(BIN)/fastroai up
+
+down: $(INSTALLED)
+	@$(BIN)/fastroai down
 
 server: $(INSTALLED)
 	@$(BIN)/prefect server start

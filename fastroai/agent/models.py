@@ -32,7 +32,7 @@ class ModelsOfLoops:
         if (known := self._made.get(loop)) is not None:
             return known
         try:
-            made = infer_model(model, _provider)
+            made = make_model(model)
         # a name that can't be resolved here is pydantic-ai's to refuse, when the agent runs
         except Exception:
             return None
@@ -41,6 +41,15 @@ class ModelsOfLoops:
         alive = {other: kept for other, kept in self._made.items() if not other.is_closed()}
         self._made = {loop: made} | alive
         return made
+
+
+def make_model(name: str) -> Model:
+    """A model by its name, as agents ask it.
+
+    Raises:
+        Exception: pydantic-ai's own, for example where the provider's key is missing.
+    """
+    return infer_model(name, _provider)
 
 
 def _provider(name: str) -> Provider[Any]:

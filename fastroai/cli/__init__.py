@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from .exit_codes import (
     FAILED,
@@ -47,6 +49,18 @@ app.command(
     help_format="markdown",
 )
 for _name, _help in {
+    "init": (
+        "Start a project that runs, passes its tests and can be deployed as it is.\n\n"
+        "With --existing: what a project with pipelines lacks to be deployed."
+    ),
+    "up": (
+        "Start a stack for this folder's project: Prefect, S3, ledger, worker.\n\n"
+        "Deploys its flows and runs one of them; all on 127.0.0.1."
+    ),
+    "doctor": (
+        "Say what of this folder's set-up does not work, and what to do.\n\n"
+        "Settings, versions, Prefect, work pools, storage, ledger, keys, prices."
+    ),
     "estimate": (
         "Say what a run will cost, sending nothing.\n\n"
         "By what earlier runs cost, and at most where that can be told."
@@ -66,6 +80,7 @@ for _name, _help in {
     "results": "Show stored results, and delete old ones.",
 }.items():
     app.command(f"fastroai.cli.{_name}:{_name}", name=_name, help=_help)
+app.command("fastroai.cli.up:down", name="down", help="End what `fastroai up` started here.")
 app.command(
     "fastroai.cli.completion:install",
     name="--install-completion",
@@ -117,8 +132,23 @@ def _main(argv: Sequence[str]) -> int:
 def _execute(argv: Sequence[str]) -> int:
     if list(argv) in ([], ["results"], ["budgets"]):
         raise UsageError(f"Expected a command, see `{' '.join(['fastroai', *argv])} --help`.")
-    with as_wrong_usage(CycloptsError):
+    with as_wrong_usage(CycloptsError), meant_commands():
         return app(options_last(argv), print_error=False, exit_on_error=False) or 0
+
+
+@contextmanager
+def meant_commands() -> Iterator[None]:
+    """Guess the command that was meant by a word that nothing takes: cyclopts does so only where
+    there has to be a command.
+    """
+    try:
+        yield
+    except UnusedCliTokensError as error:
+        names = list(error.app) if error.app is not None else []
+        similar = get_close_matches((error.unused_tokens or [""])[0], names, n=1)
+        if not similar:
+            raise
+        raise UsageError(f'{error} Did you mean "{similar[0]}"?') from error
 
 
 def options_last(argv: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from prefect import Flow
+from prefect.client.orchestration import PrefectClient
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 
@@ -25,12 +26,24 @@ from ..settings import load_settings
 from ._prefect.automations import AutomationChange, install_automations
 from ._prefect.automations import Wanted as WantedAutomations
 from ._prefect.budget_ends import end_at_budget
-from ._prefect.flow import as_ended, build_flow, flow_options_of, run_in_flow
+from ._prefect.flow import PipelineFlow, as_ended, build_flow, flow_options_of, run_in_flow
 from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions
+from ._prefect.run_storage import probe_storage
 from ._prefect.server import check_server, configured_server, stop_retrying_if_silent
 from ._prefect.step_task import literal_name
+from ._prefect.work_pools import (
+    EndedRun,
+    PoolState,
+    RunRefusedError,
+    client_at,
+    deployed,
+    look_at,
+    make_process_pools,
+    run_deployment,
+    server_url,
+)
 from ._prefect.zombie_runs import (
     TrackedRun,
     report_ended_runs,
@@ -47,17 +60,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutomationChange",
+    "EndedRun",
     "MissExplanation",
+    "PipelineFlow",
+    "PoolState",
+    "PrefectClient",
     "PrefectExecutor",
+    "RunRefusedError",
     "StoredBefore",
     "TrackedRun",
     "WantedAutomations",
     "check_server",
+    "client_at",
     "configured_server",
+    "deployed",
     "install_automations",
     "links_to_run",
+    "look_at",
+    "make_process_pools",
+    "probe_storage",
     "report_ended_runs",
     "resume_run",
+    "run_deployment",
+    "server_url",
     "tracked_runs",
 ]
 

@@ -77,6 +77,7 @@ ENTRIES = {
     "executors.prefect": "execute",
     "executors.session": "open_session",
     "executors.stored_results": "reading, explaining and pruning results",
+    "kit.doctor": "a command",
     "ledger.recorder": "a recorder made by hand",
     "metering.scope": "an agent that is called by itself",
     "pricing.calculator": "a calculator is made by a user, outside of runs",

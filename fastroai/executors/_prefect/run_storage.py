@@ -182,3 +182,14 @@ async def open_store(choice: object, settings: FastroAISettings) -> ResultStore:
         retry_seconds=settings.result_retry_seconds,
         described=described,
     )
+
+
+async def probe_storage(settings: FastroAISettings) -> str:
+    """Write, read and delete where the settings say that results are kept; gives that place's name.
+
+    Raises:
+        ResultStorageError: One of it fails.
+    """
+    store = await open_store(settings.result_storage, settings)
+    await store.probe()
+    return store.described

@@ -1,0 +1,184 @@
+"""Checks that ask nobody: versions, the project's files, the models of its pipelines."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from pydantic_ai.models import Model
+from pydantic_ai.usage import RequestUsage
+
+from ..agent.models import make_model
+from ..errors import SettingsError, UnknownModelPriceError
+from ..metering.pricer import Pricer
+from ..pipelines.asked_models import asked_models
+from ..pipelines.pipeline import Pipeline
+from ..pricing.calculator import CostCalculator
+from ..pricing.price_file import with_readable_prices
+from ..settings import FastroAISettings
+from .finding import Check, Finding
+from .prefect_file import PREFECT_YAML, Deployment, missing_files, read_deployments
+
+AnyPipeline = Pipeline[Any, Any, Any]
+Load = Callable[[str], AnyPipeline | None]
+"""Imports what an entrypoint names; None: it is no pipeline's flow."""
+
+DISTRIBUTION = "fastroai"
+VERSIONS, PROJECT = Check("versions"), Check("project")
+PRICES, CREDENTIALS = Check("prices"), Check("credentials")
+
+_KEY = re.compile(r"Set the `(\w+)` environment variable")
+
+
+def check_versions() -> Iterator[Finding]:
+    """Whether Python and the packages here are those that fastroai allows."""
+    try:
+        metadata = distribution(DISTRIBUTION)
+    except PackageNotFoundError:
+        yield VERSIONS.warning(
+            "fastroai is imported from a folder, so nothing says which versions it allows.",
+            "Install it: pip install fastroai",
+        )
+        return
+    wrong = list(wrong_versions(metadata.requires or ()))
+    python = metadata.metadata["Requires-Python"]
+    if python and platform.python_version() not in SpecifierSet(python):
+        wrong.append((f"Python {platform.python_version()}", f"python{python}"))
+    for found, allowed in wrong:
+        yield VERSIONS.failed(
+            f"{found} is installed, and fastroai allows {allowed}.",
+            f"pip install '{allowed}'" if "python" not in allowed else f"Use {allowed}.",
+        )
+    if not wrong:
+        yield VERSIONS.ok(f"fastroai {metadata.version} on Python {platform.python_version()}")
+
+
+def wrong_versions(requirements: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """What is installed, and what is required instead of it."""
+    for line in requirements:
+        required = Requirement(line)
+        if required.marker is not None and not required.marker.evaluate({"extra": ""}):
+            continue
+        allowed = f"{required.name}{required.specifier}"
+        try:
+            found = version(required.name)
+        except PackageNotFoundError:
+            yield f"No {required.name}", allowed
+            continue
+        if not required.specifier.contains(found, prereleases=True):
+            yield f"{required.name} {found}", allowed
+
+
+def check_project(
+    folder: Path, load: Load, findings: list[Finding]
+) -> tuple[list[Deployment], list[AnyPipeline]]:
+    """What prefect.yaml deploys as far as it can, and the pipelines that this names."""
+    deployments: list[Deployment] | None = []
+    with PROJECT.noting(findings, f"Correct {PREFECT_YAML}."):
+        deployments = read_deployments(folder)
+        if deployments is None:
+            findings.append(PROJECT.skipped(f"There is no {PREFECT_YAML} in {folder}."))
+    pipelines: dict[int, AnyPipeline] = {}
+    absent = set(missing_files(folder, deployments or []))
+    failures = sorted(absent)
+    for missing in failures:
+        findings.append(
+            PROJECT.failed(
+                f"{PREFECT_YAML} deploys {missing!r}, and there is no such file.",
+                f"Correct the entrypoint in {PREFECT_YAML}, or add the file.",
+            )
+        )
+    entrypoints = dict.fromkeys(one.entrypoint for one in deployments or [])
+    for entrypoint in filter(None, entrypoints):
+        if ":" in entrypoint and entrypoint not in absent:
+            failed: list[Finding] = []
+            with PROJECT.noting(failed, "Correct what it names, so that it can be imported."):
+                pipeline = load(entrypoint)
+                if pipeline is not None:
+                    pipelines[id(pipeline)] = pipeline
+            findings += [
+                PROJECT.failed(f"{entrypoint} can't be imported. {one.found}", one.remedy)
+                for one in failed
+            ]
+            failures += [one.found for one in failed]
+    if deployments and not failures:
+        named = ", ".join(one.name for one in pipelines.values())
+        findings.append(PROJECT.ok(f"{len(deployments)} deployment(s); pipelines: {named or '-'}"))
+    there = [one for one in deployments or [] if one.entrypoint not in absent]
+    return there, list(pipelines.values())
+
+
+def models_of(pipelines: Iterable[AnyPipeline], settings: FastroAISettings) -> list[str]:
+    """The names of the models that are asked, as far as code and settings tell."""
+    names = {
+        name
+        for pipeline in pipelines
+        for node in pipeline.plan.steps.values()
+        for asked in [asked_models(node.step)]
+        if not asked.is_simulated
+        for name in asked.names
+    }
+    if settings.model is not None and ":" in settings.model:
+        names.add(settings.model)
+    return sorted(names)
+
+
+def check_models(names: Iterable[str], settings: FastroAISettings) -> Iterator[Finding]:
+    """Whether each model has a key here, and a known price."""
+    try:
+        with_readable_prices(settings)
+    except SettingsError as error:
+        yield PRICES.failed(str(error))
+        return
+    names = list(names)
+    if not names:
+        yield PRICES.skipped("No model is named that is paid for.")
+        yield CREDENTIALS.skipped("No model is named that needs a key.")
+    made: dict[str, Model | None] = {}
+    for name in names:
+        made[name] = None
+        try:
+            made[name] = make_model(name)
+        except Exception as error:  # each provider has its own
+            yield _unusable(name, error)
+        else:
+            yield CREDENTIALS.ok(f"{name}: what it needs is set.")
+    yield from check_prices(made, settings)
+
+
+def _unusable(name: str, error: Exception) -> Finding:
+    missing = _KEY.search(str(error))
+    if missing is None:
+        return CREDENTIALS.failed(f"{name} can't be used: {error}", "Correct the model's name.")
+    return CREDENTIALS.failed(
+        f"{missing[1]} is not set, and {name} needs it.",
+        f"Set {missing[1]} in the environment of whatever runs the pipelines, also of workers.",
+    )
+
+
+def check_prices(
+    models: Mapping[str, Model | None], settings: FastroAISettings
+) -> Iterator[Finding]:
+    """Whether models have prices; of those that can't be made here, by their names."""
+    calculator = CostCalculator()
+    pricer = Pricer(calculator)
+    for name, model in models.items():
+        try:
+            if model is None:
+                calculator.price(RequestUsage(), name)
+            else:
+                pricer.require_price(model)
+        except (UnknownModelPriceError, SettingsError):
+            refused = settings.unpriced == "fail"
+            effect = "refused" if refused else "sent and booked as unpriced, not as $0"
+            found = f"No price of {name} is known: requests are {effect}."
+            remedy = "Correct its name, or give its rates in the file of FASTROAI_PRICES."
+            yield PRICES.failed(found, remedy) if refused else PRICES.warning(found, remedy)
+        else:
+            yield PRICES.ok(f"{name} has a price.")
