@@ -135,20 +135,22 @@ class _Schedule:
             output = record.output
         if isinstance(output, ConversationState) and output.status is ConversationStatus.INCOMPLETE:
             self._stopping = self.outcome.stopped_early = True
-        for dependent in self._plan.dependents[node.step_id]:
-            if not node.is_mapped or self._plan.steps[dependent].streams_from != node.step_id:
-                self._has_one_less(dependent)
+        missing = self._missing
+        for step_id in self._plan.dependents[node.step_id]:
+            dependent = self._plan.steps[step_id]
+            if dependent.streams_from != node.step_id:
+                missing[step_id] -= 1
+                if not missing[step_id]:
+                    self._ready.append(dependent)
 
     def _open_streams(self, node: PlannedStep) -> None:
         """A step that begins gives its outputs one by one to those that are mapped over it."""
-        for dependent in self._plan.dependents[node.step_id]:
-            if self._plan.steps[dependent].streams_from == node.step_id:
-                self._has_one_less(dependent)
-
-    def _has_one_less(self, dependent: str) -> None:
-        self._missing[dependent] -= 1
-        if not self._missing[dependent]:
-            self._ready.append(self._plan.steps[dependent])
+        for step_id in self._plan.dependents[node.step_id]:
+            dependent = self._plan.steps[step_id]
+            if dependent.streams_from == node.step_id:
+                self._missing[step_id] -= 1
+                if not self._missing[step_id]:
+                    self._ready.append(dependent)
 
     def _failed(self, node: PlannedStep, error: BaseException) -> None:
         if self._cancelled and isinstance(error, asyncio.CancelledError):

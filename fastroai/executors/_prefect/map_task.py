@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from prefect import Task
@@ -12,21 +12,47 @@ from ...errors import PipelineValidationError
 from ...pipelines.config import expiration
 from ...pipelines.map_state import Item
 from ...pipelines.mapped import MappedStep
-from ...pipelines.step_state import StepState
+from ...pipelines.plan import PlannedStep
 from ...replay.chunked_records import ChunkedRecords
 from ...serialization.canonical_json import digest
 from ...settings import CachePolicyName
 from ..protocol import StepRecord
+from ..session import RunSession
 from .caching import StepIdentity, digest_or_unique, former_identities
 from .kept_items import ItemsOf, KeptItems
+from .results import StoredStep
+from .run_scope import RunScope
+from .run_storage import StepStorage
 from .step_task import StepTask, literal_name
 
 
 class MapTask(StepTask):
     """A mapped step of one run: its task is run always, and finds out what is to be done of it."""
 
-    def prepare(self, state: StepState) -> None:
-        """See `StepTask.prepare`."""
+    def __init__(
+        self,
+        session: RunSession,
+        node: PlannedStep,
+        scope: RunScope,
+        storage: StepStorage,
+        defaults: Mapping[str, Any],
+        records_requests: bool,
+        ledger_url: str,
+    ) -> None:
+        super().__init__(session, node, scope, storage, defaults, False, ledger_url)
+        self._records_requests_of_items = records_requests
+
+    async def execute(self, identity: dict[str, Any]) -> StoredStep | None:
+        """See `StepTask.execute`."""
+        try:
+            self._prepare()
+        except BaseException as error:
+            self.error = error
+            raise
+        return await super().execute(identity)
+
+    def _prepare(self) -> None:
+        """Have the step find its finished items, and keep those that it finishes."""
         assert isinstance(self.node.step, MappedStep)
         shared = self.session.map_state(self.node.step_id)
         if self.node.step.task_runs == "each":
@@ -43,7 +69,7 @@ class MapTask(StepTask):
             records = ChunkedRecords(store, base[:32], step_id, is_empty)
             folders.append(ItemsOf(base, records))
         requests = None
-        if self.records_requests:
+        if self._records_requests_of_items:
             base = digest([scope.text, self.session.name, step_id, self.node.config.cache_scope])
             records = ChunkedRecords(store, base[:32], is_empty=not scope.may_have_results)
             requests = ItemsOf(base, records)

@@ -19,7 +19,6 @@ from prefect.context import FlowRunContext, TaskRunContext
 from ...errors import ResultStorageError
 from ...pipelines.config import expiration, retry_delay
 from ...pipelines.plan import PlannedStep
-from ...pipelines.step_state import StepState
 from ...replay.journal import Journal
 from ...serialization.canonical_json import digest
 from ..protocol import StepRecord
@@ -148,8 +147,9 @@ class StepTask:
                 results_of_the_flow = context.model_copy(update=own)
         self.attempts += 1
         state = self.session.step_state(self.node.step_id)
+        if self.records_requests and state.journal is None:
+            state.journal = self._new_journal()
         try:
-            self.prepare(state)
             with results_of_the_flow:
                 record = await run_step(self.session, self.node, self.attempts)
             content, self.output_digest = self.stored_form(record)
@@ -159,11 +159,6 @@ class StepTask:
             raise
         self.record = record
         return StoredStep(content) if self.task.persist_result else None
-
-    def prepare(self, state: StepState) -> None:
-        """Give the step's state what it needs before its code is run."""
-        if self.records_requests and state.journal is None:
-            state.journal = self._new_journal()
 
     def _new_journal(self) -> Journal:
         """Where the step's answers are recorded: beside its result if that may be used again, else

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -91,7 +90,11 @@ class StepTasks:
         step, state = self._steps[node.step_id], "cancelled"
         self._begun.append(step)
         try:
-            record = await self._run_task(step)
+            if node.is_mapped:
+                async with self._progress_of(step).followed():
+                    record = await self._run_task(step)
+            else:
+                record = await self._run_task(step)
             state = "replayed" if record.replayed else "completed"
             return record
         except Exception as error:
@@ -163,23 +166,6 @@ class StepTasks:
         # Quoted, or Prefect would look for states in each field of it.
         parameter = quote(dict(vars(step.identity)))
         task: Any = step.task  # Prefect types the call of an async task as if it were not awaited
-        async with self._progress_of(step):
-            return await self._record_of(step, task, parameter, wait_for)
-
-    def _progress_of(self, step: StepTask) -> AbstractAsyncContextManager[None]:
-        """Shows how far a mapped step is, as long as it is under way."""
-        if not step.node.is_mapped:
-            return nullcontext()
-        progress = self._session.map_state(step.node.step_id).progress
-        key = artifact_key(self._session.name, step.node.step_id, "progress")
-        shown = ProgressArtifact(
-            self._artifacts, key, progress, self._session.recorder, self._flow_run_id, step
-        )
-        return shown.followed()
-
-    async def _record_of(
-        self, step: StepTask, task: Any, parameter: Any, wait_for: list[State[Any] | None]
-    ) -> StepRecord:
         while True:
             state: State[Any] = await task(parameter, wait_for=wait_for, return_state=True)
             step.state = state
@@ -192,6 +178,13 @@ class StepTasks:
                 return step.replay(await state.aresult())
             except ResultStorageError:
                 task = step.task_anew()  # what is stored can't be used, which is a miss
+
+    def _progress_of(self, step: StepTask) -> ProgressArtifact:
+        session, step_id = self._session, step.node.step_id
+        key = artifact_key(session.name, step_id, "progress")
+        progress = session.map_state(step_id).progress
+        recorder = session.recorder
+        return ProgressArtifact(self._artifacts, key, progress, recorder, self._flow_run_id, step)
 
     def report_run(
         self, not_stored: Collection[str] = (), standing: Collection[BudgetState] = ()
