@@ -25,6 +25,7 @@ from .inputs import valid_input
 from .loading import AnyPipeline, load_factory, load_target
 from .parsing import shown
 from .rendering.console import console, printable, write_json
+from .rendering.map_progress import lines_of_failed_items
 from .rendering.progress import ProgressTracer
 from .rendering.run_costs import print_costs
 from .rendering.run_json import result_as_json
@@ -172,6 +173,8 @@ class _Report:
         if result.skipped:
             skipped = ", ".join(result.skipped)
             write(f"\nNot run, because a step they depend on failed: {skipped}.\n")
+        if failed := "\n".join(lines_of_failed_items(result)):
+            write(f"\n{failed}\n")
         write("\nCosts\n\n")
         self._show_costs(out, result.entries, result.run_id)
         for step_id, hosts in result.unmetered.items():

@@ -8,7 +8,9 @@ import json
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from tempfile import SpooledTemporaryFile
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, overload
+
+from pydantic_core import SchemaSerializer, core_schema
 
 OutputT = TypeVar("OutputT")
 
@@ -149,6 +151,12 @@ def _is_small(output: object) -> bool:
     return type(output) in _PLAIN or (type(output) is str and len(output) <= SMALL)
 
 
+def _written_as(kind: type[list[Any]] | type[dict[Any, Any]]) -> SchemaSerializer:
+    """Has pydantic write outputs as what they read as, wherever it meets them."""
+    as_kind = core_schema.plain_serializer_function_ser_schema(kind)
+    return SchemaSerializer(core_schema.any_schema(serialization=as_kind))
+
+
 class MappedOutputs(Sequence[OutputT], Generic[OutputT]):
     """The outputs of a mapped step, in the order of its items; reads as a list.
 
@@ -157,6 +165,8 @@ class MappedOutputs(Sequence[OutputT], Generic[OutputT]):
     Attributes:
         keys: The item's key for each output.
     """
+
+    __pydantic_serializer__: ClassVar[SchemaSerializer] = _written_as(list)
 
     def __init__(self, outputs: ItemOutputs) -> None:
         self.outputs = outputs
@@ -193,6 +203,8 @@ class MappedResults(Mapping[str, OutputT], Generic[OutputT]):
     Attributes:
         errors: By key, what the items raised that failed.
     """
+
+    __pydantic_serializer__: ClassVar[SchemaSerializer] = _written_as(dict)
 
     def __init__(self, outputs: ItemOutputs) -> None:
         self.outputs = outputs

@@ -109,8 +109,8 @@ class MapProgress:
 
     @property
     def running(self) -> int:
-        """Items that are worked on now."""
-        return self.started - self.done - self.failed
+        """Items that are worked on now; once it has ended, none is, whatever was broken off."""
+        return 0 if self.has_ended else self.started - self.done - self.failed
 
     @property
     def share(self) -> float | None:
@@ -129,6 +129,20 @@ class MapProgress:
         if self.total is None or worked <= 0 or self.has_ended:
             return None
         return (now - self.began) / worked * (self.total - self.done - self.failed)
+
+    def left_in_words(self, now: float) -> str:
+        """How long the rest takes, as `about 20 s left`; empty where nobody can say.
+
+        Args:
+            now: By `time.monotonic`.
+        """
+        seconds = self.seconds_left(now)
+        if seconds is None:
+            return ""
+        minutes = round(seconds / 60)
+        if seconds < 90:
+            return f"about {max(1, round(seconds))} s left"
+        return f"about {minutes} min left" if minutes < 90 else f"about {minutes / 60:.1f} h left"
 
     def counts(self) -> dict[str, int]:
         """What there is to tell of its items, by words."""

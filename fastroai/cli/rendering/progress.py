@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,10 +21,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ...pipelines.map_state import MapProgress, watched_maps
 from .console import printable
+from .map_progress import ItemsBar, ItemsText, LinesOfMap, items_in_words
 from .tables import exact
 
 STEP_SPAN = "step."
+LOOK_SECONDS = 1.0
+"""Between two looks at how far a mapped step is, where lines tell of it."""
 _COLOURS = {"done": "green", "failed": "red", "stopped": "yellow"}
 
 
@@ -31,7 +36,8 @@ class ProgressTracer:
     """Writes a line when a step ends, with how long it took and what the run cost so far, and when
     it starts.
 
-    On a terminal that shows colours, active steps are shown live instead of their starts.
+    Of a mapped step there are lines in between. On a terminal that shows colours, active steps are
+    shown live instead, mapped ones with a bar.
 
     Args:
         spent: USD that the run has cost so far.
@@ -42,18 +48,26 @@ class ProgressTracer:
         self._spent = spent
         self._attempts: Counter[str] = Counter()
         self._live: Progress | None = None
+        self._maps: list[MapProgress] = []
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show active steps while this is open."""
         out = self._console
-        if not out.is_terminal or out.is_dumb_terminal or out.no_color:
-            yield
-            return
-        described = TextColumn("{task.description}")
-        columns = (SpinnerColumn(), described, TimeElapsedColumn(), _Spent(self.so_far))
-        with Progress(*columns, console=out, transient=True) as self._live:
-            yield
+        with watched_maps() as self._maps:
+            if not out.is_terminal or out.is_dumb_terminal or out.no_color:
+                yield
+                return
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                ItemsBar(self._progress_of),
+                ItemsText(self._progress_of),
+                TimeElapsedColumn(),
+                _Spent(self.so_far),
+            )
+            with Progress(*columns, console=out, transient=True) as self._live:
+                yield
 
     @asynccontextmanager
     async def span(self, name: str, **attributes: object) -> AsyncIterator[str]:
@@ -66,24 +80,55 @@ class ProgressTracer:
         self._attempts[step_id] += 1
         attempt = self._attempts[step_id]
         label = printable(step_id if attempt == 1 else f"{step_id}, attempt {attempt}")
-        task = None
-        if self._live is None:
-            self._say("start", label)
-        else:
-            task = self._live.add_task(label, total=None)
         started = time.perf_counter()
         outcome = "stopped"
         try:
-            yield span_id
+            async with self._row(step_id, label) if self._live else self._lines(step_id, label):
+                yield span_id
             outcome = "done"
         except Exception:
             outcome = "failed"
             raise
         finally:
-            if self._live is not None and task is not None:
-                self._live.remove_task(task)
             seconds = f"{time.perf_counter() - started:.1f} s"
-            self._say(outcome, f"{label} ({seconds}){self.so_far()}")
+            self._say(outcome, f"{label} ({seconds}){self._items_of(step_id)}{self.so_far()}")
+
+    @asynccontextmanager
+    async def _row(self, step_id: str, label: str) -> AsyncIterator[None]:
+        """A live row for a step."""
+        assert self._live is not None
+        task = self._live.add_task(label, total=None, step_id=step_id)
+        try:
+            yield
+        finally:
+            self._live.remove_task(task)
+
+    @asynccontextmanager
+    async def _lines(self, step_id: str, label: str) -> AsyncIterator[None]:
+        """A line for a step's start, and now and then one for its items."""
+        self._say("start", label)
+        telling = asyncio.create_task(self._tell_items(step_id, label), name="fastroai-progress")
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+
+    async def _tell_items(self, step_id: str, label: str) -> None:
+        lines = LinesOfMap(time.monotonic())
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            progress, now = self._progress_of(step_id), time.monotonic()
+            if progress is not None and lines.is_due(progress, now):
+                self._say("items", f"{label}: {items_in_words(progress, now)}{self.so_far()}")
+
+    def _progress_of(self, step_id: str) -> MapProgress | None:
+        found = (one for one in reversed(self._maps) if one.step_id == step_id)
+        return next(found, None)
+
+    def _items_of(self, step_id: str) -> str:
+        progress = self._progress_of(step_id)
+        return "" if progress is None else f": {progress.in_words()}"
 
     def so_far(self) -> str:
         """What the run has cost, to be put behind what is said; empty while that is nothing."""

@@ -11,6 +11,7 @@ from ...errors import StepExecutionError
 from ...ledger.entries import LedgerEntry
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.schemas import PipelineResult, StepUsage
+from .map_progress import failed_items
 from .run_costs import by_step_and_model
 from .tables import exact
 
@@ -42,6 +43,10 @@ def result_as_json(
         **costs_of(result.entries),
         "steps": [{"step": step, **costs_of(entries)} for step, entries in by_step.items()],
         "errors": errors,
+        "item_errors": {
+            step_id: {key: str(failure) for key, failure in failures.items()}
+            for step_id, failures in failed_items(result).items()
+        },
         "skipped": list(result.skipped),
         "not_stored": dict(result.not_stored),
         "unmetered": result.unmetered,

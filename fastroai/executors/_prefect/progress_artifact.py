@@ -90,14 +90,6 @@ class ProgressArtifact:
         parts = [f"**{step_id}**: {progress.in_words()}"]
         if spent := self.recorder.spent_usd(step_id):
             parts.append(f"${plain_usd(spent)}")
-        left = progress.seconds_left(time.monotonic())
-        if left is not None:
-            parts.append(f"about {_duration(left)} left")
+        if left := progress.left_in_words(time.monotonic()):
+            parts.append(left)
         return " · ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
