@@ -4,6 +4,7 @@ FastroAIError
 ├── SettingsError                 a FASTROAI_* variable has an invalid value
 ├── PipelineValidationError       a pipeline, an input or a router is not valid
 │   ├── InputValidationError      the input of a run does not match the pipeline's input type
+│   │   └── SourceRefusedError    it names what this run may not read
 │   └── UnknownPipelineError      a router chose an unregistered name (also a ValueError)
 ├── StepExecutionError            a step raised; carries the step, the cause and what was spent
 │   └── MappedStepError           more items of a mapped step failed than may
@@ -14,6 +15,8 @@ FastroAIError
 │   └── LedgerNotFoundError       there is no ledger to read yet
 ├── RunLeaseError                 the lease of a run was lost, or the run waits for itself
 ├── ResultStorageError            a result can't be stored: storage unreachable, or type unsupported
+├── ProjectError                  a project's files can't be made, or read, as they are
+├── StackError                    a local stack can't be started, or another command is changing it
 └── ExecutorUnavailableError      the chosen executor can't be used here (also an ImportError)
 
 All of them survive pickling: a Prefect task or a worker process may pass them on.
@@ -58,6 +61,20 @@ class InputValidationError(PipelineValidationError):
     """The input of a run does not match `input_type`. Raised before the first step; or by a step
     that finds that the input names what is not there.
     """
+
+
+class SourceRefusedError(InputValidationError):
+    """A run's input names what this run may not read, as `FASTROAI_READABLE` says; it was not
+    looked at.
+    """
+
+
+class ProjectError(FastroAIError):
+    """A project's files can't be made, or read, as they are."""
+
+
+class StackError(FastroAIError):
+    """A local stack can't be started, or another command is changing it."""
 
 
 class UnknownPipelineError(PipelineValidationError, ValueError):

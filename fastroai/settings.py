@@ -148,6 +148,14 @@ class FastroAISettings(BaseSettings):
             "Unset: list prices."
         ),
     )
+    readable: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        default=None,
+        description=(
+            'What inputs may name to be read, as a JSON list of folders and URIs: `["docs", '
+            '"s3://bucket/prefix", "https://example.com/reports"]`. Unset: runs of deployments '
+            "read the folder they run in, other runs anything."
+        ),
+    )
     openai_api_key: SecretStr | None = Field(
         default=None,
         validation_alias="OPENAI_API_KEY",
@@ -160,6 +168,11 @@ class FastroAISettings(BaseSettings):
         if value is not None and not names_storage(value):
             raise ValueError(f"not a valid storage: {STORAGE_FORMS}")
         return value
+
+    @field_validator("readable", mode="before")
+    @classmethod
+    def _read_readable(cls, value: object) -> object:
+        return _places(value)
 
     @field_validator("provider_hosts", mode="before")
     @classmethod
@@ -247,6 +260,20 @@ def names_storage(text: str) -> bool:
         return True
     # A near miss must not become a folder of that name; one can still be given as ./name.
     return bool(text.strip()) and not re.match(r"s3[:-]|[a-z][a-z0-9+.-]*:/", text, re.IGNORECASE)
+
+
+def _places(value: object) -> object:
+    """A list of places, each a text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f'is not JSON ({error}); an example is ["docs"]') from error
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise ValueError('must be a JSON list of folders and URIs; an example is ["docs"]')
+    return tuple(value)
 
 
 _EXAMPLE_HOSTS = 'an example is {"127.0.0.1:8765": "openai"}'

@@ -23,8 +23,9 @@ class DigestInput(BaseModel):
 
     documents: str = Field(
         default="docs",
-        description="A file, a folder (.txt, .md, .rst, .html), file://… or s3://bucket/prefix. "
-        "A relative path starts where the run does.",
+        description="A file, a folder (.txt, .md, .rst, .html), file://…, https://… or "
+        "s3://bucket/prefix. A relative path starts where the run does; FASTROAI_READABLE of the "
+        "worker says what else may be read.",
     )
     focus: str = Field(
         default="",

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from http.client import HTTPMessage
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.request import HTTPRedirectHandler, Request, build_opener, url2pathname
 
 from pydantic import BaseModel
 
-from fastroai.errors import FastroAIError, InputValidationError
+from fastroai.errors import FastroAIError, InputValidationError, SourceRefusedError
 from fastroai.settings import load_settings
+from fastroai.storage.sources import check_readable
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -75,16 +77,21 @@ def read_documents(location: str, max_documents: int) -> Documents:
     """Read a file, or the documents in a folder or under an S3 prefix in order of their names.
 
     Args:
-        location: A path, `file://…` or `s3://bucket/prefix`. In folders only files named as in
-            `SUFFIXES` are read, and nothing hidden.
+        location: A path, `file://…`, `https://…` or `s3://bucket/prefix`. In folders only files
+            named as in `SUFFIXES` are read, and nothing hidden.
         max_documents: How many are read at most; the others are listed as left out.
 
     Raises:
+        SourceRefusedError: This run may not read there, as `FASTROAI_READABLE` says.
         DocumentError: Nothing is there, or one of the documents can't be read.
     """
-    place, client = (
-        (*_s3_place(location),) if location.startswith("s3://") else (_local_place(location), None)
-    )
+    check_readable(location, load_settings())
+    if location.startswith("s3://"):
+        place, client = _s3_place(location)
+    elif location.startswith("https://"):
+        place, client = _web_place(location), None
+    else:
+        place, client = _local_place(location), None
     chosen, beyond = place.found[:max_documents], place.found[max_documents:]
     left_out = [
         *place.left_out,
@@ -137,7 +144,7 @@ def _local_path(location: str) -> Path:
         return Path(url2pathname(parts.path))
     if "://" in location:
         raise LocationError(
-            f"{location!r}: {parts.scheme}:// can't be read. Give a path, file://… or "
+            f"{location!r}: {parts.scheme}:// can't be read. Give a path, file://…, https://… or "
             "s3://bucket/prefix."
         )
     if not location.strip():
@@ -149,8 +156,14 @@ def _local_path(location: str) -> Path:
 
 def _folder(location: str, folder: Path) -> _Place:
     place = _Place(location, [], False)
+    settings = load_settings()
     for path in sorted(_visible_files(folder)):
         name = path.relative_to(folder).as_posix()
+        try:
+            check_readable(str(path), settings)  # it may be a link to elsewhere
+        except SourceRefusedError:
+            place.left_out.append(f"{name}: a link to what this run may not read")
+            continue
         if path.suffix.lower() in SUFFIXES:
             place.found.append(_Found(name, str(path), path.stat().st_size, path))
         else:
@@ -166,6 +179,28 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             yield from _visible_files(path)
         elif path.is_file():
             yield path
+
+
+def _web_place(location: str) -> _Place:
+    name = urlsplit(location).path.rpartition("/")[2] or "document"
+    return _Place(location, [_Found(name, location, 0)], True)
+
+
+class _RedirectsAsAllowed(HTTPRedirectHandler):
+    """Follows a redirect only to what the run may read."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        check_readable(newurl, load_settings())
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _fetch(location: str) -> bytes:
+    """What a web server sends, up to a byte more than a document may have."""
+    seconds = load_settings().s3_read_timeout
+    with build_opener(_RedirectsAsAllowed).open(location, timeout=seconds) as answer:
+        return bytes(answer.read(MAX_BYTES + 1))
 
 
 def _s3_place(location: str) -> tuple[_Place, S3Client]:
@@ -222,17 +257,27 @@ def _s3_client() -> S3Client:
 
 def _content(found: _Found, place: _Place, client: S3Client | None) -> bytes:
     if found.size > MAX_BYTES:
-        raise DocumentError(
-            f"{found.full_name!r} has {found.size:,} bytes; one document may have {MAX_BYTES:,}. "
-            "Split it, or leave it out."
-        )
+        raise _too_large(found.full_name, f"{found.size:,}")
     try:
         if client is not None:
             return client.get_object(Bucket=place.bucket, Key=found.key)["Body"].read()
-        assert found.path is not None
-        return found.path.read_bytes()
+        if found.path is not None:
+            return found.path.read_bytes()
+        content = _fetch(found.full_name)
+    except SourceRefusedError:
+        raise
     except Exception as error:  # as above
         raise _unreadable(found.full_name, error) from error
+    if len(content) > MAX_BYTES:
+        raise _too_large(found.full_name, f"more than {MAX_BYTES:,}")
+    return content
+
+
+def _too_large(name: str, size: str) -> DocumentError:
+    return DocumentError(
+        f"{name!r} has {size} bytes; one document may have {MAX_BYTES:,}. Split it, or leave it "
+        "out."
+    )
 
 
 def _as_text(found: _Found, content: bytes) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ..kit.scaffold import ProjectError, Written, add_deployment, new_project
+from ..errors import ProjectError
+from ..kit.scaffold import Written, add_deployment, new_project
 from .exit_codes import UsageError, as_wrong_usage
 
 

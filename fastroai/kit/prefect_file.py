@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import FastroAIError
+from ..errors import ProjectError
 
 PREFECT_YAML = "prefect.yaml"
-
-
-class PrefectFileError(FastroAIError):
-    """prefect.yaml can't be read as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,7 @@ def read_deployments(folder: Path) -> list[Deployment] | None:
     """The deployments of a project; None: it has no prefect.yaml.
 
     Raises:
-        PrefectFileError: It can't be read.
+        ProjectError: It can't be read.
     """
     import yaml  # type: ignore[import-untyped]  # only here: the help of a command needs none
 
@@ -51,10 +47,10 @@ def read_deployments(folder: Path) -> list[Deployment] | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PrefectFileError(f"{PREFECT_YAML} can't be read: {error}") from error
+        raise ProjectError(f"{PREFECT_YAML} can't be read: {error}") from error
     listed = content.get("deployments") if isinstance(content, Mapping) else None
     if not isinstance(listed, list) or not all(isinstance(one, Mapping) for one in listed):
-        raise PrefectFileError(
+        raise ProjectError(
             f"{PREFECT_YAML} has no list of deployments. See the one that `fastroai init NAME` "
             "writes."
         )

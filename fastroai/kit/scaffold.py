@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from string import Template
 
-from ..errors import FastroAIError
+from ..errors import ProjectError
 from ..version import __version__
 from .found_pipelines import FoundPipeline, find_pipelines
 
@@ -24,10 +24,6 @@ _QUESTION = """inputs:
         question: When do parcels arrive?
         tone: friendly
         passages: 3"""
-
-
-class ProjectError(FastroAIError):
-    """A project can't be made, or read, as it is."""
 
 
 @dataclass(frozen=True, slots=True)

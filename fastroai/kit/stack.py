@@ -16,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import LedgerNotFoundError, StackError
 from .prefect_file import Deployment, in_environment, pools_of, read_deployments
 from .processes import Process
-from .stack_state import BUCKET, HOST, StackError, StackFolder, StackState
+from .stack_state import BUCKET, HOST, StackFolder, StackState
 from .starting import S3, SERVER, WORKER, Starting, Tell, end_stack
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ async def up(project: Path, wanted: Wanted, tell: Tell) -> Running:
     is left running.
 
     Raises:
-        PrefectFileError: prefect.yaml can't be read; nothing was started.
+        ProjectError: prefect.yaml can't be read; nothing was started.
         StackError: Something can't be started or deployed.
     """
     require_moto()
@@ -313,7 +314,6 @@ async def _deploy(starting: Starting, chosen: list[Deployment], environment: str
 
 async def _cost_of(ledger_url: str, run_id: str) -> Decimal | None:
     """What a run is booked with; None: no request was."""
-    from ..errors import LedgerNotFoundError
     from ..ledger.entries import total_usd
     from ..ledger.ledger import Ledger
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import FastroAIError
+from ..errors import StackError
 from .processes import Process
 
 FOLDER = ".fastroai"
@@ -21,10 +21,6 @@ HOST = "127.0.0.1"
 # secrets are masked in texts.
 _ACCESS_KEY_ID = "fastroai-loopback-key"
 _SECRET_ACCESS_KEY = "fastroai-loopback-secret"
-
-
-class StackError(FastroAIError):
-    """The stack can't be started, or another command is changing it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from ..environment import process_environment
+from ..errors import StackError
 from .processes import MARK, Process, end, family, start_of
-from .stack_state import StackError, StackFolder, StackState
+from .stack_state import StackFolder, StackState
 
 SERVER, S3, WORKER = "server", "s3", "worker"
 END_SECONDS = 20.0

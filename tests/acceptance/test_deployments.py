@@ -58,7 +58,10 @@ async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
             run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
             runs[name] = run.id
 
-    worked = command("prefect", "worker", "start", "--pool", "fastroai", "--run-once", **SECRETS)
+    start = ["worker", "start", "--pool", "fastroai", "--run-once"]
+    # Elsewhere than in the folder that the runs are in.
+    readable = json.dumps([str(documents)])
+    worked = command("prefect", *start, FASTROAI_READABLE=readable, **SECRETS)
     assert worked.returncode == 0, worked.stdout + worked.stderr
 
     for name, (steps, asking) in DEPLOYMENTS.items():

@@ -105,7 +105,7 @@ def test_a_folder_without_text_is_refused(tmp_path: Path, content: str | None):
 @pytest.mark.parametrize(
     ("location", "said"),
     [
-        ("https://example.org/a", "https:// can't be read"),
+        ("ftp://example.org/a", "ftp:// can't be read"),
         ("file://host/a", "names the host 'host'"),
         ("s3://", "names no bucket"),
         ("", "is empty"),

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fastroai.errors import StackError
 from fastroai.kit.processes import MARK, Process, end, family, start_of
 from fastroai.kit.stack import Wanted, down, free_port, planned
-from fastroai.kit.stack_state import StackError, StackFolder, StackState
+from fastroai.kit.stack_state import StackFolder, StackState
 from fastroai.kit.starting import Starting
 
 ROOT = Path(__file__).parents[2]

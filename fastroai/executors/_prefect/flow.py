@@ -30,6 +30,7 @@ from ...pipelines.plan import ExecutionPlan
 from ...pricing.price_file import with_readable_prices
 from ...redaction import redact
 from ...settings import FastroAISettings, load_settings
+from ...storage.sources import input_given_by_others
 from ..protocol import ExecutionResult
 from ..scheduler import run_plan
 from ..session import RunSession, leases_around
@@ -207,9 +208,10 @@ def build_flow(
         async with live_deps(deps, deps_factory) as live:
             try:
                 attribution = Attribution(pipeline=pipeline.name)
-                execution = await run_in_flow(
-                    pipeline.plan, validated, live, tracer, attribution, options, settings
-                )
+                with input_given_by_others(is_deployed()):
+                    execution = await run_in_flow(
+                        pipeline.plan, validated, live, tracer, attribution, options, settings
+                    )
             except StepExecutionError as error:
                 failure = pipeline.with_partial_result(error)
                 failure.__cause__ = error.original_error
@@ -249,6 +251,13 @@ def flow_options_of(name: str, plan: ExecutionPlan, given: dict[str, Any]) -> di
     # Prefect refuses some characters in names; the ledger keeps the pipeline's own name.
     flow_name = re.sub(r"[/%&<>]", "-", name)
     return {"name": flow_name, "version": plan.version, "persist_result": False} | given
+
+
+def is_deployed() -> bool:
+    """Whether the flow run that is active here is of a deployment."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    return run is not None and run.deployment_id is not None
 
 
 def _dress(function: Any, pipeline: Pipeline[Any, Any, Any], module: str) -> None:
