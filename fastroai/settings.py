@@ -113,7 +113,7 @@ class FastroAISettings(BaseSettings):
     )
     lease_seconds: float = Field(
         default=30.0,
-        ge=1,
+        ge=0.1,
         description=(
             "Seconds without a heartbeat after which a run counts as dead: another run with its "
             "`run_key` may take over, and `fastroai runs resume` may resume it."

@@ -9,7 +9,9 @@ import ipaddress
 import os
 import socket
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -25,8 +27,10 @@ from tests.support.prefect_server import (
     prefect_api,
     prefect_server,
     release_shared_dir,
+    server_url,
 )
-from tests.support.provider_process import provider
+from tests.support.provider_process import provider, provider_process
+from tests.support.restartable_server import one_restartable_server, restartable_server
 from tests.support.s3 import s3, s3_server
 
 pytest.register_assert_rewrite(
@@ -36,11 +40,14 @@ pytest.register_assert_rewrite(
 settings.load_profile("sample")
 
 __all__ = [
+    "one_restartable_server",
     "postgres_server",
     "postgres_url",
     "prefect_api",
     "prefect_server",
     "provider",
+    "provider_process",
+    "restartable_server",
     "s3",
     "s3_server",
 ]
@@ -54,6 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if not _is_worker(config):
         config.stash[_shared_dir] = own_shared_dir()
     os.environ.update(_quiet_environment())
+    if _is_worker(config) or not config.getoption("numprocesses", None):
+        # Not in pyproject.toml: whoever runs no test would import pydantic-ai for it.
+        deprecated = "error::pydantic_ai.PydanticAIDeprecationWarning"
+        config.addinivalue_line("filterwarnings", deprecated)
+    elif config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        # All tests are run: while one process imports for the workers, another core is free.
+        start = partial(server_url, config.stash[_shared_dir])
+        Thread(target=start, daemon=True).start()
 
 
 @pytest.hookimpl(optionalhook=True)

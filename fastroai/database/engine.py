@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import (
     URL,
     Connection,
+    Dialect,
+    Engine,
     NullPool,
-    StaticPool,
     create_engine,
     event,
     make_url,
@@ -32,7 +35,7 @@ from .statements import Insert, PostgresStatements, Statements
 from .values import Row
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 T = TypeVar("T")
 
@@ -293,21 +296,10 @@ class _SQLite:
             make_private_folder(self._path.parent)
             # SQLite gives its write-ahead log and its shared memory the mode of this file.
             make_private_file(self._path)
-        engine = create_engine(
-            self._url,
-            poolclass=NullPool,
-            connect_args={"timeout": PATIENCE, "isolation_level": None},
-        )
-        event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", self._begin_once)
-        connection = engine.connect()
+        with _connecting_to(self._url):
+            connection = _sqlite_engine(self._begin).connect()
         self._file = self._identity()
         return connection
-
-    def _begin_once(self, connection: Connection) -> None:
-        driver: Any = connection.connection.driver_connection
-        if not driver.in_transaction:
-            connection.exec_driver_sql(self._begin)
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -325,19 +317,54 @@ class _Memory(_SQLite):
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            engine = create_engine(
-                "sqlite+pysqlite://",
-                poolclass=StaticPool,
-                connect_args={"check_same_thread": False, "isolation_level": None},
-            )
-            event.listen(engine, "begin", self._begin_once)
-            self._connection = engine.connect()
+            with _connecting_to(make_url("sqlite+pysqlite://")):
+                self._connection = _sqlite_engine(self._begin).connect()
         return self._connection
 
     def close(self) -> None:
         # Only what was left half-way: with the connection, the ledger would be gone.
         if self._connection is not None:
             self._connection.connection.rollback()
+
+
+_target: ContextVar[URL] = ContextVar("fastroai_database")
+"""What is being connected to: an engine, which is for several databases, knows none."""
+
+
+@contextmanager
+def _connecting_to(url: URL) -> Iterator[None]:
+    token = _target.set(url)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def _connect_to_target(engine: Engine, **options: Any) -> None:
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Dialect, _: object, args: list[Any], named: dict[str, Any]) -> None:
+        args[:], of_url = dialect.create_connect_args(_target.get())
+        named.clear()
+        named.update(of_url)
+        named.update(options)
+
+
+# One engine for all files: it keeps what statements were compiled to, and to compile one takes
+# longer than most of them run.
+@cache
+def _sqlite_engine(begin: str) -> Engine:
+    engine = create_engine("sqlite+pysqlite://", poolclass=NullPool)
+    options = {"timeout": PATIENCE, "isolation_level": None, "check_same_thread": False}
+    _connect_to_target(engine, **options)
+    event.listen(engine, "connect", _set_up_sqlite)
+
+    @event.listens_for(engine, "begin")
+    def begin_once(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            connection.exec_driver_sql(begin)
+
+    return engine
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
@@ -390,16 +417,21 @@ class _PostgreSQL:
                 return await self._connection.run_sync(work)
 
     async def _connect(self) -> AsyncConnection:
-        # Only here: it brings SQLAlchemy's ORM, a third of what importing a ledger takes.
-        from sqlalchemy.ext.asyncio import create_async_engine
+        with _connecting_to(self._url):
+            server = self._url._replace(database=None)
+            return await _postgresql_engine(server, self._isolation).connect()
 
-        engine = create_async_engine(
-            self._url,
-            poolclass=NullPool,
-            isolation_level=self._isolation,
-            connect_args={"timeout": CONNECT_PATIENCE, "command_timeout": PATIENCE},
-        )
-        return await engine.connect()
+
+# One engine for all databases of a server, as for SQLite's files.
+@lru_cache(maxsize=16)
+def _postgresql_engine(server: URL, isolation: Any) -> AsyncEngine:
+    # Only here: it brings SQLAlchemy's ORM, a third of what importing a ledger takes.
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine = create_async_engine(server, poolclass=NullPool, isolation_level=isolation)
+    patience = {"timeout": CONNECT_PATIENCE, "command_timeout": PATIENCE}
+    _connect_to_target(engine.sync_engine, **patience)
+    return engine
 
 
 async def _close(connection: AsyncConnection) -> None:

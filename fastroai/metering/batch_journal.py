@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_ai.capabilities import BatchModelRequests
 from pydantic_ai.messages import ModelResponse
@@ -19,6 +19,8 @@ from ..replay.requests import RequestOfModel
 from .batches import take_up
 from .booked_batches import BookedRequest, Place, SubmittedRequest, place_of_request
 from .sending_methods import MARK
+
+T = TypeVar("T")
 
 
 def journal_batches() -> None:
@@ -59,7 +61,9 @@ class JournaledBatches(JournaledModel):
             if pending not in waiting:
                 return await request.answer_of(self.wrapped)
             (place, sent_before), known = waiting[pending], None
-        response = known or await self._within(place, request.answer_of(self.wrapped))
+        if (response := known) is None:
+            asked = Place(self.journal, place, is_agents=True)
+            response = await _within(asked, request.answer_of(self.wrapped))
         if response.state == "suspended" and response.provider_response_id is not None:
             waiting[response.provider_response_id] = place, sent_before
         elif known is None:
@@ -73,14 +77,6 @@ class JournaledBatches(JournaledModel):
             response, model_request_parameters=request.parameters, replay_events=True
         )
 
-    async def _within(self, place: str, answer: Any) -> ModelResponse:
-        token = place_of_request.set(Place(self.journal, place, is_agents=True))
-        try:
-            response: ModelResponse = await answer
-            return response
-        finally:
-            place_of_request.reset(token)
-
     async def _taken_up(self, request: RequestOfModel, place: str) -> ModelResponse | None:
         """The pending answer to a request that an earlier attempt submitted."""
         record = await self.journal.read(place, adapter_of(SubmittedRequest))
@@ -92,17 +88,29 @@ class JournaledBatches(JournaledModel):
             model_settings=request.settings,
             model_request_parameters=request.parameters,
         )
-        encoded = await self._within(place, self.wrapped.batch_encode(asked))
+        encoded = await _within(
+            Place(self.journal, place, known=record, is_agents=True),
+            self.wrapped.batch_encode(asked),
+        )
         if not isinstance(encoded, BookedRequest):
             return None
-        batch = await take_up(self.wrapped, encoded.booking, record, encoded.group)
+        batch = await take_up(self.wrapped, encoded)
         return None if batch is None else _pending(batch, record.custom_id, self.wrapped)
 
 
+async def _within(place: Place, answer: Awaitable[T]) -> T:
+    token = place_of_request.set(place)
+    try:
+        return await answer
+    finally:
+        place_of_request.reset(token)
+
+
 def _pending_id(request: RequestOfModel) -> str | None:
-    last = request.messages[-1] if request.messages else None
-    suspended = isinstance(last, ModelResponse) and last.state == "suspended"
-    return last.provider_response_id if suspended and isinstance(last, ModelResponse) else None
+    for last in request.messages[-1:]:
+        if isinstance(last, ModelResponse) and last.state == "suspended":
+            return last.provider_response_id
+    return None
 
 
 def _pending(batch: Batch, custom_id: str, model: Model) -> ModelResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -35,7 +35,7 @@ from .booked_batches import (
 from .models import innermost
 from .outcomes import settle_failure
 from .pricer import describe_error
-from .raw_answers import RawAnswer
+from .raw_answers import Body, RawAnswer
 from .request_books import Foreseen, RequestBooks, Target
 from .scope import DispatchScope, current_scope, scope_outside_of_runs
 from .sending_methods import Replace, replace_methods
@@ -141,15 +141,15 @@ async def _all_booked(
     ]
 
 
-def _creating(method: Callable[..., Any]) -> Callable[..., Any]:
+def _creating(method: Callable[..., Awaitable[Batch]]) -> Callable[..., Any]:
     @wraps(method)
     async def created(self: Model, requests: Sequence[EncodedBatchRequest]) -> Batch:
-        if _submitting.get() is not self:
-            requests = await _all_booked(self, requests)
+        if is_submitting(self):
+            return await method(self, requests)
+        requests = await _all_booked(self, requests)
         booked = [request for request in requests if isinstance(request, BookedRequest)]
-        if not booked or _submitting.get() is self:
-            batch: Batch = await method(self, requests)
-            return batch
+        if not booked:
+            return await method(self, requests)
         if (known := await _submitted_before(self, booked)) is not None:
             return known
         token = _submitting.set(self)
@@ -223,7 +223,7 @@ class _Submitter:
 
     async def _write(self, record: dict[str, Any]) -> None:
         """For all requests at once, once in each journal that is asked for it."""
-        for journal in _journals(self._requests):
+        for journal in _journals(request.booking for request in self._requests):
             await journal.write(self._id, **record)
 
     def _fail(self, error: BaseException, *, left: bool | None) -> None:
@@ -235,46 +235,36 @@ class _Submitter:
             booking.books.note(settled)
 
 
-def _journals(requests: Iterable[BookedRequest]) -> list[Journal]:
-    """One journal for each place that outlives the process, and each that does not."""
-    found: dict[int, Journal] = {}
-    for request in requests:
-        if (place := request.booking.place) is not None:
-            found.setdefault(id(place.journal), place.journal)
-    return list(found.values())
+def _journals(bookings: Iterable[Booking]) -> list[Journal]:
+    """Where requests have their places, each once."""
+    places = [booking.place for booking in bookings if booking.place is not None]
+    return list({id(place.journal): place.journal for place in places}.values())
 
 
 async def _submitted_before(model: Model, requests: Sequence[BookedRequest]) -> Batch | None:
     """The batch in which an earlier attempt submitted just these requests."""
-    known = [request.booking.place.known if request.booking.place else None for request in requests]
-    first = known[0]
-    for request, record in zip(requests, known, strict=True):
-        if first is None or record is None or record.submission != first.submission:
-            return None
-        if record.custom_id != request.custom_id:
-            return None
+    submission, *others = {request.submission for request in requests}
+    if submission is None or others:
+        return None
     batch = None
-    for request, record in zip(requests, known, strict=True):
-        if record is not None:
-            batch = await take_up(model, request.booking, record, request.group)
+    for request in requests:
+        batch = await take_up(model, request)
     return batch
 
 
-async def take_up(
-    model: Model, booking: Booking, record: SubmittedRequest, group: str
-) -> Batch | None:
+async def take_up(model: Model, request: BookedRequest) -> Batch | None:
     """Wait for what an earlier attempt submitted.
 
     Args:
         model: That reads the result.
-        booking: Of the request now; with its place.
-        record: What is kept at that place.
-        group: Of the encoded request, by which pydantic-ai knows whose batch it is.
+        request: As it is asked now, with the record of its submission.
 
     Returns:
         Its batch. None: it never left, or its batch can't be found; it is to be submitted now.
     """
+    booking, record = request.booking, request.known
     assert booking.place is not None
+    assert record is not None
     submission, entry = record.submission, record.entry
     told = await booking.place.journal.read(submission, adapter_of(_Submission))
     if told is None:
@@ -287,7 +277,7 @@ async def take_up(
         if not _can_be_asked(model):
             booking.books.note(replace(entry, error=_MAYBE_SUBMITTED))
             return None
-        batch = await find_batch(model, told.ids, entry, group)
+        batch = await find_batch(model, told.ids, entry, request.group)
         if batch is None:
             booking.books.note(settle_failure(entry, InterruptedError(_ENDED), left=False))
             return None
@@ -367,8 +357,7 @@ def _cancelling(method: Callable[..., Any]) -> Callable[..., Any]:
     async def cancelled(self: Model, batch: Batch) -> Batch:
         submission = _submission_of(batch)
         awaited = list(_awaited.of(submission).values())
-        places = [booking.place for booking, _ in awaited if booking.place is not None]
-        if any(place.is_agents and place.journal.is_durable for place in places):
+        if any(_is_taken_up_again(booking) for booking, _ in awaited):
             logger.warning(
                 "Batch %r is left running: its run takes it up when it is executed again. If it "
                 "is not to be, cancel it at %s.",
@@ -380,11 +369,16 @@ def _cancelling(method: Callable[..., Any]) -> Callable[..., Any]:
         reason = f"Batch {batch.id!r} was withdrawn; what it had answered is billed."
         for booking, entry in awaited:
             booking.books.note(replace(entry, error=reason))
-        for journal in {id(place.journal): place.journal for place in places}.values():
+        for journal in _journals(booking for booking, _ in awaited):
             await journal.write(submission or "", withdrawn=True)
         return now
 
     return cancelled
+
+
+def _is_taken_up_again(booking: Booking) -> bool:
+    place = booking.place
+    return place is not None and place.is_agents and place.journal.is_durable
 
 
 def _reading(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -458,20 +452,12 @@ def _settle(model: Model, result: BatchResult, booking: Booking, entry: LedgerEn
     except Exception as error:  # what it cost is unknown, and its agent is told by itself
         booking.books.note(entry.settled(EntryState.UNSETTLED, error=describe_error(error)))
     else:
-        raw = RawAnswer(_Line(result.body or ""))
-        booking.books.settle(entry, booking.target, response, raw)
+        told = Body((result.body or "").encode())  # a line of the batch's file
+        booking.books.settle(entry, booking.target, response, RawAnswer(told))
 
 
 def _refuse(booking: Booking, entry: LedgerEntry, reason: str) -> None:
     booking.books.note(entry.settled(EntryState.REFUSED, error=reason))
-
-
-class _Line:
-    """A result's line in a batch's file, as an HTTP answer."""
-
-    def __init__(self, body: str) -> None:
-        self.headers: dict[str, str] = {}
-        self.content = body.encode()
 
 
 def _name_submission(batch: Batch, submission: str) -> None:

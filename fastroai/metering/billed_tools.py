@@ -49,7 +49,7 @@ Mistral's audio, Cohere.
 """
 
 
-def tool_calls(response: ModelResponse, raw: RawAnswer | None) -> dict[str, int]:
+def tool_calls(response: ModelResponse, raw: RawAnswer) -> dict[str, int]:
     """Calls of a provider's own tools that pydantic-ai does not count, by the price list's name."""
     provider = canonical_provider(response.provider_name or "")
     if provider == "x-ai":
@@ -59,8 +59,10 @@ def tool_calls(response: ModelResponse, raw: RawAnswer | None) -> dict[str, int]
         }
     if provider not in _OPENAI_PROTOCOL:
         return {}
-    if xai := _calls_at_xai(raw):
-        return xai
+    return _calls_at_xai(raw) or _calls_at_openai(response, raw)
+
+
+def _calls_at_openai(response: ModelResponse, raw: RawAnswer) -> dict[str, int]:
     kinds = [(part.part_kind, getattr(part, "tool_name", None)) for part in response.parts]
     calls = {"storage_searches": kinds.count(("builtin-tool-call", "file_search"))}
     for document in _responses(raw):
@@ -80,9 +82,9 @@ _XAI_CALLS: Final = {
 """The same tools as its answers over HTTP count them (docs.x.ai, tool usage details)."""
 
 
-def _calls_at_xai(raw: RawAnswer | None) -> dict[str, int]:
+def _calls_at_xai(raw: RawAnswer) -> dict[str, int]:
     calls: dict[str, int] = {}
-    for usage in usages(raw.documents)[-1:] if raw is not None else ():
+    for usage in usages(raw)[-1:]:
         told = count(usage, "server_side_tool_usage_details")
         for name, tool in _XAI_CALLS.items():
             if type(number := count(told, name)) is int and number:
@@ -95,14 +97,25 @@ class _Answer:
     """An answer of a model, as pydantic-ai reads it and as it came from a URL."""
 
     response: ModelResponse
-    raw: RawAnswer | None
-    url: str | None
+    raw: RawAnswer
+    url: str
     model: str
     provider: str
-    documents: list[Json]
+
+    @classmethod
+    def of(cls, response: ModelResponse, raw: RawAnswer, url: str | None) -> _Answer:
+        provider = canonical_provider(response.provider_name or "")
+        return cls(response, raw, url or "", response.model_name or "", provider)
+
+    @property
+    def said(self) -> Iterator[object]:
+        """What a chat says, as a whole or piece by piece."""
+        for document in self.raw.documents:
+            for choice in items(document, "choices")[:1]:
+                yield choice.get("message") or choice.get("delta")
 
 
-def unpriced_extra(response: ModelResponse, raw: RawAnswer | None, url: str | None) -> str | None:
+def unpriced_extra(response: ModelResponse, raw: RawAnswer, url: str | None) -> str | None:
     """What a response is billed for beside its tokens at a price that no list has; None: nothing.
 
     Args:
@@ -112,16 +125,9 @@ def unpriced_extra(response: ModelResponse, raw: RawAnswer | None, url: str | No
     """
     if response.usage.details.get("advisor_iterations"):
         return "An advisor model took part, whose tokens are billed at its own rates."
-    answer = _Answer(
-        response,
-        raw,
-        url,
-        model=response.model_name or "",
-        provider=canonical_provider(response.provider_name or ""),
-        documents=[] if raw is None else raw.documents,
-    )
+    answer = _Answer.of(response, raw, url)
     # The others look into the answer as it came.
-    for missing_of in _CHECKS if answer.documents else _CHECKS_OF_THE_RESPONSE:
+    for missing_of in _CHECKS if raw.documents else _CHECKS_OF_THE_RESPONSE:
         if missing := missing_of(answer):
             return f"No price is known for {missing}, which is billed beside tokens."
     return None
@@ -167,7 +173,7 @@ def _untold_kind(part: FilePart, answer: _Answer) -> str | None:
 
 def grounding_of_google(answer: _Answer) -> str | None:
     """Grounding other than with Google Search (ai.google.dev, pricing, tools)."""
-    for document in answer.documents:
+    for document in answer.raw.documents:
         for candidate in items(document, "candidates"):
             grounding = count(candidate, "groundingMetadata")
             if grounding and (missing := _missing_of_grounding(grounding, answer.url)):
@@ -175,13 +181,13 @@ def grounding_of_google(answer: _Answer) -> str | None:
     return None
 
 
-def _missing_of_grounding(grounding: object, url: str | None) -> str | None:
-    sources = {name for chunk in items(grounding, "groundingChunks") for name in chunk}
+def _missing_of_grounding(grounding: object, url: str) -> str | None:
+    sources: set[str] = set().union(*items(grounding, "groundingChunks"))
     if count(grounding, "googleMapsWidgetContextToken") or "maps" in sources:
         return "its grounding with Google Maps"
     if count(grounding, "imageSearchQueries"):
         return "its searches for images"
-    if "retrievedContext" in sources and "aiplatform" in (host_and_port(url or "")[0] or ""):
+    if "retrievedContext" in sources and "aiplatform" in str(host_and_port(url)[0]):
         return "its grounding with data of your own"
     return None
 
@@ -189,15 +195,13 @@ def _missing_of_grounding(grounding: object, url: str | None) -> str | None:
 def media_and_tools_of_a_chat(answer: _Answer) -> str | None:
     """What OpenAI's protocol for chats carries that is not text."""
     usage = answer.response.usage
-    for document in answer.documents:
-        for choice in items(document, "choices")[:1]:
-            said = count(choice, "message") or count(choice, "delta")
-            if count(said, "executed_tools"):
-                return "the tools that Groq ran"
-            if count(said, "audio", "data") and not usage.output_audio_tokens:
-                return "the audio that it answered, whose tokens are not told apart"
-            if count(said, "images") and not usage.details.get("image_tokens"):
-                return "the images that it answered, whose tokens are not told apart"
+    for said in answer.said:
+        if count(said, "executed_tools"):
+            return "the tools that Groq ran"
+        if count(said, "audio", "data") and not usage.output_audio_tokens:
+            return "the audio that it answered, whose tokens are not told apart"
+        if count(said, "images") and not usage.details.get("image_tokens"):
+            return "the images that it answered, whose tokens are not told apart"
     return None
 
 
@@ -205,23 +209,21 @@ def search_of_a_chat(answer: _Answer) -> str | None:
     """Searches of the web that show in an answer's citations only, as OpenRouter's plugin does, and
     Perplexity's request fee, of which the list has that of the largest search context.
     """
-    if answer.url and on_domain(answer.url, "perplexity.ai"):
+    if on_domain(answer.url, "perplexity.ai"):
         return _small_context(answer)
-    for document in answer.documents:
-        for choice in items(document, "choices")[:1]:
-            said = count(choice, "message") or count(choice, "delta")
-            if any("url_citation" in note for note in items(said, "annotations")):
-                return "its search of the web"
+    for said in answer.said:
+        if any("url_citation" in note for note in items(said, "annotations")):
+            return "its search of the web"
     return None
 
 
 def _small_context(answer: _Answer) -> str | None:
-    for document in answer.documents:
-        usage = count(document, "usage")
-        if usage and answer.model.startswith("sonar") and "deep-research" not in answer.model:
-            size = count(usage, "search_context_size") or "low"
-            if size != "high":
-                return f"a request at search context {size!r}"
+    if not answer.model.startswith("sonar") or "deep-research" in answer.model:
+        return None
+    for usage in usages(answer.raw):
+        size = usage.get("search_context_size") or "low"
+        if size != "high":
+            return f"a request at search context {size!r}"
     return None
 
 
@@ -231,9 +233,9 @@ def container_of_anthropic(answer: _Answer) -> str | None:
     """
     if answer.provider != "anthropic":
         return None
-    for document in answer.documents:
+    for document in answer.raw.documents:
         used = count(document, "usage", "server_tool_use")
-        is_free = any(count(used, f"web_{tool}_requests") for tool in ("search", "fetch"))
+        is_free = count(used, "web_search_requests") or count(used, "web_fetch_requests")
         if document.get("container") and not is_free:
             return "the container of its code execution"
     return None
@@ -268,16 +270,19 @@ def _search(document: Json, model: str) -> str | None:
     if not model.startswith("gpt-4"):
         return None
     # 25 USD a thousand for models that do not reason, 10 for those that do: the list has 10.
-    called = {str(item.get("type")) for item in items(document, "output")}
-    tools = " ".join(str(tool.get("type")) for tool in items(document, "tools"))
-    if "web_search_call" in called and "search_preview" in tools:
-        return "its web_search_preview"
+    if "web_search_call" in _types(document, "output"):
+        tools = " ".join(_types(document, "tools"))
+        return "its web_search_preview" if "search_preview" in tools else None
     return None
 
 
-def _responses(raw: RawAnswer | None) -> Iterator[Json]:
+def _types(document: Json, name: str) -> list[str]:
+    return [str(item.get("type")) for item in items(document, name)]
+
+
+def _responses(raw: RawAnswer) -> Iterator[Json]:
     """Documents of OpenAI's responses API, those within its events too."""
-    for document in raw.documents if raw is not None else ():
+    for document in raw.documents:
         inner = document.get("response", document)
         if isinstance(count(inner, "output"), list):
             yield inner

@@ -63,6 +63,18 @@ class BookedRequest(EncodedBatchRequest):
         plain = {each.name: getattr(encoded, each.name) for each in fields(EncodedBatchRequest)}
         return cls(**plain, booking=booking)
 
+    @property
+    def known(self) -> SubmittedRequest | None:
+        """The record of an earlier attempt that is to be taken up; None: there is none."""
+        place = self.booking.place
+        return None if place is None else place.known
+
+    @property
+    def submission(self) -> str | None:
+        """In which an earlier attempt submitted it under the id that it has now."""
+        known = self.known
+        return known.submission if known and known.custom_id == self.custom_id else None
+
 
 _Waiting = dict[str, tuple[Booking, LedgerEntry]]
 """By the request's id in its batch, what has no result yet."""

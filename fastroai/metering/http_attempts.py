@@ -21,7 +21,7 @@ from ..redaction import remember
 from ..replay.requests import Members, members_asked
 from .connection_pools import keep_loops_apart
 from .outcomes import settle_failure, settle_resent
-from .raw_answers import RawAnswer
+from .raw_answers import NOT_SEEN, RawAnswer
 from .sdk_retries import attribute_at, boto_events
 from .sending_methods import is_of_a_user
 
@@ -120,7 +120,7 @@ class Send:
         """
         self._members: Members | None = None
         self._members_token: Token[Members | None] | None = None
-        self.raw: RawAnswer | None = None
+        self.raw = NOT_SEEN
         """The last answer that was received, as it came."""
         self._token: Token[Send | None] | None = None
 
@@ -250,7 +250,7 @@ class Send:
         except CostBudgetExceededError as error:
             self.refusal = error  # an SDK may make another error of it
             raise
-        self.entry, self._status, self.is_given, self.raw = entry, None, False, None
+        self.entry, self._status, self.is_given, self.raw = entry, None, False, NOT_SEEN
 
 
 current_send: Final = _sending.get
@@ -340,12 +340,14 @@ async def _before_http_request(request: Any) -> None:
 
 async def _after_http_response(response: Any) -> None:
     send = _sending.get()
-    if send is not None and isinstance(response.request.extensions.get("trace"), _Trace):
+    if send is None:
+        return
+    is_ours = isinstance(response.request.extensions.get("trace"), _Trace)
+    if is_ours:
         send.answered_unseen(response.status_code)
-        if response.status_code < 300:
-            send.raw = RawAnswer(response)
-    elif send is not None and response.request.method == "GET" and response.status_code < 300:
-        send.raw = RawAnswer(response)  # of a request that was taken on before
+    # By GET comes the answer to a request that was taken on before.
+    if response.status_code < 300 and (is_ours or response.request.method == "GET"):
+        send.raw = RawAnswer(response)
 
 
 class _Trace:

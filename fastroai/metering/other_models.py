@@ -22,7 +22,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from ..ledger.entries import EntryState, LedgerEntry
 from ..pricing.calculator import CostCalculator
 from ..replay.encoding import adapter_of
-from ..replay.journal import JournalRecord
+from ..replay.journal import Journal, JournalRecord
 from ..replay.requests import RequestOfModel, members_asked
 from .http_attempts import current_send
 from .members import holds
@@ -99,25 +99,32 @@ def _metered(method: Callable[..., Any]) -> Callable[..., Any]:
         ask = partial(method, self, *args, **kwargs)
         if _may_only_hand_on(method, self):
             return await _ask(self, ask, books)
-        if method.__name__ != "embed" or scope.journal is None:
-            return await _send(self, ask, books)
-        place = scope.journal.place("embed", SendingModel(self).model_id, args, kwargs)
-        known = await scope.journal.read(place, adapter_of(_Embedded))
-        if known is not None:
-            books.replayed(known.entries)
-            _tell(known.result)
-            return known.result
-        result = await _send(self, ask, books)
-        await books.settled()
-        paid = tuple(entry for entry in books.entries if entry.is_spend)
-        await scope.journal.write(
-            place,
-            result=adapter_of(EmbeddingResult).dump_python(result, mode="json"),
-            entries=adapter_of(tuple[LedgerEntry, ...]).dump_python(paid, mode="json"),
-        )
-        return result
+        if method.__name__ == "embed" and scope.journal is not None:
+            place = scope.journal.place("embed", SendingModel(self).model_id, args, kwargs)
+            return await _embed(self, ask, books, scope.journal, place)
+        return await _send(self, ask, books)
 
     return sent
+
+
+async def _embed(
+    model: Any, ask: Callable[[], Awaitable[Any]], books: RequestBooks, journal: Journal, place: str
+) -> Any:
+    """An embedding from a step's journal, or one that is sent and recorded there."""
+    known = await journal.read(place, adapter_of(_Embedded))
+    if known is not None:
+        books.replayed(known.entries)
+        _tell(known.result)
+        return known.result
+    result = await _send(model, ask, books)
+    await books.settled()
+    paid = tuple(entry for entry in books.entries if entry.is_spend)
+    await journal.write(
+        place,
+        result=adapter_of(EmbeddingResult).dump_python(result, mode="json"),
+        entries=adapter_of(tuple[LedgerEntry, ...]).dump_python(paid, mode="json"),
+    )
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +253,9 @@ class _Session:
     def _followed(self, read: Callable[[], AsyncIterator[Any]]) -> Callable[[], AsyncIterator[Any]]:
         async def followed() -> AsyncGenerator[Any]:
             async for item in read():
-                for event in [item] if _is_usage(item) else item:
-                    if _is_usage(event):
-                        self._book(event)
+                # Frames have several events, the end of a session is one.
+                for event in filter(_is_usage, [item] if _is_usage(item) else item):
+                    self._book(event)
                 yield item
 
         return followed

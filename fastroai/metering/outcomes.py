@@ -13,7 +13,7 @@ from pydantic_ai.usage import RequestUsage
 from ..ledger.entries import NOT_SENT, EntryState, LedgerEntry
 from ..pricing.price_list import Price, further_usage
 from .pricer import Pricer, describe_error
-from .raw_answers import RawAnswer
+from .raw_answers import NOT_SEEN, RawAnswer
 from .retries import NOT_SENT_PHASES
 from .service_tiers import billed_service_tier
 from .usage_reading import sane_counts
@@ -29,7 +29,7 @@ def settle_answer(
     response: ModelResponse,
     model: Model,
     pricer: Pricer,
-    raw: RawAnswer | None = None,
+    raw: RawAnswer = NOT_SEEN,
 ) -> LedgerEntry:
     """The entry of a request with a complete answer: charged, or unpriced when its tokens or its
     price are unknown.
@@ -50,16 +50,14 @@ def settle_stream(
     model: Model,
     pricer: Pricer,
     error: BaseException | None,
-    raw: RawAnswer | None = None,
+    raw: RawAnswer = NOT_SEEN,
 ) -> LedgerEntry:
     """The entry of a stream: as an answer when it came to its end, else unsettled with what is
     known of it.
     """
-    reason = (
-        "Left before its end"
-        if error is None or isinstance(error, GeneratorExit)
-        else describe_error(error)
-    )
+    reason = "Left before its end"
+    if error is not None and not isinstance(error, GeneratorExit):
+        reason = describe_error(error)
     try:
         response = stream.get()
     except Exception as unreadable:
@@ -163,7 +161,7 @@ def _answer(
     response: ModelResponse,
     model: Model,
     usage: RequestUsage,
-    raw: RawAnswer | None,
+    raw: RawAnswer,
 ) -> dict[str, Any]:
     """What an entry keeps of an answer."""
     provider = response.provider_name or model.system

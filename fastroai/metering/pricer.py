@@ -25,7 +25,7 @@ from ..pricing.price_list import Price, tier_context
 from ..providers import canonical_provider
 from .billed_tools import unpriced_extra
 from .models import endpoint, innermost, merged
-from .raw_answers import RawAnswer, inference_geo
+from .raw_answers import NOT_SEEN, RawAnswer, inference_geo
 from .service_tiers import asked_service_tier, billed_service_tier
 from .stated_bills import litellm_estimate, stated_bill, unreadable_bill, who_states_bills
 from .token_bounds import tokens_at_most
@@ -54,7 +54,7 @@ class _Answer:
     __slots__ = ("entry", "model", "name", "raw", "response", "url", "usage")
 
     def __init__(
-        self, response: ModelResponse, model: Model, entry: LedgerEntry, raw: RawAnswer | None
+        self, response: ModelResponse, model: Model, entry: LedgerEntry, raw: RawAnswer
     ) -> None:
         self.response, self.model, self.entry, self.raw = response, model, entry, raw
         self.name = response.model_name or model.model_name
@@ -80,7 +80,7 @@ class Pricer:
         response: ModelResponse,
         model: Model,
         entry: LedgerEntry,
-        raw: RawAnswer | None = None,
+        raw: RawAnswer = NOT_SEEN,
     ) -> tuple[RequestUsage, Price | str]:
         """What is billed for one response, and its price, or why that is unknown.
 
@@ -108,8 +108,10 @@ class Pricer:
         if stated is None:
             missing = unreadable_bill(answer.response, answer.raw, answer.url) or missing
             return missing or self._listed(answer)
-        if missing:
-            return stated
+        return stated if missing else self._beside_the_list(stated, answer)
+
+    def _beside_the_list(self, stated: Price, answer: _Answer) -> Price:
+        """What an answer says that it costs, with what the list says where it says otherwise."""
         try:
             listed = self._listed(answer)
         except Exception:  # no list has it, which is why the answer's word is worth so much
@@ -121,9 +123,7 @@ class Pricer:
     def _listed(self, answer: _Answer) -> Price:
         response, entry = answer.response, answer.entry
         if not hasattr(self._calculator, "price"):
-            tokens = asdict(sane_counts(answer.usage))
-            microcents: int = self._calculator.calculate_cost(answer.name, **tokens)
-            return Price(microcents_to_usd(microcents), "calculate_cost", request_fees=None)
+            return self._estimated(answer)
         provider = response.provider_name or answer.model.system
         tier = billed_service_tier(provider, response, entry.service_tier, answer.raw)
         context = {**(response.provider_details or {}), **tier_context(tier)}
@@ -147,6 +147,11 @@ class Pricer:
             request_fees=getattr(price, "request_fees", None),
             version=getattr(price, "version", None),
         )
+
+    def _estimated(self, answer: _Answer) -> Price:
+        tokens = asdict(sane_counts(answer.usage))
+        microcents: int = self._calculator.calculate_cost(answer.name, **tokens)
+        return Price(microcents_to_usd(microcents), "calculate_cost", request_fees=None)
 
     def require_price(self, model: Model, settings: ModelSettings | None = None) -> None:
         """Refuse a request for which no price is known: before a send, where `FASTROAI_UNPRICED` is
@@ -209,24 +214,22 @@ class Pricer:
         Returns:
             None: that can't be told; see `bounds.tokens_at_most` and `CostCalculator.max_cost`.
         """
+        # Prices of someone's own have no known maximum.
+        if getattr(type(self._calculator), "price", None) is not CostCalculator.price:
+            return None
         try:
-            own = merged(model.settings, settings)
-            if (
-                "max_tokens" in innermost(model).unsupported_settings
-                or (tokens := tokens_at_most(messages, own, parameters)) is None
-            ):
+            if "max_tokens" in innermost(model).unsupported_settings:
                 return None
-            calculator = self._calculator
-            # Prices of someone's own have no known maximum.
-            if getattr(type(calculator), "price", None) is not CostCalculator.price:
+            tokens = tokens_at_most(messages, merged(model.settings, settings), parameters)
+            if tokens is None:
                 return None
-            revision, basis = calculator.overrides.revision, basis_of_prices()
+            revision, basis = self._calculator.overrides.revision, basis_of_prices()
             known = _max_costs.get(revision)
             if known is None or known[0] != basis:
                 known = _max_costs[revision] = (basis, {})
             asked = (model.model_id, endpoint(model), asked_service_tier(model, settings))
             if asked not in known[1]:
-                known[1][asked] = self._find_max_cost(calculator, model, asked[2])
+                known[1][asked] = self._find_max_cost(model, *asked[1:])
             rates = known[1][asked]
             return rates.usd(*tokens) if rates else None
         except Exception:  # no request fails for want of a bound
@@ -237,19 +240,18 @@ class Pricer:
             )
             return None
 
-    def _find_max_cost(
-        self, calculator: CostCalculator, model: Model, tier: str | None
-    ) -> MaxCost | None:
+    def _find_max_cost(self, model: Model, url: str | None, tier: str | None) -> MaxCost | None:
         # Gateways bill what they report.
         if _states_bill(model) or model.model_id.startswith("gateway/"):
             return None
-        return calculator.max_cost(
+        found: MaxCost | None = self._calculator.max_cost(
             model.model_name,
             provider=model.system,
-            provider_url=endpoint(model),
+            provider_url=url,
             at=datetime.now(UTC),
             tier=tier,
         )
+        return found
 
     @staticmethod
     def _warn(name: str, error: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic_core import from_json
 
@@ -76,6 +76,18 @@ class RawAnswer:
             self._documents = None
 
 
+class Body:
+    """An answer's content that no HTTP client has received."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.headers: dict[str, str] = {}
+        self.content = content
+
+
+NOT_SEEN: Final = RawAnswer(Body())
+"""Stands for the answer to a request whose client can't be watched: it tells nothing."""
+
+
 def _events_that_tell(lines: list[bytes]) -> list[bytes]:
     return [line[5:] for line in lines if line.startswith(b"data:") and _TELLS_USAGE.search(line)]
 
@@ -104,26 +116,32 @@ def items(document: object, *path: str) -> list[Json]:
     return [item for item in found if isinstance(item, dict)]
 
 
-def usages(documents: list[Json]) -> list[Json]:
+_USAGE_AT: Final = (
+    ("usage",),
+    ("usageMetadata",),  # Gemini
+    ("x_groq", "usage"),  # Groq's streams, unasked
+)
+"""Where an answer, or an event of one, tells its usage."""
+
+
+def usages(raw: RawAnswer) -> list[Json]:
     """The usage objects of an answer, in their order."""
-    found = []
-    for document in documents:
-        # OpenAI's responses and Anthropic's messages come within an event of their own kind.
-        inner = document.get("response") or document.get("message") or document
-        usage = count(inner, "usage") or count(inner, "usageMetadata")
-        usage = usage or count(inner, "x_groq", "usage")  # Groq's streams, unasked
-        if not usage and isinstance(choices := document.get("choices"), list) and choices:
-            usage = count(choices[0], "usage")  # Moonshot's streams
-        if isinstance(usage, dict):
-            found.append(usage)
-    return found
+    return [usage for document in raw.documents if (usage := _usage_in(document))]
 
 
-def told_tier(raw: RawAnswer | None) -> str | None:
+def _usage_in(document: Json) -> Json | None:
+    # OpenAI's responses and Anthropic's messages come within an event of their own kind.
+    inner = document.get("response") or document.get("message") or document
+    places = [count(inner, *path) for path in _USAGE_AT]
+    places += [choice.get("usage") for choice in items(document, "choices")[:1]]  # Moonshot
+    return next((place for place in places if isinstance(place, dict) and place), None)
+
+
+def told_tier(raw: RawAnswer) -> str | None:
     """The service tier that Anthropic says an answer had, or its fast mode, which pydantic-ai does
     not keep.
     """
-    for usage in usages(raw.documents) if raw is not None else ():
+    for usage in usages(raw):
         if usage.get("speed") == "fast":
             return "fast-mode"
         if isinstance(tier := usage.get("service_tier"), str):
@@ -131,9 +149,9 @@ def told_tier(raw: RawAnswer | None) -> str | None:
     return None
 
 
-def inference_geo(raw: RawAnswer | None) -> str | None:
+def inference_geo(raw: RawAnswer) -> str | None:
     """Where Anthropic says that it computed an answer; only the start of a stream tells it."""
-    for usage in usages(raw.documents) if raw is not None else ():
+    for usage in usages(raw):
         if isinstance(geo := usage.get("inference_geo"), str):
             return geo
     return None

@@ -183,7 +183,7 @@ class RequestBooks:
         self._recorder.record(entry)
 
     def settle(
-        self, entry: LedgerEntry, target: Target, response: ModelResponse, raw: RawAnswer | None
+        self, entry: LedgerEntry, target: Target, response: ModelResponse, raw: RawAnswer
     ) -> None:
         """Book what an answer costs that came apart from its request."""
         self._recorder.record(settle_answer(entry, response, target.model, self._pricer, raw))

@@ -32,12 +32,10 @@ LONGEST_RETRY_AFTER: Final = 60.0
 NOT_SENT_PHASES: Final = frozenset({"pool", "connect"})
 """Phases of a transport failure in which the request had not left this machine."""
 
-_PASSING_STATUS = frozenset({408, 409, 429})
-
-
-# 408 (timeout), 409 (conflict), 425 and 429 (too early, too many) pass with time; other 4xx say the
-# request is wrong.
-_PASSING_CLIENT_ERRORS = frozenset({408, 409, 425, 429})
+_SENT_AGAIN = frozenset({408, 409, 429})
+"""HTTP statuses below 500 after which a request is sent again: timeout, conflict, too many."""
+_PASSING = _SENT_AGAIN | {425}
+"""Those that pass with time, too early among them; other 4xx say that the request is wrong."""
 
 _PERMANENT = (
     UserError,
@@ -71,12 +69,9 @@ def _is_passing(error: BaseException) -> bool:
     if isinstance(error, ModelQuotaExceededError):
         return False
     if isinstance(error, ModelHTTPError):
-        hint = error.provider_retry_hint
-        return (
-            hint
-            if hint is not None
-            else error.status_code in _PASSING_STATUS or error.status_code >= 500
-        )
+        if error.provider_retry_hint is not None:
+            return error.provider_retry_hint
+        return error.status_code in _SENT_AGAIN or error.status_code >= 500
     if isinstance(error, ModelTimeoutError):
         # A request that was sent may still be worked on, and billed; what was never sent can be
         # sent.
@@ -96,5 +91,5 @@ def is_permanent(error: BaseException) -> bool:
         # Of a fallback that was made to go on after anything: all its members were refused.
         return error.subgroup(CostBudgetExceededError) is not None
     if isinstance(error, ModelHTTPError):
-        return 400 <= error.status_code < 500 and error.status_code not in _PASSING_CLIENT_ERRORS
+        return 400 <= error.status_code < 500 and error.status_code not in _PASSING
     return isinstance(error, _PERMANENT)

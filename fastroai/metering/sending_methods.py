@@ -68,9 +68,8 @@ def _replace_in(
         return
     for name, replace in methods.items():
         method = cls.__dict__.get(name)
-        if method is None or hasattr(method, MARK) or _is_abstract(method):
-            continue
-        if not extended and _sends_by_its_base(cls, name):
+        is_extended = not extended and _sends_by_its_base(cls, name)
+        if method is None or hasattr(method, MARK) or is_extended or _is_abstract(method):
             continue
         replaced = replace(method)
         if replaced is not method:

@@ -12,7 +12,7 @@ from pydantic_ai.settings import ModelSettings
 
 from ..providers import canonical_provider
 from .models import merged, sends_setting
-from .raw_answers import RawAnswer, told_tier
+from .raw_answers import NOT_SEEN, RawAnswer, told_tier
 
 _TRAFFIC_TYPES = {
     "ON_DEMAND": "default",
@@ -99,7 +99,7 @@ _ASKED_OF = {
 
 
 def billed_service_tier(
-    provider: str, response: ModelResponse, asked: str | None, raw: RawAnswer | None = None
+    provider: str, response: ModelResponse, asked: str | None, raw: RawAnswer = NOT_SEEN
 ) -> str | None:
     """The service tier of an answer: the one it names, or the one asked for where the provider
     gives just that.

@@ -21,19 +21,19 @@ _LITELLM_HEADER: Final = "x-litellm-response-cost"
 
 
 def stated_bill(
-    response: ModelResponse, raw: RawAnswer | None, url: str | None, entry: LedgerEntry
+    response: ModelResponse, raw: RawAnswer, url: str | None, entry: LedgerEntry
 ) -> Price | None:
     """The price that the answer states; None: it states none that can be relied on.
 
     Args:
         response: As pydantic-ai reads it.
-        raw: As it came; None where that is not seen.
+        raw: As it came.
         url: Where it was sent. A local or private endpoint states no bill, unless
             `FASTROAI_PROVIDER_HOSTS` names it.
         entry: Of the request.
     """
-    gateway = (entry.model_asked or "").startswith("gateway/")
-    if gateway and isinstance(response.usage.cost, Decimal):
+    is_of_gateway = str(entry.model_asked).startswith("gateway/")
+    if is_of_gateway and isinstance(response.usage.cost, Decimal):
         return Price(response.usage.cost, "reported by the gateway", request_fees=None)
     usage = _told(response, raw)
     usd = _litellms(usage, raw)
@@ -47,7 +47,7 @@ def stated_bill(
     return Price(usd, "reported by LiteLLM", request_fees=None)
 
 
-def unreadable_bill(response: ModelResponse, raw: RawAnswer | None, url: str | None) -> str | None:
+def unreadable_bill(response: ModelResponse, raw: RawAnswer, url: str | None) -> str | None:
     """Why the bill that an answer states can't be relied on, nor any list beside it; None: it
     states one that can, or none.
     """
@@ -63,25 +63,25 @@ def unreadable_bill(response: ModelResponse, raw: RawAnswer | None, url: str | N
     return f"The bill that the answer states is no amount: {told}." if told else None
 
 
-def _told(response: ModelResponse, raw: RawAnswer | None) -> Json:
+def _told(response: ModelResponse, raw: RawAnswer) -> Json:
     """The last usage that an answer tells."""
-    told = usages(raw.documents) if raw is not None else []
+    told = usages(raw)
     return told[-1] if told else _as_told(response)
 
 
-def _litellms(usage: Json, raw: RawAnswer | None) -> Decimal | None:
+def _litellms(usage: Json, raw: RawAnswer) -> Decimal | None:
     usd = litellm_estimate(raw)
-    if usd is None and raw is not None and "x-litellm-version" in raw.headers:
+    if usd is None and "x-litellm-version" in raw.headers:
         # At the end of a stream, where it is told to (include_cost_in_streaming_usage).
         usd = _amount(usage.get("cost"))
     return usd or None
 
 
-def litellm_estimate(raw: RawAnswer | None) -> Decimal | None:
+def litellm_estimate(raw: RawAnswer) -> Decimal | None:
     """What a LiteLLM proxy books for an answer: a check of the price, where its host bills as
     another provider. Of a model that it knows no price of it says 0.
     """
-    cost = raw.headers.get(_LITELLM_HEADER) if raw is not None else None
+    cost = raw.headers.get(_LITELLM_HEADER)
     if not cost:
         return None
     try:
@@ -164,7 +164,7 @@ _DOMAINS: Final = {"openrouter": "openrouter.ai", "perplexity": "perplexity.ai",
 
 def _amount(value: object) -> Decimal | None:
     """An amount in USD; None: it is no number, negative or without end."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    if type(value) not in (int, float, Decimal):  # nor a bool, which is an int
         return None
     amount = Decimal(str(value))
     return amount if amount.is_finite() and amount >= 0 else None

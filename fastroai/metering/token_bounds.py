@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pydantic_ai.messages import CachePoint, ModelMessage, ModelResponse, TextContent
 from pydantic_ai.models import ModelRequestParameters
@@ -61,41 +61,41 @@ def tokens_at_most(
 
     Returns:
         None: there is no `max_tokens`, or something is sent whose tokens can't be told from its
-            size: images, audio,
-        documents, built-in tools, what the provider keeps.
+            size: images, audio, documents, built-in tools, what the provider keeps.
     """
     limit = settings.get("max_tokens")
-    if not isinstance(limit, int) or limit < 0:
+    if not isinstance(limit, int) or limit < 0 or not _HARMLESS.issuperset(settings):
         return None
     if parameters.native_tools or parameters.allow_image_output:
         return None
-    if not _HARMLESS.issuperset(settings):
+    try:
+        total = sum(map(_of_message, messages))
+    except _UntoldSizeError:
         return None
-    total = PER_REQUEST + _of_parameters(parameters)
-    instructions = 0
+    # Sent with the parameters or with a message, as the model has it.
+    with_parameters = with_messages = 0
     for part in parameters.instruction_parts or ():
-        instructions += PER_PART + _bytes(part.content)
+        with_parameters += PER_PART + _bytes(part.content)
     for message in messages:
-        for size in _of_message(message):
-            if size is None:
-                return None
-            total += size
-        # Sent with the parameters or with a message, as the model has it.
-        if within := getattr(message, "instructions", None):
-            instructions = max(instructions, _bytes(within))
-    return total + instructions, limit
+        with_messages = max(with_messages, _bytes(getattr(message, "instructions", None) or ""))
+    total += max(with_parameters, with_messages)
+    return PER_REQUEST + _of_parameters(parameters) + total, limit
 
 
-def _of_message(message: ModelMessage) -> Iterator[int | None]:
-    yield PER_PART
+class _UntoldSizeError(ValueError):
+    """Something is sent whose tokens can't be told from its size."""
+
+
+def _of_message(message: ModelMessage) -> int:
+    size = PER_PART
     if isinstance(message, ModelResponse) and "thinking" in map(_kind_of, message.parts):
         # What it thought may be kept by the provider, and is then billed again in full.
-        yield message.usage.output_tokens or None
+        size += message.usage.output_tokens or _unknown(message)
     for part in message.parts:
-        yield PER_PART
-        yield _SIZES.get(part.part_kind, _unknown)(part)
+        size += PER_PART + _SIZES.get(part.part_kind, _unknown)(part)
         if details := getattr(part, "provider_details", None):
-            yield _json_bytes(details)
+            size += _json_bytes(details) * JSON_FACTOR
+    return size
 
 
 _kind_of = attrgetter("part_kind")
@@ -113,63 +113,70 @@ def _bytes(text: str) -> int:
 
 
 def _json_bytes(value: object) -> int:
-    return len(to_json(value, fallback=str)) * JSON_FACTOR
+    return len(to_json(value, fallback=str))
 
 
-def _of_content(part: Any) -> int | None:
+def _of_content(part: Any) -> int:
     return _bytes(part.content or "")
 
 
-def _of_prompt(part: Any) -> int | None:
+def _of_prompt(part: Any) -> int:
     if isinstance(part.content, str):
         return _bytes(part.content)
-    size = 0
-    for item in part.content:
-        if isinstance(item, str | TextContent):
-            size += PER_PART + _bytes(item if isinstance(item, str) else item.content)
-        elif not isinstance(item, CachePoint):
-            return None
-    return size
+    return sum(map(_of_item, part.content))
 
 
-def _of_call(part: Any) -> int | None:
-    args = part.args
-    size = _bytes(args) if isinstance(args, str) else len(to_json(args, fallback=str))
-    return size * JSON_FACTOR + _bytes(part.tool_name + (part.tool_call_id or ""))
+def _of_item(item: object) -> int:
+    if isinstance(item, str):
+        return PER_PART + _bytes(item)
+    if isinstance(item, TextContent):
+        return PER_PART + _bytes(item.content)
+    return 0 if isinstance(item, CachePoint) else _unknown(item)
 
 
-def _of_return(part: Any) -> int | None:
-    names = _bytes(part.tool_name + (part.tool_call_id or ""))
+def _of_call(part: Any) -> int:
+    size = _bytes(part.args) if isinstance(part.args, str) else _json_bytes(part.args)
+    return size * JSON_FACTOR + _of_tool_names(part)
+
+
+def _of_tool_names(part: Any) -> int:
+    return _bytes(part.tool_name + (part.tool_call_id or ""))
+
+
+def _of_return(part: Any) -> int:
     if isinstance(part.content, str):
-        return _bytes(part.content) * (1 if part.outcome == "success" else JSON_FACTOR) + names
-    return None if part.files else _bytes(part.model_response_str()) * JSON_FACTOR + names
+        factor = 1 if part.outcome == "success" else JSON_FACTOR
+        return _bytes(part.content) * factor + _of_tool_names(part)
+    if part.files:
+        return _unknown(part)
+    return _bytes(part.model_response_str()) * JSON_FACTOR + _of_tool_names(part)
 
 
-def _of_retry(part: Any) -> int | None:
+def _of_retry(part: Any) -> int:
     return _bytes(part.model_response()) * JSON_FACTOR
 
 
-def _of_thinking(part: Any) -> int | None:
+def _of_thinking(part: Any) -> int:
     return _bytes(part.content) + len(part.signature or "")
 
 
-def _of_names(part: Any) -> int | None:
+def _of_names(part: Any) -> int:
     return sum(map(_bytes, part.tools_added)) + PER_PART * len(part.tools_added)
 
 
-def _of_change(part: Any) -> int | None:
+def _of_change(part: Any) -> int:
     return _bytes(part.content or "") * JSON_FACTOR + 8 * PER_PART
 
 
-def _nothing(_part: Any) -> int | None:
+def _nothing(_part: Any) -> int:
     return 0
 
 
-def _unknown(_part: Any) -> int | None:
-    return None
+def _unknown(part: object) -> NoReturn:
+    raise _UntoldSizeError(type(part))
 
 
-_SIZES: dict[str, Callable[[Any], int | None]] = {
+_SIZES: dict[str, Callable[[Any], int]] = {
     "instruction-baseline": _nothing,
     "instruction-delta": _of_change,
     "model-settings-delta": _nothing,
@@ -183,7 +190,7 @@ _SIZES: dict[str, Callable[[Any], int | None]] = {
     "tool-return": _of_return,
     "user-prompt": _of_prompt,
 }
-"""Tokens at most of a part, by its kind; None where they can't be told."""
+"""Tokens at most of a part, by its kind."""
 
 
 def _of_parameters(parameters: ModelRequestParameters) -> int:
@@ -192,22 +199,16 @@ def _of_parameters(parameters: ModelRequestParameters) -> int:
     size += sum(map(_of_tool, tools))
     if (output := parameters.output_object) is not None:
         # As a format of the response, and in the instructions as well.
-        size += 2 * (
-            _of_schema(output.json_schema)
-            + _bytes((output.name or "") + (output.description or ""))
-        )
+        named = _bytes((output.name or "") + (output.description or ""))
+        size += 2 * (_of_schema(output.json_schema) + named)
     if isinstance(template := parameters.prompted_output_template, str):
         size += _bytes(template)
     return size
 
 
 def _of_tool(tool: ToolDefinition) -> int:
-    size = (
-        PER_PART
-        + _bytes(tool.name)
-        + _bytes(tool.description or "")
-        + _of_schema(tool.parameters_json_schema)
-    )
+    size = PER_PART + _bytes(tool.name) + _bytes(tool.description or "")
+    size += _of_schema(tool.parameters_json_schema)
     returned = getattr(tool, "return_schema", None)
     return size + _of_schema(returned) if returned else size
 
@@ -226,32 +227,37 @@ def _of_schema(schema: Mapping[str, Any]) -> int:
     if known is None or known[0] is not schema:
         if len(_schemas) >= _MOST_SCHEMAS:
             _schemas.clear()
-        size = _json_bytes(schema)
+        size = _json_bytes(schema) * JSON_FACTOR
         if definitions := schema.get("$defs"):
-            size += _written_out(schema, definitions, {})
+            size += _WrittenOut(definitions).within(schema)
         # The schema is kept with its size, so that its id can't be given to another one meanwhile.
         known = _schemas[id(schema)] = (schema, size)
     return known[1]
 
 
-def _written_out(node: object, definitions: Mapping[str, Any], sizes: dict[str, int]) -> int:
-    """What the definitions used in a schema add to it; one that uses itself stays a reference
-    there.
+class _WrittenOut:
+    """What the definitions used in a schema add to it where they are written out; one that uses
+    itself stays a reference there.
     """
-    if isinstance(node, Mapping):
-        size = sum(
-            _written_out(value, definitions, sizes) for key, value in node.items() if key != "$defs"
-        )
-        reference = node.get("$ref")
-        name = reference.rpartition("/")[2] if isinstance(reference, str) else ""
-        if name in definitions:
-            if name not in sizes:
-                sizes[name] = 0
-                sizes[name] = _json_bytes(definitions[name]) + _written_out(
-                    definitions[name], definitions, sizes
-                )
-            size += sizes[name]
-        return size
-    if isinstance(node, Iterable) and not isinstance(node, str):
-        return sum(_written_out(item, definitions, sizes) for item in node)
-    return 0
+
+    def __init__(self, definitions: Mapping[str, Any]) -> None:
+        self._definitions = definitions
+        self._sizes: dict[str, int] = {}
+
+    def within(self, node: object) -> int:
+        if isinstance(node, Mapping):
+            parts = [value for key, value in node.items() if key != "$defs"]
+            name = str(node.get("$ref", "")).rpartition("/")[2]
+            return sum(map(self.within, parts)) + self._of(name)
+        if isinstance(node, str) or not isinstance(node, Iterable):
+            return 0
+        return sum(map(self.within, node))
+
+    def _of(self, name: str) -> int:
+        if name not in self._definitions:
+            return 0
+        if name not in self._sizes:
+            self._sizes[name] = 0
+            definition = self._definitions[name]
+            self._sizes[name] = _json_bytes(definition) * JSON_FACTOR + self.within(definition)
+        return self._sizes[name]

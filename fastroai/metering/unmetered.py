@@ -122,18 +122,30 @@ def _notice(
     if send is not None:
         send.reached = True
         return None
-    asked, parts = members_asked.get(), urlsplit(url)
+    return _sender_of(url, scope)
+
+
+def _sender_of(url: str, scope: DispatchScope | None) -> OwnRequest | None:
+    """The request that a user's model sends to a URL; where nobody's, whoever reads the books is
+    told.
+    """
+    asked = members_asked.get()
     own = asked if isinstance(asked, OwnRequest) else None
     if own is not None and own.host is not None and host_in(url) == own.host:
         return own
-    plain = f"{parts.scheme}://{parts.netloc}{parts.path}"
-    if _FREE.search(parts.path) or not (_is_listed(plain) or named_provider(plain)):
+    if not _is_billed(url):
         return None
-    if own is not None:
-        return own
-    if scope is not None and submitted_by() is None:
-        _warn(scope, parts.hostname or url)
-    return None
+    if own is None and scope is not None and submitted_by() is None:
+        _warn(scope, urlsplit(url).hostname or url)
+    return own
+
+
+def _is_billed(url: str) -> bool:
+    parts = urlsplit(url)
+    if _FREE.search(parts.path):
+        return False
+    plain = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    return _is_listed(plain) or named_provider(plain) is not None
 
 
 def _warn(scope: DispatchScope, host: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
-from operator import attrgetter
+from operator import attrgetter, le
 from typing import Any, Final
 
 from pydantic_ai.messages import ModelResponse
@@ -27,7 +27,7 @@ class UnknownUsageError(ValueError):
     """What an answer tells of its tokens can't be billed; the text says why."""
 
 
-def read_usage(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
+def read_usage(response: ModelResponse, raw: RawAnswer) -> RequestUsage:
     """What is billed for a response: its tokens, and the calls of a provider's own tools.
 
     Returns:
@@ -45,9 +45,9 @@ def read_usage(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
     return _with(unlike, usage, response)
 
 
-def _as_told(response: ModelResponse, raw: RawAnswer | None) -> RequestUsage:
-    told = usages(raw.documents) if raw is not None else []
-    if raw is None or not told:
+def _as_told(response: ModelResponse, raw: RawAnswer) -> RequestUsage:
+    told = usages(raw)
+    if not told:
         return response.usage
     if "prompt_tokens" in told[-1]:
         return _of_chat(response, told, raw.is_stream)
@@ -63,7 +63,7 @@ def _refuse_untold_kind(usage: RequestUsage, total: object) -> None:
     thinking, which cost differently.
     """
     known = (usage.input_tokens, usage.output_tokens)
-    if type(total) is not int or not all(type(value) is int for value in known):
+    if type(total) is not int or {*map(type, known)} != {int}:
         return
     if usage.input_tokens and total > sum(known):
         raise UnknownUsageError(
@@ -91,7 +91,7 @@ def sane_counts(usage: RequestUsage) -> TokenCounts:
 
 def _are_tokens(counts: Collection[Any]) -> bool:
     """Whether each is a number of tokens; told in a few calls, as each answer is asked it."""
-    return {*map(type, counts)} == {int} and min(counts) >= 0 and max(counts) <= _MOST
+    return {*map(type, counts)} == {int} and 0 <= min(counts) <= max(counts) <= _MOST
 
 
 def _refuse_nonsense(usage: RequestUsage) -> None:
@@ -99,10 +99,7 @@ def _refuse_nonsense(usage: RequestUsage) -> None:
         raise UnknownUsageError(f"The provider reported no {_NO_USAGE}.")
     _refuse_uncountable(_named(_counts_of(usage)))
     if usage.details:
-        in_detail = usage.details.items()
-        _refuse_uncountable(
-            {name: n for name, n in in_detail if name.endswith("_tokens") and n is not None}
-        )
+        _refuse_uncountable(_tokens_in(usage.details))
     if not usage.input_tokens:
         what = "input tokens, of which each request has some" if usage.output_tokens else _NO_USAGE
         raise UnknownUsageError(f"The provider reported no {what}.")
@@ -112,6 +109,10 @@ def _refuse_nonsense(usage: RequestUsage) -> None:
             f"The provider reported reasoning_tokens={reasoning!r}, of only {usage.output_tokens} "
             "output tokens."
         )
+
+
+def _tokens_in(details: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: n for name, n in details.items() if name.endswith("_tokens") and n is not None}
 
 
 def _refuse_uncountable(tokens: Mapping[str, Any]) -> None:
@@ -176,11 +177,11 @@ def _counted_once(told: list[Json]) -> Json:
     """
     counted = told[0]
     for usage in told[1:]:
-        counts = {name: (counted.get(name) or 0, usage.get(name) or 0) for name in _TOTALS}
-        if all(before <= after for before, after in counts.values()):
+        before, after = _totals(counted), _totals(usage)
+        if all(map(le, before.values(), after.values())):
             counted = usage
-        elif _are_apart(counts):
-            counted = {**counted, **usage, **{name: sum(both) for name, both in counts.items()}}
+        elif _are_apart(before, after):
+            counted = {**counted, **usage, **{name: before[name] + after[name] for name in _TOTALS}}
         else:
             raise UnknownUsageError(
                 "The chunks of the stream tell different usage, of which none includes the others."
@@ -188,20 +189,20 @@ def _counted_once(told: list[Json]) -> Json:
     return counted
 
 
-def _are_apart(counts: Mapping[str, tuple[float, float]]) -> bool:
+def _totals(usage: Json) -> dict[str, float]:
+    return {name: usage.get(name) or 0 for name in _TOTALS}
+
+
+def _are_apart(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
     """Whether each count is in one of two chunks only; their totals may be in both."""
-    parts = [counts[name] for name in _TOTALS[:2]]
-    return all(0 in both for both in parts)
+    return all(0 in (before[name], after[name]) for name in _TOTALS[:2])
 
 
 def _extracted(response: ModelResponse, usage: Json) -> RequestUsage:
     """A usage object as pydantic-ai reads it."""
-    details = {name: value for name, value in usage.items() if type(value) is int}
+    details = _whole_numbers(usage) | _whole_numbers(usage.get("completion_tokens_details"))
     for name in _TOTALS:
         details.pop(name, None)
-    of_output = usage.get("completion_tokens_details")
-    if isinstance(of_output, dict):
-        details |= {name: value for name, value in of_output.items() if type(value) is int}
     return RequestUsage.extract(
         {"model": response.model_name, "usage": usage},
         provider=response.provider_name or "openai",
@@ -210,6 +211,12 @@ def _extracted(response: ModelResponse, usage: Json) -> RequestUsage:
         api_flavor="chat",
         details=details,
     )
+
+
+def _whole_numbers(told: object) -> dict[str, int]:
+    if not isinstance(told, dict):
+        return {}
+    return {name: value for name, value in told.items() if type(value) is int}
 
 
 def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) -> RequestUsage:
@@ -230,16 +237,20 @@ def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) ->
     if missing <= 0 or not usage.input_tokens:
         return usage
     if _is_google(response):
-        usage = copy(usage)
-        usage.output_tokens += missing
-        usage.output_reasoning_tokens += missing
-        return usage
+        return _with_thinking(usage, missing)
     if missing == told.get("reasoning_tokens") or told.get("citation_tokens"):
         return usage
     raise UnknownUsageError(
         f"The provider reported total_tokens={total}, {missing} more than input and output; what "
         "they are is not said."
     )
+
+
+def _with_thinking(usage: RequestUsage, tokens: int) -> RequestUsage:
+    usage = copy(usage)
+    usage.output_tokens += tokens
+    usage.output_reasoning_tokens += tokens
+    return usage
 
 
 def _is_google(response: ModelResponse) -> bool:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -22,27 +21,11 @@ from fastroai import Pipeline, PipelineConfig, StepContext, step
 from fastroai.budgets import Budget
 from fastroai.cli import main
 from tests.integration.models import PRICE, Ask, CountingModel
-from tests.integration.test_server_absence import forget_events_worker
 from tests.support.deployed_runs import deployed, work
-from tests.support.prefect_server import prefect_settings
-from tests.support.restartable_server import RestartableServer
 from tests.support.serving import serving
 
 PATIENCE = 60.0
 ALL = ("--cancel", "--pause", "--deployment", "watched/d")
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """One whose triggers work; the one that tests share has none."""
-    running = RestartableServer(tmp_path / "home")
-    running.start()
-    forget_events_worker()  # that of another server
-    monkeypatch.setenv("FASTROAI_EXECUTOR", "prefect")
-    with prefect_settings(running.url, tmp_path / "results", monkeypatch):
-        yield running.url
-    running.kill()
-    forget_events_worker()
 
 
 @pytest.fixture
@@ -84,10 +67,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("server")
+# Whose triggers work; the server that most tests share has none.
+@pytest.mark.usefixtures("restartable_server")
 async def test_a_reached_budget_calls_a_webhook_cancels_the_run_and_pauses_its_deployment(
-    hook: tuple[str, list[dict[str, Any]]],
+    hook: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FASTROAI_EXECUTOR", "prefect")
     url, received = hook
     agent = CountingModel().agent()
     runs: list[UUID] = []

@@ -94,7 +94,7 @@ async def set_budget(url: str, usd: Decimal) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "repetitions"), [(160, 1), pytest.param(1000, 20, marks=LONG)], ids=str
+    ("count", "repetitions"), [(80, 1), pytest.param(1000, 20, marks=LONG)], ids=str
 )
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 4])
 async def test_requests_that_cost_twice_the_budget_are_sent_as_far_as_they_fit(

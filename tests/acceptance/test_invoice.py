@@ -32,10 +32,23 @@ class City(BaseModel):
     name: str
 
 
-# What differs between the two APIs is below the executors: one of them under Prefect is enough.
-@pytest.fixture(
-    params=[("memory", "openai"), ("memory", "openai-chat"), ("prefect", "openai")], ids="-".join
-)
+RESPONSES, CHAT, PREFECT = ("memory", "openai"), ("memory", "openai-chat"), ("prefect", "openai")
+
+
+def on(*ways: tuple[str, str]) -> pytest.MarkDecorator:
+    """The ways on which a test is run each time; on the others it is run with those that take long.
+
+    What differs between the two APIs is below the executors, and what differs between the executors
+    is around whole steps: a test that is about neither needs one way.
+    """
+    params = [
+        pytest.param(way, id="-".join(way), marks=() if way in ways else pytest.mark.long)
+        for way in (RESPONSES, CHAT, PREFECT)
+    ]
+    return pytest.mark.parametrize("books", params, indirect=True)
+
+
+@pytest.fixture
 def books(
     request: pytest.FixtureRequest,
     provider: ProviderProcess,
@@ -86,6 +99,7 @@ def streaming(
     return stream
 
 
+@on(RESPONSES, CHAT, PREFECT)
 async def test_a_plain_answer(books: Books) -> None:
     books.provider.script(
         "Hi", Answer("Hello!", input_tokens=1_000_003, output_tokens=7, cached_tokens=999_999)
@@ -95,6 +109,7 @@ async def test_a_plain_answer(books: Books) -> None:
     assert await books.agree() == [PAID]
 
 
+@on(RESPONSES, CHAT, PREFECT)
 async def test_a_tool_loop(books: Books) -> None:
     def add(a: int, b: int) -> int:
         return a + b
@@ -108,6 +123,7 @@ async def test_a_tool_loop(books: Books) -> None:
     assert await books.agree() == [PAID] * 4
 
 
+@on(RESPONSES, CHAT)
 async def test_an_output_that_must_be_asked_for_twice(books: Books) -> None:
     wrong = Answer(tool="final_result", args={"nom": "Oslo"})
     books.provider.script(
@@ -118,6 +134,7 @@ async def test_an_output_that_must_be_asked_for_twice(books: Books) -> None:
     assert await books.agree() == [PAID] * 2
 
 
+@on(RESPONSES, CHAT)
 async def test_a_stream_to_its_end(books: Books) -> None:
     books.provider.script("tell", Refuse(429), Answer("one two three", cached_tokens=11))
     result = await books.run({"tell": streaming(books.agent(), "tell: all")})
@@ -125,6 +142,7 @@ async def test_a_stream_to_its_end(books: Books) -> None:
     assert await books.agree() == [NOT_PAID, PAID]
 
 
+@on(RESPONSES, CHAT, PREFECT)
 async def test_a_stream_that_is_left(books: Books) -> None:
     books.provider.script("tell", Answer("one two three", left_after=1))
     result = await books.run({"tell": streaming(books.agent(), "tell: all", leave_after=1)})
@@ -132,6 +150,7 @@ async def test_a_stream_that_is_left(books: Books) -> None:
     assert await books.agree() == [LEFT]
 
 
+@on(RESPONSES, CHAT, PREFECT)
 async def test_a_stream_that_breaks_off_and_is_asked_for_again(books: Books) -> None:
     books.provider.script("tell", Die(), Answer("one two three"))
     result = await books.run({"tell": streaming(books.agent(), "tell: all")}, retries=1)
@@ -139,6 +158,7 @@ async def test_a_stream_that_breaks_off_and_is_asked_for_again(books: Books) -> 
     assert await books.agree() == [DIED, PAID]
 
 
+@on(RESPONSES, PREFECT)
 async def test_a_request_that_is_not_answered_in_time(books: Books) -> None:
     books.provider.script("wait", Hang())
     result = await books.run({"wait": books.agent(timeout=1).as_step("wait: for it")})
@@ -146,6 +166,7 @@ async def test_a_request_that_is_not_answered_in_time(books: Books) -> None:
     assert await books.agree() == [HUNG]
 
 
+@on(RESPONSES)
 async def test_an_answer_that_comes_too_late(books: Books) -> None:
     books.provider.script("wait", Answer("too late", left_after=0), Answer("in time"))
     agent = books.agent(timeout=1)
@@ -154,6 +175,7 @@ async def test_an_answer_that_comes_too_late(books: Books) -> None:
     assert await books.agree() == [LEFT, PAID]
 
 
+@on(RESPONSES, PREFECT)
 async def test_a_step_whose_time_is_up_is_tried_again(books: Books) -> None:
     books.provider.script("wait", Answer("first"), Hang(), Answer("second"))
     agent = books.agent()
@@ -171,6 +193,7 @@ async def test_a_step_whose_time_is_up_is_tried_again(books: Books) -> None:
     assert await books.agree() == [PAID, HUNG, PAID]
 
 
+@on(RESPONSES, PREFECT)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_run_that_is_cancelled(books: Books, streamed: bool) -> None:
     books.provider.script("ask", Answer("fine"))
@@ -189,6 +212,7 @@ async def test_a_run_that_is_cancelled(books: Books, streamed: bool) -> None:
     assert await books.agree() == [PAID, HUNG]
 
 
+@on(RESPONSES, CHAT)
 async def test_refusals_before_an_answer(books: Books) -> None:
     books.provider.script("busy", Refuse(429), Refuse(500), Answer("at last"))
     result = await books.run({"busy": books.agent().as_step("busy: now?")})
@@ -196,6 +220,7 @@ async def test_refusals_before_an_answer(books: Books) -> None:
     assert await books.agree() == [NOT_PAID, NOT_PAID, PAID]
 
 
+@on(RESPONSES, PREFECT)
 async def test_refusals_to_the_end_of_each_attempt(books: Books) -> None:
     books.provider.script("busy", Refuse(503))
     result = await books.run({"busy": books.agent(max_retries=2).as_step("busy: now?")}, retries=1)
@@ -204,6 +229,7 @@ async def test_refusals_to_the_end_of_each_attempt(books: Books) -> None:
     assert await books.agree() == [NOT_PAID] * 6
 
 
+@on(RESPONSES, CHAT)
 async def test_what_the_sdk_of_a_ready_agent_would_send_again_by_itself(books: Books) -> None:
     kind: Any = OpenAIResponsesModel if books.api == "openai" else OpenAIChatModel
     client = OpenAIProvider(base_url=books.provider.base_url, api_key=KEY)
@@ -215,6 +241,7 @@ async def test_what_the_sdk_of_a_ready_agent_would_send_again_by_itself(books: B
     assert await books.agree() == [NOT_PAID, NOT_PAID, PAID]
 
 
+@on(RESPONSES)
 async def test_each_member_of_a_fallback_has_its_own_entry(books: Books, tmp_path: Path) -> None:
     kind: Any = OpenAIResponsesModel if books.api == "openai" else OpenAIChatModel
     with ProviderProcess(tmp_path / "other.jsonl") as other:
@@ -253,6 +280,7 @@ class AskingTwice(WrapperModel):
         return await super().request(*args)
 
 
+@on(RESPONSES, CHAT)
 async def test_models_of_the_users_that_ask_several_times(books: Books) -> None:
     kind: Any = OpenAIResponsesModel if books.api == "openai" else OpenAIChatModel
     provider = OpenAIProvider(base_url=books.provider.base_url, api_key=KEY)
@@ -276,6 +304,7 @@ async def test_models_of_the_users_that_ask_several_times(books: Books) -> None:
     ] * 2
 
 
+@on(RESPONSES)
 async def test_agents_on_the_model_of_their_caller(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +340,7 @@ async def test_agents_on_the_model_of_their_caller(
     ]
 
 
+@on(RESPONSES)
 async def test_agents_called_by_the_tools_of_others(books: Books) -> None:
     inner = books.agent("gpt-4.1-mini", name="inner")
 
@@ -338,6 +368,7 @@ async def test_agents_called_by_the_tools_of_others(books: Books) -> None:
     ]
 
 
+@on(RESPONSES, PREFECT)
 async def test_agents_of_pydantic_ai_that_steps_and_tools_run_by_themselves(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +431,7 @@ def by_pydantic_ai(agent: Agent[None, str]) -> Any:
     return delegate
 
 
+@on(RESPONSES, PREFECT)
 async def test_a_step_that_fails_behind_an_answer_does_not_ask_again(books: Books) -> None:
     agent, attempts = books.agent(), []
 
@@ -416,6 +448,7 @@ async def test_a_step_that_fails_behind_an_answer_does_not_ask_again(books: Book
     assert await books.agree() == [PAID]
 
 
+@on(RESPONSES, PREFECT)
 async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(books: Books) -> None:
     agent = books.agent()
 
@@ -449,6 +482,7 @@ async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(books: B
     assert runs[2].usage.total_replayed_cost_usd == (first.cost_usd or 0) + (second.cost_usd or 0)
 
 
+@on(RESPONSES, PREFECT)
 async def test_fifty_steps_at_once(books: Books) -> None:
     await fifty_steps_agree(books)
 
@@ -467,6 +501,7 @@ async def fifty_steps_agree(books: Books) -> None:
     assert outcomes.count(NOT_PAID) == 49
 
 
+@on(RESPONSES, PREFECT)
 async def test_at_list_prices_where_the_provider_is_said_to_bill_as_openai(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,6 @@ nothing lost.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -21,7 +20,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect.events.worker import EventsWorker
 
 from fastroai import BaseStep, Pipeline, StepContext, StepExecutionError
 from fastroai.database.engine import database_url, open_database
@@ -30,12 +28,8 @@ from fastroai.executors._prefect.temporary_server import server_command
 from fastroai.leases.table import LeaseRequest, LeaseTable
 from tests.integration.models import PRICE, Ask, CountingModel
 from tests.support import forked
-from tests.support.prefect_server import (
-    own_server_url,
-    prefect_settings,
-    release_shared_dir,
-    used_home,
-)
+from tests.support.prefect_server import IN_USED_HOME, prefect_settings, used_home
+from tests.support.restartable_server import RestartableServer
 from tests.support.steps import Join, WaitsForever, soon
 
 # Not a limit on speed: left alone, Prefect's client takes minutes where ours takes seconds.
@@ -115,27 +109,12 @@ async def test_a_url_of_another_service_is_refused(
 
 
 @pytest.fixture
-def mortal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A server for one test; gives the id of its process group."""
-    folder = tmp_path / "server"
-    url = own_server_url(folder)
-    pid = int(json.loads((folder / "address.json").read_text())["pid"])
+def mortal_server(restartable_server: RestartableServer, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A server that may be stopped; gives the id of its process group."""
     monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "0.5")
     for module in ("server", "shutdown"):
         monkeypatch.setattr(f"fastroai.executors._prefect.{module}.ANSWER_SECONDS", 0.5)
-    with prefect_settings(url, tmp_path / "r", monkeypatch):
-        yield pid
-    release_shared_dir(folder)
-    forget_events_worker()
-
-
-def forget_events_worker() -> None:
-    """Prefect sends the events of a process to the server that it met first; later tests have
-    another one.
-    """
-    for key, service in list(EventsWorker._instances.items()):
-        if isinstance(service, EventsWorker):
-            del EventsWorker._instances[key]
+    return restartable_server.group
 
 
 class Stops(BaseStep[Any, str]):
@@ -277,7 +256,9 @@ def test_without_a_server_a_temporary_one_is_told_of_with_the_ways_out_and_does_
     tmp_path: Path,
 ):
     home = used_home(tmp_path / "home")
-    done = program(PROGRAM, PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED=None)
+    done = program(
+        PROGRAM, PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED=None, **IN_USED_HOME
+    )
     assert done.stdout.strip() == "False", done.stderr
     assert "temporary" in done.stderr
     assert "PREFECT_API_URL" in done.stderr
@@ -308,7 +289,9 @@ def test_a_stored_result_is_looked_for_on_a_temporary_server_that_does_not_phone
 ):
     home = used_home(tmp_path / "home")
     source = COMMAND.format(arguments=["results", "show", "no-such-run", "read"])
-    done = program(source, PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED=None)
+    done = program(
+        source, PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED=None, **IN_USED_HOME
+    )
     assert done.stdout == "1 False\n", done.stderr
     assert done.stderr.count("temporary one is started") == 1
     assert "no flow run 'no-such-run'" in done.stderr

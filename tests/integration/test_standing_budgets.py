@@ -30,7 +30,9 @@ COST = Decimal("0.01")
 AT = Attribution(run_id="r", pipeline="p", step_id="s", tags={"team": "search"})
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "memory"])
+# A ledger in memory is SQLite by another connection: test_budget_machine.py and the tests of
+# conformance run on one each time.
+@pytest.fixture(params=["sqlite", "postgresql", pytest.param("memory", marks=pytest.mark.long)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgres_url"))

@@ -39,6 +39,12 @@ from tests.support.ledger_entries import START, charged
 HORIZON = START + timedelta(days=2, minutes=20)
 
 
+ON_SQLITE = pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True
+)
+"""For what no statement is about that PostgreSQL has otherwise."""
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
@@ -160,6 +166,7 @@ async def test_an_archived_entry_that_is_booked_again_counts_once(
     await each_is_once(url, folder, entries)
 
 
+@ON_SQLITE
 async def test_an_archived_entry_that_is_booked_again_is_not_listed(
     url: str, tmp_path: Path
 ) -> None:
@@ -176,9 +183,7 @@ async def test_an_archived_entry_that_is_booked_again_is_not_listed(
     assert total.requests == 0
 
 
-@pytest.mark.parametrize(
-    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True
-)
+@ON_SQLITE
 async def test_more_archived_entries_may_be_booked_again_than_a_statement_has_parameters(
     url: str, tmp_path: Path
 ) -> None:
@@ -225,7 +230,23 @@ async def test_entries_are_read_for_an_archive_while_others_write(
     assert await archive(url, tmp_path / "archive")
 
 
-@pytest.mark.parametrize("moment", ["written", "removing", "removed"])
+@pytest.mark.parametrize(
+    ("url", "moment"),
+    [
+        ("sqlite", "written"),
+        ("sqlite", "removed"),
+        ("postgresql", "removing"),
+        *(
+            pytest.param(database, moment, marks=pytest.mark.long)
+            for database, moment in (
+                ("sqlite", "removing"),
+                ("postgresql", "written"),
+                ("postgresql", "removed"),
+            )
+        ),
+    ],
+    indirect=["url"],
+)
 async def test_an_archive_that_is_interrupted_loses_nothing_and_is_finished_later(
     url: str, reader: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -266,6 +287,7 @@ async def test_two_that_archive_at_once_move_each_entry_once(
     assert await all_totals(reader) == before
 
 
+@ON_SQLITE
 async def test_a_file_that_another_call_has_named_meanwhile_is_archived(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +383,7 @@ def test_a_file_that_takes_only_a_part_is_no_archive(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
+@ON_SQLITE
 async def test_times_the_wrong_way_round_select_nothing(url: str) -> None:
     await fill(url)
     async with Ledger.open(url) as ledger:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,10 +19,8 @@ from fastroai import Pipeline, StepContext, StepExecutionError, step
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseRecord
 from fastroai.settings import load_settings
-from tests.integration.test_server_absence import forget_events_worker
 from tests.support import forked
 from tests.support.gated_run import REPOSITORY, Gate, RunProcess, prompts, until
-from tests.support.prefect_server import prefect_settings
 from tests.support.provider_process import ProviderProcess
 from tests.support.restartable_server import RestartableServer
 
@@ -36,16 +34,6 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_ARTIFACT_TIMEOUT", "1")
     monkeypatch.setenv("FASTROAI_EXECUTOR", "prefect")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RestartableServer]:
-    running = RestartableServer(tmp_path / "home")
-    running.start()
-    with prefect_settings(running.url, tmp_path / "results", monkeypatch):
-        yield running
-    running.kill()
-    forget_events_worker()
 
 
 @pytest.fixture
@@ -86,17 +74,17 @@ async def task_states(id_: str) -> dict[str, str | None]:
 
 
 async def test_a_run_that_ended_while_the_server_was_dead_is_completed_by_the_runs_command(
-    server: RestartableServer, provider: ProviderProcess, gate: Gate, tmp_path: Path
+    restartable_server: RestartableServer, provider: ProviderProcess, gate: Gate, tmp_path: Path
 ) -> None:
     run = RunProcess(f"unreported-{uuid4()}", gate, tmp_path)
     await until(lambda: gate.is_reached)
-    server.kill()
+    restartable_server.kill()
     gate.open()
     assert (await run.ended())["states"] == ["charged", "charged"]
     [record] = await ended()
     assert record.outcome == "completed"
 
-    server.start()
+    restartable_server.start()
     assert (await flow_run(record.claim.name)).state_name == "Running"
     listed = await runs()
     assert record.claim.name in listed
@@ -110,7 +98,7 @@ async def test_a_run_that_ended_while_the_server_was_dead_is_completed_by_the_ru
 
 
 async def test_a_process_killed_after_its_last_step_leaves_the_outcome_of_its_run(
-    server: RestartableServer, provider: ProviderProcess, gate: Gate
+    restartable_server: RestartableServer, provider: ProviderProcess, gate: Gate
 ) -> None:
     code = (
         "import asyncio, sys; from tests.support.gated_flow import flow; "
@@ -119,13 +107,13 @@ async def test_a_process_killed_after_its_last_step_leaves_the_outcome_of_its_ru
     command = [sys.executable, "-c", code, str(gate.path)]
     process = forked.Popen(command, cwd=REPOSITORY)
     await until(lambda: gate.is_reached)
-    server.kill()
+    restartable_server.kill()
     gate.open()
     await records_are(lambda records: bool(records))
     process.kill()
     process.wait()
 
-    server.start()
+    restartable_server.start()
     [record] = await ended()
     assert (await flow_run(record.claim.name)).state_name == "Running"
     await records_are(lambda records: not records[0].is_alive)
@@ -135,11 +123,11 @@ async def test_a_process_killed_after_its_last_step_leaves_the_outcome_of_its_ru
 
 
 async def test_a_run_that_failed_meanwhile_is_reported_by_the_next_run_of_its_process(
-    server: RestartableServer,
+    restartable_server: RestartableServer,
 ) -> None:
     @step
     async def loses_its_server(ctx: StepContext[Any]) -> str:
-        server.kill()
+        restartable_server.kill()
         raise ValueError("on its own account")
 
     @step
@@ -153,7 +141,7 @@ async def test_a_run_that_failed_meanwhile_is_reported_by_the_next_run_of_its_pr
     assert record.outcome == "failed"
     assert record.claim.pid == os.getpid()
 
-    server.start()
+    restartable_server.start()
     later = Pipeline("later", {"only": goes_on}, executor="prefect")
     assert (await later.execute({}, None)).output == "done"
     failed = await flow_run(record.claim.name)

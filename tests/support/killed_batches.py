@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[2]
 MODEL = "openai:gpt-5-mini"
 SOON = timedelta(milliseconds=20)
 BATCH_SECONDS = 0.4
-LEASE_SECONDS = 1
+LEASE_SECONDS = 0.5
 PATIENCE = 60
 PROMPTS = ("agents: 0", "agents: 1", "agents: 2", "by_hand: 0", "by_hand: 1")
 """What a run asks, each once, in two batches at once."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 WIDTH = 4
 """Steps that run at once, each with one request under way at most."""
 
-LEASE_SECONDS = 1
+LEASE_SECONDS = 0.5
 SILENCE = LEASE_SECONDS + 0.1
 """Seconds after which a killed process counts as dead: the next one then begins without waiting for
 it.

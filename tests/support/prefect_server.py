@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -124,14 +123,6 @@ def used_home(home: Path) -> Path:
     return shutil.copytree(used, home)
 
 
-def own_server_url(folder: Path) -> str:
-    """The API URL of a server for one test, which this process owns; SQLite is its database."""
-    folder.mkdir()
-    (folder / _OWNER).write_text(str(os.getpid()))
-    used_home(folder / _HOME)
-    return server_url(folder)
-
-
 @pytest.fixture(scope="session")
 def prefect_server() -> str:
     """API URL of a real Prefect server with a database of its own."""
@@ -170,12 +161,10 @@ def prefect_settings(url: str, results: Path, monkeypatch: pytest.MonkeyPatch) -
 def _start(folder: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     environment |= _SERVER_ENVIRONMENT | {"PREFECT_HOME": str(folder / _HOME)}
-    # On PostgreSQL, not as a fork: whoever has imported Prefect's server has chosen its database.
-    is_on_sqlite = (folder / _HOME / "prefect.db").exists()
-    environment |= IN_USED_HOME if is_on_sqlite else _PATIENCE
-    start = partial(forked.Popen, kind=forked.SERVER) if is_on_sqlite else subprocess.Popen
+    environment |= _PATIENCE
     with (folder / _LOG).open("wb") as log:
-        process = start(
+        # No fork: whoever has imported Prefect's server has chosen its database.
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.prefect_server", str(folder)],
             cwd=_REPOSITORY,
             env=environment,
@@ -289,10 +278,8 @@ def _database(folder: Path) -> Iterator[Path]:
     and answers nobody.
     """
     try:
-        postgres = None if (folder / _HOME / "prefect.db").exists() else PostgresServer()
+        postgres = PostgresServer()
     except FileNotFoundError:
-        postgres = None
-    if postgres is None:
         yield folder
         return
     with closing(postgres):

@@ -1,8 +1,9 @@
 """A loopback provider: OpenAI's Chat Completions, Responses and Batch APIs, and an invoice of what
 it bills.
 
-`python -m tests.support.provider INVOICE` says its port in its first line, takes a script in each
-line of its standard input, and ends when that is closed, also by the death of whoever started it.
+`python -m tests.support.provider` takes a command in each line of its standard input, and ends when
+that is closed, also by the death of whoever started it. The path of an invoice begins a provider of
+its own, whose port it says, and ends the one before; a script is for that one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -315,14 +317,18 @@ def _billed(behaviour: Answer | Refuse | Hang | Die | Expire) -> dict[str, Any]:
     return {"outcome": "answered", **bill, "cached_tokens": behaviour.cached_tokens}
 
 
-def _serve(invoice: Path) -> None:
-    with LoopbackProvider(invoice) as provider:
-        print(provider.port, flush=True)  # noqa: T201 - whoever started it reads this
-        for command in sys.stdin:
-            script = json.loads(command)
-            provider.script(script["prompt"], *map(from_json, script["behaviours"]))
-            print("scripted", flush=True)  # noqa: T201
+def _serve() -> None:
+    with ExitStack() as serving:
+        for line in sys.stdin:
+            command = json.loads(line)
+            if "invoice" in command:
+                serving.close()
+                provider = serving.enter_context(LoopbackProvider(Path(command["invoice"])))
+                print(provider.port, flush=True)  # noqa: T201 - whoever started it reads this
+            else:
+                provider.script(command["prompt"], *map(from_json, command["behaviours"]))
+                print("scripted", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve()

@@ -25,24 +25,30 @@ class ProviderProcess:
     """Runs while its `with` block lasts, and no longer than this process.
 
     Args:
-        invoice: The file it writes its invoice to.
+        invoice: The file it writes its invoice to. None: to that of `begin`.
     """
 
-    def __init__(self, invoice: Path) -> None:
+    def __init__(self, invoice: Path | None = None) -> None:
         self._invoice = invoice
 
     def __enter__(self) -> Self:
         self._process = forked.Popen(
-            [sys.executable, "-m", "tests.support.provider", str(self._invoice)],
+            [sys.executable, "-m", "tests.support.provider"],
             kind=forked.BARE,
             cwd=_REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.host = f"127.0.0.1:{int(self._said())}"
-        """Host and port, as ledger entries name it."""
+        if self._invoice is not None:
+            self.begin(self._invoice)
         return self
+
+    def begin(self, invoice: Path) -> None:
+        """Be another provider, at another port, that knows nothing of the one before."""
+        self._invoice = invoice
+        self.host = f"127.0.0.1:{int(self._told({'invoice': str(invoice)}))}"
+        """Host and port, as ledger entries name it."""
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
@@ -69,11 +75,8 @@ class ProviderProcess:
         """What to do, in order, with the requests whose last user prompt contains a text; the last
         goes on.
         """
-        assert self._process.stdin is not None
         command = {"prompt": prompt, "behaviours": [to_json(behaviour) for behaviour in behaviours]}
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        assert self._said() == "scripted"
+        assert self._told(command) == "scripted"
 
     @property
     def lines(self) -> list[InvoiceLine]:
@@ -91,23 +94,37 @@ class ProviderProcess:
 
     def lines_when(self, condition: Callable[[list[InvoiceLine]], bool]) -> list[InvoiceLine]:
         """The invoice, once something can be said of it."""
+        assert self._invoice is not None
         deadline = time.monotonic() + _PATIENCE
         while not condition(lines := read_invoice(self._invoice)):
             assert time.monotonic() < deadline, f"The invoice stays as it is: {lines}"
             time.sleep(0.01)
         return lines
 
-    def _said(self) -> str:
+    def _told(self, command: object) -> str:
+        """What it says to a command."""
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
         line = self._process.stdout.readline().strip()
         assert line, "The provider has ended; its error output says why."
         return line
 
 
-@pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ProviderProcess]:
-    """A provider that OpenAI's clients made in this test use."""
-    with ProviderProcess(tmp_path / "invoice.jsonl") as running:
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+@pytest.fixture(scope="session")
+def provider_process() -> Iterator[ProviderProcess]:
+    """The process of all tests' providers, one after the other."""
+    with ProviderProcess() as running:
         yield running
+
+
+@pytest.fixture
+def provider(
+    provider_process: ProviderProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> ProviderProcess:
+    """A provider that OpenAI's clients made in this test use."""
+    provider_process.begin(tmp_path / "invoice.jsonl")
+    monkeypatch.setenv("OPENAI_BASE_URL", provider_process.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    return provider_process

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
-import httpx
+import pytest
 
 from tests.support import forked
-from tests.support.prefect_server import IN_USED_HOME, used_home
+from tests.support.prefect_server import IN_USED_HOME, prefect_settings, used_home
 
 START_TIMEOUT = 120.0
 
@@ -36,8 +39,17 @@ class RestartableServer:
         """Of its API."""
         return f"http://127.0.0.1:{self._port}/api"
 
+    @property
+    def group(self) -> int:
+        """Id of its process group."""
+        assert self._process is not None, "the server does not run"
+        return self._process.pid
+
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it where it does not run, and wait until it answers."""
+        if self._process is not None and self._answers():
+            return
+        self.kill()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         environment |= IN_USED_HOME | {
             "PREFECT_HOME": str(self._home),
@@ -63,12 +75,48 @@ class RestartableServer:
     def kill(self) -> None:
         """End it without a word, if it runs."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self.group, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/health", timeout=5, trust_env=False).is_success
-        except httpx.TransportError:
+            with urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
             return False
+
+
+@pytest.fixture(scope="session")
+def one_restartable_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableServer]:
+    """The server of all tests that stop one, or need what the shared one has not, one by one."""
+    server = RestartableServer(tmp_path_factory.mktemp("server") / "home")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def restartable_server(
+    one_restartable_server: RestartableServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RestartableServer]:
+    """A running server, which Prefect's settings name; a test may stop it, and all that it has is
+    still there for the next one.
+    """
+    server = one_restartable_server
+    server.start()
+    _forget_events_worker()
+    with prefect_settings(server.url, tmp_path / "results", monkeypatch):
+        yield server
+    with suppress(AssertionError, ProcessLookupError):
+        os.killpg(server.group, signal.SIGCONT)
+    _forget_events_worker()
+
+
+def _forget_events_worker() -> None:
+    """Prefect sends the events of a process to the server that it met first; this is another."""
+    from prefect.events.worker import EventsWorker
+
+    for key, service in list(EventsWorker._instances.items()):
+        if isinstance(service, EventsWorker):
+            del EventsWorker._instances[key]
