@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fastroai import FastroAgent, Pipeline, PipelineConfig, StepContext, step
-from flows.documents import Documents, read_documents
-from flows.models import ask_all, choose_model
+from flows.documents import Document, Documents, read_documents
+from flows.item_keys import item_key
+from flows.models import CONCURRENT_CALLS, choose_model
 
 CHARACTERS_PER_DOCUMENT = 40_000
 """What of a document is sent for its summary."""
@@ -136,39 +138,39 @@ def read(context: StepContext[Any]) -> Documents:
 
 
 @step
-async def summaries(context: StepContext[Any]) -> list[Summary]:
-    """One summary per document."""
-    documents = context.get_dependency("read", Documents)
-    prompts = [
-        _prompt(
-            context,
-            f"Summarise the document {document.name}.",
-            document.text[:CHARACTERS_PER_DOCUMENT],
-        )
-        for document in documents.read
-    ]
-    return await ask_all(context, summariser, prompts)
+def documents(context: StepContext[Any]) -> list[Document]:
+    """What is summarised one by one."""
+    return context.get_dependency("read", Documents).read
 
 
-@step
+@step(cache_policy="inputs")
+async def summarise(context: StepContext[Any]) -> Summary:
+    """One document in short: asked for again where its text, or the reader's question, changed."""
+    document: Document = context.item
+    task = f"Summarise the document {document.name}."
+    prompt = _prompt(context, task, document.text[:CHARACTERS_PER_DOCUMENT])
+    return (await context.run(summariser, prompt)).output
+
+
+@step(cache_policy="inputs")
 async def topics(context: StepContext[Any]) -> Topics:
     """What the documents share."""
     prompt = _prompt(context, "Name the topics of these documents.", _together(context))
     return (await context.run(indexer, prompt)).output
 
 
-@step
+@step(cache_policy="inputs")
 async def open_points(context: StepContext[Any]) -> OpenPoints:
     """What the documents leave open."""
     prompt = _prompt(context, "List open questions and actions.", _together(context))
     return (await context.run(reviewer, prompt)).output
 
 
-@step
+@step(cache_policy="inputs")
 async def digest(context: StepContext[Any]) -> Digest:
     """Join the parts under an overview."""
     documents = context.get_dependency("read", Documents)
-    parts: list[Summary] = context.get_dependency("summaries")
+    parts: Sequence[Summary] = context.get_dependency("summaries")
     shared = context.get_dependency("topics", Topics)
     left = context.get_dependency("open_points", OpenPoints)
     material = "\n\n".join(
@@ -219,13 +221,18 @@ pipeline: Pipeline[None, DigestInput, Digest] = Pipeline(
     "document-digest",
     steps={
         "read": read,
-        "summaries": summaries,
+        "documents": documents,
+        "summaries": summarise.map(
+            over="documents",
+            key=lambda document: item_key(document.name),
+            max_concurrency=CONCURRENT_CALLS,
+        ),
         "topics": topics,
         "open_points": open_points,
         "digest": digest,
     },
     dependencies={
-        "summaries": ["read"],
+        "documents": ["read"],
         "topics": ["read"],
         "open_points": ["read"],
         "digest": ["read", "summaries", "topics", "open_points"],

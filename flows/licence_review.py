@@ -4,12 +4,14 @@ changes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fastroai import FastroAgent, Pipeline, PipelineConfig, StepContext, step
-from flows.models import ask_all, choose_model
+from flows.item_keys import item_key
+from flows.models import CONCURRENT_CALLS, choose_model
 from flows.packages import Package, Packages, collect_packages, family_of
 
 Family = Literal["permissive", "weak copyleft", "strong copyleft", "network copyleft", "unknown"]
@@ -49,6 +51,13 @@ class Classified(BaseModel):
     family: Family
     basis: str
     """Where the family comes from: `metadata`, `model: <its reason>`, or `nothing declared`."""
+
+
+class LicenceText(BaseModel):
+    """A licence, and its text as one package ships it."""
+
+    licence: str
+    text: str
 
 
 class Duties(BaseModel):
@@ -158,57 +167,56 @@ def collect(context: StepContext[Any]) -> Packages:
 
 
 @step
-async def licences(context: StepContext[Any]) -> list[Classified]:
-    """Each package's licence family: from its metadata where that decides, else from the text of
-    its licence.
+def packages(context: StepContext[Any]) -> list[Package]:
+    """What is reviewed one by one."""
+    return context.get_dependency("collect", Packages).found
+
+
+@step(cache_policy="inputs")
+async def classify(context: StepContext[Any]) -> Classified:
+    """A package's licence family: from its metadata where that decides, else from the text of its
+    licence.
     """
-    packages = context.get_dependency("collect", Packages).found
-    families = {package.name: family_of(package) for package in packages}
-    unclear = [p for p in packages if families[p.name] is None and p.licence_text]
-    prompts = [f"Which family is this licence of {p.name}?\n\n{p.licence_text}" for p in unclear]
-    readings = await ask_all(context, classifier, prompts)
-    read = {package.name: reading for package, reading in zip(unclear, readings, strict=True)}
-    return [
-        _classified(package, families[package.name], read.get(package.name)) for package in packages
-    ]
-
-
-def _classified(package: Package, family: Any, reading: LicenceReading | None) -> Classified:
+    package: Package = context.item
+    family: Any = family_of(package)
     basis = "metadata"
-    if family is None:
-        family = reading.family if reading is not None else "unknown"
-        basis = f"model: {reading.reason}" if reading is not None else "nothing declared"
+    if family is None and package.licence_text:
+        question = f"Which family is this licence of {package.name}?\n\n{package.licence_text}"
+        reading = (await context.run(classifier, question)).output
+        family, basis = reading.family, f"model: {reading.reason}"
+    elif family is None:
+        family, basis = "unknown", "nothing declared"
     return Classified(
         package=package.name, licence=package.declared or "not named", family=family, basis=basis
     )
 
 
 @step
-async def duties(context: StepContext[Any]) -> list[DutiesOfLicence]:
-    """What each licence asks for, read once per licence from the text that a package ships."""
+def licence_texts(context: StepContext[Any]) -> list[LicenceText]:
+    """The text of each licence, once, as the first package under it ships it."""
     texts: dict[str, str] = {}
-    under: dict[str, list[str]] = {}
     for package in context.get_dependency("collect", Packages).found:
         if package.licence_text:
-            licence = package.declared or f"licence of {package.name}"
-            texts.setdefault(licence, package.licence_text)
-            under.setdefault(licence, []).append(package.name)
-    prompts = [f"List the duties and risks under {name}.\n\n{text}" for name, text in texts.items()]
-    answers = await ask_all(context, counsel, prompts)
-    return [
-        DutiesOfLicence(licence=name, packages=under[name], must=answer.must, risks=answer.risks)
-        for name, answer in zip(texts, answers, strict=True)
-    ]
+            texts.setdefault(_licence_of(package), package.licence_text)
+    return [LicenceText(licence=licence, text=text) for licence, text in texts.items()]
 
 
-@step
-async def upkeep(context: StepContext[Any]) -> list[Upkeep]:
-    """What each package is for, and its recent changes as far as its metadata lists them."""
-    return await ask_all(
-        context,
-        maintainer,
-        [_metadata(p) for p in context.get_dependency("collect", Packages).found],
-    )
+def _licence_of(package: Package) -> str:
+    return package.declared or f"licence of {package.name}"
+
+
+@step(cache_policy="inputs")
+async def read_duties(context: StepContext[Any]) -> Duties:
+    """What a licence asks for."""
+    licence: LicenceText = context.item
+    task = f"List the duties and risks under {licence.licence}."
+    return (await context.run(counsel, f"{task}\n\n{licence.text}")).output
+
+
+@step(cache_policy="inputs")
+async def describe(context: StepContext[Any]) -> Upkeep:
+    """What a package is for, and its recent changes as far as its metadata lists them."""
+    return (await context.run(maintainer, _metadata(context.item))).output
 
 
 def _metadata(package: Package) -> str:
@@ -218,12 +226,12 @@ def _metadata(package: Package) -> str:
     return "\n\n".join(part for part in (task, *more) if part)
 
 
-@step
+@step(cache_policy="inputs")
 async def review(context: StepContext[Any]) -> Review:
     """Join the parts, apply the policy, conclude."""
     packages = context.get_dependency("collect", Packages)
-    families: list[Classified] = context.get_dependency("licences")
-    kept_up: list[Upkeep] = context.get_dependency("upkeep")
+    families: Sequence[Classified] = context.get_dependency("licences")
+    kept_up: Sequence[Upkeep] = context.get_dependency("upkeep")
     allowed: list[str] = context.get_input("allowed")
     reviewed = [
         ReviewedPackage(
@@ -248,9 +256,24 @@ async def review(context: StepContext[Any]) -> Review:
         allowed=len(reviewed) - len(refused),
         not_allowed=refused,
         packages=reviewed,
-        duties=context.get_dependency("duties"),
+        duties=_duties(context, packages.found),
         left_out=packages.left_out,
     )
+
+
+def _duties(context: StepContext[Any], packages: Sequence[Package]) -> list[DutiesOfLicence]:
+    texts: list[LicenceText] = context.get_dependency("licence_texts")
+    found: Sequence[Duties] = context.get_dependency("duties")
+    under: dict[str, list[str]] = {}
+    for package in packages:
+        if package.licence_text:
+            under.setdefault(_licence_of(package), []).append(package.name)
+    return [
+        DutiesOfLicence(
+            licence=text.licence, packages=under[text.licence], must=duties.must, risks=duties.risks
+        )
+        for text, duties in zip(texts, found, strict=True)
+    ]
 
 
 def _findings(allowed: list[str], reviewed: list[ReviewedPackage], refused: list[str]) -> str:
@@ -273,16 +296,21 @@ pipeline: Pipeline[None, ReviewInput, Review] = Pipeline(
     "licence-review",
     steps={
         "collect": collect,
-        "licences": licences,
-        "duties": duties,
-        "upkeep": upkeep,
+        "packages": packages,
+        "licence_texts": licence_texts,
+        "licences": classify.map(over="packages", key="name", max_concurrency=CONCURRENT_CALLS),
+        "duties": read_duties.map(
+            over="licence_texts",
+            key=lambda text: item_key(text.licence),
+            max_concurrency=CONCURRENT_CALLS,
+        ),
+        "upkeep": describe.map(over="packages", key="name", max_concurrency=CONCURRENT_CALLS),
         "review": review,
     },
     dependencies={
-        "licences": ["collect"],
-        "duties": ["collect"],
-        "upkeep": ["collect"],
-        "review": ["collect", "licences", "duties", "upkeep"],
+        "packages": ["collect"],
+        "licence_texts": ["collect"],
+        "review": ["collect", "licence_texts", "licences", "duties", "upkeep"],
     },
     config=PipelineConfig(retries=2, retry_delay=2.0, timeout=600),
     input_type=ReviewInput,

@@ -1,23 +1,17 @@
-"""Choice of the jobs' model, and concurrent calls of it."""
+"""Choice of the jobs' model."""
 
 from __future__ import annotations
-
-import asyncio
-from collections.abc import Sequence
-from typing import Any, TypeVar
 
 from pydantic_ai.models import Model
 from pydantic_ai.providers import infer_provider_class
 
-from fastroai import FastroAgent, StepContext
 from fastroai.errors import SettingsError
 from fastroai.settings import load_settings
 
 DEFAULT_MODEL = "openai:gpt-5-mini"
 OFFLINE = "offline"
 CONCURRENT_CALLS = 8
-
-OutputT = TypeVar("OutputT")
+"""How many items of one step are worked on at once."""
 
 
 def choose_model() -> str | Model:
@@ -56,26 +50,3 @@ def _check_provider(model: str) -> None:
             f"({error}). Give provider:model, for example {DEFAULT_MODEL}, or {OFFLINE!r} to "
             "simulate."
         ) from error
-
-
-async def ask_all(
-    context: StepContext[Any], agent: FastroAgent[OutputT], messages: Sequence[str]
-) -> list[OutputT]:
-    """Send messages to an agent, a few at a time; its outputs in their order.
-
-    The first failure cancels the others.
-    """
-    gate = asyncio.Semaphore(CONCURRENT_CALLS)
-
-    async def ask(message: str) -> OutputT:
-        async with gate:
-            return (await context.run(agent, message)).output
-
-    tasks = [asyncio.ensure_future(ask(message)) for message in messages]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

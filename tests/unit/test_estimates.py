@@ -97,7 +97,7 @@ async def test_of_30_recorded_runs_of_the_digest_the_percentile_holds_for_8_of_1
     assert sum(cost <= expected.median_usd for cost in costs[:30]) == 15
     assert found.simulated
     asking = [one.step_id for one in found.steps if one.expected is not None]
-    assert asking == ["summaries", "topics", "open_points", "digest"]
+    assert asking == ["topics", "open_points", "summaries", "digest"]
 
 
 async def test_median_and_percentile_are_of_the_runs_and_of_each_step() -> None:

@@ -80,8 +80,8 @@ def step_rows(entries: Sequence[LedgerEntry]) -> list[Row]:
 def item_rows(
     entries: Sequence[LedgerEntry], errors: Mapping[str, BaseException], items: int
 ) -> list[Row]:
-    """Rows of a mapped step's table: the dearest items, all that failed, the others as one, and
-    what all of them come to.
+    """Rows of a mapped step's table, which add up to what it cost: the dearest items, all that
+    failed, the others as one.
 
     Args:
         errors: What failed items raised, by their keys.
@@ -102,7 +102,7 @@ def item_rows(
         rows.append(_folded(f"{items - len(shown):,} others", rest))
     if of_step:
         rows.append(_folded("none", of_step))
-    return [*rows, _folded("total", entries)]
+    return rows
 
 
 def _folded(item: str, entries: Sequence[LedgerEntry]) -> Row:

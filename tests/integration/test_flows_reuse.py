@@ -1,0 +1,58 @@
+"""The jobs of flows/ on a schedule: a run pays for what is new and what changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastroai import PipelineResult
+from fastroai.usage import EntryState
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+@pytest.fixture(autouse=True)
+def _storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", str(tmp_path / "results"))
+
+
+def asked(result: PipelineResult[Any]) -> Counter[str]:
+    """How many requests each step sent."""
+    sent = (entry for entry in result.entries if entry.state is not EntryState.REPLAYED)
+    return Counter(str(entry.attribution.step_id) for entry in sent)
+
+
+async def test_a_changed_document_is_one_request_for_its_summary_and_none_changed_is_none_at_all(
+    tmp_path: Path,
+):
+    pipeline = import_module("flows.document_digest").pipeline.with_executor("prefect")
+    folder = tmp_path / "minutes"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.md").write_text(f"Plan {name} must be kept until May.")
+
+    async def digest() -> PipelineResult[Any]:
+        return await pipeline.execute({"documents": str(folder)})
+
+    together = {"topics": 1, "open_points": 1, "digest": 1}
+    assert asked(await digest()) == {"summaries": 3} | together
+    assert asked(await digest()) == {}
+    (folder / "b.md").write_text("Plan b was given up. Who tells the miller?")
+    result = await digest()
+    assert asked(result) == {"summaries": 1} | together
+    assert "given up" in result.output.documents[1].summary
+    assert "plan c" in result.output.documents[2].summary.lower()
+
+
+async def test_of_a_review_only_the_packages_that_are_new_are_asked_about():
+    pipeline = import_module("flows.licence_review").pipeline.with_executor("prefect")
+    first = await pipeline.execute({"packages": ["boto3", "pydantic"]})
+    assert asked(first) == {"duties": 2, "upkeep": 2, "review": 1}
+    more = await pipeline.execute({"packages": ["boto3", "pydantic", "rich"]})
+    assert asked(more) == {"upkeep": 1, "review": 1}
+    [of_mit] = [duties for duties in more.output.duties if duties.licence == "MIT"]
+    assert of_mit.packages == ["pydantic", "rich"]
