@@ -29,6 +29,8 @@ PORTS = {SERVER: 4200, S3: 4566}
 START_SECONDS = 120.0
 RUN_SECONDS = 300.0
 LOOK_EVERY = 0.1
+WORKER_LOOKS_EVERY = "2"
+"""Seconds; five times as often as Prefect's workers do, as somebody sits before it and waits."""
 
 OFFLINE = {"FASTROAI_MODEL": "offline"}
 """Of the one run that nobody has asked for: it is not to cost anything."""
@@ -183,6 +185,17 @@ def free_port(asked: int | None, usual: int, other: int = 0) -> int:
 
 
 async def _bring_up(starting: Starting, deployments: list[Deployment], wanted: Wanted) -> Running:
+    chosen = in_environment(deployments, wanted.environment)
+    pools = pools_of(chosen)
+    workers = {f"{WORKER} {pool}": pool for pool in pools}
+    running = Running(
+        state=starting.state,
+        folder=starting.folder,
+        environment_file=starting.folder.write_environment(starting.state),
+        workers=tuple(pools),
+    )
+    if {SERVER, S3, *workers} <= starting.state.alive().keys():
+        return running
     _start_servers(starting)
     # While they start: it takes a second.
     from ..executors.prefect import client_at, make_process_pools
@@ -190,23 +203,16 @@ async def _bring_up(starting: Starting, deployments: list[Deployment], wanted: W
     api = f"{starting.state.ui_url}/api"
     await _answers(starting, f"{api}/health", "GET")
     await _answers(starting, f"{starting.state.s3_url}/{BUCKET}", "PUT")
-    chosen = in_environment(deployments, wanted.environment)
     async with client_at(api) as client:
         await make_process_pools(client, pools_of(deployments))
-        for pool in pools_of(chosen):
+        often = starting.environment(PREFECT_WORKER_QUERY_SECONDS=WORKER_LOOKS_EVERY)
+        for name, pool in workers.items():
             of_pool = ["--pool", pool, "--type", "process"]
-            worker = ["prefect", "worker", "start", *of_pool]
-            starting.start(f"{WORKER} {pool}", worker, starting.environment())
-        running = Running(
-            state=starting.state,
-            folder=starting.folder,
-            environment_file=starting.folder.write_environment(starting.state),
-            started=tuple(starting.children),
-            workers=tuple(pools_of(chosen)),
-        )
-        if not chosen or not starting.children:
-            return running
-        return await _deploy_and_run(starting, client, running, chosen, wanted)
+            starting.start(name, ["prefect", "worker", "start", *of_pool], often)
+        running = replace(running, state=starting.state, started=tuple(starting.children))
+        if chosen:
+            running = await _deploy_and_run(starting, client, running, chosen, wanted)
+        return running
 
 
 def _start_servers(starting: Starting) -> None:

@@ -93,6 +93,7 @@ def test_only_with_pip_a_project_is_made_run_tested_deployed_and_ended(
     constraints = REPOSITORY / "constraints.txt"
     shell.run(f"pip install -q --constraint {constraints} 'fastroai[local] @ file://{wheel}'")
     shell.variables = {}
+    without_moto(shell)
     shell.run("fastroai init demo")
     shell.folder = projects / "demo"
     assert "SIMULATED" in shell.run(f"fastroai run deployments.entrypoints:support {QUESTION}")
@@ -123,6 +124,17 @@ def test_only_with_pip_a_project_is_made_run_tested_deployed_and_ended(
     shell.run("fastroai down")
     check_gone(list(state.processes), state.prefect_port, state.s3_port)
     print(f"\n{shell.report()}")  # noqa: T201  # the figures are the result of this test
+
+
+def without_moto(shell: Shell) -> None:
+    """Without the extra, the first command that needs it says what to install."""
+    [moto] = shell.folder.glob("venv/lib/*/site-packages/moto")
+    hidden = moto.rename(moto.with_name("hidden-moto"))
+    said = shell.run("fastroai up 2>&1", code=1)
+    assert "pip install 'fastroai[local]'" in said
+    assert not (shell.folder / ".fastroai").exists()
+    hidden.rename(moto)
+    shell.done.pop()
 
 
 def scheduled_run(ui_url: str) -> dict[str, Any]:
