@@ -67,7 +67,7 @@ class ItemStore(Protocol):
         """An item that was finished before, by the same code and of the same content."""
         ...
 
-    def keep(self, item: Item, record: ItemRecord) -> None:
+    async def keep(self, item: Item, record: ItemRecord) -> None:
         """Keep a finished item; it is on its way when this returns."""
         ...
 

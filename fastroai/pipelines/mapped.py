@@ -347,7 +347,7 @@ class _Mapping:
                 await self._state.books.recorder.flush()
             reads = {name: store.read_digest(name) for name in sorted(state.reads)}
             record = ItemRecord(output=stored, entries=entries, reads=reads, attempts=state.attempt)
-            store.keep(item, record)
+            await store.keep(item, record)
         return _as_json(stored)
 
     def _fail(self, item: Item, error: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import time
@@ -19,12 +20,26 @@ logger = logging.getLogger("fastroai.executors")
 
 FORMAT = 1
 GATHERING_SECONDS = 0.02
-"""How long a record waits for others that are written with it."""
+"""How far apart chunks begin to be written at least; one that comes alone waits for nothing."""
 CHUNK_BYTES = 1024 * 1024
 """A chunk ends with the record that makes it as large as this."""
+ALONE_BYTES = 16 * 1024
+"""A record as large as this is an object by itself, which is found by its name, without being read
+before it is needed.
+"""
+UNWRITTEN_BYTES = 8 * CHUNK_BYTES
+"""What may be on its way before whoever adds more has to wait."""
 READ_AT_ONCE = 16
-KEPT_CHUNKS = 4
-"""Chunks that were read last, and are not read again for their other records."""
+KEPT_BYTES = 16 * CHUNK_BYTES
+"""Of chunks that were read last, and are not read again for their other records."""
+
+TRIES = 5
+"""How often the chunks are listed while somebody merges them."""
+MANY = 64
+"""Small chunks that are merged by whoever finds so many of one subject."""
+SMALL_BYTES = CHUNK_BYTES // 8
+MERGED_SECONDS = 24 * 3600
+"""How far apart in time chunks are merged: they are deleted by the age of the youngest."""
 
 
 @dataclass(eq=False)
@@ -40,17 +55,25 @@ class ChunkedRecords:
         subject: What the names of its chunks begin with, 32 digits.
         owner: The step whose results they are; None for what no run misses once its step is done.
         is_empty: Whether nobody can have written there yet, so that it is not looked into.
+        gathering: Seconds in which records are gathered in one chunk.
     """
 
     store: ResultStore
     subject: str
     owner: str | None = None
     is_empty: bool = False
-    _chunk_of: dict[str, str] = field(default_factory=dict)
-    _read: OrderedDict[str, Mapping[str, str]] = field(default_factory=OrderedDict)
+    gathering: float = GATHERING_SECONDS
+    _name_of: dict[str, str] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _indexing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _read: OrderedDict[str, asyncio.Task[Mapping[str, str]]] = field(default_factory=OrderedDict)
     _pending: dict[str, str] = field(default_factory=dict)
+    _pending_bytes: int = 0
+    _unwritten_bytes: int = 0
     _written: asyncio.Future[None] | None = None
-    _writing: asyncio.Task[None] | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _began: float = 0.0
+    _writing: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def open(self) -> None:
         """Find out which records there are.
@@ -61,47 +84,113 @@ class ChunkedRecords:
         if self.is_empty:
             return
         try:
-            names = sorted(await self.store.names_in(ITEMS, f"{self.subject}-"))
-            for batch in _in_turn(names):
-                await asyncio.gather(*map(self._note, batch))
+            await self._index()
         except Exception as error:
-            raise ResultStorageError(
-                "Which items were finished before can't be read from "
-                f"{self.store.described}: {error}. None is asked for again. Run again when the "
-                "storage answers, or set cache_policy='off' for this step."
-            ) from error
+            raise self._unreadable(error) from error
+        small = [name for name, size in self._sizes.items() if size < SMALL_BYTES]
+        if len(small) >= MANY:
+            try:
+                await self._merge(sorted(small))
+            except Exception as error:  # whoever opens them next tries again
+                logger.debug("Items in %s are not merged: %r", self.store.described, error)
 
-    async def _note(self, name: str) -> None:
-        for key in await self._records(name):
-            # Chunks are named by their time, and may be read in any order.
-            self._chunk_of[key] = max(name, self._chunk_of.get(key, ""))
+    async def _index(self) -> None:
+        """Note where each record is."""
+        for attempt in range(TRIES):
+            # Made anew and put in place at once: meanwhile others go by the one that there was.
+            name_of: dict[str, str] = {}
+            sizes: dict[str, int] = {}
+            try:
+                # They are named by their time: the last one of a key stays.
+                for name in sorted(await self.store.names_in(ITEMS, f"{self.subject}-")):
+                    if (key := _only_key_in(name)) is None:
+                        sizes[name] = 0
+                    else:
+                        name_of[key] = name
+                for batch in _in_turn(list(sizes)):
+                    for name, records in zip(batch, await self._all_records(batch), strict=True):
+                        sizes[name] = sum(map(len, records.values()))
+                        for key in map(_digest, records):
+                            name_of[key] = max(name, name_of.get(key, ""))
+            except FileNotFoundError:  # merged with others meanwhile into a new one, or pruned
+                if attempt + 1 == TRIES:
+                    raise
+            else:
+                self._name_of, self._sizes = name_of, sizes
+                return
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._chunk_of
+    async def _all_records(self, names: list[str]) -> list[Mapping[str, str]]:
+        return await asyncio.gather(*map(self._records, names))
+
+    def _unreadable(self, error: Exception) -> ResultStorageError:
+        return ResultStorageError(
+            f"Which items were finished before can't be read from {self.store.described}: {error}. "
+            "None is asked for again. Run again when the storage answers, or set "
+            "cache_policy='off' for this step."
+        )
 
     async def read(self, key: str) -> bytes | None:
-        """The record of a key, or None where there is none that can be read."""
-        name = self._chunk_of.get(key)
-        if name is None:
-            return None
-        found = (await self._records(name)).get(key)
+        """The record of a key, or None where there is none that can be read.
+
+        Raises:
+            ResultStorageError: It can't be told.
+        """
+        try:
+            try:
+                found = await self._found(key)
+            except FileNotFoundError:  # merged with others meanwhile, or pruned
+                async with self._indexing:
+                    await self._index()
+                    found = await self._found(key)
+        except Exception as error:
+            raise self._unreadable(error) from error
         return None if found is None else found.encode()
 
+    async def _found(self, key: str) -> str | None:
+        name = self._name_of.get(_digest(key))
+        return None if name is None else (await self._records(name)).get(key)
+
     async def _records(self, name: str) -> Mapping[str, str]:
-        if name in self._read:
+        """
+        Raises:
+            FileNotFoundError: They are gone.
+        """
+        reading = self._read.get(name)
+        if reading is None:
+            reading = asyncio.create_task(self._records_of(name), name="fastroai-chunk")
+            if _only_key_in(name) is None:
+                self._read[name] = reading
+        else:
             self._read.move_to_end(name)
-            return self._read[name]
-        records: Mapping[str, str] = {}
+        # One of many that wait for it may be cancelled.
+        return await asyncio.shield(reading)
+
+    async def _records_of(self, name: str) -> Mapping[str, str]:
         try:
-            records = _records_in(await self.store.read(f"{ITEMS}/{name}"))
-        except FileNotFoundError:  # pruned meanwhile
-            logger.debug("The items in %r are gone.", name)
+            content = await self.store.read(f"{ITEMS}/{name}")
         except ValueError as error:  # damaged or forged
             logger.warning("The items in %r are not used: %s", name, error)
-        self._read[name] = records
-        if len(self._read) > KEPT_CHUNKS:
-            self._read.popitem(last=False)
-        return records
+            return {}
+        except BaseException:
+            self._read.pop(name, None)
+            raise
+        self._forget_read(len(content))
+        try:
+            return _records_in(content)
+        except ValueError as error:
+            logger.warning("The items in %r are not used: %s", name, error)
+            return {}
+
+    def _forget_read(self, more: int) -> None:
+        """Make room for a chunk that was read."""
+        sizes = [(name, self._sizes.get(name, 0)) for name in self._read]
+        excess = sum(size for _, size in sizes) + more - KEPT_BYTES
+        for name, size in sizes:
+            if excess <= 0:
+                return
+            if self._read[name].done():
+                del self._read[name]
+                excess -= size
 
     def add(self, key: str, content: bytes) -> asyncio.Future[None]:
         """Have a record written.
@@ -109,40 +198,129 @@ class ChunkedRecords:
         Returns:
             Done when the storage has it, or it waits in the process for a storage that fails.
         """
-        self._pending[key] = content.decode()
+        loop = asyncio.get_running_loop()
+        text, size = content.decode(), len(content)
+        self._unwritten_bytes += size
+        if size >= ALONE_BYTES:
+            written = loop.create_future()
+            self._start({key: text}, size, written, _digest(key))
+            return written
+        # Of two records of one key in one chunk, the later one counts.
+        self._pending_bytes += size
+        self._pending[key] = text
         if self._written is None:
-            self._written = asyncio.get_running_loop().create_future()
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write(), name="fastroai-chunks")
-        return self._written
+            self._written = loop.create_future()
+        written = self._written
+        if self._pending_bytes >= CHUNK_BYTES:
+            self._begin()
+        elif self._timer is None:
+            delay = self._began + self.gathering - loop.time()
+            self._timer = loop.call_later(max(delay, 0.0), self._begin)
+        return written
 
     async def write(self, key: str, content: bytes) -> None:
         """Write a record, with those of others that come in the same moment."""
         await self.add(key, content)
 
-    async def _write(self) -> None:
-        while self._pending:
-            await asyncio.sleep(GATHERING_SECONDS)
-            pending, self._pending = self._pending, {}
-            written, self._written = self._written, None
-            for chunk in _chunks(pending):
-                name = f"{self.subject}-{time.time_ns():020d}-{uuid4().hex}"
-                content = {"format": FORMAT, "records": chunk}
-                record = json.dumps(content, separators=(",", ":")).encode()
-                await self.store.write(f"{ITEMS}/{name}", record, self.owner)
-            if written is not None and not written.done():
+    async def room(self) -> None:
+        """Wait while very much is on its way."""
+        while self._unwritten_bytes > UNWRITTEN_BYTES and self._writing:
+            await asyncio.wait(self._writing, return_when=asyncio.FIRST_COMPLETED)
+
+    def _begin(self) -> None:
+        """Write what was gathered."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._written is None:
+            return
+        self._began = asyncio.get_running_loop().time()
+        self._start(self._pending, self._pending_bytes, self._written, uuid4().hex)
+        self._pending, self._pending_bytes, self._written = {}, 0, None
+
+    def _start(
+        self, records: Mapping[str, str], size: int, written: asyncio.Future[None], unique: str
+    ) -> None:
+        name = f"{self.subject}-{time.time_ns():020d}-{unique}"
+        task = asyncio.create_task(self._write(name, records, size, written), name="fastroai-items")
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write(
+        self, name: str, records: Mapping[str, str], size: int, written: asyncio.Future[None]
+    ) -> None:
+        try:
+            await self.store.write(f"{ITEMS}/{name}", _chunk_of(records), self.owner)
+        finally:
+            self._unwritten_bytes -= size
+            if not written.done():
                 written.set_result(None)
-        self._writing = None
 
     async def close(self) -> None:
         """Wait until all is written."""
-        if self._writing is not None:
-            await asyncio.shield(self._writing)
+        self._begin()
+        while self._writing:
+            await asyncio.wait(self._writing)
+
+    async def _merge(self, names: list[str]) -> None:
+        """Write the records of small chunks in few ones, and delete those then.
+
+        Any number of processes may do so at once: each deletes only what it has written anew.
+        """
+        for group in _groups(names, self._sizes):
+            records: dict[str, str] = {}
+            for name in group:
+                for key, text in (await self._records(name)).items():
+                    if self._name_of[_digest(key)] == name:  # and there is no later one
+                        records[key] = text
+            merged = f"{group[-1].rpartition('-')[0]}-{uuid4().hex}"
+            if not await self.store.write(f"{ITEMS}/{merged}", _chunk_of(records), None):
+                return
+            self._sizes[merged] = sum(self._sizes.pop(name) for name in group)
+            self._name_of |= dict.fromkeys(map(_digest, records), merged)
+            await self.store.delete(ITEMS, group)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _only_key_in(name: str) -> str | None:
+    """The digest of the key of a record that is an object by itself; None: it is a chunk."""
+    unique = name.rpartition("-")[2]
+    return unique if len(unique) == len(_DIGEST) else None
+
+
+_DIGEST = "0" * 64
 
 
 def _in_turn(names: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(names), READ_AT_ONCE):
         yield names[start : start + READ_AT_ONCE]
+
+
+def _groups(names: list[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Chunks to be merged: in the order of time, of one day, and none too large."""
+    group: list[str] = []
+    size = 0
+    for name in names:
+        is_of_another = group and _seconds(name) - _seconds(group[0]) > MERGED_SECONDS
+        if is_of_another or size + sizes[name] > CHUNK_BYTES:
+            if len(group) > 1:
+                yield group
+            group, size = [], 0
+        group.append(name)
+        size += sizes[name]
+    if len(group) > 1:
+        yield group
+
+
+def _seconds(name: str) -> float:
+    return int(name.split("-")[1]) / 1e9
+
+
+def _chunk_of(records: Mapping[str, str]) -> bytes:
+    return json.dumps({"format": FORMAT, "records": records}, separators=(",", ":")).encode()
 
 
 def _records_in(content: bytes) -> Mapping[str, str]:
@@ -155,16 +333,3 @@ def _records_in(content: bytes) -> Mapping[str, str]:
     if type(records) is not dict or not all(type(text) is str for text in records.values()):
         raise ValueError("it is not written as a chunk is")
     return records
-
-
-def _chunks(records: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    chunk: dict[str, str] = {}
-    size = 0
-    for key, text in records.items():
-        chunk[key] = text
-        size += len(text)
-        if size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = {}, 0
-    if chunk:
-        yield chunk

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 from pydantic import TypeAdapter
 from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelResponse
 from pydantic_ai.models import (
@@ -28,6 +30,9 @@ _SENT = ("kind", "parts", "instructions", "provider_response_id")
 _NOT_SENT = ("timestamp", "metadata")
 # How ids begin that pydantic-ai makes up, where they may differ from run to run.
 _GENERATED_ID = "pyd_ai_"
+
+RECORDING_SECONDS = 5.0
+"""How long a request that is cancelled waits for its answer to be recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,18 @@ class JournaledModel(RequestWrapper):
         if response.state != "complete":
             return
         paid = tuple(entry for entry in self.books.entries[sent_before:] if entry.is_spend)
+        recording = asyncio.create_task(self._record(place, response, paid))
+        try:
+            await asyncio.shield(recording)
+        except asyncio.CancelledError:
+            # It is paid for: whoever cancels has a moment to wait, and not an answer less.
+            with anyio.move_on_after(RECORDING_SECONDS, shield=True):
+                await asyncio.wait({recording})
+            raise
+
+    async def _record(
+        self, place: str, response: ModelResponse, paid: tuple[LedgerEntry, ...]
+    ) -> None:
         await self.books.settled()
         await self.journal.write(
             place,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from ..errors import ResultStorageError
 from ..retries import Backoff, retry
-from .object_store import ObjectStore, relative_name
+from .object_store import PAGE, ObjectStore, relative_name
 from .signing import Signer
 
 T = TypeVar("T")
@@ -163,10 +163,19 @@ class ResultStore:
         pages = self.objects.pages(folder, beginning)
         return [stored.name async for page in pages for stored in page]
 
-    async def write(self, path: str, record: bytes, owner: str | None) -> None:
+    async def delete(self, folder: str, names: Sequence[str]) -> None:
+        """Delete records right in a folder."""
+        paths = [self.objects.resolve(f"{folder}/{name}") for name in names]
+        for start in range(0, len(paths), PAGE):
+            await self.objects.delete(paths[start : start + PAGE])
+
+    async def write(self, path: str, record: bytes, owner: str | None) -> bool:
         """Write a record; one that can't be written now waits.
 
         The failure is only logged for debugging where the record has no owner.
+
+        Returns:
+            Whether the storage has it.
         """
         name = relative_name(self.objects, path)
         # What was read ahead is the record that this one replaces.
@@ -187,8 +196,9 @@ class ResultStore:
             )
             self._waiting[name] = Unwritten(owner, content, error, self._clock())
             self.retry()
-        else:
-            self._waiting.pop(name, None)
+            return False
+        self._waiting.pop(name, None)
+        return True
 
     def retry(self) -> None:
         """Begin to write what waits, beside the run."""

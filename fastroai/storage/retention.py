@@ -26,7 +26,7 @@ it.
 # own policies.
 _RESULT = re.compile(r"[0-9a-f]{32}(?:[0-9a-f]{32})?")
 _REQUEST = re.compile(r"[0-9a-f]{64}-[1-9][0-9]*")
-_ITEMS = re.compile(r"[0-9a-f]{32}-[0-9]{20}-[0-9a-f]{32}")
+_ITEMS = re.compile(r"[0-9a-f]{32}-(?P<ns>[0-9]{20})-[0-9a-f]{32}(?:[0-9a-f]{32})?")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,9 +158,17 @@ def _old_ones(page: list[StoredObject], pruned: Pruned) -> list[StoredObject]:
     """What may be an old record, by its name and time; the others are counted."""
     named = [stored for stored in page if kind_of(stored.name) is not None]
     pruned.others += len(page) - len(named)
-    old = [stored for stored in named if stored.modified < pruned.before]
+    old = [stored for stored in named if _written(stored, stored.modified) < pruned.before]
     pruned.younger += len(named) - len(old)
     return old
+
+
+def _written(stored: StoredObject, modified: datetime) -> datetime:
+    """When what is in an object was written: of items that were merged, before the object was."""
+    found = _ITEMS.fullmatch(stored.name)
+    if found is None:
+        return modified
+    return min(modified, datetime.fromtimestamp(int(found["ns"]) // 10**9, UTC))
 
 
 async def _records(
@@ -179,7 +187,7 @@ async def _records(
                 pruned.failures[stored.path] = f"{type(found).__name__}: {found}"
             case BaseException():
                 raise found  # the others would meet the same
-            case _, modified if modified >= pruned.before:
+            case _, modified if _written(stored, modified) >= pruned.before:
                 pruned.younger += 1  # written again since it was listed
             # A name is not enough: a folder of Prefect's own results, or of any other program
             # that names objects by digests, has such names, too.

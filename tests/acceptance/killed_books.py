@@ -12,7 +12,7 @@ from decimal import Decimal
 from itertools import pairwise
 
 from fastroai.usage import EntryState, Ledger, LedgerEntry
-from tests.support.agreement import assert_told_alike, fits
+from tests.support.agreement import assert_told_alike, fits, place_in
 from tests.support.invoice import InvoiceLine, invoiced_usd
 from tests.support.killed_runs import WIDTH, Attempt
 from tests.support.provider_process import ProviderProcess
@@ -48,7 +48,7 @@ def attempt_of(entry: LedgerEntry, attempts: Iterable[Attempt]) -> Attempt:
 
 def _run_and_step(entry: LedgerEntry) -> tuple[str | None, str | None]:
     told = entry.attribution
-    return told.run_key or told.run_id, told.step_id
+    return told.run_key or told.run_id, step_of(entry)
 
 
 def _is_within(attempt: Attempt, entry: LedgerEntry) -> bool:
@@ -56,8 +56,9 @@ def _is_within(attempt: Attempt, entry: LedgerEntry) -> bool:
 
 
 def step_of(entry: LedgerEntry) -> str:
+    """Its step, or the item of a mapped one."""
     assert entry.attribution.step_id is not None
-    return entry.attribution.step_id
+    return place_in(entry.attribution.step_id, entry.attribution.item)
 
 
 def place_of(line: InvoiceLine) -> Place:

@@ -25,8 +25,17 @@ def results(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(PATIENCE + 100)
-@pytest.mark.parametrize(("kills", "least"), [(2, 0), pytest.param(30, 5, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("subject", "kills", "least"),
+    [
+        ("prefect", 2, 0),
+        ("mapped", 2, 0),
+        pytest.param("prefect", 30, 5, marks=pytest.mark.long),
+        pytest.param("mapped", 20, 3, marks=pytest.mark.long),
+    ],
+)
 async def test_killed_under_prefect_no_run_pays_twice(
+    subject: str,
     kills: int,
     least: int,
     provider: ProviderProcess,
@@ -37,7 +46,7 @@ async def test_killed_under_prefect_no_run_pays_twice(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     monkeypatch.setenv("FASTROAI_LEDGER_URL", url)
-    attempts = run_killed("prefect", kills, results, provider)
+    attempts = run_killed(subject, kills, results, provider)
     assert sum(attempt.killed for attempt in attempts) == kills
     compared, entries = await books_agree(provider, attempts, url)
     assert_each_run_ended_well(attempts)

@@ -26,7 +26,7 @@ def paired(lines: Iterable[InvoiceLine], entries: Iterable[LedgerEntry]) -> list
     """Each line with its entry, in the lines' order: by the answer's id, or else by who asked whom
     for what, and when.
 
-    Where an entry is of a pipeline's step, its prompts must begin with the step's id and a colon.
+    Where an entry is of a pipeline's step, its prompts must begin with its place and a colon.
 
     Raises:
         AssertionError: A line does not have exactly one entry, or an entry not exactly one line.
@@ -47,14 +47,20 @@ def paired(lines: Iterable[InvoiceLine], entries: Iterable[LedgerEntry]) -> list
     return pairs
 
 
+def place_in(step_id: str, item: str | None) -> str:
+    """How a step, or an item of it, is named in prompts."""
+    return step_id if item is None else f"{step_id}[{item}]"
+
+
 def fits(line: InvoiceLine, entry: LedgerEntry) -> bool:
     """Whether a line and an entry can be of the same request: no fact of one says otherwise."""
-    step_id = entry.attribution.step_id
+    at = entry.attribution
+    place = None if at.step_id is None else place_in(at.step_id, at.item)
     return (
         (entry.response_id is None or entry.response_id == line.response_id)
         and entry.provider_host == line.host
         and (entry.model_asked or "").partition(":")[2] == line.asked
-        and (step_id is None or line.prompt.startswith(f"{step_id}:"))
+        and (place is None or line.prompt.startswith(f"{place}:"))
         and entry.sent_at <= line.received
         and (entry.settled_at is None or line.received <= entry.settled_at)
     )

@@ -1,9 +1,9 @@
 """Runs a pipeline in processes that are killed at random moments, and again until it ends; one JSON
 line for each.
 
-`python -m tests.support.killed_runs EXECUTOR KILLS SEED RESULTS`: one run is left alone and shows
+`python -m tests.support.killed_runs SUBJECT KILLS SEED RESULTS`: one run is left alone and shows
 how long a run takes. Then come runs under keys of their own, each in as many processes as it needs,
-until so many were killed.
+until so many were killed. The subject is an executor, or `mapped`: mapped steps under Prefect.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from pydantic_ai.toolsets import FunctionToolset
 from fastroai import BaseStep, FastroAgent, Pipeline, StepConfig, StepContext, step
 from fastroai.testing import fixed_prices
 from tests.support import forked
+from tests.support.agreement import place_in
 from tests.support.behaviours import Answer, Behaviour, Refuse, Turns
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 WIDTH = 4
 """Steps that run at once, each with one request under way at most."""
+
+ITEMS = 10
+"""That a mapped step has."""
 
 LEASE_SECONDS = 0.5
 SILENCE = LEASE_SECONDS + 0.1
@@ -100,7 +104,7 @@ class Attempt:
         run: The run's key, or the flow run's id where it has none.
         began, ended: Seconds since the epoch; all it did lies between.
         killed: Whether it was killed; otherwise the run came to its end.
-        stored: The steps of the run whose results are stored now.
+        stored: The steps of the run, and the items of mapped ones, whose results are stored now.
         recorded: By step of the run: how many answers to requests are recorded now.
         output: Of the run, where it came to its end.
         first_step: When the first step began that was not replayed.
@@ -137,6 +141,8 @@ def pipeline(executor: str, results: Path) -> Pipeline[Process, Any, Any]:
 
     Each step's result is in a folder of the step's name.
     """
+    if executor == "mapped":
+        return mapped_pipeline(results)
     # The script refuses by turns, whoever asks: more retries than one request can need.
     agent = FastroAgent(model="openai:gpt-5-mini", cost_calculator=fixed_prices(), max_retries=9)
     looking = FastroAgent(
@@ -164,6 +170,37 @@ def pipeline(executor: str, results: Path) -> Pipeline[Process, Any, Any]:
     return Pipeline("killed", steps, edges, "end", step_configs=configs, executor=executor)
 
 
+def mapped_pipeline(results: Path) -> Pipeline[Process, Any, Any]:
+    """A step mapped over a list, one mapped over its outputs, and one that joins them."""
+    agent = FastroAgent(model="openai:gpt-5-mini", cost_calculator=fixed_prices(), max_retries=9)
+    looking = FastroAgent(
+        model="openai:gpt-5-mini",
+        cost_calculator=fixed_prices(),
+        toolsets=[FunctionToolset([look_up])],
+    )
+
+    @step
+    async def read(ctx: StepContext[Process]) -> list[dict[str, int]]:
+        return [{"id": number} for number in range(ITEMS)]
+
+    @step
+    async def end(ctx: StepContext[Process]) -> list[Any]:
+        return [*ctx.get_dependency("long"), *ctx.get_dependency("short")]
+
+    at_once = {"key": "id", "max_concurrency": WIDTH // 2}
+    steps: dict[str, BaseStep[Process, Any]] = {
+        "read": read,
+        "long": _asks(looking, "in a loop").map(over="read", **at_once),
+        "short": _asks(agent, "in a word", "when busy").map(
+            over="long", max_concurrency=WIDTH // 2
+        ),
+        "end": end,
+    }
+    edges = {"end": ["long", "short"]}
+    configs = {step_id: StepConfig(result_storage=str(results / step_id)) for step_id in steps}
+    return Pipeline("killed", steps, edges, "end", step_configs=configs, executor="prefect")
+
+
 def look_up(word: str) -> str:
     """What is known of a word."""
     return f"{word}: old"
@@ -173,11 +210,17 @@ def _asks(agent: FastroAgent[Any], *questions: str) -> BaseStep[Process, list[st
     @step
     async def ask(ctx: StepContext[Process]) -> list[str]:
         ctx.deps.begin_step()
-        return [
-            (await ctx.run(agent, f"{ctx.step_id}: {question}")).output for question in questions
-        ]
+        place = place_in(ctx.step_id, item_of(ctx))
+        return [(await ctx.run(agent, f"{place}: {question}")).output for question in questions]
 
     return ask
+
+
+def item_of(ctx: StepContext[Any]) -> str | None:
+    try:
+        return ctx.item_key
+    except ValueError:  # the step is not mapped
+        return None
 
 
 def _streams(agent: FastroAgent[Any]) -> BaseStep[Process, str]:
@@ -258,7 +301,7 @@ def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[At
             # does.
             length = 1.1 * length if attempt.killed else attempt.ended - attempt.began
             yield attempt
-            if attempt.killed and executor == "prefect":
+            if attempt.killed and executor != "memory":
                 time.sleep(SILENCE)
 
 
@@ -348,7 +391,14 @@ def kept(results: Path, known: Collection[Path] = ()) -> tuple[list[str], dict[s
             content = json.loads(file.read_bytes())
         except ValueError:
             continue
-        if not folders:
+        if "records" in content:
+            for record in map(json.loads, content["records"].values()):
+                if record.get("entries"):
+                    place = place_in(step_id, record["entries"][0]["attribution"]["item"])
+                    recorded[place] += "response" in record
+                    if "output" in record:
+                        stored.append(place)
+        elif not folders:
             stored.append(step_id)
         elif "response" in content:  # and not the result of a tool
             recorded[step_id] += 1
@@ -358,7 +408,7 @@ def kept(results: Path, known: Collection[Path] = ()) -> tuple[list[str], dict[s
 if __name__ == "__main__":
     _die_with_parent()
     which, how_many, seeded_with, folder = sys.argv[1:]
-    for module in IMPORTS + (IMPORTS_UNDER_PREFECT if which == "prefect" else ()):
+    for module in IMPORTS + (() if which == "memory" else IMPORTS_UNDER_PREFECT):
         importlib.import_module(module)
     for done in attempts(which, int(how_many), int(seeded_with), Path(folder)):
         print(json.dumps(asdict(done)), flush=True)  # noqa: T201 - whoever started it reads this

@@ -75,11 +75,9 @@ class KeptItems:
     async def find(self, item: Item) -> ItemRecord | None:
         """See `ItemStore.find`."""
         for folder in self.folders:
-            key = folder.key_of(item)
-            if key in folder.records and (content := await folder.records.read(key)):
-                found = self._usable(content)
-                if found is not None:
-                    return found
+            content = await folder.records.read(folder.key_of(item))
+            if content is not None and (found := self._usable(content)) is not None:
+                return found
         return None
 
     def _usable(self, content: bytes) -> ItemRecord | None:
@@ -98,7 +96,7 @@ class KeptItems:
             attempts=stored.attempts,
         )
 
-    def keep(self, item: Item, record: ItemRecord) -> None:
+    async def keep(self, item: Item, record: ItemRecord) -> None:
         """See `ItemStore.keep`."""
         stored = _StoredItem(
             output=None,
@@ -112,6 +110,7 @@ class KeptItems:
         text = json.dumps(content, allow_nan=False, separators=(",", ":"))
         folder = self.folders[0]
         folder.records.add(folder.key_of(item), text.encode())
+        await folder.records.room()
 
     def journal_of(self, item: Item) -> Journal | None:
         """See `ItemStore.journal_of`."""

@@ -13,7 +13,7 @@ from ...pipelines.config import expiration
 from ...pipelines.map_state import Item
 from ...pipelines.mapped import MappedStep
 from ...pipelines.plan import PlannedStep
-from ...replay.chunked_records import ChunkedRecords
+from ...replay.chunked_records import GATHERING_SECONDS, ChunkedRecords
 from ...serialization.canonical_json import digest
 from ...settings import CachePolicyName
 from ..protocol import StepRecord
@@ -24,6 +24,9 @@ from .results import StoredStep
 from .run_scope import RunScope
 from .run_storage import StepStorage
 from .step_task import StepTask, literal_name
+
+ITEM_SECONDS = 0.2
+"""For how long finished items are gathered whose answers are recorded."""
 
 
 class MapTask(StepTask):
@@ -63,10 +66,12 @@ class MapTask(StepTask):
         scope, store, step_id = self.scope, self.storage.store, self.node.step_id
         run = scope.text if policy == "run" else None
         is_empty = policy == "run" and not scope.may_have_results
+        # What is answered is recorded already: to lose an item costs its code, and no request.
+        gathering = ITEM_SECONDS if self._records_requests_of_items else GATHERING_SECONDS
         folders = []
         for identity in self._identities():
             base = digest([identity, run])
-            records = ChunkedRecords(store, base[:32], step_id, is_empty)
+            records = ChunkedRecords(store, base[:32], step_id, is_empty, gathering)
             folders.append(ItemsOf(base, records))
         requests = None
         if self._records_requests_of_items:
