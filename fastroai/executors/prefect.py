@@ -25,8 +25,14 @@ from ..redaction import redact
 from ..settings import load_settings
 from ._prefect.automations import AutomationChange, install_automations
 from ._prefect.automations import Wanted as WantedAutomations
-from ._prefect.budget_ends import end_at_budget
-from ._prefect.flow import PipelineFlow, as_ended, build_flow, flow_options_of, run_in_flow
+from ._prefect.flow import (
+    PipelineFlow,
+    as_ended,
+    as_failed,
+    build_flow,
+    flow_options_of,
+    run_in_flow,
+)
 from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions
@@ -157,7 +163,7 @@ class PrefectExecutor(PlanExecutor):
                 return as_ended(None, result)
             except BaseException as error:
                 ended.append((isinstance(error, Abort) and error.__cause__) or error)
-                if (state := await end_at_budget(error, attribution)) is not None:
+                if (state := await as_failed(error, attribution)) is not None:
                     return state
                 raise
             finally:

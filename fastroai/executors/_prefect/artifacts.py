@@ -257,6 +257,11 @@ def costs_in_words(entries: Sequence[LedgerEntry]) -> Iterator[str]:
         yield "simulated by an offline model at the listed model's prices, nothing was paid"
 
 
+def cost_line(entries: Sequence[LedgerEntry]) -> str:
+    """The same in one line of plain text, for a state's message and the log."""
+    return " · ".join(costs_in_words(entries)).replace("**", "")
+
+
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import anyio
 from prefect import Flow
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
-from prefect.states import Completed
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
 
 from ...budgets import BudgetState, listen
 from ...budgets.standing import states_for
@@ -34,14 +35,14 @@ from ...storage.sources import input_given_by_others
 from ..protocol import ExecutionResult
 from ..scheduler import run_plan
 from ..session import RunSession, leases_around
-from .artifacts import ArtifactWriter, write_output_artifact
-from .budget_ends import end_at_budget, may_be_suspended
+from .artifacts import ArtifactWriter, cost_line, write_output_artifact
+from .budget_ends import end_at_budget, is_tried_again, may_be_suspended
 from .deployments import ANSWER_SECONDS, identity_of
 from .events import RunEvents
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
 from .paused_runs import raise_budgets
-from .run_scope import was_run_before
+from .run_scope import active_flow_run, was_run_before
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
 from .tasks import StepTasks
@@ -215,7 +216,7 @@ def build_flow(
             except StepExecutionError as error:
                 failure = pipeline.with_partial_result(error)
                 failure.__cause__ = error.original_error
-                if (state := await end_at_budget(failure, attribution)) is not None:
+                if (state := await as_failed(failure, attribution)) is not None:
                     return state
                 raise failure from error.original_error
         result = pipeline.result_of(execution)
@@ -238,12 +239,33 @@ def build_flow(
 
 
 def as_ended(value: Any, execution: ExecutionResult) -> Any:
-    """What a flow gives back, in a state of another name where the run could not store what it
-    should.
+    """What a flow gives back: in a state that says what the run cost, if it asked something, and
+    of another name where it could not store what it should.
     """
-    if not execution.not_stored:
+    told = [describe_losses(execution.not_stored)] if execution.not_stored else []
+    if execution.entries:
+        told.append(cost_line(execution.entries))
+    if not told:
         return value
-    return Completed(name=NOT_STORED, message=describe_losses(execution.not_stored), data=value)
+    name = NOT_STORED if execution.not_stored else None
+    return Completed(name=name, message=" · ".join(told), data=value)
+
+
+async def as_failed(error: BaseException, attribution: Attribution) -> State[Any] | None:
+    """The final state of a run that ends with an error, where there is more to say than what was
+    raised: which budget ended it, or what the run cost. None: leave it to Prefect.
+
+    The state holds the error, so that whoever calls the flow has it raised all the same.
+    """
+    if (state := await end_at_budget(error, attribution)) is not None:
+        return state
+    flow_run = active_flow_run()
+    partial = error.partial_result if isinstance(error, StepExecutionError) else None
+    # The engine runs a flow again for an exception only, not for a state that it is given.
+    if partial is None or not partial.entries or flow_run is None or is_tried_again(flow_run):
+        return None
+    get_run_logger().error("The run failed: %s", error, exc_info=error)
+    return Failed(message=f"{error} · {cost_line(partial.entries)}", data=error)
 
 
 def flow_options_of(name: str, plan: ExecutionPlan, given: dict[str, Any]) -> dict[str, Any]:

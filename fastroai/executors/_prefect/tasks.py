@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
 from prefect.utilities.annotations import quote
 
 from ...budgets import BudgetState
@@ -19,6 +20,7 @@ from ..session import RunSession
 from .artifacts import (
     ArtifactWriter,
     artifact_key,
+    cost_line,
     counted,
     describe_budgets,
     describe_costs,
@@ -58,6 +60,7 @@ class StepTasks:
         self._artifacts = artifacts
         self._events = events
         self._flow_run_id = flow_run_id
+        self._log = get_run_logger()
         self._inputs_digest = digest_or_unique(dict(session.inputs))
         scope = run_scope(session.name, self._inputs_digest, session.identity.run_key)
         self._steps: dict[str, StepTask] = {}
@@ -116,6 +119,8 @@ class StepTasks:
         """Write the table of a step that has ended, and emit its event."""
         step_id = step.node.step_id
         state, attempts, entries = self._ended[step_id]
+        if entries:
+            self._log.info("Step %r %s: %s", step_id, state, cost_line(entries))
         if state != "replayed":
             self._events.step_ended(step_id, state, attempts, entries)
         rows = step_rows(entries)
@@ -205,6 +210,8 @@ class StepTasks:
         losses = f" · **not stored**: {', '.join(not_stored)}" if not_stored else ""
         recorder = self._session.recorder
         self._events.run_ended(recorder.entries)
+        if recorder.entries:
+            self._log.info("Run of %r: %s", self._session.name, cost_line(recorder.entries))
         unmetered = recorder.unmetered.values()
         costs = describe_costs(self._session.name, recorder.entries, unmetered=unmetered)
         self._artifacts.add(
