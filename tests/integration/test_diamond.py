@@ -150,3 +150,29 @@ async def test_the_keys_are_the_same_in_the_next_run_so_that_the_ui_shows_a_hist
     assert keys[0] == keys[1]
     assert len(set(keys[0])) == 5
     assert all(key.startswith("costs-history") for key in keys[0])
+
+
+async def test_the_runs_state_says_what_it_cost(caplog: pytest.LogCaptureFixture):
+    steps = asking(CountingModel())
+    with caplog.at_level("INFO"):
+        result = await diamond("telling diamond", steps).execute({"topic": "t"}, None)
+    run = await read_run(result.run_id, tasks=4)
+    assert run.flow_run.state is not None
+    assert run.flow_run.state.message == f"${4 * PRICE} for 4 requests"
+    told = [record.getMessage() for record in caplog.records if record.name == "prefect.flow_runs"]
+    for step_id in STEPS:
+        assert f"Step '{step_id}' completed: ${PRICE} for 1 request" in told
+    assert f"Run of 'telling diamond': ${4 * PRICE} for 4 requests" in told
+
+
+async def test_the_state_of_a_failed_run_says_what_it_cost_and_why_it_failed():
+    steps = asking(CountingModel()) | {"bottom": Give(RuntimeError("no paper"))}
+    with pytest.raises(StepExecutionError, match="no paper") as caught:
+        await diamond("failing diamond", steps).execute({"topic": "t"}, None)
+    run = await read_run(caught.value.partial_result.run_id, tasks=4)
+    state = run.flow_run.state
+    assert state is not None
+    assert (state.name, state.message) == (
+        "Failed",
+        f"Step 'bottom' failed: no paper · ${3 * PRICE} for 3 requests",
+    )

@@ -8,6 +8,7 @@ from typing import Any, Final
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import SetStateStatus
+from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.states import Failed, Suspended
 
@@ -100,4 +101,8 @@ def _advice(at: Attribution) -> str:
 
 
 def is_tried_again(flow_run: FlowRun) -> bool:
-    return flow_run.run_count <= (flow_run.empirical_policy.retries or 0)
+    """Whether Prefect runs the flow that is active here again when it fails."""
+    retries, context = flow_run.empirical_policy.retries, FlowRunContext.get()
+    if retries is None and context is not None and context.flow is not None:
+        retries = context.flow.retries
+    return flow_run.run_count <= (retries or 0)

@@ -243,7 +243,9 @@ def as_ended(value: Any, execution: ExecutionResult) -> Any:
     of another name where it could not store what it should.
     """
     told = [describe_losses(execution.not_stored)] if execution.not_stored else []
-    if execution.entries:
+    flow_run = active_flow_run()
+    # Of a flow that failed before and returns a state, the engine raises what that try raised.
+    if execution.entries and flow_run is not None and flow_run.run_count <= 1:
         told.append(cost_line(execution.entries))
     if not told:
         return value
