@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -22,6 +23,10 @@ def diamond(
     name: str, steps: dict[str, BaseStep[Any, Any]], **options: Any
 ) -> Pipeline[Any, Any, Any]:
     return Pipeline(name, steps, DIAMOND, **options)
+
+
+def usd_of(amount: Decimal) -> str:
+    return f"{amount.normalize():f}"
 
 
 def asking(model: CountingModel) -> dict[str, BaseStep[Any, Any]]:
@@ -158,11 +163,11 @@ async def test_the_runs_state_says_what_it_cost(caplog: pytest.LogCaptureFixture
         result = await diamond("telling diamond", steps).execute({"topic": "t"}, None)
     run = await read_run(result.run_id, tasks=4)
     assert run.flow_run.state is not None
-    assert run.flow_run.state.message == f"${4 * PRICE} for 4 requests"
+    assert run.flow_run.state.message == f"${usd_of(4 * PRICE)} for 4 requests"
     told = [record.getMessage() for record in caplog.records if record.name == "prefect.flow_runs"]
     for step_id in STEPS:
-        assert f"Step '{step_id}' completed: ${PRICE} for 1 request" in told
-    assert f"Run of 'telling diamond': ${4 * PRICE} for 4 requests" in told
+        assert f"Step '{step_id}' completed: ${usd_of(PRICE)} for 1 request" in told
+    assert f"Run of 'telling diamond': ${usd_of(4 * PRICE)} for 4 requests" in told
 
 
 async def test_the_state_of_a_failed_run_says_what_it_cost_and_why_it_failed():
@@ -174,5 +179,5 @@ async def test_the_state_of_a_failed_run_says_what_it_cost_and_why_it_failed():
     assert state is not None
     assert (state.name, state.message) == (
         "Failed",
-        f"Step 'bottom' failed: no paper · ${3 * PRICE} for 3 requests",
+        f"Step 'bottom' failed: no paper · ${usd_of(3 * PRICE)} for 3 requests",
     )
