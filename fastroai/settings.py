@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -17,6 +17,9 @@ from .environment import DOTENV, PREFIX
 from .errors import SettingsError
 from .providers import PROVIDERS, canonical_provider, host_and_port, host_key
 from .redaction import redact_patterns
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 ExecutorName = Literal["prefect", "memory"]
 CachePolicyName = Literal["run", "inputs", "off"]
@@ -302,13 +305,12 @@ def _provider_host(name: str, provider: object) -> tuple[str, str]:
 
 def _explain(error: ValidationError) -> str:
     """One line per bad variable: its name, its value unless secret, what is allowed."""
-    lines: list[str] = []
-    for problem in error.errors(include_url=False):
-        name = str(problem["loc"][0]) if problem["loc"] else "?"
-        variable = name if name.isupper() else PREFIX + name.upper()
-        secret = "key" in name.lower() or "secret" in name.lower()
-        value = "***" if secret else repr(problem["input"])
-        lines.append(
-            f"{variable}={value}: {problem['msg']}. Set it to an allowed value, or unset it."
-        )
-    return redact_patterns("\n".join(lines))
+    return redact_patterns("\n".join(map(_problem, error.errors(include_url=False))))
+
+
+def _problem(problem: ErrorDetails) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "?"
+    variable = name if name.isupper() else PREFIX + name.upper()
+    secret = "key" in name.lower() or "secret" in name.lower()
+    value = "***" if secret else repr(problem["input"])
+    return f"{variable}={value}: {problem['msg']}. Set it to an allowed value, or unset it."

@@ -101,6 +101,11 @@ def output_text(response: ModelResponse, output_tools: Collection[str]) -> str:
     """
     for part in response.parts:
         if isinstance(part, ToolCallPart) and part.tool_name in output_tools:
-            args = part.args  # text is not complete yet, and passed on as it comes
-            return args if isinstance(args, str) else json.dumps(args or {}, separators=(",", ":"))
+            return _json_of(part.args)
     return "".join(part.content for part in response.parts if isinstance(part, TextPart))
+
+
+def _json_of(arguments: object) -> str:
+    if isinstance(arguments, str):
+        return arguments  # not complete yet, and passed on as it comes
+    return json.dumps(arguments or {}, separators=(",", ":"))

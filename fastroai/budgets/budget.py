@@ -109,6 +109,10 @@ class Budget:
         """The first moment of its window at a time, and that of the next one."""
         return window_at(self.window, self.zone, at)
 
+    def has_downgraded(self, entry: LedgerEntry) -> bool:
+        """Whether a request goes to the cheaper model already, which is all that it asks for."""
+        return self.at_limit == "downgrade" and entry.downgraded_from is not None
+
     def bound_of(self, entry: LedgerEntry) -> Decimal | None:
         """What a request can cost at most; None where nobody can tell."""
         return self.max_request_usd if entry.upper_bound_usd is None else entry.upper_bound_usd

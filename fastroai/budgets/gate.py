@@ -311,12 +311,7 @@ class _Pass:
         held = {} if self._gate.is_wrong else dict(self._gate.held)
         others = []
         for write, entry, covering in self._booked:
-            self._result.answers[write] = None
-            if write.intent is not None:
-                self._result.intents.append(write.intent)
-            if write.outcome is not None:
-                self._result.outcomes.append(write.outcome)
-                self._result.settled.add(entry.id)
+            self._write(write, entry)
             mine = held.pop(entry.id, None)
             if mine is None or _stage(write) < 1 or mine.keys() != {key for _, key in covering}:
                 others.append((write, entry, covering))
@@ -326,6 +321,14 @@ class _Pass:
                 now = None if charge is None else OpenCharge(charge)
                 self._accounts.release(entry.id, key, mine[key], now)
         return others
+
+    def _write(self, write: Write, entry: LedgerEntry) -> None:
+        self._result.answers[write] = None
+        if write.intent is not None:
+            self._result.intents.append(write.intent)
+        if write.outcome is not None:
+            self._result.outcomes.append(write.outcome)
+            self._result.settled.add(entry.id)
 
     def _charge(
         self, entry: LedgerEntry, covering: Covering, known: Charges, *, is_final: bool
@@ -365,7 +368,7 @@ class _Pass:
         if entry.simulated:
             return Verdict.ADMITTED
         for budget, key in request.covering:
-            if budget.at_limit == "downgrade" and entry.downgraded_from is not None:
+            if budget.has_downgraded(entry):
                 continue
             account = self._accounts.locked[key]
             verdict = account.verdict(budget, budget.bound_of(entry))

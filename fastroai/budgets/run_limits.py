@@ -285,7 +285,7 @@ def _decide(entry: LedgerEntry, limits: Sequence[Limit], waiter: _Waiter | None)
     waits = False
     for limit in limits:
         budget = limit.budget
-        if budget.at_limit == "downgrade" and entry.downgraded_from is not None:
+        if budget.has_downgraded(entry):
             continue
         verdict = limit.account.verdict(budget, budget.bound_of(entry))
         if verdict is Verdict.REFUSED:

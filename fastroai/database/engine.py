@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -35,7 +35,7 @@ from .statements import Insert, PostgresStatements, Statements
 from .values import Row
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
@@ -340,23 +340,19 @@ def _connecting_to(url: URL) -> Iterator[None]:
         _target.reset(token)
 
 
-def _connect_to_target(engine: Engine, **options: Any) -> None:
-    @event.listens_for(engine, "do_connect")
-    def connect(dialect: Dialect, _: object, args: list[Any], named: dict[str, Any]) -> None:
-        args[:], of_url = dialect.create_connect_args(_target.get())
-        named.clear()
-        named.update(of_url)
-        named.update(options)
-
-
 # One engine for all files: it keeps what statements were compiled to, and to compile one takes
 # longer than most of them run.
 @cache
 def _sqlite_engine(begin: str) -> Engine:
     engine = create_engine("sqlite+pysqlite://", poolclass=NullPool)
-    options = {"timeout": PATIENCE, "isolation_level": None, "check_same_thread": False}
-    _connect_to_target(engine, **options)
     event.listen(engine, "connect", _set_up_sqlite)
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Dialect, _: object, args: list[Any], options: dict[str, Any]) -> None:
+        args[:], of_url = dialect.create_connect_args(_target.get())
+        options.clear()
+        options.update(of_url)
+        options.update(timeout=PATIENCE, isolation_level=None, check_same_thread=False)
 
     @event.listens_for(engine, "begin")
     def begin_once(connection: Connection) -> None:
@@ -417,21 +413,18 @@ class _PostgreSQL:
                 return await self._connection.run_sync(work)
 
     async def _connect(self) -> AsyncConnection:
-        with _connecting_to(self._url):
-            server = self._url._replace(database=None)
-            return await _postgresql_engine(server, self._isolation).connect()
+        # Only here: it brings SQLAlchemy's ORM, a third of what importing a ledger takes.
+        from sqlalchemy.ext.asyncio import create_async_engine
 
-
-# One engine for all databases of a server, as for SQLite's files.
-@lru_cache(maxsize=16)
-def _postgresql_engine(server: URL, isolation: Any) -> AsyncEngine:
-    # Only here: it brings SQLAlchemy's ORM, a third of what importing a ledger takes.
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    engine = create_async_engine(server, poolclass=NullPool, isolation_level=isolation)
-    patience = {"timeout": CONNECT_PATIENCE, "command_timeout": PATIENCE}
-    _connect_to_target(engine.sync_engine, **patience)
-    return engine
+        # Not one for all, as of SQLite: those who connect first would wait for each other by a lock
+        # of asyncio's, and each runs in a loop of its own.
+        engine = create_async_engine(
+            self._url,
+            poolclass=NullPool,
+            isolation_level=self._isolation,
+            connect_args={"timeout": CONNECT_PATIENCE, "command_timeout": PATIENCE},
+        )
+        return await engine.connect()
 
 
 async def _close(connection: AsyncConnection) -> None:

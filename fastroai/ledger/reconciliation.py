@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import cached_property, lru_cache
-from itertools import chain
 from operator import itemgetter
 from sys import intern
 from typing import Any, TypeVar
@@ -162,7 +161,7 @@ def _columns_in(header: list[str], given: Mapping[str, str]) -> dict[str, str]:
             found[ours] = known[0]
         elif ours in given:
             raise ValueError(f"The invoice has no column {given[ours]!r}. It has {header}.")
-    if "response_id" not in found and "model" not in found:
+    if found.keys().isdisjoint(("response_id", "model")):
         raise ValueError(
             "The invoice has no column for the response id or the model. It has "
             f"{header}; known are {', '.join(COLUMNS['response_id'] + COLUMNS['model'])}."
@@ -215,12 +214,12 @@ class _Matching:
 
     def by_response_id(self) -> None:
         # Mostly, each is there once: lists of one would take as much room as the lines do.
+        without = [entry for entry in self.entries if entry.response_id is None]
         first: dict[str | None, LedgerEntry] = {}
         further: dict[str | None, list[LedgerEntry]] = {}
-        for entry in self.entries:
-            name = entry.response_id
-            if name is not None and first.setdefault(name, entry) is not entry:
-                further.setdefault(name, []).append(entry)
+        for entry in _without(self.entries, without):
+            if first.setdefault(entry.response_id, entry) is not entry:
+                further.setdefault(entry.response_id, []).append(entry)
         left = []
         for line in self.lines:
             name = line.response_id
@@ -230,9 +229,7 @@ class _Matching:
             self._matches.append(Match(first.pop(name), line, "response_id"))
             if same := further.get(name):
                 first[name] = same.pop(0)
-        without = [entry for entry in self.entries if entry.response_id is None]
-        open_ = set(map(id, chain(without, first.values(), *further.values())))
-        self.entries = [entry for entry in self.entries if id(entry) in open_]
+        self.entries = _without(self.entries, [match.entry for match in self._matches])
         self.lines = left
 
     def by_key(
@@ -248,9 +245,8 @@ class _Matching:
             for entry, line in self._nearest(entries_of.get(key, []), lines)
         ]
         self._matches += found
-        gone = {id(part) for match in found for part in (match.entry, match.line)}
-        self.entries = [entry for entry in self.entries if id(entry) not in gone]
-        self.lines = [line for line in self.lines if id(line) not in gone]
+        self.entries = _without(self.entries, [match.entry for match in found])
+        self.lines = _without(self.lines, [match.line for match in found])
 
     def result(self) -> Reconciliation:
         ordered = sorted(self._matches, key=lambda match: match.line.number)
@@ -269,12 +265,29 @@ class _Matching:
             while waiting and waiting[0].sent_at < at - self._tolerance:
                 passed.append(waiting.popleft())
             latest = at + self._tolerance
-            entry = next((e for e in waiting if e.sent_at > latest or _may_be_one(e, line)), None)
-            if entry is not None and entry.sent_at <= latest:
+            entry = _first_until(latest, waiting, line)
+            if entry is not None:
                 waiting.remove(entry)
                 pairs.append((entry, line))
         untimed = [line for line in lines if line.at is None]
         return pairs + _in_order([*passed, *waiting], untimed)
+
+
+def _without(items: Iterable[T], gone: Iterable[T]) -> list[T]:
+    ids = set(map(id, gone))
+    return [item for item in items if id(item) not in ids]
+
+
+def _first_until(
+    latest: datetime, waiting: Iterable[LedgerEntry], line: InvoiceLine
+) -> LedgerEntry | None:
+    """The first of some entries in their order in time that a line may be of."""
+    for entry in waiting:
+        if entry.sent_at > latest:
+            return None
+        if _may_be_one(entry, line):
+            return entry
+    return None
 
 
 def _in_order(

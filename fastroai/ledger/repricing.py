@@ -178,10 +178,8 @@ def reprice(
             at=at,
             context=tier_context(tier or entry.service_tier),
         )
-    except UnknownModelPriceError as error:
-        return Repriced(entry, None, error.reason)
-    except ValueError as error:
-        return Repriced(entry, None, str(error))
+    except (UnknownModelPriceError, ValueError) as error:
+        return Repriced(entry, None, getattr(error, "reason", str(error)))
     return Repriced(entry, price.total, price.source, price.version)
 
 

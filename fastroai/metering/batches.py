@@ -389,9 +389,8 @@ def _reading(method: Callable[..., Any]) -> Callable[..., Any]:
             results: list[BatchResult] = await method(self, batch)
         except ModelHTTPError as error:
             # The one kind that says that the job ended without having run anything.
-            if submission is not None and type(error).__name__ == "BatchJobError":
-                for booking, entry in (_awaited.pop(submission) or {}).values():
-                    _refuse(booking, entry, describe_error(error))
+            if type(error).__name__ == "BatchJobError":
+                _refuse_all(submission, describe_error(error))
             raise
         if submission is not None:
             await _settle_all(self, batch, submission, results)
@@ -454,6 +453,12 @@ def _settle(model: Model, result: BatchResult, booking: Booking, entry: LedgerEn
     else:
         told = Body((result.body or "").encode())  # a line of the batch's file
         booking.books.settle(entry, booking.target, response, RawAnswer(told))
+
+
+def _refuse_all(submission: str | None, reason: str) -> None:
+    awaited = _awaited.pop(submission or "") or {}
+    for booking, entry in awaited.values():
+        _refuse(booking, entry, reason)
 
 
 def _refuse(booking: Booking, entry: LedgerEntry, reason: str) -> None:

@@ -7,6 +7,7 @@ from contextvars import Token
 
 from pydantic_ai.messages import ModelResponse
 
+from ..providers import host_in
 from ..replay.requests import Members, members_asked
 from .http_attempts import Send
 from .outcomes import settle_resent
@@ -42,6 +43,10 @@ class OwnRequest(Members):
         members_asked.reset(self._token)
         if error is not None and self._send is not None:
             self._send.fail(error)
+
+    def goes_to(self, url: str) -> bool:
+        """Whether that is where the model's requests go."""
+        return self.host is not None and host_in(url) == self.host
 
     async def leave(self) -> None:
         """The model is about to send something that nobody else books."""

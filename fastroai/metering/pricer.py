@@ -137,13 +137,9 @@ class Pricer:
             at=entry.sent_at,
             context=context or None,
         )
-        source = str(price.source)
-        estimate = litellm_estimate(answer.raw)
-        if estimate and estimate != price.total:
-            source = f"{source}; LiteLLM says {estimate}"
         return Price(
             total=Decimal(price.total),
-            source=source,
+            source=f"{price.source}{_litellm_remark(answer.raw, price.total)}",
             request_fees=getattr(price, "request_fees", None),
             version=getattr(price, "version", None),
         )
@@ -258,6 +254,11 @@ class Pricer:
         if name not in _warned:
             _warned.add(name)
             logger.warning("Requests to model %r are recorded without a price. %s", name, error)
+
+
+def _litellm_remark(raw: RawAnswer, usd: Decimal) -> str:
+    estimate = litellm_estimate(raw)
+    return f"; LiteLLM says {estimate}" if estimate and estimate != usd else ""
 
 
 def _needs_no_price(model: Model) -> bool:

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from ..pricing.calculator import named_provider
 from ..pricing.price_list import is_listed_host
-from ..providers import host_in
 from ..replay.requests import members_asked
 from .batches import submitted_by
 from .http_attempts import current_send
@@ -131,7 +130,7 @@ def _sender_of(url: str, scope: DispatchScope | None) -> OwnRequest | None:
     """
     asked = members_asked.get()
     own = asked if isinstance(asked, OwnRequest) else None
-    if own is not None and own.host is not None and host_in(url) == own.host:
+    if own is not None and own.goes_to(url):
         return own
     if not _is_billed(url):
         return None

@@ -227,14 +227,8 @@ def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) ->
     tokens").
     """
     total = told.get("total_tokens")
-    if type(total) is not int or type(usage.input_tokens) is not int:
-        return usage
-    missing = total - usage.input_tokens - (usage.output_tokens or 0)
-    if missing < 0 < total:
-        raise UnknownUsageError(
-            f"The provider reported total_tokens={total}, less than input and output."
-        )
-    if missing <= 0 or not usage.input_tokens:
+    missing = _beyond_the_parts(usage, total)
+    if missing <= 0:
         return usage
     if _is_google(response):
         return _with_thinking(usage, missing)
@@ -244,6 +238,18 @@ def _with_the_total(response: ModelResponse, usage: RequestUsage, told: Json) ->
         f"The provider reported total_tokens={total}, {missing} more than input and output; what "
         "they are is not said."
     )
+
+
+def _beyond_the_parts(usage: RequestUsage, total: object) -> int:
+    """Tokens that are in a total only; 0 where that, or the input, is not known."""
+    if type(total) is not int or type(usage.input_tokens) is not int:
+        return 0
+    missing = total - usage.input_tokens - (usage.output_tokens or 0)
+    if missing < 0 < total:
+        raise UnknownUsageError(
+            f"The provider reported total_tokens={total}, less than input and output."
+        )
+    return missing if usage.input_tokens else 0
 
 
 def _with_thinking(usage: RequestUsage, tokens: int) -> RequestUsage:

@@ -9,9 +9,12 @@ from decimal import Decimal
 from enum import Enum
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DEEPEST = 100
 """Levels of nesting in a stored output: pydantic reads 200 of JSON, and a packed level takes two of
@@ -83,12 +86,16 @@ def parts_of(value: object) -> Iterable[object] | None:
         fields = map(value.__dict__.get, type(value).model_fields)
         return [*fields, value.__pydantic_extra__, value.__pydantic_private__]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {field.name for field in dataclasses.fields(value)}
-        names = sorted(own | attributes_of(value))
-        return chain.from_iterable((name, getattr(value, name, _MISSING)) for name in names)
+        return _parts_of_dataclass(value)
     if isinstance(value, Mapping):
         return [getattr(value, "default_factory", None), *chain.from_iterable(value.items())]
     return value if isinstance(value, list | tuple) else None
+
+
+def _parts_of_dataclass(value: DataclassInstance) -> Iterable[object]:
+    own = {field.name for field in dataclasses.fields(value)}
+    names = sorted(own | attributes_of(value))
+    return chain.from_iterable((name, getattr(value, name, _MISSING)) for name in names)
 
 
 def attributes_of(value: object) -> set[str]:

@@ -5,6 +5,7 @@ pytest workers.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -253,6 +254,8 @@ def _serve(folder: Path) -> None:
 def _listen(folder: Path, database: Path) -> None:
     import uvicorn
 
+    # It has memory enough, and answers each test once: to look for garbage takes a fiftieth of it.
+    gc.set_threshold(100_000, 50, 50)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"

@@ -252,16 +252,19 @@ class _Query:
         statement = select(*keys, *sums, func.count(source.exact)).select_from(source.rows)
         has_exact = False
         for row in self.connection.execute(statement.where(*conditions).group_by(*keys)):
-            has_exact = has_exact or row[-1] > 0
+            has_exact |= row[-1] > 0
             found = _whole_numbers(source, row[len(keys) : -1])
             if sign < 0:
                 found = [-number for number in found]
             for key in self._group_keys(row):
-                before = self._groups.get(key)
-                self._groups[key] = found if before is None else list(map(add, before, found))
+                self._add_to(key, found)
         if has_exact:
             self._add_exact(source, keys, conditions, sign)
         self._took_away |= sign < 0
+
+    def _add_to(self, key: str | None, found: list[int]) -> None:
+        before = self._groups.get(key)
+        self._groups[key] = found if before is None else list(map(add, before, found))
 
     def _add_exact(
         self,

@@ -253,7 +253,7 @@ class Writer:
                     yield write
 
     def _handle(self, batch: Sequence[Write], *, last: bool) -> None:
-        due = last or (self._retry_at is not None and self._clock() >= self._retry_at)
+        due = last or self._is_retry_due()
         was_down = self._down
         tries = self._is_worth_a_try(batch, due=due)
         failed: Failures = dict.fromkeys(batch, self._error)
@@ -267,11 +267,14 @@ class Writer:
         markers = [write for write in batch if write.entry is None]
         recovered = was_down and not self._down
         asked_for = (due or bool(markers)) and not failed
-        if len(self._outbox) and (recovered or asked_for):
+        if recovered or asked_for:
             self._write_kept()
 
         self._answer_markers(markers)
         self._plan_retry(after_a_try=tries)
+
+    def _is_retry_due(self) -> bool:
+        return self._retry_at is not None and self._clock() >= self._retry_at
 
     def _answer_markers(self, markers: Sequence[Write]) -> None:
         # They come last, because they ask for all that was handed over, also long ago.
