@@ -20,6 +20,7 @@ from ..metering.scope import dispatch_scope
 from ..pricing.money import EXACT, plain
 from .agent_step import AgentStepWrapper
 from .context import StepContext
+from .mapped import MappedStep
 from .plan import ExecutionPlan, PlannedStep
 
 _ASKED_AGAIN = 1024
@@ -47,11 +48,25 @@ async def bound_of_step(
     """
     _, budgets = plan.budgets
     limit = lowest_limit(budgets.get(node.step_id, ()))
+    if isinstance(node.step, MappedStep):
+        return _bound_of_items(node.step, inputs, limit)
     try:
         usd = await _bound_of_requests(plan, node, inputs, deps)
     except NoBoundError as error:
         return UpperBound(limit, None if limit is not None else str(error))
     return UpperBound(usd if limit is None else min(usd, limit))
+
+
+def _bound_of_items(
+    mapped: MappedStep, inputs: Mapping[str, Any], limit: Decimal | None
+) -> UpperBound:
+    """The same of a mapped step, whose budgets are those of each item."""
+    items = inputs.get(mapped.over)
+    if limit is None:
+        return UpperBound(reason="each of its items asks for itself")
+    if not isinstance(items, list | tuple):
+        return UpperBound(reason="how many items it has is known only in the run")
+    return UpperBound(plain(EXACT.multiply(limit, Decimal(len(items)))))
 
 
 def lowest_limit(budgets: Iterable[Budget]) -> Decimal | None:

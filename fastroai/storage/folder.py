@@ -81,8 +81,9 @@ class FolderStore(ObjectStore):
     def _files(self, folder: str, beginning: str) -> list[StoredObject]:
         try:
             entries = list(os.scandir(folder))
-        except FileNotFoundError:  # nothing was stored yet
-            return []
+        except FileNotFoundError:
+            refuse_a_dangling_link(Path(folder))
+            return []  # nothing was stored yet
         found = []
         for entry in entries:
             if not entry.name.startswith(beginning):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.transactions import BaseTransaction
 
 from ...errors import PipelineValidationError
-from ...pipelines.config import expiration
+from ...pipelines.config import StepConfig, expiration
 from ...pipelines.map_state import Item
 from ...pipelines.mapped import MappedStep
 from ...pipelines.plan import PlannedStep
@@ -23,8 +25,12 @@ from .kept_items import ItemsOf, KeptItems
 from .results import StoredStep
 from .run_scope import RunScope
 from .run_storage import StepStorage
-from .step_task import StepTask, literal_name
+from .step_task import FIELD_OF_OPTION, StepTask, literal_name
 
+OF_ITEMS = FIELD_OF_OPTION | {"timeout_seconds": "timeout"}
+"""Options of `prefect.task` that hold for each item, and which field of its configuration says the
+same.
+"""
 ITEM_SECONDS = 0.2
 """For how long finished items are gathered whose answers are recorded."""
 
@@ -42,7 +48,9 @@ class MapTask(StepTask):
         records_requests: bool,
         ledger_url: str,
     ) -> None:
-        super().__init__(session, node, scope, storage, defaults, False, ledger_url)
+        whole = {option: value for option, value in defaults.items() if option not in OF_ITEMS}
+        of_items = replace(node, config=_with_options(node.config, defaults))
+        super().__init__(session, of_items, scope, storage, whole, False, ledger_url)
         self._records_requests_of_items = records_requests
 
     async def execute(self, identity: dict[str, Any]) -> StoredStep | None:
@@ -104,6 +112,10 @@ class MapTask(StepTask):
             cache_policy=NO_CACHE,
             persist_result=False,
         )
+        # Prefect would roll back all items of the step's transaction with the one that failed. This
+        # runs in a context of its own.
+        active: Any = BaseTransaction.__var__
+        active.set(None)
         state = await task(return_state=True)
         if failures:
             raise failures[0]
@@ -139,8 +151,12 @@ class MapTask(StepTask):
         # Each item has its own content; what else it has read of the input, its record says.
         fields = dict(vars(identity)) | {"inputs": "as read"}
         over = self._over()
+        source = self.session.plan.steps.get(over)
+        left_out = (over, None if source is None else source.config.formerly)
         fields["dependencies"] = {
-            step_id: text for step_id, text in identity.dependencies.items() if step_id != over
+            step_id: text
+            for step_id, text in identity.dependencies.items()
+            if step_id not in left_out
         }
         return fields
 
@@ -151,4 +167,19 @@ class MapTask(StepTask):
     def _source(self) -> Any:
         """All that is mapped over."""
         outputs, over = self.session.outputs, self._over()
-        return outputs[over] if over in outputs else self.session.inputs.get(over)
+        if over in outputs:
+            return outputs[over]
+        # What is still to come can't be told from anything else.
+        return object() if self.node.streams_from is not None else self.session.inputs.get(over)
+
+
+def _with_options(config: StepConfig, options: Mapping[str, Any]) -> StepConfig:
+    """A step's configuration with the executor's options of tasks where it gives none itself."""
+    given: set[str] = config.__dict__.get("_given", set())
+    changes: dict[str, Any] = {}
+    for option, name in OF_ITEMS.items():
+        if option in options and name not in given:
+            changes[name] = options[option]
+    if isinstance(changes.get("retry_delay"), int | float):
+        changes["retry_delay"] = [changes["retry_delay"]]  # Prefect doubles none
+    return replace(config, **changes)
