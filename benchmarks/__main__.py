@@ -7,11 +7,32 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import books, budgets, imports, makespan, memory, metering, peer, prefect_path, resume
+from . import (
+    books,
+    budgets,
+    imports,
+    makespan,
+    mapped,
+    memory,
+    metering,
+    peer,
+    prefect_path,
+    resume,
+)
 from .report import Section, document
 from .workers import HERE, progress
 
-PARTS = ("memory", "makespan", "import", "metering", "prefect", "resume", "ledger", "budgets")
+PARTS = (
+    "memory",
+    "makespan",
+    "import",
+    "metering",
+    "prefect",
+    "resume",
+    "ledger",
+    "budgets",
+    "mapped",
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         "resume": lambda: resume.measure(arguments.quick),
         "ledger": lambda: [books.measure(arguments.quick)],
         "budgets": lambda: [budgets.measure(arguments.quick)],
+        "mapped": lambda: mapped.measure(arguments.quick),
     }
     sections: list[Section] = []
     for part in chosen:

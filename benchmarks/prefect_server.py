@@ -56,7 +56,7 @@ class Server:
 def prefect_server() -> Iterator[Server]:
     """Start a server on a free port and stop it at the end, with all it stored."""
     with tempfile.TemporaryDirectory(prefix="fastroai-bench-", ignore_cleanup_errors=True) as home:
-        port = _free_port()
+        port = free_port()
         quiet = {
             "PREFECT_HOME": home,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -92,7 +92,7 @@ def prefect_server() -> Iterator[Server]:
                 _stop(server)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
