@@ -57,6 +57,10 @@ for _name, _help in {
         "Start a stack for this folder's project: Prefect, S3, ledger, worker.\n\n"
         "Deploys its flows and runs one of them; all on 127.0.0.1."
     ),
+    "bootstrap": (
+        "Make work pools, variables, limits and secrets on the Prefect server.\n\n"
+        "As prefect.yaml and deployments/bootstrap.yaml say; what is there is left alone."
+    ),
     "doctor": (
         "Say what of this folder's set-up does not work, and what to do.\n\n"
         "Settings, versions, Prefect, work pools, storage, ledger, keys, prices."

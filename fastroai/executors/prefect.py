@@ -25,6 +25,7 @@ from ..redaction import redact
 from ..settings import load_settings
 from ._prefect.automations import AutomationChange, install_automations
 from ._prefect.automations import Wanted as WantedAutomations
+from ._prefect.bootstrap import Change, Essentials, bootstrap
 from ._prefect.flow import (
     PipelineFlow,
     as_ended,
@@ -66,7 +67,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutomationChange",
+    "Change",
     "EndedRun",
+    "Essentials",
     "MissExplanation",
     "PipelineFlow",
     "PoolState",
@@ -76,6 +79,7 @@ __all__ = [
     "StoredBefore",
     "TrackedRun",
     "WantedAutomations",
+    "bootstrap",
     "check_server",
     "client_at",
     "configured_server",

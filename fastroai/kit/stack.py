@@ -222,7 +222,7 @@ def _start_servers(starting: Starting) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
         "PREFECT_SERVER_UI_API_URL": f"{state.ui_url}/api",
-        # Prefect's own is shared by all servers of the installation, each with another URL in it.
+        # Prefect's own is in the installed package, which this user may not be able to write.
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui"),
     }
     environment = starting.environment(**own)
@@ -277,6 +277,10 @@ async def _deploy_and_run(
     if not wanted.run:
         return running
     name = first_of(chosen, found)
+    if chosen[0].pool is None:
+        return replace(
+            running, remark=f"{name} was not run: prefect.yaml names no work pool for it."
+        )
     starting.tell(f"Running {name} once, offline")
     starting.check()
     try:
