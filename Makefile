@@ -15,7 +15,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: run test test-long test-latest lint bench up down server deploy worker install clean
 
-run: $(INSTALLED)  # FLOW=document_digest|licence_review, DOCS=path or URI
+run: $(INSTALLED)  # FLOW=document_digest|licence_review|ticket_triage, DOCS=path or URI
 	@$(BIN)/fastroai run flows.$(FLOW):pipeline $(if $(DOCS),"documents=$$DOCS")
 
 # Many tests wait for Prefect's server: four of them at once keep two cores busy. What one worker
@@ -40,7 +40,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)  # ONLY=ledger,metering: some of its parts; nothing is written to RESULTS.md then
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
-up: $(INSTALLED)  # Prefect, S3, ledger and worker on this machine; both jobs deployed, one run
+up: $(INSTALLED)  # Prefect, S3, ledger and worker on this machine; all jobs deployed, one run
 	@$(BIN)/fastroai up
 
 down: $(INSTALLED)

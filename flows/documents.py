@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from fastroai.errors import FastroAIError, InputValidationError, SourceRefusedError
 from fastroai.settings import load_settings
 from fastroai.storage.sources import check_readable
+from flows.s3 import s3_client
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -208,7 +209,7 @@ def _s3_place(location: str) -> tuple[_Place, S3Client]:
     prefix = parts.path.lstrip("/")
     if not parts.netloc:
         raise LocationError(f"{location!r} names no bucket. Write s3://bucket/prefix.")
-    client = _s3_client()
+    client = s3_client()
     place = _Place(location, [], False, bucket=parts.netloc)
     base = prefix if not prefix or prefix.endswith("/") else prefix + "/"
     try:
@@ -233,26 +234,6 @@ def _s3_place(location: str) -> tuple[_Place, S3Client]:
     except Exception as error:
         raise _unreadable(location, error) from error
     return place, client
-
-
-def _s3_client() -> S3Client:
-    import boto3
-    from botocore.config import Config
-
-    settings = load_settings()
-    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    return boto3.client(
-        "s3",
-        endpoint_url=settings.s3_endpoint_url,
-        region_name=settings.s3_region,
-        aws_access_key_id=key_id.get_secret_value() if key_id else None,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        config=Config(
-            connect_timeout=settings.s3_connect_timeout,
-            read_timeout=settings.s3_read_timeout,
-            retries={"total_max_attempts": 2, "mode": "standard"},
-        ),
-    )
 
 
 def _content(found: _Found, place: _Place, client: S3Client | None) -> bytes:

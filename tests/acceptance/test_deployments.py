@@ -1,4 +1,4 @@
-"""`make deploy` and a worker: both jobs are deployed, run to their end, and leave no secret on the
+"""`make deploy` and a worker: all jobs are deployed, run to their end, and leave no secret on the
 server.
 """
 
@@ -31,11 +31,15 @@ SECRETS = {
     # With a key set, the jobs would ask OpenAI.
     "FASTROAI_MODEL": "offline",
 }
-DEPLOYMENTS = {"document-digest/daily": (6, 4), "licence-review/weekly": (7, 3)}
+DEPLOYMENTS = {
+    "document-digest/daily": (6, 4),
+    "licence-review/weekly": (7, 3),
+    "ticket-triage/nightly": (3, 1),
+}
 """Name, number of steps, and how many of them ask a model and so have a table of their own."""
 
 
-async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
+async def test_all_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
     command: Command, documents: Path, prefect_api: str
 ):
     pool = command(
@@ -46,8 +50,16 @@ async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
 
     await _wait_until_scheduled(len(DEPLOYMENTS))
-    inputs = {
-        "document-digest/daily": {"documents": str(documents), "focus": "wheel", "max_documents": 5}
+    tickets = documents / "tickets.csv"
+    tickets.write_text("id,text\n1,The mill is closed.\n2,Who pays for the crane?\n")
+    triage = {"tickets": str(tickets), "id_field": "id", "guidance": "", "results": ""}
+    inputs: dict[str, dict[str, Any]] = {
+        "document-digest/daily": {
+            "documents": str(documents),
+            "focus": "wheel",
+            "max_documents": 5,
+        },
+        "ticket-triage/nightly": triage,
     }
     runs = {}
     async with get_client() as client:
@@ -79,6 +91,7 @@ async def test_both_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
     digest = await read_run(runs["document-digest/daily"], tasks=6)
     assert "miller" in digest.output()
     assert digest.flow_run.parameters == {"inputs": inputs["document-digest/daily"]}
+    assert len((documents / "tickets.triaged.jsonl").read_text().splitlines()) == 2
     assert SENTINEL not in worked.stdout + worked.stderr
 
 
@@ -163,6 +176,7 @@ def test_the_file_names_no_path_of_a_machine():
     [
         (["run"], r"fastroai run flows\.document_digest:pipeline *$"),
         (["run", "DOCS=/a b"], r'flows\.document_digest:pipeline "documents=\$DOCS"'),
+        (["run", "FLOW=ticket_triage"], r"fastroai run flows\.ticket_triage:pipeline *$"),
         (["run", "FLOW=licence_review"], r"fastroai run flows\.licence_review:pipeline *$"),
         (
             ["deploy"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from fastroai import PipelineResult
 from fastroai.usage import EntryState
+from tests.integration.read_back import read_run
+from tests.support.s3 import S3Service
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -56,3 +59,37 @@ async def test_of_a_review_only_the_packages_that_are_new_are_asked_about():
     assert asked(more) == {"upkeep": 1, "review": 1}
     [of_mit] = [duties for duties in more.output.duties if duties.licence == "MIT"]
     assert of_mit.packages == ["pydantic", "rich"]
+
+
+async def test_of_tickets_in_s3_only_those_that_are_new_or_had_failed_are_asked_about(
+    s3: S3Service, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FASTROAI_RESULT_STORAGE", f"s3://{s3.bucket}/results")
+    triage = import_module("flows.ticket_triage")
+    pipeline = triage.pipeline.with_executor("prefect")
+    rows = [{"id": f"T-{n}", "text": f"Billing: invoice {n} is wrong."} for n in range(60)]
+    rows[7]["text"] = ""
+
+    async def triaged() -> PipelineResult[Any]:
+        body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        s3.client.put_object(Bucket=s3.bucket, Key="in/tickets.jsonl", Body=body)
+        return await pipeline.execute({"tickets": f"s3://{s3.bucket}/in/tickets.jsonl"})
+
+    first = await triaged()
+    assert asked(first) == {"triaged": 59}
+    assert (first.output.triaged, first.output.failures.keys()) == (59, {"T-7"})
+    assert len(s3.results("results")) < 59  # chunks, not an object for each ticket
+
+    rows[7]["text"], rows[8]["text"] = "A bug.", "An outage."
+    second = await triaged()
+    assert asked(second) == {"triaged": 2}
+    assert (second.output.triaged, second.output.failed) == (60, 0)
+    lines = s3.read("in/tickets.triaged.jsonl").splitlines()
+    written = {row["id"]: row["category"] for row in map(json.loads, lines)}
+    assert list(written) == [row["id"] for row in rows]
+    assert [written[id_] for id_ in ("T-6", "T-7", "T-8")] == ["billing", "bug", "outage"]
+    stored = await read_run(second.run_id, tasks=3, artifacts=2)
+    assert set(stored.task_runs) == {"tickets", "triaged", "report"}
+    assert "60 of 60 items done (58 replayed)" in str(stored.artifact("triaged").description)

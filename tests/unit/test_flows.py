@@ -35,7 +35,7 @@ def digest_of(job: Any, **inputs: Any) -> PipelineResult[Any]:
     return asyncio.run(job("document_digest").execute(inputs, None))
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", [*JOBS, "ticket_triage"])
 def test_a_job_is_imported_in_memory_mode_without_prefect(name: str):
     code = f"import flows.{name}, sys; assert 'prefect' not in sys.modules"
     environment = os.environ | {"FASTROAI_EXECUTOR": "memory"}
