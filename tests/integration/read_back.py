@@ -14,6 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 
+from fastroai.executors._prefect.table_layout import HEADS
+
 PATIENCE = 30.0
 """Seconds after which what a run sent to the server should have been stored there."""
 
@@ -101,8 +103,16 @@ async def read_run(
 
 
 def table(artifact: Artifact) -> list[dict[str, Any]]:
-    """The rows of a table."""
-    return json.loads(artifact.data) if isinstance(artifact.data, str) else artifact.data
+    """The rows of a table but for its total, by the names of their columns. Amounts and counts that
+    it does not show are zero.
+    """
+    rows = json.loads(artifact.data) if isinstance(artifact.data, str) else artifact.data
+    names = {head: name for name, head in HEADS.items()}
+    nothing = {name: "0" if name.endswith("_usd") else 0 for name in HEADS}
+    found = [
+        nothing | {names.get(head, head): value for head, value in row.items()} for row in rows
+    ]
+    return [row for row in found if "total" not in (row["step"], row["item"])]
 
 
 def _ended(task_run: TaskRun) -> bool:

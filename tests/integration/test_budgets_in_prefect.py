@@ -128,10 +128,10 @@ async def test_the_cost_table_of_a_run_shows_its_budgets_and_what_is_left() -> N
 
 async def test_the_cost_table_shows_the_standing_budgets_that_a_run_counts_in() -> None:
     async with Budgets.open() as budgets:
-        for name, pipeline in (("mine", "counted"), ("another's", "other")):
+        for name, pipeline in (("mine", "counts in mine"), ("another's", "other")):
             await budgets.set(Budget(name=name, usd=5, window="day", pipeline=pipeline))
     agent = CountingModel().agent()
-    pipeline = Pipeline("counted", {"a": Ask(agent)}, executor="prefect")
+    pipeline = Pipeline("counts in mine", {"a": Ask(agent)}, executor="prefect")
     result = await pipeline.execute(INPUTS, None)
     run = await read_run(result.run_id, tasks=1, artifacts=2)
     description = run.artifact().description or ""

@@ -28,6 +28,7 @@ from ...ledger.aggregation import totals_of, with_unknown
 from ...ledger.entries import EntryState, LedgerEntry, total_usd
 from ...redaction import redact
 from ...retries import Backoff, retry
+from .table_layout import laid_out
 
 logger = logging.getLogger("fastroai.executors")
 
@@ -135,6 +136,11 @@ def run_rows(records: Mapping[str, tuple[str, int, tuple[LedgerEntry, ...]]]) ->
         bar = {"share": bar_of(total_usd(entries), total)}
         rows.append(head | vars(_Costs.of(entries)) | bar)
     return rows
+
+
+def total_row(entries: Sequence[LedgerEntry]) -> Row:
+    """The last row of a run's table: what all of it comes to."""
+    return {"step": "total"} | vars(_Costs.of(entries))
 
 
 def bar_of(part: Decimal, whole: Decimal) -> str:
@@ -332,7 +338,7 @@ class ArtifactWriter:
             key=key,
             type="table",
             description=description,
-            data=json.dumps(rows, ensure_ascii=False),
+            data=json.dumps(laid_out(rows), ensure_ascii=False),
             flow_run_id=flow_run_id,
             task_run_id=task_run_id,
         )

@@ -28,6 +28,7 @@ from .artifacts import (
     item_rows,
     run_rows,
     step_rows,
+    total_row,
 )
 from .caching import StepIdentity, digest_or_unique
 from .events import RunEvents
@@ -216,7 +217,7 @@ class StepTasks:
         costs = describe_costs(self._session.name, recorder.entries, unmetered=unmetered)
         self._artifacts.add(
             artifact_key(self._session.name),
-            run_rows(rows),
+            [*run_rows(rows), total_row(recorder.entries)],
             costs + losses + describe_budgets(self._session.all_limits(), standing),
             flow_run_id=self._flow_run_id,
         )
