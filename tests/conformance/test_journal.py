@@ -255,7 +255,7 @@ class TestAnotherFlowRun:
         [
             lambda record: record[:-20],
             lambda record: b"cos\nsystem\n(S'true'\ntR.",
-            lambda record: b"[" * 100_000,
+            pytest.param(lambda record: b"[" * 100_000, marks=pytest.mark.long),
         ],
         ids=["cut off", "pickled", "nested"],
     )

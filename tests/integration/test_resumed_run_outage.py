@@ -76,6 +76,11 @@ def interrupted() -> Any:
         FlakyFileSystem.failing.clear()
 
 
+@pytest.mark.parametrize(
+    "dying",
+    ["S3", *(pytest.param(name, marks=pytest.mark.long) for name in ("block", "folder"))],
+    indirect=True,
+)
 async def test_the_first_run_of_a_key_goes_on(dying: tuple[Any, Callable[[], None]]):
     storage, die = dying
     model = CountingModel()

@@ -24,16 +24,18 @@ ONE_STEP = ["GET", "PUT", "PUT"]
 
 BOTH, LAST = {"a", "b"}, {"b"}
 LOST: list[tuple[int, Moment, set[str]]] = [
-    *[(5, moment, BOTH) for moment in MOMENTS],  # a is looked for
+    (5, "after", BOTH),  # a is looked for
     (6, "during", BOTH),  # what a was answered is written
     (7, "before", BOTH),  # a is written
-    (7, "during", BOTH),
     (7, "after", LAST),
-    (10, "before", LAST),  # b is written
-    (10, "after", set()),
+    (10, "after", set()),  # b is written
 ]
-# Of b, what is asked as of a.
+# Of b, what is asked as of a; and what is no other request for being gone a moment sooner.
 LOST_AGAIN: list[tuple[int, Moment, set[str]]] = [
+    (5, "before", BOTH),
+    (5, "during", BOTH),
+    (7, "during", BOTH),
+    (10, "before", LAST),
     *[(8, moment, LAST) for moment in MOMENTS],  # b is looked for
     (9, "during", LAST),
     (10, "during", LAST),
