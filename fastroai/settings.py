@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .environment import DOTENV, PREFIX
 from .errors import SettingsError
+from .provider_limits import ProviderLimit, read_provider_limits
 from .providers import PROVIDERS, canonical_provider, host_and_port, host_key
 from .redaction import redact_patterns
 
@@ -137,6 +138,14 @@ class FastroAISettings(BaseSettings):
             "price list."
         ),
     )
+    rate_limits: Annotated[dict[str, ProviderLimit], NoDecode] = Field(
+        default_factory=dict,
+        description=(
+            "What providers allow, by `provider` or `provider:model`, so that requests wait and "
+            "are not refused: `openai rpm=500 tpm=200k; openai:gpt-5-mini concurrency=20`, or as "
+            "JSON. Unset: only what answers say is kept to."
+        ),
+    )
     unpriced: Literal["warn", "fail"] = Field(
         default="warn",
         description=(
@@ -176,6 +185,11 @@ class FastroAISettings(BaseSettings):
     @classmethod
     def _read_readable(cls, value: object) -> object:
         return _places(value)
+
+    @field_validator("rate_limits", mode="before")
+    @classmethod
+    def _read_rate_limits(cls, value: object) -> dict[str, ProviderLimit]:
+        return read_provider_limits(value)
 
     @field_validator("provider_hosts", mode="before")
     @classmethod

@@ -96,16 +96,17 @@ _FROM = "(FASTROAI_LEDGER_URL or --ledger; not shown, as it may hold a password)
 _ALLOWED = "Allowed: sqlite:///path, postgresql://user@host/name, memory://."
 
 
-def open_database(url: URL, *, writes: bool) -> Database:
+def open_database(url: URL, *, writes: bool, keeps: bool = True) -> Database:
     """A ledger's database, not connected yet; the one in memory is one for the whole process.
 
     Args:
         url: Of `database_url`.
         writes: As of `Database`.
+        keeps: As of `Database`.
     """
     if url.drivername == MEMORY_DRIVER:
         return OPEN_LEDGERS.shared(("memory", url), lambda: Database(url, writes=True))
-    return Database(url, writes=writes)
+    return Database(url, writes=writes, keeps=keeps)
 
 
 def named_ledger(url: URL) -> str | None:
@@ -126,12 +127,14 @@ class Database:
         url: Of `database_url`.
         writes: Whether transactions take SQLite's write lock from their start, so that none fails
             half-way.
+        keeps: Whether what was committed is still there after a power failure. If not, a commit
+            does not wait for the disk.
     """
 
-    def __init__(self, url: URL, *, writes: bool) -> None:
+    def __init__(self, url: URL, *, writes: bool, keeps: bool = True) -> None:
         self.url = url
         self._lock = threading.Lock()
-        self._backend = _BACKENDS[url.get_backend_name()](url, writes=writes)
+        self._backend = _BACKENDS[url.get_backend_name()](url, writes=writes, keeps=keeps)
 
     @property
     def name(self) -> str:
@@ -236,7 +239,7 @@ def is_lost_race(error: BaseException) -> bool:
 class _Backend(Protocol):
     """How one kind of database is spoken to, by one thread at a time."""
 
-    def __init__(self, url: URL, *, writes: bool) -> None: ...
+    def __init__(self, url: URL, *, writes: bool, keeps: bool) -> None: ...
     def run(self, work: Callable[[Connection], T]) -> T: ...
     def transact(self, work: Callable[[Statements], T]) -> T: ...
     def has_ledger(self) -> bool: ...
@@ -244,8 +247,9 @@ class _Backend(Protocol):
 
 
 class _SQLite:
-    def __init__(self, url: URL, *, writes: bool) -> None:
+    def __init__(self, url: URL, *, writes: bool, keeps: bool) -> None:
         self._url = url
+        self._keeps = keeps
         self._path = Path(str(url.database))
         self._begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
         self._connection: Connection | None = None
@@ -298,6 +302,9 @@ class _SQLite:
             make_private_file(self._path)
         with _connecting_to(self._url):
             connection = _sqlite_engine(self._begin).connect()
+        if not self._keeps:
+            driver: Any = connection.connection.driver_connection
+            driver.execute("PRAGMA synchronous=NORMAL")
         self._file = self._identity()
         return connection
 
@@ -374,8 +381,9 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
 class _PostgreSQL:
     """Runs asyncpg in an event loop of its own, within the calling thread."""
 
-    def __init__(self, url: URL, *, writes: bool) -> None:
+    def __init__(self, url: URL, *, writes: bool, keeps: bool) -> None:
         self._url = url
+        self._keeps = keeps
         # A writer has to see what others committed while it waited for their locks; a reader, one
         # state of the ledger through all of its statements.
         self._isolation: Any = "READ COMMITTED" if writes else "REPEATABLE READ"
@@ -424,7 +432,11 @@ class _PostgreSQL:
             isolation_level=self._isolation,
             connect_args={"timeout": CONNECT_PATIENCE, "command_timeout": PATIENCE},
         )
-        return await engine.connect()
+        connection = await engine.connect()
+        if not self._keeps:
+            await connection.exec_driver_sql("SET synchronous_commit = off")
+            await connection.commit()
+        return connection
 
 
 async def _close(connection: AsyncConnection) -> None:

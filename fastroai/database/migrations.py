@@ -124,6 +124,16 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX fastroai_whole_runs_ended ON fastroai_whole_runs (pipeline, ended_at)",
     ),
     7: ("ALTER TABLE fastroai_intents ADD COLUMN item TEXT",),
+    8: (
+        """CREATE TABLE fastroai_rate_pools (
+            name TEXT NOT NULL PRIMARY KEY, requests BIGINT NOT NULL, tokens BIGINT NOT NULL,
+            input_tokens BIGINT NOT NULL, output_tokens BIGINT NOT NULL, blocked_until BIGINT NOT
+            NULL)""",
+        """CREATE TABLE fastroai_rate_holders (
+            pool TEXT NOT NULL, token TEXT NOT NULL, beat BIGINT NOT NULL, asked_at BIGINT NOT NULL,
+            slots BIGINT NOT NULL, waiting BIGINT NOT NULL, runs BIGINT NOT NULL, served BIGINT NOT
+            NULL, PRIMARY KEY (pool, token))""",
+    ),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and
 PostgreSQL alike.

@@ -34,6 +34,7 @@ from ..pipelines.plan import ExecutionPlan, PlannedStep
 from ..pipelines.schemas import ConversationState, StepUsage
 from ..pipelines.step_state import RunBooks
 from ..pricing.price_file import with_readable_prices
+from ..rate_limits import LIMITERS, limit_requests
 from ..settings import FastroAISettings, load_settings
 from ..tracing.tracer import NoOpTracer, Tracer
 from .protocol import ExecutionResult
@@ -105,6 +106,8 @@ class RunSession(RunBooks):
     ) -> None:
         recorder = RequestRecorder(store, refuses_unpriced=settings.unpriced == "fail")
         super().__init__(identity, recorder)
+        if settings.rate_limits or LIMITERS[recorder.ledger_url]:
+            limit_requests(settings, recorder.ledger_url)
         recorder.limits = self.limits = _limits_of(plan, identity.pipeline)
         self.cheaper_model = plan.config.cheaper_model
         self.is_planned = True

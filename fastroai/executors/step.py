@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from functools import partial
 from typing import Any
 
+from ..metering.deadlines import Deadline
 from ..metering.retries import is_permanent
 from ..pipelines.config import retry_delay
 from ..pipelines.context import StepContext
@@ -61,7 +61,7 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
         step_id, session.inputs, session.deps, outputs, session.tracer, node.config, state=state
     )
     # Only where there is one: a step that does nothing takes not much longer than a deadline.
-    deadline = asyncio.timeout(timeout) if timeout else None
+    deadline = Deadline(timeout) if timeout else None
     async with session.span(f"step.{step_id}") as span_id:
         try:
             with state.scope_of():

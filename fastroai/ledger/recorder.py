@@ -84,6 +84,7 @@ class RequestRecorder:
         self, store: DurableLedger | None = None, *, refuses_unpriced: bool | None = None
     ) -> None:
         self._store = NOWHERE if store is None else store
+        self.ledger_url: str | None = getattr(store, "url", None)
         self.is_durable = self._store is not NOWHERE
         """Whether entries outlive the process."""
         self.limits: Limits | None = None

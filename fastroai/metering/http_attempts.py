@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import AbstractEventLoop, get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar, Token
 from threading import Lock
 from typing import Any, Final
@@ -64,6 +64,7 @@ class Send:
         intend: Books a further attempt.
         book: Records what is now known of an attempt.
         settle: Gives the entry of an attempt from its booked one, its complete answer and `raw`.
+        hear: Is told the status and headers of an answer that speaks of limits.
     """
 
     __slots__ = (
@@ -81,6 +82,7 @@ class Send:
         "_watched",
         "book",
         "entry",
+        "hear",
         "host",
         "is_given",
         "is_job",
@@ -97,6 +99,7 @@ class Send:
         intend: Callable[[], Awaitable[LedgerEntry]],
         book: Callable[[LedgerEntry], object],
         settle: Callable[..., LedgerEntry],
+        hear: Callable[[int, Mapping[str, str]], object],
     ) -> None:
         self.entry = entry
         self.model = model
@@ -105,6 +108,7 @@ class Send:
         self._intend = intend
         self.book = book
         self._settle = settle
+        self.hear = hear
         self._begun = self._sees_wire = self._left = self._over = False
         self._watched = False
         self.reached = False
@@ -150,7 +154,7 @@ class Send:
         is_first = not (self.is_given or self._begun or self._left)
         self.is_given |= is_first
         entry = self.entry if is_first else await self._intend()
-        part = Send(entry, self.model, self._intend, self.book, self._settle)
+        part = Send(entry, self.model, self._intend, self.book, self._settle, self.hear)
         try:
             with part:
                 response = await answer
@@ -345,6 +349,8 @@ async def _after_http_response(response: Any) -> None:
     is_ours = isinstance(response.request.extensions.get("trace"), _Trace)
     if is_ours:
         send.answered_unseen(response.status_code)
+        if response.status_code == 429 or any("ratelimit" in name for name in response.headers):
+            send.hear(response.status_code, response.headers)
     # By GET comes the answer to a request that was taken on before.
     if response.status_code < 300 and (is_ours or response.request.method == "GET"):
         send.raw = RawAnswer(response)
@@ -391,3 +397,5 @@ def _before_boto_send(**event: Any) -> None:
 def _after_boto_send(response_dict: dict[str, Any] | None = None, **event: Any) -> None:
     if (send := _sending.get()) is not None and response_dict is not None:
         send.answered_with(response_dict["status_code"])
+        if response_dict["status_code"] == 429:
+            send.hear(429, response_dict["headers"])

@@ -156,6 +156,7 @@ class MeteredModel(_Metered):
         )
         if is_job:
             send.is_job = True
+            self.books.is_under_way(send.entry)
             _jobs[job] = send
             if len(_jobs) > _MOST_JOBS:
                 _jobs.pop(next(iter(_jobs)), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,12 +17,14 @@ from ..errors import CostBudgetExceededError
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.recorder import RequestRecorder
 from ..providers import host_in
+from ..rate_limits import LIMITERS, Amounts, limiter_of, told_by
 from ..replay.requests import Books, RequestOfModel
 from .http_attempts import Send
 from .models import endpoint, innermost
 from .outcomes import settle_answer, settle_stream
 from .pricer import Pricer
 from .raw_answers import RawAnswer
+from .request_turns import RequestTurns
 from .scope import UNATTRIBUTED, DispatchScope
 from .sdk_retries import client_retries
 from .service_tiers import asked_service_tier
@@ -37,6 +39,7 @@ class Target:
         asked: Its id.
         host: Where its requests go, with the port where one is named.
         simulated: Whether nothing is really sent.
+        limited: By what rate limits know it: provider, model, host.
         instead_of: Id of the model whose request it takes, at the limit of a budget.
     """
 
@@ -46,6 +49,7 @@ class Target:
         self.asked = model.model_id
         self.host = host_in(endpoint(model) or "")
         self.simulated = getattr(model, "simulated", False) is True
+        self.limited = (model.system, model.model_name, self.host)
         self.instead_of = instead_of
 
 
@@ -56,10 +60,12 @@ class Foreseen:
     Attributes:
         service_tier: The tier it asks for.
         max_cost: Finds out what it can cost at most, in USD; None: that can't be told.
+        request: What is asked; None: it is no chat.
     """
 
     service_tier: str | None = None
     max_cost: Callable[[], Decimal | None] = lambda: None
+    request: RequestOfModel | None = None
 
 
 class RequestBooks:
@@ -85,6 +91,9 @@ class RequestBooks:
         self._recorder = scope.ledger if scope else RequestRecorder()
         self._attribution = scope.attribution if scope else UNATTRIBUTED
         self.journal = scope.journal if scope else None
+        self._limiters = LIMITERS[self._recorder.ledger_url]
+        self._waiting = getattr(scope and scope.run, "waiting", None)
+        self._turns: RequestTurns | None = None
         self._agent = agent
         self.max_retries = max_retries
         self.cheaper_model: Model | str | None = getattr(scope and scope.run, "cheaper_model", None)
@@ -113,7 +122,8 @@ class RequestBooks:
         if self._recorder.refuses_unpriced:
             self._pricer.require_price(model, settings)
         asked = (model, request.messages, settings, request.parameters)
-        return Foreseen(asked_service_tier(model, settings), partial(self._pricer.max_cost, *asked))
+        max_cost = partial(self._pricer.max_cost, *asked)
+        return Foreseen(asked_service_tier(model, settings), max_cost, request)
 
     async def send(self, target: Target, foreseen: Foreseen) -> Send:
         """Book a request that is about to be sent, and follow what leaves for it.
@@ -121,13 +131,40 @@ class RequestBooks:
         Raises:
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
-        intend = partial(self._intend, target, foreseen)
+        first = self._intend_in_turn if self._limiters else self._intend
+        intend = partial(first, target, foreseen)
         settle = partial(settle_answer, model=target.model, pricer=self._pricer)
-        book = partial(self._record, foreseen)
-        return Send(await intend(), target.sender, intend, book, settle)
+        book, hear = partial(self._record, foreseen), partial(self._hear, target)
+        return Send(await intend(), target.sender, intend, book, settle, hear)
 
     async def _intend(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
         return await self.intend(self.draft(target, foreseen))
+
+    async def _intend_in_turn(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
+        """As `_intend`, once rate limits allow it: what waits for them is not in the books."""
+        if self._turns is None:
+            waiting = {} if self._waiting is None else self._waiting
+            at = self._attribution
+            self._turns = RequestTurns(id(self._recorder), waiting, at, self._agent)
+        entry_id = str(uuid4())
+        await self._turns.wait(self._limiters[0], target.limited, foreseen.request, entry_id)
+        try:
+            return await self.intend(self.draft(target, foreseen, entry_id))
+        except BaseException:
+            self._turns.end(entry_id, was_sent=False)
+            raise
+
+    def _hear(self, target: Target, status: int, headers: Mapping[str, str]) -> None:
+        """An answer says something of its provider's limits."""
+        told = told_by(status, headers)
+        if self._limiters or told.is_tight:
+            limiter = limiter_of(self._recorder.ledger_url)
+            limiter.hear(*target.limited, told, Amounts.of(0, 0))
+
+    def is_under_way(self, entry: LedgerEntry) -> None:
+        """A provider works on a request, and is asked for its answer later."""
+        if self._turns is not None:
+            self._turns.end(entry.id, was_sent=True)
 
     async def intend(self, entry: LedgerEntry) -> LedgerEntry:
         """Book a request that is about to be sent.
@@ -181,6 +218,8 @@ class RequestBooks:
         if is_unknown and entry.upper_bound_usd is None:
             entry = replace(entry, upper_bound_usd=foreseen.max_cost())
         self._recorder.record(entry)
+        if self._turns is not None:
+            self._turns.settle(entry)
 
     def settle(
         self, entry: LedgerEntry, target: Target, response: ModelResponse, raw: RawAnswer

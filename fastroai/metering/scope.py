@@ -11,6 +11,7 @@ from ..ledger.entries import Attribution
 from ..ledger.recorder import RequestRecorder
 from ..ledger.store import configured_store
 from ..pricing.price_file import with_readable_prices
+from ..rate_limits import limit_requests
 from ..replay.journal import Journal
 
 UNATTRIBUTED = Attribution()
@@ -116,4 +117,5 @@ async def scope_outside_of_runs() -> DispatchScope:
     recorder = RequestRecorder(
         await configured_store(settings), refuses_unpriced=settings.unpriced == "fail"
     )
+    limit_requests(settings, recorder.ledger_url)
     return DispatchScope(recorder, UNATTRIBUTED)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from ..errors import DispatchSkippedError
+from ..metering.deadlines import Deadline
 from ..metering.retries import is_permanent
 from ..retries import retry
 from .config import StepConfig, retry_delay
@@ -284,7 +285,8 @@ class StepContext(Generic[DepsT]):
         others = len(recorder.of_dispatch(attribution))  # of another context by the same name
         with state.scope_of(attribution):
             try:
-                async with asyncio.timeout(timeout or None) as deadline:
+                # Without one, as short a way as possible.
+                async with Deadline(timeout) if timeout else asyncio.timeout(None) as deadline:
                     response: ChatResponse[Any] = await agent.run(
                         message=message, deps=self._deps, tracer=self._tracer
                     )

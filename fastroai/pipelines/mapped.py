@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from ..errors import MappedStepError, ResultStorageError, is_pause
+from ..metering.deadlines import Deadline
 from ..metering.retries import is_permanent
 from ..replay.journal import Journal
 from ..retries import retry
@@ -316,7 +317,7 @@ class _Mapping:
         of_item = context.for_item(item, state, self._mapped.over)
         try:
             with state.scope_of():
-                async with asyncio.timeout(timeout) if timeout else nullcontext() as deadline:
+                async with Deadline(timeout) if timeout else nullcontext() as deadline:
                     return await self._mapped.step.execute(of_item)
         except TimeoutError as error:
             if deadline is None or not deadline.expired():

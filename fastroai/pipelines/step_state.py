@@ -22,6 +22,7 @@ from ..metering.scope import (
     scope_outside_of_runs,
 )
 from ..pricing.token_counts import TokenCounts
+from ..rate_limits.turns import Waiting
 from ..replay.journal import Journal
 from .config import StepConfig, budgets_of
 from .schemas import StepUsage
@@ -58,6 +59,8 @@ class RunBooks:
         self.is_planned = False
         self.limits: RunLimits | None = None
         """The budgets that hold for its requests; None: there are none."""
+        self.waiting: dict[str | None, Waiting] = {}
+        """By step, which requests wait for a rate limit now."""
         self._states: dict[str, StepState] = {}
 
     def limit_step(self, step_id: str, config: StepConfig, *, of_items: bool = False) -> None:
@@ -201,6 +204,11 @@ class StepState:
                 identity, step_id=self.step_id, item=item, attempt=self.attempt, dispatch=0
             )
         return dispatch_scope(self.books.recorder, attribution, self.journal, self.books)
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Which of its requests wait for a rate limit now; None: none does."""
+        return self.books.waiting.get(self.step_id)
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
