@@ -27,7 +27,7 @@ CHARACTERS_PER_TICKET = 20_000
 """What of a ticket is sent."""
 CONCURRENT_TICKETS = 50
 MAX_FAILURES = 25
-"""Tickets that may fail; of a file whose length nobody knows beforehand no share can be told."""
+"""Tickets that may fail before the run ends."""
 FAILURES_SHOWN = 20
 
 

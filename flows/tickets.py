@@ -48,8 +48,11 @@ class TicketFile:
         self._id_field = id_field
         with ExitStack() as opened:
             self._path = opened.enter_context(local_copy(location))
-            self._check()
+            self._rows = self._check()
             self._opened = opened.pop_all()
+
+    def __len__(self) -> int:
+        return self._rows
 
     async def __aiter__(self) -> AsyncIterator[Ticket]:
         with self._opened:
@@ -62,7 +65,8 @@ class TicketFile:
         for number, row in read_rows(self._path, self._location):
             yield self._ticket(number, row)
 
-    def _check(self) -> None:
+    def _check(self) -> int:
+        """How many rows there are, once all of them were looked at."""
         numbers: dict[str, int] = {}
         for number, ticket in enumerate(self._tickets(), start=1):
             first = numbers.setdefault(ticket.id, number)
@@ -73,6 +77,7 @@ class TicketFile:
                 )
         if not numbers:
             raise RowFileError(f"{self._location!r} has no rows.")
+        return len(numbers)
 
     def _ticket(self, number: int, row: Row) -> Ticket:
         given = row.get(self._id_field)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sized,
+)
 from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
@@ -447,10 +455,8 @@ def _source_of(mapped: MappedStep, context: StepContext[Any]) -> _Source:
         source = source.outputs
     if isinstance(source, ItemOutputs):
         return _MappedSource(source)
-    if isinstance(source, list | tuple):
-        return _Source(source, len(source))
-    if isinstance(source, AsyncIterable | Iterator):
-        return _Source(source, None)
+    if isinstance(source, list | tuple | AsyncIterable | Iterator):
+        return _Source(source, len(source) if isinstance(source, Sized) else None)
     hint = "; give list(d.items()) of a dict" if isinstance(source, Mapping) else ""
     raise TypeError(
         f"Step '{step_id}' maps over '{over}', which gave a {type(source).__qualname__}: expected "

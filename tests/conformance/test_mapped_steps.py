@@ -414,6 +414,23 @@ class TestBooks:
         await mapped(count, executor, max_concurrency=3).execute({"xs": list(range(20))})
         assert most == 3
 
+    async def test_a_stream_that_has_a_length_says_how_many_items_there_will_be(self) -> None:
+        class Letters:
+            def __len__(self) -> int:
+                return 3
+
+            async def __aiter__(self) -> AsyncIterator[str]:
+                for letter in "abc":
+                    yield letter
+
+        @step
+        async def look(context: StepContext[Any]) -> int | None:
+            return maps[0].total
+
+        with watched_maps() as maps:
+            result = await mapped(look, "memory").execute({"xs": Letters()})
+        assert result.output == [3, 3, 3]
+
     async def test_who_watches_sees_how_far_a_map_is(self, executor: str) -> None:
         @step
         async def fails(context: StepContext[Any]) -> str:
