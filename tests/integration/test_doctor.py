@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,20 @@ def set_up(
         FASTROAI_LEDGER_URL=f"sqlite:///{folder}/ledger.db",
         **s3.environment,
     )
-    before = dict(sys.modules)
-    with found.left:
+    with found.left, modules_of_projects():
         asyncio.run(deploy(folder.name))
         yield found
-    for name in [name for name in sys.modules if name.startswith(("flows", "deployments"))]:
+
+
+@contextmanager
+def modules_of_projects() -> Iterator[None]:
+    """Those of this repository are not there, and those that are imported do not stay."""
+    names = ("flows", "deployments", "entrypoints")
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(names)}
+    yield
+    for name in [name for name in sys.modules if name.startswith(names)]:
         del sys.modules[name]
-    ours = ("flows", "deployments")
-    sys.modules.update({name: before[name] for name in before if name.startswith(ours)})
+    sys.modules.update(ours)
 
 
 async def deploy(project: str) -> None:
