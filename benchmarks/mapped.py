@@ -58,7 +58,8 @@ def measure(quick: bool) -> list[Section]:
         slow_provider() as port,
         tempfile.TemporaryDirectory() as folder,
     ):
-        env = server.env | s3 | {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}
+        provider = {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": "unused"}
+        env = server.env | s3 | provider
         local = {**env, "FASTROAI_RESULT_STORAGE": folder}
         return [
             _engine(server, env, sizes),
@@ -75,6 +76,7 @@ def _engine(server: Server, env: Mapping[str, str], sizes: Sizes) -> Section:
         for name, arguments in {
             "mapped": ("mapped", "answer", "prefect"),
             "hand": ("handwritten", "answer", "prefect"),
+            "agents": ("agents", "answer", "memory"),
             "memory": ("mapped", "nothing", "memory"),
         }.items():
             asked[name] = stack.enter_context(Worker("mapped_worker.py", *arguments, env=env))
@@ -90,23 +92,34 @@ def _engine(server: Server, env: Mapping[str, str], sizes: Sizes) -> Section:
             ("mapped", sizes.few): seconds("mapped", sizes.few),
             ("mapped", sizes.hand): seconds("mapped", sizes.hand),
             ("hand", sizes.hand): seconds("hand", sizes.hand),
+            ("agents", sizes.hand): seconds("agents", sizes.hand),
             ("mapped", sizes.many): seconds("mapped", sizes.many),
             ("memory", sizes.many): seconds("memory", sizes.many),
         }
         for name in asked:
             seconds(name, 10)()
         figures = interleaved(measures, sizes.rounds)
-    mapped, hand = figures["mapped", sizes.hand], figures["hand", sizes.hand]
+    agents = figures["agents", sizes.hand]
+    mapped, hand = (
+        [whole - agent for whole, agent in zip(figures[name, sizes.hand], agents, strict=True)]
+        for name in ("mapped", "hand")
+    )
     growth = paired_ratio(figures["mapped", sizes.many], figures["mapped", sizes.few])
     in_memory = median(figures["memory", sizes.many]) * 1e6
-    labels = {"mapped": "mapped step, Prefect and S3", "hand": "`task.map`, Prefect and S3"}
+    labels = {
+        "mapped": "mapped step, Prefect and S3",
+        "hand": "`task.map`, Prefect and S3",
+        "agents": "`Agent.run` alone",
+    }
     return Section(
         title="Mapped steps: ms per item",
         method=(
             "Whole runs, divided by their items, each of which asks a scripted model that answers "
             "at once; results and answers go to moto's S3 over HTTP, and ours are booked in a "
             "SQLite ledger. The hand-written flow maps a task that keeps its result over the same "
-            f"items. In memory an item does nothing. Median of {sizes.rounds} interleaved rounds."
+            "items. What `Agent.run` takes alone is no time of the engine's, and taken off before "
+            "both are compared. In memory an item does nothing. Median of "
+            f"{sizes.rounds} interleaved rounds."
         ),
         header=["what, items", "median, ms", "fastest, ms", "slowest, ms"],
         rows=[
