@@ -1,4 +1,4 @@
-"""Connection pools of HTTP clients: one for each event loop in which a client is used."""
+"""Connection pools of HTTP clients: some for each event loop in which a client is used."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import Any
 
 Loop = asyncio.AbstractEventLoop
 
+REQUESTS_OF_ONE = 50
+"""Requests in one pool, which looks through all of them for each: a thousand in one pool cost more
+than a quarter of the processor.
+"""
+MOST_POOLS = 20
+
 
 class PoolPerLoop:
-    """Stands for a connection pool of httpcore, and keeps one like it for each event loop.
+    """Stands for a connection pool of httpcore, and keeps some like it for each event loop. What
+    the pool allows, they allow together.
 
     A connection belongs to the loop that opened it: the answer to a request that another loop
     sends by it is lost, after it was billed.
@@ -20,33 +27,48 @@ class PoolPerLoop:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._pools: dict[Loop, Any] = {}
+        self._pools: dict[Loop, list[Any]] = {}
         self._lock = Lock()
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request by a connection of the running loop."""
         loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop) or self._open(loop)
+        # The first that has room: as long as there is little to do, connections are used again.
+        least, pool = REQUESTS_OF_ONE, None
+        for candidate in self._pools.get(loop) or self._open(loop):
+            busy = len(candidate._requests)
+            if pool is None or busy < least:
+                least, pool = busy, candidate
+            if busy < REQUESTS_OF_ONE:
+                break
+        assert pool is not None
         return await pool.handle_async_request(request)
 
-    def _open(self, loop: Loop) -> Any:
-        pool = copy.copy(self._pool)
-        pool._connections, pool._requests = [], []
+    def _open(self, loop: Loop) -> list[Any]:
+        number = min(max(self._pool._max_connections // REQUESTS_OF_ONE, 1), MOST_POOLS)
+        pools = []
+        for _ in range(number):
+            pool = copy.copy(self._pool)
+            pool._connections, pool._requests = [], []
+            pool._max_connections //= number
+            pool._max_keepalive_connections //= number
+            pools.append(pool)
         with self._lock:
             # A pool's connections hold their loop, so weak references would keep the closed ones.
             alive = {other: kept for other, kept in self._pools.items() if not other.is_closed()}
-            self._pools = alive | {loop: pool}
-        return pool
+            self._pools = alive | {loop: pools}
+        return pools
 
     async def aclose(self) -> None:
         """Close the connections of all loops that run, each in its own."""
         with self._lock:
-            pools, self._pools = self._pools, {}
-        for loop, pool in pools.items():
-            if loop is asyncio.get_running_loop():
-                await pool.aclose()
-            elif loop.is_running():
-                asyncio.run_coroutine_threadsafe(pool.aclose(), loop)
+            pools_by_loop, self._pools = self._pools, {}
+        for loop, pools in pools_by_loop.items():
+            for pool in pools:
+                if loop is asyncio.get_running_loop():
+                    await pool.aclose()
+                elif loop.is_running():
+                    asyncio.run_coroutine_threadsafe(pool.aclose(), loop)
         await self._pool.aclose()
 
     async def __aenter__(self) -> PoolPerLoop:
