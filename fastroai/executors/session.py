@@ -173,7 +173,7 @@ class RunSession(RunBooks):
         state = self.step_state(step_id)
         if state.mapped is None:
             codec = StepCodec.of(step_id, self.plan.steps[step_id].step)
-            state.mapped = MapState(MapProgress(step_id), codec)
+            state.mapped = MapState(MapProgress(step_id, waits=self.waiting), codec)
         return state.mapped
 
     def prepare_map(self, node: PlannedStep, outputs: dict[str, Any]) -> None:

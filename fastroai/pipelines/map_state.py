@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..ledger.entries import LedgerEntry
+from ..rate_limits.turns import Waiting
 from ..replay.journal import Journal
 from .item_outputs import ItemOutputs, OutputCodec
 
@@ -96,6 +97,7 @@ class MapProgress:
         failed: Those that failed for good.
         has_ended: Whether nothing more comes.
         began: When, by `time.monotonic`.
+        waits: The requests of the run that wait for a rate limit now, by step.
     """
 
     step_id: str
@@ -106,6 +108,15 @@ class MapProgress:
     failed: int = 0
     has_ended: bool = False
     began: float = field(default_factory=time.monotonic)
+    waits: Mapping[str | None, Waiting] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """Items whose request waits for a rate limit; several of one item count as several, as far
+        as there are items that are worked on.
+        """
+        waiting = self.waits.get(self.step_id)
+        return 0 if waiting is None else min(waiting.requests, self.running)
 
     @property
     def running(self) -> int:
@@ -146,7 +157,12 @@ class MapProgress:
 
     def counts(self) -> dict[str, int]:
         """What there is to tell of its items, by words."""
-        found = {"replayed": self.replayed, "failed": self.failed, "running": self.running}
+        found = {
+            "replayed": self.replayed,
+            "failed": self.failed,
+            "running": self.running - self.waiting,
+            "waiting for a rate limit": self.waiting,
+        }
         return {word: number for word, number in found.items() if number}
 
     def in_words(self) -> str:

@@ -93,7 +93,7 @@ class MappedStep(BaseStep[Any, Any]):
         """
         state = await booked_state(context)
         if state.mapped is None:
-            state.mapped = MapState(MapProgress(context.step_id))
+            state.mapped = MapState(MapProgress(context.step_id, waits=state.books.waiting))
         shared = state.mapped
         shared.progress.began = time.monotonic()
         watch(shared.progress)

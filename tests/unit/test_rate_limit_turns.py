@@ -16,6 +16,7 @@ from pydantic_ai.usage import RequestUsage
 from fastroai import FastroAgent, Pipeline, StepContext, step
 from fastroai.metering import request_turns
 from fastroai.metering.deadlines import Deadline, standing_still
+from fastroai.pipelines.map_state import watched_maps
 from fastroai.provider_limits import ProviderLimit
 from fastroai.rate_limits import LIMITERS, NOTHING, Amounts, RateLimiter
 from fastroai.rate_limits.shared_pools import OwnPools
@@ -207,6 +208,29 @@ async def test_a_step_that_waits_is_counted_said_once_and_not_timed_out(
     )
     assert len(said) == 2
     assert "goes on after 0." in said[1]
+
+
+async def test_the_progress_of_a_mapped_step_says_how_many_items_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FASTROAI_RATE_LIMITS", "function concurrency=2")
+    agent = FastroAgent(model=answering(0.1))
+
+    @step(timeout=0.5)
+    async def ask(context: StepContext[None]) -> str:
+        return (await context.run(agent, str(context.item))).output
+
+    said = "0 of 12 items done (2 running, 10 waiting for a rate limit)"
+    each = Pipeline("p", {"ask": ask.map(over="xs")}, executor="memory")
+    with watched_maps() as progress:
+        running = asyncio.create_task(each.execute({"xs": list(range(12))}))
+        async with asyncio.timeout(5):
+            while not progress or progress[0].in_words() != said:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        result = await running
+    # Half a second for each item, and more than that until the last.
+    assert len(result.output) == 12
+    assert progress[0].in_words() == "12 of 12 items done"
 
 
 async def test_a_request_that_waits_is_in_no_books_and_sent_when_it_goes(
