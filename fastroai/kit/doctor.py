@@ -7,7 +7,14 @@ from pathlib import Path
 from ..errors import SettingsError
 from ..settings import load_settings
 from .finding import Check, Finding
-from .local_checks import Load, check_models, check_project, check_versions, models_of
+from .local_checks import (
+    Load,
+    check_models,
+    check_pipelines,
+    check_project,
+    check_versions,
+    models_of,
+)
 from .service_checks import check_ledger, check_prefect, check_storage
 
 SETTINGS = Check("settings")
@@ -31,7 +38,8 @@ async def examine(folder: Path, load: Load) -> list[Finding]:
         findings.append(SETTINGS.skipped("Nothing else was looked at: it depends on them."))
         return findings
     findings.append(SETTINGS.ok(f"Executor {settings.executor}; all variables are valid."))
-    deployments, pipelines = check_project(folder, load, findings)
+    deployments = check_project(folder, findings)
+    pipelines = check_pipelines(deployments, load, findings)
     await check_prefect(settings, deployments, findings)
     await check_storage(settings, findings)
     await check_ledger(settings, findings)

@@ -75,43 +75,46 @@ def wrong_versions(requirements: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield f"{required.name} {found}", allowed
 
 
-def check_project(
-    folder: Path, load: Load, findings: list[Finding]
-) -> tuple[list[Deployment], list[AnyPipeline]]:
-    """What prefect.yaml deploys as far as it can, and the pipelines that this names."""
-    deployments: list[Deployment] | None = []
+def check_project(folder: Path, findings: list[Finding]) -> list[Deployment]:
+    """What prefect.yaml deploys of what is there."""
+    deployments: list[Deployment] = []
     with PROJECT.noting(findings, f"Correct {PREFECT_YAML}."):
-        deployments = read_deployments(folder)
-        if deployments is None:
+        found = read_deployments(folder)
+        if found is None:
             findings.append(PROJECT.skipped(f"There is no {PREFECT_YAML} in {folder}."))
-    pipelines: dict[int, AnyPipeline] = {}
-    absent = set(missing_files(folder, deployments or []))
-    failures = sorted(absent)
-    for missing in failures:
-        findings.append(
-            PROJECT.failed(
-                f"{PREFECT_YAML} deploys {missing!r}, and there is no such file.",
-                f"Correct the entrypoint in {PREFECT_YAML}, or add the file.",
-            )
+        deployments = found or []
+    absent = set(missing_files(folder, deployments))
+    findings += [
+        PROJECT.failed(
+            f"{PREFECT_YAML} deploys {missing!r}, and there is no such file.",
+            f"Correct the entrypoint in {PREFECT_YAML}, or add the file.",
         )
-    entrypoints = dict.fromkeys(one.entrypoint for one in deployments or [])
-    for entrypoint in filter(None, entrypoints):
-        if ":" in entrypoint and entrypoint not in absent:
-            failed: list[Finding] = []
-            with PROJECT.noting(failed, "Correct what it names, so that it can be imported."):
-                pipeline = load(entrypoint)
-                if pipeline is not None:
-                    pipelines[id(pipeline)] = pipeline
-            findings += [
-                PROJECT.failed(f"{entrypoint} can't be imported. {one.found}", one.remedy)
-                for one in failed
-            ]
-            failures += [one.found for one in failed]
-    if deployments and not failures:
-        named = ", ".join(one.name for one in pipelines.values())
-        findings.append(PROJECT.ok(f"{len(deployments)} deployment(s); pipelines: {named or '-'}"))
-    there = [one for one in deployments or [] if one.entrypoint not in absent]
-    return there, list(pipelines.values())
+        for missing in sorted(absent)
+    ]
+    return [one for one in deployments if one.entrypoint not in absent]
+
+
+def check_pipelines(
+    deployments: Iterable[Deployment], load: Load, findings: list[Finding]
+) -> list[AnyPipeline]:
+    """The pipelines of deployments, each once, as far as they can be imported."""
+    pipelines: dict[int, AnyPipeline] = {}
+    # In a module instead of a file, Prefect looks for it by itself.
+    entrypoints = {one.entrypoint for one in deployments if ":" in (one.entrypoint or "")}
+    failed: list[Finding] = []
+    for entrypoint in sorted(filter(None, entrypoints)):
+        try:
+            pipeline = load(entrypoint)
+        except Exception as error:  # whatever a module does when it is imported
+            found = f"{entrypoint} can't be imported. {type(error).__name__}: {error}"
+            failed.append(PROJECT.failed(found, "Correct what it names, so that it can be."))
+        else:
+            pipelines |= {} if pipeline is None else {id(pipeline): pipeline}
+    if entrypoints and not failed:
+        named = ", ".join(one.name for one in pipelines.values()) or "none"
+        findings.append(PROJECT.ok(f"{PREFECT_YAML} can be read; pipelines: {named}"))
+    findings += failed
+    return list(pipelines.values())
 
 
 def models_of(pipelines: Iterable[AnyPipeline], settings: FastroAISettings) -> list[str]:
