@@ -31,17 +31,24 @@ THIRD_PARTY = (
     "moto.moto_server.werkzeug_app",
     "moto.s3.responses",
     "openai._resource",
+    "openai.lib._parsing._responses",
+    "openai.lib.streaming.chat",
+    "openai.lib.streaming.responses",
     "openai.pagination",
     "openai.resources",
+    "openai.resources.chat.completions",
+    "openai.resources.responses",
     "prefect.cli.worker",
     "prefect.client.orchestration",
     "prefect.flow_engine",
     "prefect.task_engine",
     "prefect.events.clients",
+    "prefect.utilities.visualization",
     "prefect.workers.process",
     "pydantic_ai.models.anthropic",
     "pydantic_ai.models.function",
     "pydantic_ai.models.openai",
+    "pydantic_ai.providers.openai",
     "sqlalchemy.dialects.postgresql.asyncpg",
     "sqlalchemy.dialects.sqlite.aiosqlite",
 )
@@ -71,6 +78,19 @@ PREFECTS_SERVER = (
     "uvicorn.protocols.websockets.auto",
 )
 
+ANSWERS = (
+    "openai.types.chat.chat_completion:ChatCompletion",
+    "openai.types.responses.response:Response",
+    "prefect.client.schemas.actions:FlowCreate",
+    "prefect.client.schemas.objects:FlowRun",
+    "prefect.events.schemas.events:Event",
+    "fastroai.agent.schemas:ChatResponse",
+    "fastroai.pipelines.schemas:PipelineResult",
+)
+"""Models that pydantic builds where they are first used: for OpenAI's that takes as long as all the
+rest of a small program.
+"""
+
 IMPORTED = {"bare": ("pydantic_ai",), "server": PREFECTS_SERVER, "full": THIRD_PARTY + OF_TESTS}
 
 
@@ -84,6 +104,12 @@ def imported(kind: str) -> None:
     for module in pkgutil.walk_packages(package.__path__, "fastroai."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    for name in ANSWERS:
+        pkgutil.resolve_name(name).model_rebuild()
+    journals = importlib.import_module("fastroai.replay.model")
+    journals.ModelMessagesTypeAdapter.rebuild()
+    for kept in (journals._Answer, journals.ModelResponse, tuple[journals.LedgerEntry, ...]):
+        journals.adapter_of(kept)
 
 
 def serve(listener: socket.socket) -> Callable[[], Any]:
