@@ -9,6 +9,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -95,32 +96,27 @@ class ChunkedRecords:
                 logger.debug("Items in %s are not merged: %r", self.store.described, error)
 
     async def _index(self) -> None:
-        """Note where each record is."""
-        for attempt in range(TRIES):
-            # Made anew and put in place at once: meanwhile others go by the one that there was.
-            name_of: dict[str, str] = {}
-            sizes: dict[str, int] = {}
-            try:
-                # They are named by their time: the last one of a key stays.
-                for name in sorted(await self.store.names_in(ITEMS, f"{self.subject}-")):
-                    if (key := _only_key_in(name)) is None:
-                        sizes[name] = 0
-                    else:
-                        name_of[key] = name
-                for batch in _in_turn(list(sizes)):
-                    for name, records in zip(batch, await self._all_records(batch), strict=True):
-                        sizes[name] = sum(map(len, records.values()))
-                        for key in map(_digest, records):
-                            name_of[key] = max(name, name_of.get(key, ""))
-            except FileNotFoundError:  # merged with others meanwhile into a new one, or pruned
-                if attempt + 1 == TRIES:
-                    raise
-            else:
-                self._name_of, self._sizes = name_of, sizes
+        """Note where each record is, all at once: meanwhile others go by what was noted before."""
+        for _ in range(TRIES - 1):
+            # One that is gone was merged with others into a new one meanwhile, or pruned.
+            with suppress(FileNotFoundError):
+                self._name_of, self._sizes = await self._places()
                 return
+        self._name_of, self._sizes = await self._places()
 
-    async def _all_records(self, names: list[str]) -> list[Mapping[str, str]]:
-        return await asyncio.gather(*map(self._records, names))
+    async def _places(self) -> tuple[dict[str, str], dict[str, int]]:
+        """Where each record is, and how large each chunk."""
+        # They are named by their time: the last one of a key stays.
+        names = sorted(await self.store.names_in(ITEMS, f"{self.subject}-"))
+        name_of = {key: name for name in names if (key := _only_key_in(name)) is not None}
+        sizes: dict[str, int] = {}
+        for batch in _in_turn([name for name in names if _only_key_in(name) is None]):
+            found = await asyncio.gather(*map(self._records, batch))
+            for name, records in zip(batch, found, strict=True):
+                sizes[name] = sum(map(len, records.values()))
+                for key in map(_digest, records):
+                    name_of[key] = max(name, name_of.get(key, ""))
+        return name_of, sizes
 
     def _unreadable(self, error: Exception) -> ResultStorageError:
         return ResultStorageError(

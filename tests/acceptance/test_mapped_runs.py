@@ -89,7 +89,7 @@ async def assert_the_table_adds_up(run: RunOnServer, paid: Decimal) -> None:
     assert len(rows) <= 25
 
 
-@sizes(200)
+@sizes(100)
 async def test_one_changed_document_is_one_request(
     provider: ProviderProcess, ledger_url: str, s3: S3Service, items: int
 ) -> None:
@@ -119,7 +119,7 @@ async def test_one_changed_document_is_one_request(
     assert len(s3.keys("items/")) <= items // 2  # not an object for each
 
 
-@sizes(60)
+@sizes(40)
 async def test_a_run_completes_without_the_few_that_fail_and_later_asks_for_them_only(
     provider: ProviderProcess, ledger_url: str, items: int
 ) -> None:
@@ -151,7 +151,7 @@ async def test_a_run_completes_without_the_few_that_fail_and_later_asks_for_them
     }
 
 
-@sizes(60)
+@sizes(40)
 async def test_a_run_that_an_item_fails_loses_nothing_that_was_answered(
     provider: ProviderProcess, ledger_url: str, items: int
 ) -> None:

@@ -45,6 +45,11 @@ LETTERS = [*"abcdef"]
 NOT_FOR_EVER = 60.0
 
 
+def long(*values: Any) -> Any:
+    """A case that is left to the long tests."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
@@ -105,6 +110,7 @@ class TestOutages:
         assert (await run(letters(model))).not_stored == {}
         assert model.prompts == LETTERS
 
+    @pytest.mark.long
     async def test_a_storage_that_comes_back_gets_everything(self, fragile_s3: FragileS3) -> None:
         async def restart_it(prompt: str) -> str:
             if prompt in ("b", "e"):
@@ -235,9 +241,9 @@ class TestReuse:
     @pytest.mark.parametrize(
         ("renamed", "formerly"),
         [
-            ({"each": "asked"}, {"asked": "each"}),
-            ({"read": "words"}, {"words": "read"}),
-            ({"other": "tone"}, {"tone": "other"}),
+            long({"each": "asked"}, {"asked": "each"}),
+            long({"read": "words"}, {"words": "read"}),
+            long({"other": "tone"}, {"tone": "other"}),
             (
                 {"read": "words", "each": "asked", "other": "tone"},
                 {"words": "read", "asked": "each", "tone": "other"},
