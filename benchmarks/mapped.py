@@ -46,7 +46,7 @@ class Sizes:
 
 
 WHOLE = Sizes(rounds=3, hand=500, few=100, many=10_000, waiting=1_000, large=10_000)
-QUICK = Sizes(rounds=1, hand=100, few=100, many=2_000, waiting=300, large=1_500)
+QUICK = Sizes(rounds=1, hand=300, few=100, many=2_000, waiting=300, large=1_500)
 
 
 def measure(quick: bool) -> list[Section]:
