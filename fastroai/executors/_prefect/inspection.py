@@ -112,7 +112,8 @@ class Records:
         if key is None:
             raise ResultStorageError(
                 f"Step '{task_run.name}' of run {task_run.flow_run_id} stored no result: its task "
-                f"is {task_run.state_name or 'new'}."
+                f"is {task_run.state_name or 'new'}. Of a mapped step the items are stored, each "
+                "by itself, which are not shown here."
             )
         storage = self.storage
         if storage is None:
