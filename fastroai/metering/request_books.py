@@ -25,6 +25,7 @@ from .outcomes import settle_answer, settle_stream
 from .pricer import Pricer
 from .raw_answers import RawAnswer
 from .request_turns import RequestTurns
+from .retries import LONGEST_RETRY_AFTER
 from .scope import UNATTRIBUTED, DispatchScope
 from .sdk_retries import client_retries
 from .service_tiers import asked_service_tier
@@ -157,6 +158,8 @@ class RequestBooks:
     def _hear(self, target: Target, status: int, headers: Mapping[str, str]) -> None:
         """An answer says something of its provider's limits."""
         told = told_by(status, headers)
+        if told.retry_after is not None and told.retry_after > LONGEST_RETRY_AFTER:
+            told = replace(told, retry_after=None)  # its request fails, and so may others
         if self._limiters or told.is_tight:
             limiter = limiter_of(self._recorder.ledger_url)
             limiter.hear(*target.limited, told, Amounts.of(0, 0))

@@ -53,6 +53,12 @@ def told_by(status: int, headers: Headers, now: datetime | None = None) -> Told:
         status: Of HTTP.
         now: When it came, timezone-aware.
     """
+    # Once through them all: a client's headers are a list, which each look walks through.
+    headers = {
+        name.lower(): value
+        for name, value in headers.items()
+        if "ratelimit" in name.lower() or name.lower().startswith("retry-after")
+    }
     read = {kind: _each(headers, kind) for kind in ("limit", "remaining", "reset")}
     remaining = tuple(map(_number, read["remaining"]))
     wait = None

@@ -30,6 +30,8 @@ SHORTEST_POLL: Final = 0.01
 GATHER: Final = 0.05
 """Seconds that what is given back waits for company, while nobody waits for it."""
 BEATS_PER_LEASE: Final = 3
+ALONE: Final = 10.0
+"""Seconds after a failure of the database in which it is not tried again."""
 EXIT_PATIENCE: Final = 2.0
 """Seconds that a process waits at its end to leave nothing that others would wait for."""
 
@@ -70,6 +72,7 @@ class Dispatcher:
         self._beat = 0
         self._beat_at = self._look_at = float("inf")
         self._is_failing = False
+        self._alone_until = 0.0
 
     def add(self, turn: Turn) -> None:
         """Have a request wait. Like the next ones: in any thread."""
@@ -126,7 +129,8 @@ class Dispatcher:
         self._look_at = self._clock()
         self._pass()
         with suppress(Exception):
-            self._shared.transact(self._leave_all)
+            if any(own.row is not None for own in self._own.values()):
+                self._shared.transact(self._leave_all)
         self._shared.close()
 
     def _leave_all(self, pools: Pools) -> None:
@@ -170,6 +174,9 @@ class Dispatcher:
             self._give(turn, seconds)
 
     def _transact(self, work: Callable[[Pools], None]) -> None:
+        if self._clock() < self._alone_until:
+            self._alone.transact(work)
+            return
         try:
             self._shared.transact(work)
         except Exception as error:
@@ -180,6 +187,8 @@ class Dispatcher:
                     error,
                 )
             self._is_failing = True
+            # Each try may take seconds, for which all who ask would wait.
+            self._alone_until = self._clock() + ALONE
             self._alone.transact(work)
         else:
             self._is_failing = False

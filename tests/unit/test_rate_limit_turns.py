@@ -6,21 +6,29 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart
+from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
 from fastroai import FastroAgent, Pipeline, StepContext, step
-from fastroai.metering import request_turns
+from fastroai.ledger.entries import NOT_SENT, LedgerEntry
+from fastroai.metering import likely_tokens, request_turns
 from fastroai.metering.deadlines import Deadline, standing_still
+from fastroai.metering.likely_tokens import LikelyTokens
+from fastroai.metering.request_turns import used_by
 from fastroai.pipelines.map_state import watched_maps
+from fastroai.pricing.token_counts import TokenCounts
 from fastroai.provider_limits import ProviderLimit
 from fastroai.rate_limits import LIMITERS, NOTHING, Amounts, RateLimiter
 from fastroai.rate_limits.shared_pools import OwnPools
 from fastroai.rate_limits.turns import Turn, Waiting
+from fastroai.replay.requests import RequestOfModel
 from fastroai.usage import EntryState
 
 ONE = Amounts.of(0, 0)
@@ -181,6 +189,39 @@ async def waits(context: StepContext[None], requests: int) -> Waiting:
             if state.entries and waiting is not None and waiting.requests == requests:
                 return waiting
             await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "used"),
+    [
+        (EntryState.CHARGED, {"provider": "openai"}, Amounts.of(100, 20)),
+        (EntryState.CHARGED, {"provider": "anthropic"}, Amounts.of(40, 20)),
+        (EntryState.UNSETTLED, {"tokens": TokenCounts()}, Amounts.of(500, 500)),
+        (EntryState.REFUSED, {"error": "HTTP 429"}, Amounts.of(0, 0)),
+        (EntryState.REFUSED, {"error": f"{NOT_SENT}cancelled"}, NOTHING),
+    ],
+)
+def test_what_a_request_counts_for_is_what_its_entry_says(
+    state: EntryState, fields: dict[str, Any], used: Amounts
+) -> None:
+    tokens = TokenCounts(input_tokens=100, output_tokens=20, cache_read_tokens=60)
+    entry = LedgerEntry().settled(state, **({"tokens": tokens} | fields))
+    assert used_by(entry, Amounts.of(500, 500)) == used
+
+
+def test_what_is_expected_is_learnt_from_what_the_same_agent_asked_before() -> None:
+    asker = "agent of this test", "openai:m"
+    request = RequestOfModel(
+        [ModelRequest.user_text_prompt("x" * 1000)], None, ModelRequestParameters()
+    )
+    before = LikelyTokens.of(asker, request)
+    assert before.amounts().output_tokens == likely_tokens.FIRST_OUTPUT
+    before.learn(TokenCounts(input_tokens=250, output_tokens=40))
+    assert before.amounts() == pytest.approx((1, 290, 250, 40))
+    larger = replace(request, messages=[ModelRequest.user_text_prompt("x" * 5000)])
+    assert 1000 < LikelyTokens.of(asker, larger).amounts().input_tokens < 1300
+    limited = replace(request, settings=ModelSettings(max_tokens=10))
+    assert LikelyTokens.of(asker, limited).amounts().output_tokens == 10
 
 
 async def test_a_step_that_waits_is_counted_said_once_and_not_timed_out(
