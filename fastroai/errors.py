@@ -8,6 +8,7 @@ FastroAIError
 │   └── UnknownPipelineError      a router chose an unregistered name (also a ValueError)
 ├── StepExecutionError            a step raised; carries the step, the cause and what was spent
 │   └── MappedStepError           more items of a mapped step failed than may
+├── RemoteItemError               an item of a mapped step failed in another process
 ├── CostBudgetExceededError       spend reached a budget; nothing more is sent
 ├── DispatchSkippedError          raised by a user's hook: do not send this call, do not retry it
 ├── UnknownModelPriceError        no price is listed for a model (also a LookupError)
@@ -209,6 +210,23 @@ class MappedStepError(StepExecutionError):
     def __reduce__(self) -> tuple[Any, ...]:
         given = (self.step_id, self.original_error, self.item_errors, self.max_failures)
         return type(self), given
+
+
+class RemoteItemError(FastroAIError):
+    """An item of a mapped step failed in another process, from which its error's text came back.
+
+    Attributes:
+        error_type: The name of the error's class there.
+        message: Its text.
+    """
+
+    def __init__(self, error_type: str, message: str) -> None:
+        self.error_type = error_type
+        self.message = message
+        super().__init__(error_type, message)
+
+    def __str__(self) -> str:
+        return f"{self.error_type}: {self.message}"
 
 
 def refusal_in(error: BaseException) -> CostBudgetExceededError | None:

@@ -12,7 +12,7 @@ from .protocol import ExecutionResult, Executor, PlanExecutor, StepRecord
 
 if TYPE_CHECKING:
     from .in_memory import InMemoryExecutor
-    from .prefect import PrefectExecutor
+    from .prefect import PrefectExecutor, Spread
     from .scheduler import Outcome, run_plan
     from .session import RunSession, open_session
     from .step import may_retry, run_attempts, run_step
@@ -21,7 +21,7 @@ else:
         __name__,
         {
             ".in_memory": "InMemoryExecutor",
-            ".prefect": "PrefectExecutor",
+            ".prefect": "PrefectExecutor Spread",
             ".scheduler": "Outcome run_plan",
             ".session": "RunSession open_session",
             ".step": "may_retry run_attempts run_step",
@@ -36,6 +36,7 @@ __all__ = [
     "PlanExecutor",
     "PrefectExecutor",
     "RunSession",
+    "Spread",
     "StepRecord",
     "get_executor",
     "may_retry",

@@ -36,7 +36,7 @@ from ._prefect.flow import (
 )
 from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
-from ._prefect.options import PrefectOptions
+from ._prefect.options import PrefectOptions, Spread
 from ._prefect.run_storage import probe_storage
 from ._prefect.server import check_server, configured_server, stop_retrying_if_silent
 from ._prefect.step_task import literal_name
@@ -76,6 +76,7 @@ __all__ = [
     "PrefectClient",
     "PrefectExecutor",
     "RunRefusedError",
+    "Spread",
     "StoredBefore",
     "TrackedRun",
     "WantedAutomations",
@@ -113,6 +114,8 @@ class PrefectExecutor(PlanExecutor):
             wins.
         flow_config: Options of `prefect.flow`, for example `log_prints`.
         durable: As `StepConfig.durable`, for steps that don't say.
+        spread: Has the items of mapped steps worked on by further runs of the deployment, which
+            any worker of its pool takes. None: where the run is.
     """
 
     def __init__(
@@ -121,12 +124,14 @@ class PrefectExecutor(PlanExecutor):
         default_task_config: Mapping[str, Any] | None = None,
         flow_config: Mapping[str, Any] | None = None,
         durable: Durable = "request",
+        spread: Spread | None = None,
     ) -> None:
         task_config = dict(default_task_config or {})
         # Resolved and probed before each run, like every other storage.
         of_tasks = task_config.pop("result_storage", None)
         storage = of_tasks if of_tasks is not None else result_storage
-        self._options = PrefectOptions(storage, task_config, dict(flow_config or {}), durable)
+        flow_options = dict(flow_config or {})
+        self._options = PrefectOptions(storage, task_config, flow_options, durable, spread)
 
     async def execute_plan(
         self,

@@ -190,6 +190,13 @@ class RequestRecorder:
             self.record(entry)
         return again
 
+    def adopt(self, entries: Iterable[LedgerEntry]) -> None:
+        """Count entries as this run's that another process has booked for it; the store has
+        them.
+        """
+        for entry in entries:
+            self._note(entry)
+
     async def flush(self) -> None:
         """Wait until the store has all entries, or keeps them to write later; its own warning then
         says so.

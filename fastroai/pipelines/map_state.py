@@ -43,12 +43,15 @@ class ItemRecord:
         output: As the step's codec wrote it, plain JSON.
         reads: Digest of each value of the run's input that it has read.
         attempts: How often it was tried, from 1.
+        is_fresh: Whether another process has just worked on it for this very run, so that its
+            entries are this run's spend, and in the ledger.
     """
 
     output: Any
     entries: tuple[LedgerEntry, ...] = ()
     reads: Mapping[str, str] = field(default_factory=dict)
     attempts: int = 1
+    is_fresh: bool = False
 
 
 class ItemStore(Protocol):
@@ -183,6 +186,7 @@ class MapState:
         codec: Writes its outputs; None: they are held in memory, and not kept.
         store: Where finished items are kept; None: nowhere.
         around: How each item is run; None: as it is.
+        at_once: How many items are begun at once; None: as the step says.
         outputs: What came of the items.
     """
 
@@ -190,6 +194,7 @@ class MapState:
     codec: OutputCodec | None = None
     store: ItemStore | None = None
     around: Around | None = None
+    at_once: int | None = None
     outputs: ItemOutputs = field(default_factory=ItemOutputs)
 
     def __post_init__(self) -> None:

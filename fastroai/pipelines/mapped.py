@@ -12,6 +12,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
     Sized,
 )
 from contextlib import aclosing, nullcontext
@@ -19,7 +20,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from ..errors import MappedStepError, ResultStorageError, is_pause
+from ..errors import FastroAIError, MappedStepError, ResultStorageError, is_pause
 from ..metering.deadlines import Deadline
 from ..metering.retries import is_permanent
 from ..replay.journal import Journal
@@ -206,7 +207,7 @@ class _Mapping:
         self._check_failures(self._progress.total)
 
     async def _run_all(self, source: _Source) -> None:
-        slots = asyncio.Semaphore(self._mapped.max_concurrency)
+        slots = asyncio.Semaphore(self._shared.at_once or self._mapped.max_concurrency)
         try:
             # It cancels what runs, and waits for it, as soon as one of its tasks raises.
             async with asyncio.TaskGroup() as group:
@@ -295,6 +296,9 @@ class _Mapping:
         codec = self._shared.codec
         assert codec is not None
         output = codec.decode(found.output)
+        if found.is_fresh:
+            self._state.books.recorder.adopt(found.entries)
+            return output, _as_json(found.output)
         if found.entries:
             self._state.books.recorder.replay(found.entries, state.next_attribution())
         self._progress.replayed += 1
@@ -444,6 +448,28 @@ class _MappedSource(_Source):
         return [self._keys[key] for key in self._outputs.order if key in self._keys]
 
 
+class GivenItems(_Source):
+    """Some of the elements that a step is mapped over, with their keys, where another process has
+    the rest.
+    """
+
+    def __init__(self, items: Sequence[tuple[str, Any]]) -> None:
+        super().__init__((), len(items))
+        self._items = items
+
+    async def elements(self) -> AsyncGenerator[tuple[str | None, Any]]:
+        for key, value in self._items:
+            yield key, value
+
+    def _refuse(self, *_: object) -> Any:
+        raise FastroAIError(
+            "An item reads all that its step is mapped over, which is not there where items are "
+            "spread over processes. Have a step before it give what it needs of the others."
+        )
+
+    __iter__ = __len__ = __getitem__ = _refuse
+
+
 def _source_of(mapped: MappedStep, context: StepContext[Any]) -> _Source:
     """
     Raises:
@@ -451,6 +477,8 @@ def _source_of(mapped: MappedStep, context: StepContext[Any]) -> _Source:
         ValueError: The step that gives it was left out.
     """
     source, step_id, over = context.source_of_items(mapped.over), context.step_id, mapped.over
+    if isinstance(source, _Source):
+        return source
     if isinstance(source, MappedOutputs | MappedResults):
         source = source.outputs
     if isinstance(source, ItemOutputs):

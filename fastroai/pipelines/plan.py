@@ -105,6 +105,11 @@ class ExecutionPlan:
         return digest(parts)[:16]
 
     @cached_property
+    def has_maps(self) -> bool:
+        """Whether one of its steps is mapped."""
+        return any(node.is_mapped for node in self.steps.values())
+
+    @cached_property
     def is_renamed(self) -> bool:
         """Whether the pipeline or one of its steps had another name before."""
         formerly = [self.config.formerly, *(node.config.formerly for node in self.steps.values())]

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -104,10 +104,30 @@ class ChunkedRecords:
                 return
         self._name_of, self._sizes = await self._places()
 
-    async def _places(self) -> tuple[dict[str, str], dict[str, int]]:
-        """Where each record is, and how large each chunk."""
+    async def look(self) -> None:
+        """Find the records that others have written since.
+
+        Raises:
+            ResultStorageError: That can't be read now.
+        """
+        try:
+            name_of, sizes = await self._places(self._sizes.keys() | set(self._name_of.values()))
+        except FileNotFoundError:
+            return  # merged with others meanwhile: there the next time
+        except Exception as error:
+            raise self._unreadable(error) from error
+        self._sizes |= sizes
+        for key, name in name_of.items():
+            self._name_of[key] = max(name, self._name_of.get(key, ""))
+
+    def __contains__(self, key: str) -> bool:
+        return _digest(key) in self._name_of
+
+    async def _places(self, known: Collection[str] = ()) -> tuple[dict[str, str], dict[str, int]]:
+        """Where each record is, and how large each chunk, without those that are known."""
         # They are named by their time: the last one of a key stays.
-        names = sorted(await self.store.names_in(ITEMS, f"{self.subject}-"))
+        listed = await self.store.names_in(ITEMS, f"{self.subject}-")
+        names = sorted(name for name in listed if name not in known)
         name_of = {key: name for name in names if (key := _only_key_in(name)) is not None}
         sizes: dict[str, int] = {}
         for batch in _in_turn([name for name in names if _only_key_in(name) is None]):

@@ -90,13 +90,17 @@ async def deploy(client: PrefectClient) -> UUID:
 
 
 class Worker:
-    """`prefect worker start` in a session of its own."""
+    """`prefect worker start` in a session of its own.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        options: Further ones of the command.
+    """
+
+    def __init__(self, name: str, pool: str = POOL, *options: str) -> None:
         self.name = name
         self.began = time.time()
         self._process = forked.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL],
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, *options],
             cwd=REPOSITORY,
             env=os.environ | {WORKER: name},
             stdin=subprocess.DEVNULL,

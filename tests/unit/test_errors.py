@@ -26,6 +26,7 @@ from fastroai.errors import (
 )
 
 EXAMPLES: dict[str, tuple[Any, ...]] = {
+    "RemoteItemError": ("BadInkError", "wet"),
     "CostBudgetExceededError": (150, 200, "summarise"),
     "MappedStepError": ("summarise", ValueError("bad"), {"doc-7": ValueError("bad")}, 0.1),
     "StepExecutionError": ("summarise", ValueError("bad")),

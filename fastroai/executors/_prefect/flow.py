@@ -45,6 +45,8 @@ from .paused_runs import raise_budgets
 from .run_scope import active_flow_run, was_run_before
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
+from .spread_chunk import active_chunk_run, run_chunk
+from .spread_steps import spread_items
 from .tasks import StepTasks
 
 logger = logging.getLogger("fastroai.executors")
@@ -103,6 +105,8 @@ async def run_in_flow(
             steps = StepTasks(
                 session, storage.by_step, options, artifacts, events, flow_run.id, url
             )
+            if options.spread is not None and plan.has_maps:
+                spread_items(options.spread, flow_run, steps.mapped, url)
             leave_budgets = listen(events.hear)
             try:
                 async with storage, session:
@@ -206,7 +210,13 @@ def build_flow(
     async def run_pipeline(inputs: Any = None) -> Any:
         settings = with_readable_prices(load_settings())
         validated = pipeline.validate_input({} if inputs is None else inputs)
+        chunk_run = active_chunk_run()
         async with live_deps(deps, deps_factory) as live:
+            if chunk_run is not None:
+                with input_given_by_others():
+                    return await run_chunk(
+                        chunk_run, pipeline.plan, validated, live, tracer, options, settings
+                    )
             try:
                 attribution = Attribution(pipeline=pipeline.name)
                 with input_given_by_others(is_deployed()):

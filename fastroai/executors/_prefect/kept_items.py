@@ -18,7 +18,7 @@ from ...replay.journal import Journal
 from .caching import digest_of_input, digest_or_unique
 
 
-class _StoredItem(BaseModel):
+class StoredItem(BaseModel):
     """What is stored of an item; anything else that is found is a miss."""
 
     model_config = ConfigDict(extra="forbid")
@@ -82,7 +82,7 @@ class KeptItems:
 
     def _usable(self, content: bytes) -> ItemRecord | None:
         try:
-            stored = _StoredItem.model_validate_json(content)
+            stored = StoredItem.model_validate_json(content)
         except (ValidationError, RecursionError):
             return None  # of another version
         if self.expiration is not None and datetime.now(UTC) - stored.stored_at > self.expiration:
@@ -98,7 +98,7 @@ class KeptItems:
 
     async def keep(self, item: Item, record: ItemRecord) -> None:
         """See `ItemStore.keep`."""
-        stored = _StoredItem(
+        stored = StoredItem(
             output=None,
             entries=record.entries,
             reads=dict(record.reads),

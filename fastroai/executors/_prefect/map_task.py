@@ -12,7 +12,7 @@ from prefect.transactions import BaseTransaction
 
 from ...errors import PipelineValidationError
 from ...pipelines.config import StepConfig, expiration
-from ...pipelines.map_state import Item
+from ...pipelines.map_state import Item, MapState
 from ...pipelines.mapped import MappedStep
 from ...pipelines.plan import PlannedStep
 from ...replay.chunked_records import GATHERING_SECONDS, ChunkedRecords
@@ -35,8 +35,20 @@ ITEM_SECONDS = 0.2
 """For how long finished items are gathered whose answers are recorded."""
 
 
+def gathering_seconds(records_requests: bool) -> float:
+    """For how long finished items are gathered."""
+    # What is answered is recorded already: to lose an item costs its code, and no request.
+    return ITEM_SECONDS if records_requests else GATHERING_SECONDS
+
+
 class MapTask(StepTask):
-    """A mapped step of one run: its task is run always, and finds out what is to be done of it."""
+    """A mapped step of one run: its task is run always, and finds out what is to be done of it.
+
+    Attributes:
+        spread: Has its items worked on by other runs; None: they are not.
+    """
+
+    spread: Callable[[MapTask, MapState, KeptItems], None] | None = None
 
     def __init__(
         self,
@@ -49,7 +61,7 @@ class MapTask(StepTask):
         ledger_url: str,
     ) -> None:
         whole = {option: value for option, value in defaults.items() if option not in OF_ITEMS}
-        of_items = replace(node, config=_with_options(node.config, defaults))
+        of_items = replace(node, config=with_options(node.config, defaults))
         super().__init__(session, of_items, scope, storage, whole, False, ledger_url)
         self._records_requests_of_items = records_requests
 
@@ -74,8 +86,7 @@ class MapTask(StepTask):
         scope, store, step_id = self.scope, self.storage.store, self.node.step_id
         run = scope.text if policy == "run" else None
         is_empty = policy == "run" and not scope.may_have_results
-        # What is answered is recorded already: to lose an item costs its code, and no request.
-        gathering = ITEM_SECONDS if self._records_requests_of_items else GATHERING_SECONDS
+        gathering = gathering_seconds(self._records_requests_of_items)
         folders = []
         for identity in self._identities():
             base = digest([identity, run])
@@ -86,13 +97,15 @@ class MapTask(StepTask):
             base = digest([scope.text, self.session.name, step_id, self.node.config.cache_scope])
             records = ChunkedRecords(store, base[:32], is_empty=not scope.may_have_results)
             requests = ItemsOf(base, records)
-        shared.store = KeptItems(
+        kept = shared.store = KeptItems(
             folders,
             requests,
             inputs=self.session.inputs,
             source=self._source,
             expiration=expiration(self.node.config),
         )
+        if self.spread is not None:
+            self.spread(self, shared, kept)
 
     async def _as_task_run(self, item: Item, run: Callable[[], Awaitable[None]]) -> None:
         """Run an item as a task run of its own, which shows where it is and how it ended."""
@@ -173,7 +186,7 @@ class MapTask(StepTask):
         return object() if self.node.streams_from is not None else self.session.inputs.get(over)
 
 
-def _with_options(config: StepConfig, options: Mapping[str, Any]) -> StepConfig:
+def with_options(config: StepConfig, options: Mapping[str, Any]) -> StepConfig:
     """A step's configuration with the executor's options of tasks where it gives none itself."""
     given: set[str] = config.__dict__.get("_given", set())
     changes: dict[str, Any] = {}

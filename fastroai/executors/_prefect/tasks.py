@@ -80,6 +80,11 @@ class StepTasks:
         self._ended: dict[str, tuple[str, int, tuple[LedgerEntry, ...]]] = {}
 
     @property
+    def mapped(self) -> list[MapTask]:
+        """The mapped steps."""
+        return [step for step in self._steps.values() if isinstance(step, MapTask)]
+
+    @property
     def task_run_ids(self) -> list[UUID]:
         """The task runs of the steps so far, in the order in which they began."""
         return [step.task_run_id for step in self._begun if step.task_run_id is not None]
