@@ -79,13 +79,11 @@ async def counted_on_server(run_id: str | None) -> tuple[int, int]:
     return int(tasks.json()), int(artifacts.json())
 
 
-async def assert_the_table_adds_up(run: RunOnServer, paid: Decimal) -> None:
-    *rows, total = table(run.artifact("each"))
-    assert total["item"] == "total"
-    assert Decimal(total["cost_usd"]) == paid
-    for column in ("requests", "replayed", "input_tokens", "output_tokens"):
-        assert sum(row[column] for row in rows) == total[column]
+async def assert_the_table_adds_up(run: RunOnServer, items: int, asked: int, paid: Decimal) -> None:
+    rows = table(run.artifact("each"))
     assert sum(Decimal(row["cost_usd"]) for row in rows) == paid
+    assert sum(row["requests"] for row in rows) == asked
+    assert sum(row["replayed"] for row in rows) == items - asked
     assert len(rows) <= 25
 
 
@@ -106,13 +104,12 @@ async def test_one_changed_document_is_one_request(
     assert states(entries) == {EntryState.CHARGED: items + 1, EntryState.REPLAYED: items - 1}
     paid = sum((e.cost_usd or Decimal(0) for e in entries if e.is_spend), Decimal(0))
     assert paid == invoiced_usd(provider.lines)
-    for result, cost in (
-        (first, invoiced_usd(provider.lines[:items])),
-        (second, invoiced_usd(new)),
-    ):
+    for result, lines in ((first, provider.lines[:items]), (second, new)):
+        cost = invoiced_usd(lines)
         assert result.usage is not None
         assert result.usage.total_cost_usd == cost
-        await assert_the_table_adds_up(await read_run(result.run_id, tasks=1), cost)
+        run = await read_run(result.run_id, tasks=1)
+        await assert_the_table_adds_up(run, items, len(lines), cost)
         tasks, artifacts = await counted_on_server(result.run_id)
         assert tasks <= MOST_TASK_RUNS
         assert artifacts <= MOST_ARTIFACTS
