@@ -7,20 +7,15 @@ import json
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
     Callable,
-    Iterable,
-    Iterator,
     Mapping,
-    Sequence,
-    Sized,
 )
 from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from ..errors import FastroAIError, MappedStepError, ResultStorageError, is_pause
+from ..errors import MappedStepError, ResultStorageError, is_pause
 from ..metering.deadlines import Deadline
 from ..metering.retries import is_permanent
 from ..replay.journal import Journal
@@ -30,6 +25,7 @@ from .base import AnyStep, BaseStep
 from .config import StepConfig, retry_delay
 from .context import StepContext, booked_state
 from .item_outputs import ItemOutputs, MappedOutputs, MappedResults
+from .item_sources import ItemSource, source_of
 from .map_state import Item, ItemRecord, MapProgress, MapState, watch
 from .step_state import StepState
 
@@ -192,7 +188,7 @@ class _Mapping:
 
     async def run(self) -> None:
         """Run all items."""
-        source = _source_of(self._mapped, self._context)
+        source = source_of(self._mapped.over, self._context)
         self._progress.total = source.total
         store = self._shared.store
         if store is not None:
@@ -206,7 +202,7 @@ class _Mapping:
         self._progress.total = len(self._contents)
         self._check_failures(self._progress.total)
 
-    async def _run_all(self, source: _Source) -> None:
+    async def _run_all(self, source: ItemSource) -> None:
         slots = asyncio.Semaphore(self._shared.at_once or self._mapped.max_concurrency)
         try:
             # It cancels what runs, and waits for it, as soon as one of its tasks raises.
@@ -218,7 +214,7 @@ class _Mapping:
             raise self._ends_with
 
     async def _start_all(
-        self, source: _Source, group: asyncio.TaskGroup, slots: asyncio.Semaphore
+        self, source: ItemSource, group: asyncio.TaskGroup, slots: asyncio.Semaphore
     ) -> None:
         """Begin each item once there is a slot for it, until nothing more is to be begun."""
         try:
@@ -234,7 +230,7 @@ class _Mapping:
             # What runs is let finish: it is paid for, and will be found.
             self._ends_with = error
 
-    async def _items(self, source: _Source) -> AsyncGenerator[Item]:
+    async def _items(self, source: ItemSource) -> AsyncGenerator[Item]:
         """Each distinct element."""
         order = self._outputs.order
         async with aclosing(source.elements()) as elements:
@@ -397,96 +393,3 @@ def _content_of(value: Any) -> str:
 
 def _as_json(stored: Any) -> bytes:
     return json.dumps(stored, separators=(",", ":")).encode()
-
-
-class _Source:
-    """What is mapped over.
-
-    Attributes:
-        total: How many elements there are; None: that is known at the end only.
-    """
-
-    def __init__(self, values: Iterable[Any] | AsyncIterable[Any], total: int | None) -> None:
-        self._values = values
-        self.total = total
-
-    async def elements(self) -> AsyncGenerator[tuple[str | None, Any]]:
-        """Each element, with the key that it has already."""
-        if isinstance(self._values, AsyncIterable):
-            async for value in self._values:
-                yield None, value
-        else:
-            for value in self._values:
-                yield None, value
-
-    def note(self, given: str | None, key: str) -> None:
-        """Note under which key an element goes on."""
-
-    def in_order(self, keys: list[str]) -> list[str]:
-        """The keys of the elements, as they came, in the order of the source."""
-        return keys
-
-
-class _MappedSource(_Source):
-    """The outputs of another mapped step, each as soon as there is one."""
-
-    def __init__(self, outputs: ItemOutputs) -> None:
-        super().__init__((), None)
-        self._outputs = outputs
-        self._keys: dict[str, str] = {}
-
-    async def elements(self) -> AsyncGenerator[tuple[str | None, Any]]:
-        async with aclosing(self._outputs.arriving()) as arriving:
-            async for key in arriving:
-                yield key, self._outputs[key]
-
-    def note(self, given: str | None, key: str) -> None:
-        assert given is not None
-        self._keys[given] = key
-
-    def in_order(self, keys: list[str]) -> list[str]:
-        return [self._keys[key] for key in self._outputs.order if key in self._keys]
-
-
-class GivenItems(_Source):
-    """Some of the elements that a step is mapped over, with their keys, where another process has
-    the rest.
-    """
-
-    def __init__(self, items: Sequence[tuple[str, Any]]) -> None:
-        super().__init__((), len(items))
-        self._items = items
-
-    async def elements(self) -> AsyncGenerator[tuple[str | None, Any]]:
-        for key, value in self._items:
-            yield key, value
-
-    def _refuse(self, *_: object) -> Any:
-        raise FastroAIError(
-            "An item reads all that its step is mapped over, which is not there where items are "
-            "spread over processes. Have a step before it give what it needs of the others."
-        )
-
-    __iter__ = __len__ = __getitem__ = _refuse
-
-
-def _source_of(mapped: MappedStep, context: StepContext[Any]) -> _Source:
-    """
-    Raises:
-        TypeError: There is nothing that could be mapped over.
-        ValueError: The step that gives it was left out.
-    """
-    source, step_id, over = context.source_of_items(mapped.over), context.step_id, mapped.over
-    if isinstance(source, _Source):
-        return source
-    if isinstance(source, MappedOutputs | MappedResults):
-        source = source.outputs
-    if isinstance(source, ItemOutputs):
-        return _MappedSource(source)
-    if isinstance(source, list | tuple | AsyncIterable | Iterator):
-        return _Source(source, len(source) if isinstance(source, Sized) else None)
-    hint = "; give list(d.items()) of a dict" if isinstance(source, Mapping) else ""
-    raise TypeError(
-        f"Step '{step_id}' maps over '{over}', which gave a {type(source).__qualname__}: expected "
-        f"a list, a tuple, an iterator or an asynchronous iterator{hint}."
-    )

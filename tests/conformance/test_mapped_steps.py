@@ -176,6 +176,27 @@ class TestStreams:
         assert (await pipeline.execute({})).output == [2 * number for number in range(50)]
         assert most_ahead <= 6
 
+    async def test_what_an_iterator_holds_is_let_go_where_a_failure_ends_the_map(
+        self, executor: str
+    ) -> None:
+        is_open = True
+
+        async def numbers() -> AsyncIterator[int]:
+            nonlocal is_open
+            try:
+                for number in range(100):
+                    yield number
+            finally:
+                is_open = False
+
+        @step
+        async def fails(context: StepContext[Any]) -> int:
+            raise RuntimeError("no")
+
+        error = await failure(mapped(fails, executor, max_concurrency=1), {"xs": numbers()})
+        assert "no" in str(error)
+        assert not is_open
+
     async def test_a_plain_iterator_is_read_as_it_is_needed(self, executor: str) -> None:
         def letters() -> Iterator[str]:
             yield from "abc"

@@ -19,8 +19,9 @@ from ...errors import MappedStepError, PipelineValidationError, ResultStorageErr
 from ...leases.run_lease import GuardedStore
 from ...ledger.store import shared_store
 from ...pipelines.context import StepContext
+from ...pipelines.item_sources import GivenItems
 from ...pipelines.map_state import Item
-from ...pipelines.mapped import GivenItems, MappedStep
+from ...pipelines.mapped import MappedStep
 from ...pipelines.plan import ExecutionPlan, PlannedStep
 from ...redaction import redact
 from ...replay.chunked_records import ChunkedRecords
