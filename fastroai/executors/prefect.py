@@ -169,7 +169,7 @@ class PrefectExecutor(PlanExecutor):
                         plan, inputs, deps, tracer, attribution, self._options, settings, held
                     )
                 ended.append(result)
-                return as_ended(None, result)
+                return await as_ended(None, result)
             except BaseException as error:
                 ended.append((isinstance(error, Abort) and error.__cause__) or error)
                 if (state := await as_failed(error, attribution)) is not None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import anyio
 from prefect import Flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
@@ -234,7 +235,7 @@ def build_flow(
             await write_output_artifact(
                 pipeline.name, result.output, timeout=settings.artifact_timeout
             )
-        return as_ended(result, execution)
+        return await as_ended(result, execution)
 
     _dress(run_pipeline, pipeline, module)
     given = {
@@ -248,19 +249,35 @@ def build_flow(
     return made._of(pipeline, deps_factory)
 
 
-def as_ended(value: Any, execution: ExecutionResult) -> Any:
+async def as_ended(value: Any, execution: ExecutionResult) -> Any:
     """What a flow gives back: in a state that says what the run cost, if it asked something, and
     of another name where it could not store what it should.
     """
     told = [describe_losses(execution.not_stored)] if execution.not_stored else []
-    flow_run = active_flow_run()
     # Of a flow that failed before and returns a state, the engine raises what that try raised.
-    if execution.entries and flow_run is not None and flow_run.run_count <= 1:
+    flow_run = active_flow_run()
+    is_first = flow_run is not None and flow_run.run_count <= 1
+    if execution.entries and is_first and await _takes_a_state():
         told.append(cost_line(execution.entries))
     if not told:
         return value
     name = NOT_STORED if execution.not_stored else None
     return Completed(name=name, message=" · ".join(told), data=value)
+
+
+async def _takes_a_state() -> bool:
+    """Whether the flow run that is active here goes on. Of one that is cancelled meanwhile, the
+    engine would not give back what it returned, but what the server says of it.
+    """
+    flow_run = active_flow_run()
+    assert flow_run is not None
+    try:
+        with anyio.fail_after(ANSWER_SECONDS):
+            async with get_client() as client:
+                state = (await client.read_flow_run(flow_run.id)).state
+    except Exception:  # it will not take any state now
+        return False
+    return state is not None and state.is_running()
 
 
 async def as_failed(error: BaseException, attribution: Attribution) -> State[Any] | None:
@@ -275,6 +292,8 @@ async def as_failed(error: BaseException, attribution: Attribution) -> State[Any
     partial = error.partial_result if isinstance(error, StepExecutionError) else None
     # The engine runs a flow again for an exception only, not for a state that it is given.
     if partial is None or not partial.entries or flow_run is None or is_tried_again(flow_run):
+        return None
+    if not await _takes_a_state():
         return None
     get_run_logger().error("The run failed: %s", error, exc_info=error)
     return Failed(message=f"{error} · {cost_line(partial.entries)}", data=error)
