@@ -146,7 +146,9 @@ class TestItems:
 
 
 class TestStreams:
-    async def test_an_asynchronous_iterator_is_never_held_whole(self, executor: str) -> None:
+    async def test_an_asynchronous_iterator_is_never_held_whole(
+        self, executor: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         given = 0
         most_ahead = 0
         done: list[int] = []
@@ -175,6 +177,7 @@ class TestStreams:
         )  # fmt: skip
         assert (await pipeline.execute({})).output == [2 * number for number in range(50)]
         assert most_ahead <= 6
+        assert [r for r in caplog.records if r.name.startswith("fastroai")] == []
 
     async def test_what_an_iterator_holds_is_let_go_where_a_failure_ends_the_map(
         self, executor: str

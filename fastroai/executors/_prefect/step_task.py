@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -191,7 +191,12 @@ class StepTask:
         except ResultStorageError as error:
             if asks_for_storage(self.node):
                 raise
-            if self.task.persist_result:
+            plan = session.plan
+            readers = map(plan.steps.__getitem__, plan.dependents[self.node.step_id])
+            # A stream is read by a step that is mapped over it, which keeps its items.
+            is_stream = isinstance(record.output, AsyncIterator | Iterator)
+            is_mapped_over = is_stream and any(reader.is_mapped for reader in readers)
+            if self.task.persist_result and not is_mapped_over:
                 message = "%s The run goes on; were it tried again, this step would run again."
                 logger.warning(message, error)
             return unstorable_record(record), digest_or_unique(object())
