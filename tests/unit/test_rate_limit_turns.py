@@ -228,7 +228,8 @@ async def test_a_step_that_waits_is_counted_said_once_and_not_timed_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FASTROAI_RATE_LIMITS", "function concurrency=1")
-    monkeypatch.setattr(request_turns, "WORTH_SAYING", 0.03)
+    # Long enough for the first to have its turn on a busy machine, and shorter than its answer.
+    monkeypatch.setattr(request_turns, "WORTH_SAYING", 0.15)
     caplog.set_level(logging.INFO, "fastroai.usage")
     agent = FastroAgent(model=answering(0.25))
     seen: list[str] = []
