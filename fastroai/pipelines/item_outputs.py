@@ -93,6 +93,13 @@ class ItemOutputs:
         """Note that an item has failed for good."""
         self.errors[key] = error
 
+    def arrange(self, order: list[str]) -> None:
+        """Put the keys, and what failed, in the order of the elements."""
+        self.order[:] = order
+        errors = dict(self.errors)
+        self.errors.clear()
+        self.errors.update((key, errors[key]) for key in order if key in errors)
+
     def end(self, failure: BaseException | None = None) -> None:
         """Note that nothing more comes, and whether that is because the step failed."""
         self._has_ended, self._failure = True, failure

@@ -198,7 +198,7 @@ class _Mapping:
         finally:
             if store is not None:
                 await store.close()
-        self._outputs.order[:] = source.in_order(self._outputs.order)
+        self._outputs.arrange(source.in_order(self._outputs.order))
         self._progress.total = len(self._contents)
         self._check_failures(self._progress.total)
 
