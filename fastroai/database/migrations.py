@@ -134,6 +134,13 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             slots BIGINT NOT NULL, waiting BIGINT NOT NULL, runs BIGINT NOT NULL, served BIGINT NOT
             NULL, PRIMARY KEY (pool, token))""",
     ),
+    9: (
+        """CREATE TABLE fastroai_run_ends (
+            run_id TEXT NOT NULL, ended_at BIGINT NOT NULL, name TEXT, pipeline TEXT NOT NULL,
+            deployment TEXT, outcome TEXT NOT NULL, PRIMARY KEY (run_id, ended_at))""",
+        "CREATE INDEX fastroai_run_ends_at ON fastroai_run_ends (ended_at)",
+        "CREATE INDEX fastroai_run_ends_of ON fastroai_run_ends (pipeline, ended_at)",
+    ),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and
 PostgreSQL alike.

@@ -36,8 +36,9 @@ from .schema import leases
 
 T = TypeVar("T")
 
-Kind = Literal["run_key", "flow_run", "suspended_run"]
-"""`suspended_run`: nobody holds it, it waits to be resumed."""
+Kind = Literal["run_key", "flow_run", "suspended_run", "artifact"]
+"""`suspended_run`: nobody holds it, it waits to be resumed. `artifact`: who renews one, by its key.
+"""
 Outcome = Literal[
     "completed", "not_stored", "partial", "failed", "over_budget", "paused", "crashed"
 ]

@@ -7,13 +7,14 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache, partial
 from http import HTTPStatus
 from math import floor
+from typing import Any
 from uuid import UUID
 
 from httpx import HTTPStatusError
@@ -313,6 +314,7 @@ class ArtifactWriter:
     _queue: asyncio.Queue[_Table | None] = field(default_factory=asyncio.Queue)
     _unwritten: list[_Table] = field(default_factory=list)
     _workers: list[asyncio.Task[None]] = field(default_factory=list)
+    _others: list[asyncio.Task[None]] = field(default_factory=list)
     _client: PrefectClient = field(default_factory=get_client)
 
     @property
@@ -348,6 +350,18 @@ class ArtifactWriter:
         if len(self._workers) < CONCURRENT_WRITES:
             self._workers.append(asyncio.create_task(self._work(), name="fastroai-artifacts"))
 
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something else beside, which must not raise. The run's end waits for it, too."""
+        self._others.append(asyncio.create_task(work, name="fastroai-artifacts"))
+
+    async def create(self, artifact: ArtifactCreate) -> None:
+        """Write one now, with more tries where the server can't take it at once.
+
+        Raises:
+            Exception: It will not take it.
+        """
+        await retry(lambda _: self._client.create_artifact(artifact), _delay_after)
+
     async def _work(self) -> None:
         while (table := await self._queue.get()) is not None:
             with suppress(Exception):  # a table never fails a run
@@ -372,7 +386,7 @@ class ArtifactWriter:
     async def _finish(self) -> None:
         """Wait for the workers as long as they make progress."""
         # A limit for all of them together would drop the tables of a large run on a slow server.
-        working = set(self._workers)
+        working = {*self._workers, *self._others}
         while working:
             unwritten = len(self._unwritten)
             _, working = await asyncio.wait(working, timeout=self.timeout)

@@ -37,7 +37,7 @@ from ..protocol import ExecutionResult
 from ..scheduler import run_plan
 from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, cost_line, write_output_artifact
-from .budget_ends import end_at_budget, is_tried_again, may_be_suspended
+from .budget_ends import end_at_budget, is_tried_again, may_be_suspended, outcome_at
 from .deployments import ANSWER_SECONDS, identity_of
 from .events import RunEvents
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
@@ -48,6 +48,7 @@ from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
 from .spread_chunk import active_chunk_run, run_chunk
 from .spread_steps import spread_items
+from .standing_costs import StandingCosts, ended
 from .tasks import StepTasks
 
 logger = logging.getLogger("fastroai.executors")
@@ -109,10 +110,16 @@ async def run_in_flow(
             if options.spread is not None and plan.has_maps:
                 spread_items(options.spread, flow_run, steps.mapped, url)
             leave_budgets = listen(events.hear)
+            outcome = "cancelled"
             try:
                 async with storage, session:
                     result = await session.conclude(await run_plan(plan, steps.run_one))
                     _pause_if_asked(result, flow_run)
+                result = replace(result, not_stored=storage.not_stored)
+                outcome = outcome_of(result)
+            except Exception as error:
+                outcome = outcome_at(error, flow_run)
+                raise
             finally:
                 leave_budgets()
                 standing: list[BudgetState] = []
@@ -121,8 +128,10 @@ async def run_in_flow(
                         standing = await _standing(session.recorder.entries, url)
                 finally:
                     steps.report_run(storage.not_stored, standing)
+                if session.recorder.entries:
+                    costs = StandingCosts(store, settings, artifacts)
+                    artifacts.beside(costs.renew(ended(flow_run, identity, outcome), flow_run.id))
                 await wait_for_task_runs(steps.task_run_ids)
-        result = replace(result, not_stored=storage.not_stored)
         if lease is not None:
             lease.lease.outcome = outcome_of(result)
         return result

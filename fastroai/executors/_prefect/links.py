@@ -6,9 +6,11 @@ from prefect.settings import PREFECT_HOME
 from prefect.utilities.urls import url_for
 
 from .artifacts import artifact_key
+from .standing_costs import standing_key
 from .temporary_server import server_command
 
 _DEFAULT_UI = "http://127.0.0.1:4200"
+_ALL_COSTS = f"/artifacts/key/{standing_key(None)}"
 
 
 def links_to_run(pipeline_name: str, run_id: str) -> list[str]:
@@ -22,6 +24,7 @@ def links_to_run(pipeline_name: str, run_id: str) -> list[str]:
             "\nIn Prefect's UI",
             f"  this run   {run}",
             f"  its costs  {run.partition('/runs/')[0]}{costs}",
+            f"  all costs  {run.partition('/runs/')[0]}{_ALL_COSTS}",
         ]
     return [
         "\nThe temporary Prefect server ends with this command; the run and its costs are kept in "
@@ -29,4 +32,5 @@ def links_to_run(pipeline_name: str, run_id: str) -> list[str]:
         f"To look at them, start a server that stays: `{server_command()}`. Then open",
         f"  this run   {_DEFAULT_UI}/runs/flow-run/{run_id}",
         f"  its costs  {_DEFAULT_UI}{costs}",
+        f"  all costs  {_DEFAULT_UI}{_ALL_COSTS}",
     ]

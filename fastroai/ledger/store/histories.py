@@ -17,7 +17,7 @@ from .schema import runs, whole_runs
 from .statements import is_one_of
 from .totals import read_totals
 
-_Work = tuple[str | None, str | None]
+Work = tuple[str | None, str | None]
 """A piece of work: its run key, or without one the id of its only run."""
 
 
@@ -43,14 +43,14 @@ def read_history(connection: Connection, pipeline: str, most: int) -> tuple[Reco
         .order_by(table.c.ended_at.desc(), table.c.run_id)
         .limit(most)
     )
-    ended: dict[_Work, WholeRun] = {}
+    ended: dict[Work, WholeRun] = {}
     for row in connection.execute(last):
         run = WholeRun(**{**row._mapping, "ended_at": moment(row.ended_at)})
         ended.setdefault(_work_of(run.run_id, run.run_key), run)
     if not ended:
         return ()
-    works = _Works(connection, ended)
-    found: dict[_Work, dict[str | None, list[tuple[str | None, Totals]]]] = {}
+    works = Works(connection, ended)
+    found: dict[Work, dict[str | None, list[tuple[str | None, Totals]]]] = {}
     for totals in read_totals(connection, LedgerFilter(pipeline=pipeline), _BY_STEP, works):
         key, run_id, step_id, model = json.loads(totals.key or "")
         steps = found.setdefault((key, run_id), {})
@@ -79,7 +79,7 @@ def _step_costs(
         )
 
 
-def _work_of(run_id: str | None, run_key: str | None) -> _Work:
+def _work_of(run_id: str | None, run_key: str | None) -> Work:
     return run_key, run_id if run_key is None else None
 
 
@@ -92,10 +92,10 @@ def _keys(
 _BY_STEP = Grouping(("run_id", "run_key", "step_id", "model"), _keys)
 
 
-class _Works:
+class Works:
     """Selects what some pieces of work have sent."""
 
-    def __init__(self, connection: Connection, works: Iterable[_Work]) -> None:
+    def __init__(self, connection: Connection, works: Iterable[Work]) -> None:
         self._connection = connection
         works = tuple(works)
         self._keys = [key for key, _ in works if key is not None]

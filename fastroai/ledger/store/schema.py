@@ -148,6 +148,18 @@ whole_runs = Table(
 )
 """The runs of which each step ended well. What they cost, their entries say."""
 
+run_ends = Table(
+    "fastroai_run_ends",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("ended_at", BigInteger, primary_key=True, autoincrement=False),  # as intents.sent_at
+    Column("name", Text),
+    Column("pipeline", Text, nullable=False),
+    Column("deployment", Text),
+    Column("outcome", Text, nullable=False),
+)
+"""How runs under Prefect ended that asked something; one that goes on later ends again."""
+
 archives = Table(
     "fastroai_archives",
     metadata,

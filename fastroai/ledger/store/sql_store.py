@@ -23,10 +23,12 @@ from ..archive_files import ArchiveFormat
 from ..entries import LedgerEntry
 from ..filters import LedgerFilter
 from ..history import RecordedRun, WholeRun
+from ..recent import EndedRun, RecentCosts
 from .archiving import Archive, ArchivedEntries, archive_entries, archived_entries
 from .histories import read_history, whole_run_row
 from .outbox import Outbox
 from .queries import read_entries
+from .recent import read_recent, run_end_row
 from .summing import is_behind, sum_up
 from .totals import read_totals
 from .writer import Write, Writer
@@ -158,6 +160,10 @@ class SqlStore:
         """
         self._hand_over(Write(run=whole_run_row(run)))
 
+    def note_end(self, run: EndedRun) -> None:
+        """Note how a run ended, for those who ask for the last ones; kept as little as that."""
+        self._hand_over(Write(end=run_end_row(run)))
+
     async def flush(self) -> None:
         """Wait until all that was handed over is in the database.
 
@@ -180,6 +186,12 @@ class SqlStore:
     async def history(self, pipeline: str, most: int) -> tuple[RecordedRun, ...]:
         """What the last runs cost that ended well, the oldest first."""
         return await self._read_sums(lambda connection: read_history(connection, pipeline, most))
+
+    async def recent(self, pipeline: str | None, since: datetime, most: int) -> RecentCosts:
+        """The last runs and what was spent lately; as of `read_recent`."""
+        # The sums are not brought up to date before, which takes minutes in a large ledger of an
+        # earlier version: no run is to wait for that at its end.
+        return await self._read(partial(read_recent, pipeline=pipeline, since=since, most=most))
 
     async def _read_sums(self, work: Callable[[Connection], T]) -> T:
         if await self._read(is_behind):

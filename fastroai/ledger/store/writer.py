@@ -23,7 +23,7 @@ from ..entries import LedgerEntry
 from .mapping import intent_row, outcome_row
 from .numbers import Numbers
 from .outbox import Outbox
-from .schema import intents, outcomes, whole_runs
+from .schema import intents, outcomes, run_ends, whole_runs
 from .summing import Pace, add_to_sums
 
 logger = logging.getLogger("fastroai.usage")
@@ -41,7 +41,8 @@ _PACE = 0.03
 """Seconds for which entries are added at once: a request that is sent meanwhile waits for it."""
 
 
-INTENTS, OUTCOMES, RUNS = Insert(intents), Insert(outcomes), Insert(whole_runs)
+INTENTS, OUTCOMES = Insert(intents), Insert(outcomes)
+RUNS, ENDS = Insert(whole_runs), Insert(run_ends)
 Waiter = asyncio.Future["bool | datetime"]
 
 
@@ -53,6 +54,7 @@ class Write:
 
     Attributes:
         run: Instead of an entry: a run that ended well.
+        end: Instead of an entry: how a run ended.
         waiter: Hears whether the database has it, and where the request had to wait, as of when; an
             error, that it never will.
     """
@@ -62,6 +64,7 @@ class Write:
     outcome: Row | None = None
     waiter: Waiter | None = None
     run: Row | None = None
+    end: Row | None = None
 
     @classmethod
     def of(cls, entry: LedgerEntry, *, intent: bool, waiter: Waiter | None = None) -> Write:
@@ -331,7 +334,7 @@ class Writer:
 
     def _write(self, batch: Sequence[Write]) -> Decided:
         gate, database = self._gate, self._database
-        is_asked = any(write.entry is not None or write.run is not None for write in batch)
+        is_asked = any(write.entry or write.run or write.end for write in batch)
         if not is_asked and not gate.is_due(database):
             return Decided()
         decided = database.transact(partial(self._write_admitted, batch=batch))
@@ -340,7 +343,8 @@ class Writer:
 
     def _write_admitted(self, statements: Statements, batch: Sequence[Write]) -> Decided:
         # In one transaction: a process that dies must not leave a held amount without its intent.
-        statements.insert(RUNS, ended_runs(batch))
+        statements.insert(RUNS, [write.run for write in batch if write.run is not None])
+        statements.insert(ENDS, [write.end for write in batch if write.end is not None])
         if self._gate.is_needed(statements):
             return self._gate.write(statements, batch)
         decided = Decided.all_of(batch)
@@ -415,11 +419,6 @@ class Writer:
     @property
     def _name(self) -> str:
         return self._database.name
-
-
-def ended_runs(batch: Iterable[Write]) -> list[Row]:
-    """The runs of a batch that ended well."""
-    return [write.run for write in batch if write.run is not None]
 
 
 Failures = dict[Write, Exception | None]
