@@ -88,7 +88,8 @@ class _Schedule:
         self._cancelled = False
         self.fatal: BaseException | None = None
         self.outcome = Outcome()
-        self.idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.idle: asyncio.Future[None] = self._loop.create_future()
 
     async def cancel(self) -> None:
         """Cancel what runs, and wait for its end."""
@@ -106,7 +107,7 @@ class _Schedule:
             node = self._ready.popleft()
             if node.is_mapped:
                 self._open_streams(node)
-            self._running.add(asyncio.create_task(self._run(node), name=node.step_id))
+            self._running.add(self._loop.create_task(self._run(node), name=node.step_id))
         if not self._running and not self.idle.done():
             self.idle.set_result(None)
 

@@ -89,6 +89,7 @@ class RunSession(RunBooks):
         name: The pipeline's name.
         outputs: Outputs of the steps that have finished.
         span_id: The run's span, while the block lasts and where there is one.
+        is_traced: Whether its steps have spans, too.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class RunSession(RunBooks):
         self.leases = leases
         self.outputs: dict[str, Any] = {}
         self.span_id: str | None = None
-        self._is_traced = type(self.tracer) is not NoOpTracer
+        self.is_traced = type(self.tracer) is not NoOpTracer
         self._began = time.perf_counter()
 
     async def _note_earlier(self, limits: RunLimits) -> None:
@@ -186,7 +187,7 @@ class RunSession(RunBooks):
 
     def span(self, name: str) -> AbstractAsyncContextManager[str | None]:
         """A span of the run's tracer, or nothing where there is none to open."""
-        return self.tracer.span(name) if self._is_traced else nullcontext()
+        return self.tracer.span(name) if self.is_traced else nullcontext()
 
     def log_metrics(self, span_id: str | None, entries: Iterable[LedgerEntry]) -> None:
         """Report to a span what its requests came to, as the ledger has them: replayed ones are no

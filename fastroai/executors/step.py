@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..metering.retries import is_permanent
 from ..pipelines.config import retry_delay
 from ..pipelines.context import StepContext
 from ..pipelines.plan import PlannedStep
+from ..pipelines.step_state import StepState
 from ..replay.journal import Journal
 from ..retries import retry
 from .protocol import StepRecord
@@ -26,7 +28,9 @@ async def run_attempts(session: RunSession, node: PlannedStep) -> StepRecord:
         BaseException: What the last attempt raised, unchanged.
     """
     attempts = node.whole.retries + 1
-    if attempts > 1 and node.config.durable != "step":
+    if attempts == 1:
+        return await run_step(session, node)
+    if node.config.durable != "step":
         session.step_state(node.step_id).journal = Journal(node.step_id)
 
     def delay_after(error: Exception, failures: int) -> float | None:
@@ -48,7 +52,7 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
         TimeoutError: The attempt took longer than the step's `timeout`.
         BaseException: What the step raised, unchanged.
     """
-    step_id, recorder, timeout = node.step_id, session.recorder, node.whole.timeout
+    step_id, recorder = node.step_id, session.recorder
     state = session.step_state(step_id)
     state.begin_attempt(attempt)
     outputs: dict[str, Any] = {}
@@ -60,27 +64,12 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
     context = StepContext(
         step_id, session.inputs, session.deps, outputs, session.tracer, node.config, state=state
     )
-    # Only where there is one: a step that does nothing takes not much longer than a deadline.
-    deadline = Deadline(timeout) if timeout else None
-    async with session.span(f"step.{step_id}") as span_id:
-        try:
-            with state.scope_of():
-                if deadline is None:
-                    output = await node.step.execute(context)
-                else:
-                    async with deadline:
-                        output = await node.step.execute(context)
-        except TimeoutError as error:
-            if deadline is None or not deadline.expired():
-                raise
-            raise TimeoutError(
-                f"Step '{step_id}' timed out after {timeout}s (attempt "
-                f"{attempt}/{node.whole.retries + 1}). Its `timeout` bounds one attempt."
-            ) from error
-        finally:
-            if span_id is not None:
-                of_attempt = [e for e in state.entries if e.attribution.attempt == attempt]
-                session.log_metrics(span_id, of_attempt)
+    # Neither span nor deadline where there is none: a step that does nothing takes little longer.
+    execute = _execute_in_time if node.whole.timeout else _execute
+    if session.is_traced:
+        output = await _traced(session, state, partial(execute, node, context, state))
+    else:
+        output = await execute(node, context, state)
     entries = recorder.of_step(step_id)
     if entries:
         # What a step's record says was paid must not be unknown to the ledger after a crash.
@@ -94,6 +83,41 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
         attempts=attempt,
         duration_ms=round((time.perf_counter() - state.started) * 1000),
     )
+
+
+async def _execute(node: PlannedStep, context: StepContext[Any], state: StepState) -> Any:
+    with state.scope_of():
+        return await node.step.execute(context)
+
+
+async def _execute_in_time(node: PlannedStep, context: StepContext[Any], state: StepState) -> Any:
+    timeout = node.whole.timeout
+    assert timeout is not None
+    deadline = Deadline(timeout)
+    try:
+        with state.scope_of():
+            async with deadline:
+                return await node.step.execute(context)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise TimeoutError(
+            f"Step '{node.step_id}' timed out after {timeout}s (attempt "
+            f"{state.attempt}/{node.whole.retries + 1}). Its `timeout` bounds one attempt."
+        ) from error
+
+
+async def _traced(
+    session: RunSession, state: StepState, execute: Callable[[], Awaitable[Any]]
+) -> Any:
+    """Execute a step's code within a span that is told what it came to."""
+    attempt = state.attempt
+    async with session.span(f"step.{state.step_id}") as span_id:
+        try:
+            return await execute()
+        finally:
+            of_attempt = [e for e in state.entries if e.attribution.attempt == attempt]
+            session.log_metrics(span_id, of_attempt)
 
 
 def may_retry(session: RunSession, node: PlannedStep, error: BaseException) -> bool:

@@ -283,7 +283,8 @@ class RequestRecorder:
 
     def of_step(self, step_id: str | None) -> tuple[LedgerEntry, ...]:
         """The entries booked to one step."""
-        return tuple(map(self._entries.__getitem__, tuple(self._by_step.get(step_id, ()))))
+        ids = self._by_step.get(step_id)
+        return self.of_ids(tuple(ids)) if ids else ()
 
     def of_item(self, step_id: str, item: str) -> tuple[LedgerEntry, ...]:
         """The entries booked to one item of a mapped step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,16 +17,38 @@ from ..replay.journal import Journal
 UNATTRIBUTED = Attribution()
 
 
-@dataclass(frozen=True, slots=True)
 class DispatchScope:
-    """Where the requests of agent calls are booked."""
+    """Where the requests of agent calls are booked.
 
-    ledger: RequestRecorder
-    attribution: Attribution
-    journal: Journal | None = None
-    """Where answers are recorded for further attempts; None: nowhere."""
-    run: object | None = None
-    """The `RunBooks` that the ledger is of, for a `StepContext` made by hand; None: of no run."""
+    Args:
+        attribution: To whom, or what says so when it is first asked: most steps send nothing.
+
+    Attributes:
+        journal: Where answers are recorded for further attempts; None: nowhere.
+        run: The `RunBooks` that the ledger is of, for a `StepContext` made by hand; None: of no
+            run.
+    """
+
+    __slots__ = ("_attribution", "journal", "ledger", "run")
+
+    def __init__(
+        self,
+        ledger: RequestRecorder,
+        attribution: Attribution | Callable[[], Attribution],
+        journal: Journal | None = None,
+        run: object | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self._attribution = attribution
+        self.journal = journal
+        self.run = run
+
+    @property
+    def attribution(self) -> Attribution:
+        """To whom they are booked."""
+        if not isinstance(self._attribution, Attribution):
+            self._attribution = self._attribution()
+        return self._attribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +90,7 @@ class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scop
     def __init__(
         self,
         ledger: RequestRecorder,
-        attribution: Attribution = UNATTRIBUTED,
+        attribution: Attribution | Callable[[], Attribution] = UNATTRIBUTED,
         journal: Journal | None = None,
         run: object | None = None,
     ) -> None:

@@ -134,12 +134,12 @@ class ExecutionPlan:
         step_configs = step_configs if step_configs is not None else {}
         _check_config(config)
         _check_step_configs(steps, step_configs)
-        planned = {
-            step_id: _planned(
-                step_id, steps, edges[step_id], _config_of(step_id, steps, config, step_configs)
-            )
-            for step_id in _ordered(edges)
-        }
+        inherited = resolve_config(config)
+        planned = {}
+        for step_id in _ordered(edges):
+            own = _own_configs(steps[step_id], step_configs.get(step_id))
+            resolved = _resolved(step_id, steps, (config, *own)) if own else inherited
+            planned[step_id] = _planned(step_id, steps, edges[step_id], resolved)
         base = config if config is not None else PipelineConfig()
         return cls(planned, _dependents(edges), base)
 
@@ -204,6 +204,8 @@ def check_name(what: str, name: str) -> None:
     Raises:
         PipelineValidationError: It has control characters, line breaks or lone surrogates.
     """
+    if name.isprintable():
+        return  # as nearly all are
     bad = sorted({c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")})
     if bad:
         raise PipelineValidationError(
@@ -275,19 +277,18 @@ def _check_step_configs(steps: Mapping[str, AnyStep], step_configs: object) -> N
             )
 
 
-def _config_of(
-    step_id: str,
-    steps: Mapping[str, AnyStep],
-    config: PipelineConfig | None,
-    step_configs: Mapping[str, StepConfig],
-) -> StepConfig:
+def _own_configs(step: AnyStep, given: StepConfig | None) -> list[StepConfig]:
+    """The layers above the pipeline's of one step, the farthest first."""
     # A step of somebody's own may have a `config` that has nothing to do with ours.
-    own = getattr(steps[step_id], "config", None)
+    layers = (getattr(step, "config", None), given)
+    return [layer for layer in layers if isinstance(layer, StepConfig)]
+
+
+def _resolved(
+    step_id: str, steps: Mapping[str, AnyStep], layers: Iterable[StepConfig | None]
+) -> StepConfig:
     try:
-        resolved = resolve_config(
-            config, own if isinstance(own, StepConfig) else None, step_configs.get(step_id)
-        )
-        check_config(resolved)
+        resolved = resolve_config(*layers)
     except ValueError as error:
         raise PipelineValidationError(f"Configuration of step '{step_id}': {error}") from error
     if resolved.formerly in steps:

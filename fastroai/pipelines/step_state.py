@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..agent.schemas import ChatResponse
@@ -177,13 +178,7 @@ class StepState:
         with self._lock:
             self.dispatches += 1
             dispatch = self.dispatches
-        return changed(
-            self.books.identity,
-            step_id=self.step_id,
-            item=self.item,
-            attempt=self.attempt,
-            dispatch=dispatch,
-        )
+        return self._attribution(self.attempt, dispatch)
 
     def add_work_of(self, item: StepState) -> None:
         """Add what an item of a mapped step did to what the step did."""
@@ -198,12 +193,17 @@ class StepState:
 
         Without one: those that the step's code sends without `StepContext.run`, as dispatch 0.
         """
-        if attribution is None:
-            identity, item = self.books.identity, self.item
-            attribution = changed(
-                identity, step_id=self.step_id, item=item, attempt=self.attempt, dispatch=0
-            )
-        return dispatch_scope(self.books.recorder, attribution, self.journal, self.books)
+        whom = attribution or partial(self._attribution, self.attempt)
+        return dispatch_scope(self.books.recorder, whom, self.journal, self.books)
+
+    def _attribution(self, attempt: int, dispatch: int = 0) -> Attribution:
+        return changed(
+            self.books.identity,
+            step_id=self.step_id,
+            item=self.item,
+            attempt=attempt,
+            dispatch=dispatch,
+        )
 
     @property
     def waiting(self) -> Waiting | None:
@@ -241,8 +241,7 @@ class StepState:
         # What was answered before costs nothing; what is not is refused when it is to be sent.
         is_replaying = self.journal is not None and self.journal.may_answer and not self._answered
         if not is_replaying:
-            identity, item = self.books.identity, self.item
-            limits.require(changed(identity, step_id=self.step_id, item=item, attempt=self.attempt))
+            limits.require(self._attribution(self.attempt))
 
     def final(self, error: ErrorT) -> ErrorT:
         """Note that an error must not lead to another attempt of the step."""
