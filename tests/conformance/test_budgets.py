@@ -141,7 +141,7 @@ class TestEveryWayOfSending:
         async def ask(ctx: StepContext[Any]) -> None:
             for number in range(9):
                 try:
-                    await ctx.run(agent, f"question {number}", timeout=0.05)
+                    await ctx.run(agent, f"question {number}", timeout=0.5)
                 except TimeoutError:
                     continue
 
