@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from .model_names import ModelRef
 from .money import EXACT
 from .premiums import highest_factor
-from .price_list import PER_THOUSAND, premium_name, tier_context, unlisted_tier, where_listed
+from .price_list import premium_name, tier_context, unlisted_tier, where_listed
+from .rate_sheets import PER_THOUSAND
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices

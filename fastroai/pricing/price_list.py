@@ -1,4 +1,4 @@
-"""Finds the price list entry of a model request; the only module that uses genai-prices."""
+"""Finds the price list entry of a model request."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from .endpoints import is_own_host, is_private_endpoint, plain_url
 from .model_names import BEDROCK, ModelRef
 from .money import EXACT
 from .premiums import NONE, regional_factor
+from .rate_sheets import BILLED_TOOLS, Counts, RateSheet
 from .token_counts import TokenCounts
 
 if TYPE_CHECKING:
-    from genai_prices import Usage
-    from genai_prices.types import ModelInfo, PriceCalculation, Provider
+    from genai_prices.data_snapshot import DataSnapshot
+    from genai_prices.types import ModelInfo, Provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,6 @@ class Price:
         return replace(self, total=total, request_fees=fees, source=source)
 
 
-PER_THOUSAND = "_kcount"
 # What genai-prices calls otherwise than a service tier.
 _TIERS = {"batch": {"processing": "batch"}, "fast-mode": {"speed": "fast"}}
 # Names of what is billed at the standard rates. Any other tier may cost otherwise.
@@ -67,8 +67,7 @@ _STANDARD = {
 # Groq sells its flex tier at the rates of the standard one.
 _STANDARD_AFTER_ALL = {"groq": frozenset({"flex"})}
 _COUNTED = frozenset(TokenCounts.__dataclass_fields__)
-_BILLED_TOOLS = ("web_searches", "social_searches", "storage_searches", "code_executions")
-_NO_TOOLS = dict.fromkeys(_BILLED_TOOLS, 0)
+_NO_TOOLS = dict.fromkeys(BILLED_TOOLS, 0)
 
 
 def list_price(
@@ -113,44 +112,136 @@ def list_price(
 class _Asked:
     """What is to be priced, of whichever model; `counts` is the usage as genai-prices reads it."""
 
-    counts: Usage
+    counts: Counts
     url: str | None
     at: datetime
     tags: Mapping[str, str]
 
     def price_of(self, ref: ModelRef) -> Price:
         """The price of one reading of a model's name."""
-        from genai_prices import calc_price
+        listed = _list().find(ref, self.url, self.tags)
+        sheet = listed.sheet_at(self.at)
+        with localcontext(EXACT):
+            total, fees = self._total(listed, sheet), sheet.fees(self.counts)
+            if listed.factor != NONE:
+                total = fees + (total - fees) * listed.factor
+        if why := listed.unlisted_tier or sheet.missing(self.counts) or listed.unknown_region:
+            raise _unlisted(ref, self.url, why)
+        return Price(total, listed.source, request_fees=fees, version=listed.version)
 
-        where = where_listed(ref, self.url)
+    def _total(self, listed: _Listed, sheet: RateSheet) -> Decimal:
+        amount = sheet.amount(self.counts)
+        if amount is not None and sheet.is_confirmed(amount[0]):
+            return amount[1]
+        from genai_prices import Usage
+
+        usage = Usage()
+        # Not as arguments: its counts are checked when it is priced, and need not be twice.
+        vars(usage).update(self.counts)
+        found = listed.model.calc_price(
+            usage,
+            listed.provider,
+            genai_request_timestamp=self.at,
+            price_context=dict(listed.tags) or None,
+        )
+        if amount is not None and amount[1] == found.total_price:
+            sheet.confirm(amount[0])
+        return found.total_price
+
+
+class _Listed:
+    """A model of the list, as one reading of its name at a URL means it.
+
+    Attributes:
+        tags: What the response says of itself that the list tells apart.
+        factor: By what tokens are multiplied for their region.
+        source: As `Price` has it, like the version.
+        unlisted_tier: Why it has no price in its service tier; None: it has.
+        unknown_region: Why it has none for its region.
+    """
+
+    def __init__(
+        self, price_list: _PriceList, ref: ModelRef, url: str | None, tags: Mapping[str, str]
+    ) -> None:
+        where = where_listed(ref, url)
+        place = where.get("provider_id"), where.get("provider_api_url")
         try:
-            with localcontext(EXACT):
-                found = calc_price(
-                    self.counts,
-                    ref.model,
-                    genai_request_timestamp=self.at,
-                    price_context=dict(self.tags) or None,
-                    **where,
-                )
-                listing = _Listing(found, vars(self.counts))
-                fees = listing.fees()
+            found = price_list.snapshot.find_provider_model(ref.model, None, *place)
         except LookupError:
-            raise _unlisted(ref, self.url, "the price list does not have it") from None
-        name = premium_name(found.provider, found.model, ref)
-        factor = regional_factor(found.provider.id, name, self.url, self.tags)
-        if missing := listing.missing(self.tags):
-            raise _unlisted(ref, self.url, missing)
+            raise _unlisted(ref, url, "the price list does not have it") from None
+        self.provider, self.model = provider, model = found
+        self.tags, self.version = tags, price_list.version
+        self.unlisted_tier = self.unknown_region = None
+        if tier := unlisted_tier(provider, model, tags):
+            self.unlisted_tier = f"the price list does not have its service tier {tier!r}"
+        factor = regional_factor(provider.id, premium_name(provider, model, ref), url, tags)
         if isinstance(factor, str):
-            raise _unlisted(ref, self.url, factor)
-        version = listing.version
+            self.unknown_region, factor = factor, NONE
+        self.factor = factor
         by = "" if where else ", by model name"
-        source = f"genai-prices {version}: {found.provider.id}/{found.model.id}{by}"
-        total = found.total_price
+        self.source = f"genai-prices {self.version}: {provider.id}/{model.id}{by}"
         if factor != NONE:
-            with localcontext(EXACT):
-                total = fees + (total - fees) * factor
-            source = f"{source}, {factor} times for its region"
-        return Price(total=total, source=source, request_fees=fees, version=version)
+            self.source = f"{self.source}, {factor} times for its region"
+        self._is_own = _is_own_model(provider, model)
+        self._varies = isinstance(model.prices, list) or any(
+            variant.constraint is not None for variant in model.price_variants or ()
+        )
+        self._sheets: list[RateSheet] = []
+
+    def sheet_at(self, at: datetime) -> RateSheet:
+        """The rates that hold at a time."""
+        if self._sheets and not self._varies:
+            return self._sheets[0]
+        rates = self.model.get_prices(at, dict(self.tags) if self._is_own else None)
+        for sheet in self._sheets:
+            if sheet.rates == rates:
+                return sheet
+        self._sheets.append(RateSheet(self.provider.id, self.model.id, rates))
+        return self._sheets[-1]
+
+
+class _PriceList:
+    """A price list, with what was found in it so far."""
+
+    def __init__(self, snapshot: DataSnapshot) -> None:
+        from genai_prices import __version__
+
+        self.snapshot = snapshot
+        updated = f" updated {snapshot.timestamp:%Y-%m-%d}" if snapshot.from_auto_update else ""
+        self.version = f"{__version__}{updated}"
+        models = chain.from_iterable(provider.models for provider in snapshot.providers)
+        variants = chain.from_iterable(model.price_variants or () for model in models)
+        self._told_apart = {*_STANDARD, "inference_geo"}.union(*(each.when for each in variants))
+        self._found: dict[tuple[ModelRef, str | None, frozenset[tuple[str, str]]], _Listed] = {}
+
+    def find(self, ref: ModelRef, url: str | None, tags: Mapping[str, str]) -> _Listed:
+        """The model that a name means.
+
+        Raises:
+            UnknownModelPriceError: None is listed.
+        """
+        tags = {name: tags[name] for name in self._told_apart.intersection(tags)}
+        key = ref, url, frozenset(tags.items())
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
+            found = self._found[key] = _Listed(self, ref, url, tags)
+        return found
+
+
+_MOST_FOUND = 4096
+_lists_in_use: list[_PriceList] = []
+"""The one that was asked last. Of the process, as genai-prices' own list is."""
+
+
+def _list() -> _PriceList:
+    from genai_prices.data_snapshot import get_snapshot
+
+    snapshot = get_snapshot()
+    if not _lists_in_use or _lists_in_use[0].snapshot is not snapshot:
+        _lists_in_use[:] = [_PriceList(snapshot)]
+    return _lists_in_use[0]
 
 
 def further_usage(usage: object) -> dict[str, float]:
@@ -171,20 +262,15 @@ def tier_context(tier: str | None) -> dict[str, str]:
     return dict(_TIERS.get(tier, {"service_tier": tier})) if tier else {}
 
 
-def _counts(usage: object) -> Usage:
+def _counts(usage: object) -> Counts:
     """A usage object as genai-prices would read it, which takes it longer than all the rest."""
-    from genai_prices import Usage
-
-    read = Usage()
-    # Not as arguments: its counts are checked when it is priced, and need not be twice. What is not
-    # named is looked for among all there is, so it is named even where it is 0.
-    counts = vars(read)
-    counts.update(_NO_TOOLS)
+    # What is not named is looked for among all there is, so it is named even where it is 0.
+    counts: dict[str, float] = dict(_NO_TOOLS)
     names = _named_by(type(usage))  # type: ignore[arg-type]  # mypy finds classes unhashable
     for name in names.union(_usage_names().intersection(getattr(usage, "__dict__", ()))):
         if (count := getattr(usage, name, None)) is not None:
             counts[name] = count
-    return read
+    return counts
 
 
 @cache
@@ -212,79 +298,6 @@ def premium_name(provider: Provider, model: ModelInfo, ref: ModelRef) -> str:
     return model.id if provider.id == "aws" else ref.model
 
 
-# Gemini models with one price for input of any kind (ai.google.dev, pricing); the others have one
-# for audio.
-_ONE_INPUT_RATE = re.compile(r"gemini-(?:pro|1|2\.0-flash-lite|[\d.]+-pro|3\.[5-9]|[4-9])")
-# Models whose output is audio or images, at the rate that the list has for output.
-_ONE_OUTPUT_RATE = re.compile(r"tts|gpt-image|chatgpt-image")
-# Kinds of tokens that are not billed at the rate of text: their rates in the list, and which models
-# bill them as text all the same.
-_RATES = {
-    "input_audio_tokens": ("input_audio_mtok", _ONE_INPUT_RATE.match),
-    "output_audio_tokens": ("output_audio_mtok", _ONE_OUTPUT_RATE.search),
-    "output_image_tokens": ("output_image_mtok", _ONE_OUTPUT_RATE.search),
-    "output_video_tokens": ("output_video_mtok", _ONE_OUTPUT_RATE.search),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """What genai-prices found for one request, and how much of what was used."""
-
-    found: PriceCalculation
-    used: Mapping[str, float]
-
-    @property
-    def version(self) -> str:
-        """Of the price list."""
-        from genai_prices import __version__
-
-        updated = self.found.auto_update_timestamp
-        return f"{__version__} updated {updated:%Y-%m-%d}" if updated else __version__
-
-    def fees(self) -> Decimal:
-        """USD for the request as such, and for the tools that it used."""
-        fees = Decimal(0)
-        for key, price in vars(self.found.model_price).items():
-            if price is not None and key.endswith(PER_THOUSAND):
-                name = key.removesuffix(PER_THOUSAND)
-                count = 1 if name == "requests" else self.used.get(name, 0)
-                fees += price * Decimal(str(count)) / 1000
-        return fees
-
-    def missing(self, tags: Mapping[str, str]) -> str | None:
-        """What the list does not have of what the request is billed for."""
-        if tags and (tier := unlisted_tier(self.found.provider, self.found.model, tags)):
-            return f"the price list does not have its service tier {tier!r}"
-        if name := self.unlisted_tool() or self.unlisted_kind():
-            return f"the price list does not have what its {name.replace('_', ' ')} cost"
-        return None
-
-    def unlisted_tool(self) -> str | None:
-        """A provider's own tool that was used and is billed by the use, at a price that the list
-        does not have.
-        """
-        if self.found.provider.id == "perplexity":  # its searches are in the price of a request
-            return None
-        for name in _BILLED_TOOLS:
-            if self.used.get(name) and not self.has_rate(name + PER_THOUSAND):
-                return name
-        return None
-
-    def unlisted_kind(self) -> str | None:
-        """A kind of token that was used and has a rate of its own, which the list does not have."""
-        for name, (rate, takes_text_rate) in _RATES.items():
-            if self.used.get(name) and not (
-                self.has_rate(rate) or takes_text_rate(self.found.model.id)
-            ):
-                return name
-        return None
-
-    def has_rate(self, name: str) -> bool:
-        """Whether the list has a rate of the model."""
-        return getattr(self.found.model_price, name, None) is not None
-
-
 def unlisted_tier(provider: Provider, model: ModelInfo, tags: Mapping[str, str]) -> str | None:
     """The tier of a request that is billed otherwise than the standard one, at a price that the
     list does not have.
@@ -302,11 +315,17 @@ def listed_tiers(provider: Provider, model: ModelInfo) -> set[tuple[str, str]]:
     """The tiers that a provider's model has rates of its own for, each with what it is a kind of:
     `service_tier`, `processing` or `speed`.
     """
-    # The variants of a model are its own provider's; another one that serves it has other rates.
-    if not any(own is model for own in provider.models):
+    if not _is_own_model(provider, model):
         return set()
     conditions = (variant.when.items() for variant in model.price_variants or ())
     return set(chain.from_iterable(conditions))
+
+
+def _is_own_model(provider: Provider, model: ModelInfo) -> bool:
+    """Whether a model is a provider's own: its variants are; another one that serves it has other
+    rates.
+    """
+    return any(own is model for own in provider.models)
 
 
 def where_listed(ref: ModelRef, url: str | None) -> dict[str, str]:
