@@ -10,6 +10,7 @@ from typing import Final
 from pydantic_ai.messages import FilePart, ModelResponse
 
 from ..pricing.endpoints import on_domain
+from ..pricing.premiums import GEMINI, version_in
 from ..providers import canonical_provider, host_and_port
 from .raw_answers import Json, RawAnswer, count, items, usages
 
@@ -32,10 +33,21 @@ _CONTAINER_CALLS: Final = {
 (developers.openai.com, pricing, built-in tools), under what is missing.
 """
 
+_REASONS_NOT: Final = re.compile(r"gpt-4|gpt-5[\d.]*-chat")
+"""OpenAI's models for which it takes more for `web_search_preview`."""
+
 _ALWAYS_SEARCH: Final = re.compile(r"search-preview|search-api")
 """OpenAI's models for chat that search on each call, 10 to 25 USD a thousand; the answer does not
 count them.
 """
+
+_BILLED_BY_QUERY_FROM: Final = (3, 0)
+"""Gemini's version from which on Google Search is billed by the query, not by the prompt
+(ai.google.dev, grounding, pricing).
+"""
+
+_TOOLS_ARE_KNOWN: Final = frozenset({"anthropic", "azure", "google", "groq", "openai", "x-ai"})
+"""Providers of whose own tools it is known what each is billed by."""
 
 _COUNTED_BESIDE: Final = {
     "num_search_queries": "its searches",
@@ -52,6 +64,8 @@ Mistral's audio, Cohere.
 def tool_calls(response: ModelResponse, raw: RawAnswer) -> dict[str, int]:
     """Calls of a provider's own tools that pydantic-ai does not count, by the price list's name."""
     provider = canonical_provider(response.provider_name or "")
+    if provider == "google":
+        return _calls_at_google(response, raw)
     if provider == "x-ai":
         details = response.usage.details
         return {
@@ -62,10 +76,34 @@ def tool_calls(response: ModelResponse, raw: RawAnswer) -> dict[str, int]:
     return _calls_at_xai(raw) or _calls_at_openai(response, raw)
 
 
+def _calls_at_google(response: ModelResponse, raw: RawAnswer) -> dict[str, int]:
+    """Searches that a stream tells of in another chunk than the last, where pydantic-ai looks."""
+    if not raw.is_stream or vars(response.usage).get("web_searches"):
+        return {}
+    groundings = [count(one, "groundingMetadata") for one in _candidates(raw)]
+    queries = {str(query) for one in groundings for query in _listed(one, "webSearchQueries")}
+    sources = [chunk for one in groundings for chunk in items(one, "groundingChunks")]
+    version = version_in(GEMINI, response.model_name or "")
+    if version and version < _BILLED_BY_QUERY_FROM:
+        return {"web_searches": int(bool(queries) and any("web" in one for one in sources))}
+    return {"web_searches": len(queries)}
+
+
+def _candidates(raw: RawAnswer) -> Iterator[Json]:
+    for document in raw.documents:
+        yield from items(document, "candidates")
+
+
+def _listed(document: object, name: str) -> list[object]:
+    found = count(document, name)
+    return [one for one in found if one] if isinstance(found, list) else []
+
+
 def _calls_at_openai(response: ModelResponse, raw: RawAnswer) -> dict[str, int]:
     kinds = [(part.part_kind, getattr(part, "tool_name", None)) for part in response.parts]
     calls = {"storage_searches": kinds.count(("builtin-tool-call", "file_search"))}
     for document in _responses(raw):
+        calls["storage_searches"] = _types(document, "output").count("file_search_call")
         searches = count(document, "tool_usage", "web_search", "num_requests")
         if type(searches) is int:  # OpenAI's SDK knows this one by now, so pydantic-ai misses it
             calls["web_searches"] = searches
@@ -143,11 +181,35 @@ def counted_beside_tokens(answer: _Answer) -> str | None:
 
 
 def tools_of_the_model(answer: _Answer) -> str | None:
-    """Tools that a model uses on each call, so that no answer counts them."""
+    """Tools that a model uses on each call, so that no answer counts them, and those of providers
+    of which it is not known what they take for them.
+    """
     if answer.provider in _OPENAI_PROTOCOL and _ALWAYS_SEARCH.search(answer.model):
         return f"the search of {answer.model!r}"
     if answer.provider == "groq" and "compound" in answer.model:
         return f"the tools of {answer.model!r}"
+    if answer.provider in _TOOLS_ARE_KNOWN:
+        return None
+    for part in answer.response.parts:
+        if part.part_kind == "builtin-tool-call":
+            return f"its tool {part.tool_name!r}"
+    return None
+
+
+def beside_bedrocks_models(answer: _Answer) -> str | None:
+    """What Bedrock bills beside a model: its guardrails by what they look at, its routers by the
+    request, Nova's own tools by the call (aws.amazon.com, Bedrock pricing).
+    """
+    if answer.raw.is_guarded:
+        return "its guardrail"
+    for document in answer.raw.documents:
+        trace = count(document, "trace")
+        for name in ("guardrail", "promptRouter"):
+            if count(trace, name):
+                return f"its {name}"
+        for block in items(document, "output", "message", "content"):
+            if count(block, "toolUse", "type") == "server_tool_use":
+                return f"its tool {count(block, 'toolUse', 'name')!r}"
     return None
 
 
@@ -173,11 +235,10 @@ def _untold_kind(part: FilePart, answer: _Answer) -> str | None:
 
 def grounding_of_google(answer: _Answer) -> str | None:
     """Grounding other than with Google Search (ai.google.dev, pricing, tools)."""
-    for document in answer.raw.documents:
-        for candidate in items(document, "candidates"):
-            grounding = count(candidate, "groundingMetadata")
-            if grounding and (missing := _missing_of_grounding(grounding, answer.url)):
-                return missing
+    for candidate in _candidates(answer.raw):
+        grounding = count(candidate, "groundingMetadata")
+        if grounding and (missing := _missing_of_grounding(grounding, answer.url)):
+            return missing
     return None
 
 
@@ -233,11 +294,18 @@ def container_of_anthropic(answer: _Answer) -> str | None:
     """
     if answer.provider != "anthropic":
         return None
-    for document in answer.raw.documents:
-        used = count(document, "usage", "server_tool_use")
-        is_free = count(used, "web_search_requests") or count(used, "web_fetch_requests")
-        if document.get("container") and not is_free:
-            return "the container of its code execution"
+    used = [count(usage, "server_tool_use") for usage in usages(answer.raw)]
+    if any(count(one, "web_search_requests") or count(one, "web_fetch_requests") for one in used):
+        return None
+    has_container = any(
+        # A stream tells it where it begins or where it ends.
+        document.get("container")
+        or count(document, "message", "container")
+        or count(document, "delta", "container")
+        for document in answer.raw.documents
+    )
+    if has_container or any(count(one, "code_execution_requests") for one in used):
+        return "the container of its code execution"
     return None
 
 
@@ -267,7 +335,7 @@ def _images(document: Json) -> str | None:
 
 
 def _search(document: Json, model: str) -> str | None:
-    if not model.startswith("gpt-4"):
+    if not _REASONS_NOT.match(model):
         return None
     # 25 USD a thousand for models that do not reason, 10 for those that do: the list has 10.
     if "web_search_call" in _types(document, "output"):
@@ -288,7 +356,12 @@ def _responses(raw: RawAnswer) -> Iterator[Json]:
             yield inner
 
 
-_CHECKS_OF_THE_RESPONSE: Final = (counted_beside_tokens, tools_of_the_model, media_not_told_apart)
+_CHECKS_OF_THE_RESPONSE: Final = (
+    counted_beside_tokens,
+    tools_of_the_model,
+    media_not_told_apart,
+    beside_bedrocks_models,
+)
 _CHECKS: Final = (
     *_CHECKS_OF_THE_RESPONSE,
     grounding_of_google,

@@ -21,7 +21,7 @@ from ..redaction import remember
 from ..replay.requests import Members, members_asked
 from .connection_pools import keep_loops_apart
 from .outcomes import settle_failure, settle_resent
-from .raw_answers import NOT_SEEN, RawAnswer
+from .raw_answers import NOT_SEEN, Body, RawAnswer
 from .sdk_retries import attribute_at, boto_events
 from .sending_methods import is_of_a_user
 
@@ -388,14 +388,19 @@ def _status(received: tuple[Any, ...]) -> int:
     return int(received[0] if isinstance(received[0], int) else received[1])
 
 
-def _before_boto_send(**event: Any) -> None:
+def _before_boto_send(request: Any = None, **event: Any) -> None:
     if (send := _sending.get()) is not None:
         send.reached = True
         from_thread.run(send.leave)
+        # Only the request shows it where the answer is a stream, which is not seen.
+        is_guarded = b'"guardrailConfig"' in (getattr(request, "body", None) or b"")
+        send.raw = RawAnswer(Body(), is_guarded=is_guarded)
 
 
 def _after_boto_send(response_dict: dict[str, Any] | None = None, **event: Any) -> None:
     if (send := _sending.get()) is not None and response_dict is not None:
         send.answered_with(response_dict["status_code"])
+        if isinstance(body := response_dict.get("body"), bytes):
+            send.raw = RawAnswer(Body(body), is_guarded=send.raw.is_guarded)
         if response_dict["status_code"] == 429:
             send.hear(429, response_dict["headers"])

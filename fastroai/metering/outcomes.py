@@ -18,7 +18,7 @@ from .retries import NOT_SENT_PHASES
 from .service_tiers import billed_service_tier
 from .usage_reading import sane_counts
 
-_MAYBE_BILLED = frozenset({408, 499, 504, 522, 524, 598, 599})
+_MAYBE_BILLED = frozenset({408, 499, 504, 520, 522, 524, 598, 599})
 """Statuses that say that somebody gave up waiting, and nothing about what the model did, or what
 will be billed for it: Azure bills for 408 (learn.microsoft.com, Azure OpenAI, manage costs).
 """

@@ -191,7 +191,7 @@ class Pricer:
 
     def _is_told_by_the_answer(self, model: Model) -> bool:
         url = endpoint(model)
-        if url and on_domain(url, "azure.com"):
+        if url and (on_domain(url, "azure.com") or on_domain(url, "azure-api.net")):
             return canonical_provider(model.system) in ("azure", "openai")
         return _states_bill(model)
 

@@ -24,11 +24,21 @@ class RawAnswer:
 
     Args:
         response: httpx's, of which only the headers need to have been received.
+        is_guarded: Whether a guardrail of Bedrock was asked to look at it.
     """
 
-    __slots__ = ("_documents", "_events", "_response", "_rest", "headers", "is_stream")
+    __slots__ = (
+        "_documents",
+        "_events",
+        "_response",
+        "_rest",
+        "headers",
+        "is_guarded",
+        "is_stream",
+    )
 
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: Any, *, is_guarded: bool = False) -> None:
+        self.is_guarded = is_guarded
         self.headers: Mapping[str, str] = response.headers
         self.is_stream = "event-stream" in response.headers.get("content-type", "")
         self._response = response
@@ -126,7 +136,13 @@ _USAGE_AT: Final = (
 
 def usages(raw: RawAnswer) -> list[Json]:
     """The usage objects of an answer, in their order."""
-    return [usage for document in raw.documents if (usage := _usage_in(document))]
+    return [usage for _, usage in usages_by_document(raw)]
+
+
+def usages_by_document(raw: RawAnswer) -> list[tuple[Json, Json]]:
+    """The usage objects of an answer, each after the document that it is in."""
+    found = ((document, _usage_in(document)) for document in raw.documents)
+    return [(document, usage) for document, usage in found if usage]
 
 
 def _usage_in(document: Json) -> Json | None:
@@ -145,6 +161,16 @@ def told_tier(raw: RawAnswer) -> str | None:
         if usage.get("speed") == "fast":
             return "fast-mode"
         if isinstance(tier := usage.get("service_tier"), str):
+            return tier
+    return None
+
+
+def told_tier_of_bedrock(raw: RawAnswer) -> str | None:
+    """The service tier that Bedrock says an answer had, which pydantic-ai does not keep."""
+    for document in raw.documents:
+        if count(document, "performanceConfig", "latency") == "optimized":
+            return "latency-optimized"
+        if isinstance(tier := count(document, "serviceTier", "type"), str):
             return tier
     return None
 

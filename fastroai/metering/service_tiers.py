@@ -12,7 +12,7 @@ from pydantic_ai.settings import ModelSettings
 
 from ..providers import canonical_provider
 from .models import merged, sends_setting
-from .raw_answers import NOT_SEEN, RawAnswer, told_tier
+from .raw_answers import NOT_SEEN, RawAnswer, told_tier, told_tier_of_bedrock
 
 _TRAFFIC_TYPES = {
     "ON_DEMAND": "default",
@@ -98,6 +98,9 @@ _ASKED_OF = {
 """By provider, how a model class sends a tier; the others do as OpenAI's does."""
 
 
+_TOLD = {"anthropic": told_tier, "aws": told_tier_of_bedrock}
+
+
 def billed_service_tier(
     provider: str, response: ModelResponse, asked: str | None, raw: RawAnswer = NOT_SEEN
 ) -> str | None:
@@ -107,7 +110,9 @@ def billed_service_tier(
     if (answered := _answered_service_tier(response)) is not None:
         return answered
     name = canonical_provider(provider)
-    told = told_tier(raw) if name == "anthropic" else None
+    told = _TOLD[name](raw) if name in _TOLD else None
+    if name == "aws" and told == "default":
+        return told
     if told not in (None, "standard"):
         return told
     return asked if name in _SILENT else None

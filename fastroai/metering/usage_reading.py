@@ -7,13 +7,13 @@ from copy import copy
 from operator import attrgetter, le
 from typing import Any, Final
 
-from pydantic_ai.messages import ModelResponse
+from pydantic_ai.messages import ModelResponse, ModelResponsePart, TextPart, ToolCallPart
 from pydantic_ai.usage import RequestUsage
 
 from ..pricing.token_counts import TokenCounts
 from ..providers import canonical_provider
 from .billed_tools import tool_calls
-from .raw_answers import Json, RawAnswer, usages
+from .raw_answers import Json, RawAnswer, count, items, usages, usages_by_document
 
 _COUNTS: Final = tuple(TokenCounts.__dataclass_fields__)
 _counts_of: Callable[[RequestUsage], tuple[Any, ...]] = attrgetter(*_COUNTS)
@@ -39,6 +39,8 @@ def read_usage(response: ModelResponse, raw: RawAnswer) -> RequestUsage:
     usage = _as_told(response, raw)
     usage = _with({**_misplaced(usage), **_whole_floats(usage)}, usage, response)
     _refuse_nonsense(usage)
+    if not usage.output_tokens and raw.documents and any(map(_has_words, response.parts)):
+        raise UnknownUsageError("The provider reported no output tokens, and answered words.")
     calls = tool_calls(response, raw).items()
     # As attributes, which is how RequestUsage carries what it has no field for.
     unlike = {name: n for name, n in calls if n and getattr(usage, name, None) != n}
@@ -50,7 +52,7 @@ def _as_told(response: ModelResponse, raw: RawAnswer) -> RequestUsage:
     if not told:
         return response.usage
     if "prompt_tokens" in told[-1]:
-        return _of_chat(response, told, raw.is_stream)
+        return _of_chat(response, raw)
     if "cache_creation_input_tokens" in told[0]:
         return _of_messages(response.usage, told)
     if "totalTokenCount" in told[-1]:
@@ -111,6 +113,10 @@ def _refuse_nonsense(usage: RequestUsage) -> None:
         )
 
 
+def _has_words(part: ModelResponsePart) -> bool:
+    return isinstance(part, TextPart | ToolCallPart) and part.has_content()
+
+
 def _tokens_in(details: Mapping[str, Any]) -> dict[str, Any]:
     return {name: n for name, n in details.items() if name.endswith("_tokens") and n is not None}
 
@@ -153,20 +159,20 @@ def _misplaced(usage: RequestUsage) -> dict[str, int]:
     return {"cache_read_tokens": cached} if cached else {}
 
 
-def _of_chat(response: ModelResponse, told: list[Json], is_stream: bool) -> RequestUsage:
+def _of_chat(response: ModelResponse, raw: RawAnswer) -> RequestUsage:
     """The usage of a chat completion; each of its chunks may tell it, and the total more than the
     parts.
     """
     usage = response.usage
-    counted = _counted_once(told)
+    counted = _counted_once(raw)
     if any(isinstance(counted.get(name), bool) for name in _TOTALS):
         raise UnknownUsageError(f"The provider reported no numbers of tokens: {dict(counted)!r}")
-    if is_stream and (len(told) > 1 or usage.unmeasured_requests):
+    if raw.is_stream and (len(raw.documents) > 1 or usage.unmeasured_requests):
         usage = _extracted(response, counted)
     return _with_the_total(response, usage, counted)
 
 
-def _counted_once(told: list[Json]) -> Json:
+def _counted_once(raw: RawAnswer) -> Json:
     """The usage of a stream of which several chunks tell it.
 
     A chunk repeats what the one before it told, or has more: then the last one counts. A count may
@@ -175,11 +181,20 @@ def _counted_once(told: list[Json]) -> Json:
     Raises:
         UnknownUsageError: Neither fits; the chunks may tell what each of them adds.
     """
-    counted = told[0]
-    for usage in told[1:]:
-        before, after = _totals(counted), _totals(usage)
-        if all(map(le, before.values(), after.values())):
+    counted: Json = {}
+    for document, usage in usages_by_document(raw):
+        if not counted:
             counted = usage
+            continue
+        before, after = _totals(counted), _totals(usage)
+        if _adds_the_same(document, counted, usage):
+            raise UnknownUsageError(
+                "The chunks of the stream tell the same usage while words come: it may be what "
+                "each of them adds."
+            )
+        if all(map(le, before.values(), after.values())):
+            # What only one of them tells, such as cached tokens, holds for all.
+            counted = {**counted, **{name: n for name, n in usage.items() if n is not None}}
         elif _are_apart(before, after):
             counted = {**counted, **usage, **{name: before[name] + after[name] for name in _TOTALS}}
         else:
@@ -187,6 +202,18 @@ def _counted_once(told: list[Json]) -> Json:
                 "The chunks of the stream tell different usage, of which none includes the others."
             )
     return counted
+
+
+def _adds_the_same(chunk: Json, before: Json, usage: Json) -> bool:
+    """Whether a chunk that is not the last one has words, and the usage of the one before it: a
+    usage of all until then would have grown.
+    """
+    if usage != before or not usage.get("completion_tokens"):
+        return False
+    return any(
+        count(choice, "delta", "content") and not choice.get("finish_reason")
+        for choice in items(chunk, "choices")
+    )
 
 
 def _totals(usage: Json) -> dict[str, float]:

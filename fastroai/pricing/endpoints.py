@@ -6,6 +6,7 @@ import re
 import socket
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from ..providers import host_and_port
@@ -34,6 +35,16 @@ def full_address(host: str) -> str:
         except OSError:
             return host
     return host
+
+
+_PLAN: Final = re.compile(r"https?://[^/]*(?:z\.ai|bigmodel\.cn)(?::\d+)?/api/coding(?:/|$)")
+
+
+def is_of_a_plan(url: str) -> bool:
+    """Whether a provider's endpoint is that of a subscription, which bills no token (docs.z.ai, GLM
+    Coding Plan).
+    """
+    return _PLAN.match(plain_url(url)) is not None
 
 
 @lru_cache(maxsize=1024)

@@ -98,8 +98,8 @@ def is_new_openai_model(model: str) -> bool | None:
 
 _VERTEX: Final = re.compile(r"(?:([a-z0-9-]+)-)?aiplatform(?:\.([a-z]+)\.rep)?\.googleapis\.com")
 _CLAUDE: Final = re.compile(r"claude-(?:[a-z]+-)?(\d+)(?:[.-](\d)(?!\d))?")
-_GEMINI: Final = re.compile(r"gemini-(?:[a-z]+-)*(\d+)()")
-_VERTEX_PREMIUM_FROM: Final = ((_CLAUDE, (4, 5)), (_GEMINI, (3, 0)))
+GEMINI: Final = re.compile(r"gemini-(?:[a-z]+-)*(\d+)()")
+_VERTEX_PREMIUM_FROM: Final = ((_CLAUDE, (4, 5)), (GEMINI, (3, 0)))
 
 
 def version_in(name: re.Pattern[str], model: str) -> tuple[int, int] | None:
@@ -138,4 +138,13 @@ def _aws(model: str, host: str) -> Decimal | str:
     return f"the price list has it for regions of the US, not for {at[1]}"
 
 
-_BY_HOST = {"aws": _aws, "google": _google, "openai": _openai}
+def _azure(_: str, host: str) -> Decimal | str:
+    """azure.microsoft.com, pricing by region: the clouds of the US government and of China have
+    price lists of their own.
+    """
+    if host.endswith((".azure.us", ".azure.cn")):
+        return f"the price list has it for Azure's public cloud, not for {host}"
+    return NONE
+
+
+_BY_HOST = {"aws": _aws, "azure": _azure, "google": _google, "openai": _openai}

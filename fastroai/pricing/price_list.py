@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UnknownModelPriceError
 from ..providers import DECISIONS, PROVIDERS, UNMETERED, host_and_port
-from .endpoints import is_own_host, is_private_endpoint, plain_url
+from .endpoints import is_of_a_plan, is_own_host, is_private_endpoint, on_domain, plain_url
 from .model_names import BEDROCK, ModelRef
 from .money import EXACT
 from .premiums import NONE, regional_factor
@@ -108,6 +108,16 @@ def list_price(
     raise refusals[0]  # that of the likeliest reading
 
 
+# Google's own models where its endpoints name them with their publisher.
+_PUBLISHER = re.compile(r"^(?:publishers/google/models/|google/|models/)(?=gemini-)")
+
+
+def listed_name(ref: ModelRef, url: str | None) -> str:
+    """What the list calls a model."""
+    is_googles = url is not None and on_domain(url, "googleapis.com")
+    return _PUBLISHER.sub("", ref.model) if is_googles else ref.model
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What is to be priced, of whichever model; `counts` is the usage as genai-prices reads it."""
@@ -166,7 +176,7 @@ class _Listed:
         where = where_listed(ref, url)
         place = where.get("provider_id"), where.get("provider_api_url")
         try:
-            found = price_list.snapshot.find_provider_model(ref.model, None, *place)
+            found = price_list.snapshot.find_provider_model(listed_name(ref, url), None, *place)
         except LookupError:
             raise _unlisted(ref, url, "the price list does not have it") from None
         self.provider, self.model = provider, model = found
@@ -328,6 +338,13 @@ def _is_own_model(provider: Provider, model: ModelInfo) -> bool:
     return any(own is model for own in provider.models)
 
 
+# On AWS what is deployed, imported, tuned or routed is billed otherwise than the model whose name
+# it may have in its own.
+_OWN_MODEL = re.compile(
+    r"(?:arn:)?aws[a-z-]*:bedrock:[^:]*:\d*:(?!foundation-model/|inference-profile/)"
+)
+
+
 def where_listed(ref: ModelRef, url: str | None) -> dict[str, str]:
     """The part of the price list that may be asked about a model, as keyword arguments of
     `calc_price`.
@@ -340,6 +357,8 @@ def where_listed(ref: ModelRef, url: str | None) -> dict[str, str]:
         url = plain_url(url)
     if ref.provider in UNMETERED:
         raise _unlisted(ref, url, f"{ref.provider} does not bill by token")
+    if _OWN_MODEL.match(ref.model):
+        raise _unlisted(ref, url, "the price list has no models of one's own, nor routers")
     # OpenAI and Google serve two price lists under one URL; only the provider's name tells them
     # apart.
     if url and ref.provider not in DECISIONS and _lists(None, url):
@@ -368,6 +387,8 @@ def _refuse_nobodys(ref: ModelRef, url: str) -> None:
     if is_private_endpoint(url):
         reason = "it is answered by a local or private endpoint"
         raise _unlisted(ref, url, f"{reason}, not named in FASTROAI_PROVIDER_HOSTS")
+    if is_of_a_plan(url):
+        raise _unlisted(ref, url, "that endpoint is of a subscription, which bills no token")
 
 
 def list_in_use() -> object:
