@@ -213,7 +213,8 @@ class MappedStepError(StepExecutionError):
 
 
 class RemoteItemError(FastroAIError):
-    """An item of a mapped step failed in another process, from which its error's text came back.
+    """A step, or an item of a mapped one, failed in another process, from which its error's text
+    came back; or that process was lost.
 
     Attributes:
         error_type: The name of the error's class there.

@@ -15,10 +15,12 @@ from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
+from prefect.task_runners import TaskRunner
 
 from ..leases.run_lease import only_execution
 from ..ledger.entries import Attribution
 from ..pipelines.config import Durable
+from ..pipelines.deps import DepsFactory
 from ..pipelines.plan import ExecutionPlan
 from ..pricing.price_file import with_readable_prices
 from ..redaction import redact
@@ -116,6 +118,9 @@ class PrefectExecutor(PlanExecutor):
         durable: As `StepConfig.durable`, for steps that don't say.
         spread: Has the items of mapped steps worked on by further runs of the deployment, which
             any worker of its pool takes. None: where the run is.
+        task_runner: A task runner of Prefect whose workers are processes, such as `DaskTaskRunner`:
+            has those steps run that `StepConfig.remote` says. None: all run where the run is.
+        deps_factory: Makes the deps of such steps where they are; one given to `to_flow` wins.
     """
 
     def __init__(
@@ -125,13 +130,19 @@ class PrefectExecutor(PlanExecutor):
         flow_config: Mapping[str, Any] | None = None,
         durable: Durable = "request",
         spread: Spread | None = None,
+        task_runner: TaskRunner[Any] | None = None,
+        deps_factory: DepsFactory | None = None,
     ) -> None:
         task_config = dict(default_task_config or {})
         # Resolved and probed before each run, like every other storage.
         of_tasks = task_config.pop("result_storage", None)
         storage = of_tasks if of_tasks is not None else result_storage
         flow_options = dict(flow_config or {})
-        self._options = PrefectOptions(storage, task_config, flow_options, durable, spread)
+        if task_runner is not None:
+            flow_options["task_runner"] = task_runner
+        self._options = PrefectOptions(
+            storage, task_config, flow_options, durable, spread, task_runner, deps_factory
+        )
 
     async def execute_plan(
         self,

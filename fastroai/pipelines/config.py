@@ -72,7 +72,10 @@ class StepConfig(metaclass=_RemembersGiven):
         durable: What is not paid for again when the step is tried again. `"request"`: each answered
             model request and each tool call that returned. `"step"`: nothing within it, only the
             finished step. None: as the executor, which says `"request"`.
-
+        remote: Whether a `PrefectExecutor` with a `task_runner` has that run the step, in another
+            process. True: yes, and it may ask models there. False: it is run where the run is.
+            None: plain functions go, to compute, and all else stays. Without a task runner it says
+            nothing.
         formerly: The step's id before it was renamed; on a `PipelineConfig`, the pipeline's name.
             Results that were stored under it are found. It is not inherited, and no step of the
             pipeline has it now.
@@ -98,6 +101,7 @@ class StepConfig(metaclass=_RemembersGiven):
     cache_scope: str | None = None
     budget: Budget | Sequence[Budget] | None = None
     optional: bool = False
+    remote: bool | None = None
     formerly: str | None = None
 
     def __post_init__(self) -> None:
@@ -183,6 +187,7 @@ _RULES: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("cost_budget", _is_count, "give a whole number >= 0 of 1e-6 USD, or None for no limit"),
     ("optional", _is_choice, "give True or False"),
     ("persist_result", _is_choice, "give True, False or None"),
+    ("remote", _is_choice, "give True, False or None"),
     ("durable", get_args(Durable).__contains__, "choose 'request' or 'step'"),
     ("trace", _is_choice, "give True or False"),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -319,3 +320,22 @@ async def booked_state(context: StepContext[Any]) -> StepState:
         context._state = await find_state(context._step_id)
         context._is_booked = True
     return context._state
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParts:
+    """What a context was made of, for who has the step run elsewhere.
+
+    Attributes:
+        outputs: Of the step's dependencies; of an item, what it is mapped over is among them.
+    """
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    item: Item | None
+    state: StepState
+
+    @classmethod
+    def of(cls, context: StepContext[Any]) -> ContextParts:
+        """The parts of a context within a run."""
+        return cls(context._inputs, dict(context._outputs), context._item, context._state)

@@ -43,6 +43,11 @@ class FunctionStep(BaseStep[Any, Any]):
         output = await anyio.to_thread.run_sync(self.function, context, abandon_on_cancel=True)
         return await output if inspect.isawaitable(output) else output
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its function is a plain one, which runs in a thread."""
+        return not self._is_async
+
     def __repr__(self) -> str:
         return f"<step {getattr(self.function, '__qualname__', self.function)!s}>"
 

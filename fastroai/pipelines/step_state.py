@@ -182,9 +182,13 @@ class StepState:
 
     def add_work_of(self, item: StepState) -> None:
         """Add what an item of a mapped step did to what the step did."""
+        self.add_work(item.tool_calls, item.processing_time_ms)
+
+    def add_work(self, tool_calls: int, processing_time_ms: int) -> None:
+        """Add what was done elsewhere for the step."""
         with self._lock:
-            self.tool_calls += item.tool_calls
-            self.processing_time_ms += item.processing_time_ms
+            self.tool_calls += tool_calls
+            self.processing_time_ms += processing_time_ms
 
     def scope_of(
         self, attribution: Attribution | None = None

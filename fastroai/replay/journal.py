@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -70,6 +71,25 @@ class Journal:
         before it was asked for.
         """
         self._counting = threading.Lock()  # two threads must not get the same place
+
+    @property
+    def step(self) -> str:
+        """Identity of the step within its run."""
+        return self._step
+
+    @property
+    def store(self) -> JournalStore | None:
+        """Where records are kept beyond this process."""
+        return self._store
+
+    @property
+    def records(self) -> dict[str, bytes]:
+        """What is known in this process, by place."""
+        return dict(self._known)
+
+    def learn(self, records: Mapping[str, bytes]) -> None:
+        """Know what another process has recorded, too."""
+        self._known.update(records)
 
     @property
     def is_durable(self) -> bool:

@@ -43,6 +43,7 @@ from .events import RunEvents
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
 from .paused_runs import raise_budgets
+from .remote_steps import send_steps
 from .run_scope import active_flow_run, was_run_before
 from .run_storage import describe_losses, open_storage
 from .server import wait_for_task_runs
@@ -63,6 +64,8 @@ async def run_in_flow(
     options: PrefectOptions,
     settings: FastroAISettings,
     held: Held | None = None,
+    *,
+    deps_factory: DepsFactory | None = None,
 ) -> ExecutionResult:
     """Run a plan's steps as tasks of the flow run that is active here.
 
@@ -70,6 +73,8 @@ async def run_in_flow(
         attribution: What the caller says of the run; the flow run adds what it knows.
         settings: As they were when the run began.
         held: The leases of this run and of those around it. None: those around it.
+        deps_factory: Makes the deps of steps that a task runner has worked on elsewhere. None: as
+            the options say.
 
     Raises:
         LedgerUnavailableError: The ledger can't be written, and must be; nothing was run.
@@ -107,6 +112,8 @@ async def run_in_flow(
             steps = StepTasks(
                 session, storage.by_step, options, artifacts, events, flow_run.id, url
             )
+            if options.task_runner is not None:
+                send_steps(steps.all, session, options, deps_factory, url)
             if options.spread is not None and plan.has_maps:
                 spread_items(options.spread, flow_run, steps.mapped, url)
             leave_budgets = listen(events.hear)
@@ -231,7 +238,14 @@ def build_flow(
                 attribution = Attribution(pipeline=pipeline.name)
                 with input_given_by_others(is_deployed()):
                     execution = await run_in_flow(
-                        pipeline.plan, validated, live, tracer, attribution, options, settings
+                        pipeline.plan,
+                        validated,
+                        live,
+                        tracer,
+                        attribution,
+                        options,
+                        settings,
+                        deps_factory=deps_factory,
                     )
             except StepExecutionError as error:
                 failure = pipeline.with_partial_result(error)

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect.task_runners import TaskRunner
+
 from ...pipelines.config import Durable
+from ...pipelines.deps import DepsFactory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class PrefectOptions:
         result_storage: Where results of steps go whose own configuration does not say; None: as the
             settings say.
         spread: How items of mapped steps are spread over other runs; None: they are not.
+        task_runner: Has steps run that are remote; None: none is.
+        deps_factory: Makes their deps there.
     """
 
     result_storage: Any = None
@@ -56,3 +61,5 @@ class PrefectOptions:
     flow_config: Mapping[str, Any] = field(default_factory=dict)
     durable: Durable = "request"
     spread: Spread | None = None
+    task_runner: TaskRunner[Any] | None = None
+    deps_factory: DepsFactory | None = None

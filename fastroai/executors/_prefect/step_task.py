@@ -73,6 +73,7 @@ class StepTask:
 
     Attributes:
         session: As given, like the scope, the storage, and whether it records requests.
+        runs: The step as it is run here: itself, or what has a worker run it.
         task: Its body is `execute`.
         identity: What tells this execution from others, once its dependencies have ended.
         output_digest: What identifies the output in the keys of its dependents.
@@ -93,7 +94,7 @@ class StepTask:
         records_requests: bool,
         ledger_url: str,
     ) -> None:
-        self.node = node
+        self.node = self.runs = node
         self.identity: StepIdentity | None = None
         self.output_digest = ""
         self.attempts = 0
@@ -151,7 +152,7 @@ class StepTask:
             state.journal = self._new_journal()
         try:
             with results_of_the_flow:
-                record = await run_step(self.session, self.node, self.attempts)
+                record = await run_step(self.session, self.runs, self.attempts)
             content, self.output_digest = self.stored_form(record)
         except BaseException as error:
             mask_secrets(error)

@@ -80,6 +80,11 @@ class StepTasks:
         self._ended: dict[str, tuple[str, int, tuple[LedgerEntry, ...]]] = {}
 
     @property
+    def all(self) -> list[StepTask]:
+        """The steps, every one behind those it depends on."""
+        return list(self._steps.values())
+
+    @property
     def mapped(self) -> list[MapTask]:
         """The mapped steps."""
         return [step for step in self._steps.values() if isinstance(step, MapTask)]
