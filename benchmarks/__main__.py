@@ -18,6 +18,7 @@ from . import (
     peer,
     prefect_path,
     resume,
+    shown_costs,
 )
 from .report import Section, document
 from .workers import HERE, progress
@@ -28,6 +29,7 @@ PARTS = (
     "import",
     "metering",
     "prefect",
+    "shown",
     "resume",
     "ledger",
     "budgets",
@@ -47,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         "import": lambda: [imports.measure(arguments.quick)],
         "metering": lambda: [metering.measure(arguments.quick)],
         "prefect": lambda: [prefect_path.measure(arguments.quick)],
+        "shown": lambda: [shown_costs.measure(arguments.quick)],
         "resume": lambda: resume.measure(arguments.quick),
         "ledger": lambda: [books.measure(arguments.quick)],
         "budgets": lambda: [budgets.measure(arguments.quick)],

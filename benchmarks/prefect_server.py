@@ -43,6 +43,10 @@ class Server:
             if (self._cpu_seconds() or 0.0) - before < 0.06:
                 return
 
+    def cpu_seconds(self) -> float:
+        """Processor time used so far; 0 where that can't be read."""
+        return self._cpu_seconds() or 0.0
+
     def _cpu_seconds(self) -> float | None:
         """Processor time used so far; None where there is no /proc."""
         try:

@@ -26,10 +26,12 @@ class RestartableServer:
 
     Args:
         home: Its `PREFECT_HOME`.
+        shows_ui: Whether it has its two UIs, at `/` and at `/v2`.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, shows_ui: bool = False) -> None:
         self._home = home
+        self._shows_ui = shows_ui
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = int(free.getsockname()[1])
         self._process: forked.Popen | None = None
@@ -54,7 +56,8 @@ class RestartableServer:
         environment |= IN_USED_HOME | {
             "PREFECT_HOME": str(self._home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_UI_ENABLED": "false",
+            "PREFECT_SERVER_UI_ENABLED": str(self._shows_ui).lower(),
+            "PREFECT_SERVER_UI_API_URL": self.url,
         }
         if not self._home.exists():
             used_home(self._home)
