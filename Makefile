@@ -1,19 +1,21 @@
-# make run · make test · make test-long · make test-latest · make lint · make bench · make up · make down · make server · make deploy · make worker · make clean
+# make run · make test · make test-long · make test-latest · make lint · make docs · make bench · make up · make down · make server · make deploy · make worker · make clean
 
 PYTHON ?= python3
 VENV ?= .venv
 FLOW ?= document_digest
 POOL := fastroai
 LATEST_VENV ?= .venv-latest
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LATEST := $(LATEST_VENV)/.installed
+DOCS_INSTALLED := $(DOCS_VENV)/.installed
 
 export DOCS
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test test-long test-latest lint bench up down server deploy worker install clean
+.PHONY: run test test-long test-latest lint docs bench up down server deploy worker install clean
 
 run: $(INSTALLED)  # FLOW=document_digest|licence_review|ticket_triage, DOCS=path or URI
 	@$(BIN)/fastroai run flows.$(FLOW):pipeline $(if $(DOCS),"documents=$$DOCS")
@@ -36,6 +38,9 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+
+docs: $(DOCS_INSTALLED)  # the site, into site/; every link and reference in it is checked
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 bench: $(INSTALLED)  # ONLY=ledger,metering: some of its parts; nothing is written to RESULTS.md then
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
@@ -78,5 +83,13 @@ $(LATEST): pyproject.toml
 	@$(LATEST_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E '^(prefect|pydantic-ai-slim|genai-prices) '
 	@touch $@
 
+# By the pip of the other, which knows dependency groups. What reads the sources needs none of what they import.
+$(DOCS_INSTALLED): pyproject.toml constraints.txt | $(INSTALLED)
+	@echo "Installing into $(DOCS_VENV) …"
+	@$(PYTHON) -m venv --without-pip $(DOCS_VENV)
+	@$(BIN)/python -m pip --python $(DOCS_VENV)/bin/python install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --group docs
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(LATEST_VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(LATEST_VENV) $(DOCS_VENV) site .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -36,6 +36,7 @@ class Shell:
     """A shell in a folder; it notes each command and how long it took."""
 
     folder: Path
+    home: Path
     path: str = os.environ["PATH"]
     variables: dict[str, str] = field(default_factory=dict)
     done: list[tuple[str, float]] = field(default_factory=list)
@@ -55,13 +56,16 @@ class Shell:
         return ran.stdout
 
     def environment(self) -> dict[str, str]:
-        # Nothing of these tests' own, as on a machine where nobody has set anything.
-        kept = {k: v for k, v in os.environ.items() if k in ("HOME", "LANG", "SSL_CERT_DIR")}
-        return kept | {"PATH": self.path} | self.variables
+        # Nothing of these tests' own, as on a machine where nobody has set or stored anything.
+        kept = {k: v for k, v in os.environ.items() if k in ("LANG", "SSL_CERT_DIR")}
+        home = self.home
+        home.mkdir(exist_ok=True)
+        return kept | {"PATH": self.path, "HOME": str(home)} | self.variables
 
     def report(self) -> str:
         lines = [f"{seconds:6.1f} s  {command}" for command, seconds in self.done]
-        return "\n".join([*lines, f"{sum(s for _, s in self.done):6.1f} s  together"])
+        together = sum(seconds for _, seconds in self.done)
+        return "\n".join([*lines, f"{together / 60:6.1f} min for {len(lines)} commands"])
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def test_only_with_pip_a_project_is_made_run_tested_deployed_and_ended(
     projects: Path, pip_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     pip_variables.pop("SSL_CERT_FILE", None)  # of these tests
-    shell = Shell(projects, variables=pip_variables)
+    shell = Shell(projects, projects / "home", variables=pip_variables)
     shell.run(f"{sys.executable} -m pip wheel -q --no-deps -w dist {REPOSITORY}")
     [wheel] = (projects / "dist").iterdir()
     shell.done.clear()
@@ -174,7 +178,7 @@ def check_gone(processes: list[Process], *ports: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_half_way_nothing_of_it_is_left_running(projects: Path, number: signal.Signals):
     python = f"PYTHONPATH={REPOSITORY} {sys.executable} -m fastroai"
-    shell = Shell(projects)
+    shell = Shell(projects, projects / "home")
     shell.run(f"{python} init demo")
     folder = StackFolder(projects / "demo")
     process = subprocess.Popen(

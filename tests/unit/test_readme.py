@@ -19,7 +19,7 @@ from tests.support import forked
 
 REPOSITORY = Path(__file__).parents[2]
 README = REPOSITORY / "README.md"
-PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [README, *sorted((REPOSITORY / "docs").rglob("*.md"))]
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
