@@ -39,6 +39,7 @@ from ._prefect.flow import (
 from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions, Spread
+from ._prefect.pool_templates import WantedPool
 from ._prefect.run_storage import probe_storage
 from ._prefect.server import check_server, configured_server, stop_retrying_if_silent
 from ._prefect.step_task import literal_name
@@ -82,6 +83,7 @@ __all__ = [
     "StoredBefore",
     "TrackedRun",
     "WantedAutomations",
+    "WantedPool",
     "bootstrap",
     "check_server",
     "client_at",

@@ -17,9 +17,18 @@ if TYPE_CHECKING:
 BOOTSTRAP_YAML = "deployments/bootstrap.yaml"
 
 
+class _Pool(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: str = "process"
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    secrets: dict[str, str] = Field(default_factory=dict)
+
+
 class _Content(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    work_pools: dict[str, _Pool] = Field(default_factory=dict)
     variables: dict[str, Any] = Field(default_factory=dict)
     concurrency_limits: dict[str, NonNegativeInt] = Field(default_factory=dict)
     secrets: dict[str, str] = Field(default_factory=dict)
@@ -32,12 +41,14 @@ def read_essentials(folder: Path) -> Essentials:
     Raises:
         ProjectError: One of both files can't be read.
     """
-    from ..executors.prefect import Essentials
+    from ..executors.prefect import Essentials, WantedPool
 
     content = _read(folder / BOOTSTRAP_YAML)
     environment = process_environment()
+    named = dict.fromkeys(pools_of(read_deployments(folder) or []), WantedPool())
+    described = {name: WantedPool(**dict(pool)) for name, pool in content.work_pools.items()}
     return Essentials(
-        pools=tuple(pools_of(read_deployments(folder) or [])),
+        pools=named | described,
         variables=content.variables,
         limits=content.concurrency_limits,
         secrets=content.secrets,

@@ -5,7 +5,7 @@ missing, changed where it differs, and otherwise left alone.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,9 @@ from prefect.client.schemas.actions import (
     WorkPoolUpdate,
 )
 from prefect.exceptions import ObjectNotFound
-from prefect.workers.process import ProcessWorker
 
 from ...errors import ProjectError
+from .pool_templates import WantedPool, completed, new_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Essentials:
     """What is to be there.
 
     Attributes:
-        pools: Names of work pools; those that are missing are made for workers that run processes.
+        pools: Work pools by name. One that is there keeps its type and what is not said of it.
         variables: Prefect's variables, by name.
         limits: Slots of global concurrency limits, by name.
         secrets: Names of Secret blocks, by the variable of the runs' environment that has the
@@ -38,7 +38,7 @@ class Essentials:
         values: Values of secrets, by that variable; one that is not here has to be on the server.
     """
 
-    pools: tuple[str, ...] = ()
+    pools: Mapping[str, WantedPool] = field(default_factory=dict)
     variables: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
@@ -141,47 +141,23 @@ async def _limits(client: PrefectClient, wanted: Essentials) -> AsyncIterator[Ch
 
 
 async def _pools(client: PrefectClient, wanted: Essentials) -> AsyncIterator[Change]:
-    for name in wanted.pools:
+    for name, pool in wanted.pools.items():
         what = f"work pool {name!r}"
         try:
             known = await client.read_work_pool(name)
         except ObjectNotFound:
-            template = with_secrets(ProcessWorker.get_default_base_job_template(), wanted.secrets)
-            new = WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
+            begun = await new_template(name, pool)
+            template = completed(name, begun, pool, wanted.secrets)
+            new = WorkPoolCreate(name=name, type=pool.type, base_job_template=template)
             yield Change("create", what, partial(client.create_work_pool, new))
             continue
-        template = with_secrets(known.base_job_template, wanted.secrets)
+        if pool.type != known.type and (pool.defaults or pool.secrets):
+            raise ProjectError(
+                f"Work pool {name!r} is of type {known.type!r}, not {pool.type!r}, and a pool's "
+                "type can't be changed. Use another name, or delete the pool."
+            )
+        as_known = replace(pool, type=known.type)
+        template = completed(name, known.base_job_template, as_known, wanted.secrets)
         if template != known.base_job_template:
             update = WorkPoolUpdate(base_job_template=template)
             yield Change("change", what, partial(client.update_work_pool, name, update))
-
-
-def with_secrets(template: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
-    """A work pool's template whose runs have the values of Secret blocks in their environment.
-
-    Only there: what prefect.yaml says of a block is put in its place when it is deployed, and the
-    value then stands in the deployment. The template's is read by workers, for each run.
-    """
-    if not secrets:
-        return dict(template)
-    configuration = template.get("job_configuration") or {}
-    variables = template.get("variables") or {}
-    known = configuration.get("env")
-    # In place of the text that stands for a deployment's own: workers put those beside a mapping's.
-    environment = dict(known) if isinstance(known, Mapping) else {}
-    # By way of a variable of the template, as a server lets none refer to a block by itself.
-    environment |= {variable: f"{{{{ {variable} }}}}" for variable in secrets}
-    properties = dict(variables.get("properties") or {}) | {
-        variable: {
-            "type": "string",
-            "title": variable,
-            "description": f"Of the runs' environment: the value of the Secret block {name!r}.",
-            "default": f"{{{{ prefect.blocks.secret.{name} }}}}",
-        }
-        for variable, name in secrets.items()
-    }
-    return {
-        **template,
-        "job_configuration": {**configuration, "env": environment},
-        "variables": {**variables, "properties": properties},
-    }
