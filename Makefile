@@ -17,8 +17,8 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: run test test-long test-latest lint docs bench up down server deploy worker install clean
 
-run: $(INSTALLED)  # FLOW=document_digest|licence_review|ticket_triage, DOCS=path or URI
-	@$(BIN)/fastroai run flows.$(FLOW):pipeline $(if $(DOCS),"documents=$$DOCS")
+run: $(INSTALLED)  # FLOW=document_digest|licence_review|ticket_triage, DOCS=path or URI, INPUT="field=value …"
+	@$(BIN)/fastroai run flows.$(FLOW):pipeline $(if $(DOCS),"documents=$$DOCS") $(INPUT)
 
 # Many tests wait for Prefect's server: four of them at once keep two cores busy. What one worker
 # or program compiled, others need not, whatever the shell says.

@@ -1,5 +1,5 @@
-"""From an empty folder with only pip to a scheduled run: `init`, `run`, `pytest`, `up`, `deploy`,
-`doctor`, `down`, as the new project's README says.
+"""From an empty folder with only pip to a scheduled run, as docs/tutorial.md says; and what is left
+of a stack that was stopped half way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +25,48 @@ from fastroai.kit.stack_state import StackFolder
 from tests.acceptance.conftest import REPOSITORY
 
 PATIENCE = 240.0
-QUESTION = 'question="When do parcels arrive?"'
+ENDED = "the command ended with "
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 
-@dataclass
 class Shell:
-    """A shell in a folder; it notes each command and how long it took."""
+    """A shell in a folder, on a machine where nobody has set or stored anything; it notes each
+    command and how long it took.
+    """
 
-    folder: Path
-    home: Path
-    path: str = os.environ["PATH"]
-    variables: dict[str, str] = field(default_factory=dict)
-    done: list[tuple[str, float]] = field(default_factory=list)
-
-    def run(self, command: str, *, code: int = 0) -> str:
-        started = time.monotonic()
-        ran = subprocess.run(
-            ["sh", "-c", command],
-            cwd=self.folder,
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.done: list[tuple[str, float]] = []
+        home = folder / "home"
+        home.mkdir()
+        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "SSL_CERT_DIR")}
+        self.environment = kept | {"HOME": str(home)} | variables
+        self._process = subprocess.Popen(
+            ["sh"],
+            cwd=folder,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
-        self.done.append((command, time.monotonic() - started))
-        assert ran.returncode == code, f"{command}\n{ran.stdout}\n{ran.stderr}"
-        return ran.stdout
 
-    def environment(self) -> dict[str, str]:
-        # Nothing of these tests' own, as on a machine where nobody has set or stored anything.
-        kept = {k: v for k, v in os.environ.items() if k in ("LANG", "SSL_CERT_DIR")}
-        home = self.home
-        home.mkdir(exist_ok=True)
-        return kept | {"PATH": self.path, "HOME": str(home)} | self.variables
+    def run(self, command: str, *, code: int = 0) -> str:
+        """What the command writes."""
+        written, read = self._process.stdin, self._process.stdout
+        assert written is not None
+        assert read is not None
+        started = time.monotonic()
+        written.write(f"{{ {command}\n}} </dev/null\nprintf '\\n{ENDED}%s\\n' $?\n")
+        written.flush()
+        lines: list[str] = []
+        while not (line := read.readline()).startswith(ENDED):
+            assert line, f"the shell ended at {command}\n{''.join(lines)}"
+            lines.append(line)
+        self.done.append((command, time.monotonic() - started))
+        said = "".join(lines)
+        assert int(line.removeprefix(ENDED)) == code, f"{command}\n{said}"
+        return said
 
     def report(self) -> str:
         lines = [f"{seconds:6.1f} s  {command}" for command, seconds in self.done]
@@ -83,60 +89,69 @@ def projects(tmp_path: Path) -> Iterator[Path]:
         down(state.parent)
 
 
-def test_only_with_pip_a_project_is_made_run_tested_deployed_and_ended(
-    projects: Path, pip_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_the_tutorial_leads_from_an_empty_folder_to_a_schedule(
+    projects: Path, pip_variables: dict[str, str]
 ):
     pip_variables.pop("SSL_CERT_FILE", None)  # of these tests
-    shell = Shell(projects, projects / "home", variables=pip_variables)
+    shell = Shell(projects, **pip_variables)
     shell.run(f"{sys.executable} -m pip wheel -q --no-deps -w dist {REPOSITORY}")
     [wheel] = (projects / "dist").iterdir()
     shell.done.clear()
-
-    shell.run(f"{sys.executable} -m venv venv")
-    shell.path = f"{projects / 'venv' / 'bin'}:{shell.path}"
     constraints = REPOSITORY / "constraints.txt"
-    shell.run(f"pip install -q --constraint {constraints} 'fastroai[local] @ file://{wheel}'")
-    shell.variables = {}
-    without_moto(shell)
-    shell.run("fastroai init demo")
-    shell.folder = projects / "demo"
-    assert "SIMULATED" in shell.run(f"fastroai run deployments.entrypoints:support {QUESTION}")
-    assert "3 passed" in shell.run("pytest -q")
+    local = f"-q --constraint {constraints} 'fastroai[local] @ file://{wheel}'"
+    commands = tutorial({"'fastroai[local]'": local, "--interval 60": "--interval 10"})
+    up = commands.index("fastroai up")
+    said = {command: shell.run(command) for command in commands[:up]}
+    [ran] = [text for command, text in said.items() if command.startswith("fastroai run ")]
+    assert "SIMULATED" in ran
+    assert "3 passed" in said["pytest"]
+    without_moto(shell, projects / "venv")
 
-    said = shell.run("fastroai up")
-    assert re.search(r"run +\S+: Completed, 0\.\d+ USD", said), said
-    assert "support/dev" in said
-    shell.run(". .fastroai/env && fastroai doctor")
-    shell.run(". .fastroai/env && prefect deploy --all")
-    state = StackFolder(shell.folder).read()
+    started = shell.run("fastroai up")
+    assert re.search(r"run +\S+: Completed, 0\.\d+ USD", started), started
+    assert "support/dev" in started
+    folder = StackFolder(projects / "demo")
+    state = folder.read()
     assert state is not None
     stored = objects(state.s3_url)
-
-    shell.run(". .fastroai/env && prefect deployment schedule create support/dev --interval 10")
+    said |= {command: shell.run(command) for command in commands[up + 1 : -1]}
+    assert "support/dev" in said["fastroai costs --by deployment"]
     run = scheduled_run(state.ui_url)
-    shell.run(". .fastroai/env && prefect deployment schedule clear support/dev --accept-yes")
+    shell.run("prefect deployment schedule clear support/dev --accept-yes")
     assert objects(state.s3_url) > stored
-    booked = shell.run(". .fastroai/env && fastroai costs --by run --json")
-    assert run["id"] in booked
+    assert run["id"] in shell.run("fastroai costs --by run --json")
     # Nobody works on those of the other environments.
-    failed = shell.run(". .fastroai/env && fastroai doctor", code=1)
+    failed = shell.run("fastroai doctor", code=1)
     assert failed.count("failed ") == 2
     assert "demo-production" in failed
 
     assert "It runs already" in shell.run("fastroai up")
-    assert StackFolder(shell.folder).read() == state
-    shell.run("fastroai down")
+    assert folder.read() == state
+    assert commands[-1] == "fastroai down"
+    shell.run(commands[-1])
     check_gone(list(state.processes), state.prefect_port, state.s3_port)
     print(f"\n{shell.report()}")  # noqa: T201  # the figures are the result of this test
 
 
-def without_moto(shell: Shell) -> None:
+def tutorial(instead: dict[str, str]) -> list[str]:
+    """The commands of docs/tutorial.md in their order, without remarks; some texts of them are
+    replaced.
+    """
+    text = (REPOSITORY / "docs" / "tutorial.md").read_text()
+    for written, meant in instead.items():
+        assert written in text
+        text = text.replace(written, meant)
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def without_moto(shell: Shell, venv: Path) -> None:
     """Without the extra, the first command that needs it says what to install."""
-    [moto] = shell.folder.glob("venv/lib/*/site-packages/moto")
+    [moto] = venv.glob("lib/*/site-packages/moto")
     hidden = moto.rename(moto.with_name("hidden-moto"))
-    said = shell.run("fastroai up 2>&1", code=1)
+    said = shell.run("fastroai up", code=1)
     assert "pip install 'fastroai[local]'" in said
-    assert not (shell.folder / ".fastroai").exists()
+    assert list(venv.parent.glob("demo/.fastroai")) == []
     hidden.rename(moto)
     shell.done.pop()
 
@@ -178,13 +193,13 @@ def check_gone(processes: list[Process], *ports: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_half_way_nothing_of_it_is_left_running(projects: Path, number: signal.Signals):
     python = f"PYTHONPATH={REPOSITORY} {sys.executable} -m fastroai"
-    shell = Shell(projects, projects / "home")
+    shell = Shell(projects)
     shell.run(f"{python} init demo")
     folder = StackFolder(projects / "demo")
     process = subprocess.Popen(
         [sys.executable, "-m", "fastroai", "up"],
         cwd=folder.project,
-        env=shell.environment() | {"PYTHONPATH": str(REPOSITORY)},
+        env=shell.environment | {"PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.PIPE,
         text=True,
     )

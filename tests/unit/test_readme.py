@@ -4,6 +4,7 @@ complete.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,8 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fastroai import errors
+from fastroai.cli import app
+from fastroai.kit.prefect_file import Deployment, read_deployments
 from fastroai.settings import FastroAISettings
 from tests.support import forked
 
@@ -98,9 +102,36 @@ def test_the_configuration_table_names_every_setting_and_no_other():
 
 
 @page
+def test_every_fastroai_command_is_one(page: Path):
+    """It is parsed as a whole, and not run."""
+    text = "".join(block for language in ("bash", "console") for block in blocks(page, language))
+    written = re.findall(r"(?:^|&& )(?:\$ |\.venv/bin/)?fastroai (.*?)(?:&&|$)", text, re.MULTILINE)
+    for command in written:
+        app.parse_args(shlex.split(command, comments=True), exit_on_error=False, print_error=False)
+    assert page != README or written
+
+
+@page
+def test_every_yaml_and_json_file_can_be_read(page: Path):
+    for text in blocks(page, "yaml"):
+        assert yaml.safe_load(text)
+    for text in blocks(page, "json"):
+        assert json.loads(text)
+
+
+@page
 def test_every_variable_that_is_named_is_a_setting(page: Path):
     known = {f"FASTROAI_{name.upper()}" for name in FastroAISettings.model_fields}
     assert set(re.findall(r"\bFASTROAI_[A-Z0-9_]*[A-Z0-9]", page.read_text())) <= known
+
+
+def test_a_deployment_of_the_environments_page_is_a_flow_in_an_environment(tmp_path: Path):
+    [text] = blocks(REPOSITORY / "docs" / "how-to" / "environments.md", "yaml")
+    (tmp_path / "prefect.yaml").write_text(text)
+    entrypoint = "deployments/entrypoints.py:support"
+    assert read_deployments(tmp_path) == [Deployment("production", entrypoint, "demo-production")]
+    [deployment] = yaml.safe_load(text)["deployments"]
+    assert deployment["schedules"] == [{"cron": "0 6 * * 1-5", "timezone": "Europe/Berlin"}]
 
 
 def test_every_error_in_the_table_exists():
