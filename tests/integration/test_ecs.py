@@ -138,7 +138,8 @@ async def test_the_pool_of_the_page_is_made_once_and_starts_tasks_with_the_right
     [overrides] = task["overrides"]["containerOverrides"]
     given = {one["name"]: one["value"] for one in overrides["environment"]}
     assert given["PREFECT__FLOW_RUN_ID"] == str(run.id)
-    assert given["FASTROAI_UNPRICED"] == "fail"
+    assert given["FASTROAI_UNPRICED"] == "fail"  # the deployment's, beside the pool's
+    assert given["FASTROAI_RESULT_STORAGE"] == "s3://demo-results/results"
     assert SENTINEL not in json.dumps([task, definition], default=str)
 
 
