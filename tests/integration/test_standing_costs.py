@@ -34,6 +34,7 @@ from fastroai.ledger.recent import EndedRun
 from fastroai.ledger.store import open_store
 from fastroai.settings import load_settings
 from fastroai.usage import EntryState, Ledger, LedgerEntry
+from tests.integration.read_back import everything_stored
 from tests.support.ledger_entries import charged
 from tests.support.models import COST, counted_agent
 from tests.support.prefect_proxy import ArtifactProxy
@@ -138,6 +139,31 @@ async def test_a_server_that_takes_no_artifact_is_warned_of_and_nothing_is_raise
     assert len(messages) == 1
     assert "standing costs" in messages[0]
     assert proxy.passed == 0
+
+
+async def test_a_secret_among_tags_names_and_errors_of_a_run_is_nowhere_on_the_server(
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = "sentinel-of-the-shop-4c21"
+    monkeypatch.setenv("SHOP_API_KEY", secret)
+    monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+
+    @step
+    async def tells(context: StepContext[Any]) -> str:
+        await context.run(context.deps, secret)
+        raise ValueError(f"refused with {secret}")
+
+    name = f"planted {uuid4().hex[:6]}"
+    planted: Pipeline[Any, Any, str] = Pipeline(name, {"t": tells}, executor="prefect")
+    agent, _ = counted_agent()
+    with pytest.raises(StepExecutionError) as failure:
+        await planted.execute({"key": secret}, agent, tags={"customer": secret})
+    assert failure.value.partial_result is not None
+    run_id = failure.value.partial_result.run_id
+    assert run_id is not None
+    [written] = await versions(standing_key(name))
+    assert "customer=\\*\\*\\*" in str(written.data)
+    assert secret not in await everything_stored(run_id)
 
 
 def test_no_table_of_a_run_or_step_has_the_key_of_a_standing_artifact() -> None:
