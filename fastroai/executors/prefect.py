@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -41,7 +41,12 @@ from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions, Spread
 from ._prefect.pool_templates import WantedPool
 from ._prefect.run_storage import probe_storage
-from ._prefect.server import check_server, configured_server, stop_retrying_if_silent
+from ._prefect.server import (
+    answering_server,
+    check_server,
+    configured_server,
+    stop_retrying_if_silent,
+)
 from ._prefect.step_task import literal_name
 from ._prefect.work_pools import (
     EndedRun,
@@ -191,14 +196,15 @@ class PrefectExecutor(PlanExecutor):
             finally:
                 await stop_retrying_if_silent()
 
-        if FlowRunContext.get() is None:
-            await check_server()
-            await report_own_ended_runs(settings)
+        is_nested = FlowRunContext.get() is not None
         named = {} if run_key is None else {"flow_run_name": literal_name(run_key)}
         options = flow_options_of(name, plan, named | dict(self._options.flow_config))
         flow = Flow(run_pipeline, **options)
-        async with only_execution(name, run_key, settings, leases_around()) as held:
-            failure = await _run_to_its_end(flow, name)
+        async with nullcontext() if is_nested else answering_server():
+            if not is_nested:
+                await report_own_ended_runs(settings)
+            async with only_execution(name, run_key, settings, leases_around()) as held:
+                failure = await _run_to_its_end(flow, name)
         return _result(name, ended[-1] if ended else None, failure)
 
     def build_flow(

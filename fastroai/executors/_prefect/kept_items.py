@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -67,10 +68,10 @@ class KeptItems:
 
     async def open(self) -> None:
         """See `ItemStore.open`."""
-        for folder in self.folders:
-            await folder.records.open()
-        if self.requests is not None:
-            await self.requests.records.open()
+        await asyncio.gather(*(items.records.open() for items in self._all()))
+
+    def _all(self) -> list[ItemsOf]:
+        return [*self.folders, *([] if self.requests is None else [self.requests])]
 
     async def find(self, item: Item) -> ItemRecord | None:
         """See `ItemStore.find`."""
@@ -131,7 +132,5 @@ class KeptItems:
 
     async def close(self) -> None:
         """See `ItemStore.close`."""
-        for folder in self.folders:
-            await folder.records.close()
-        if self.requests is not None:
-            await self.requests.records.close()
+        for items in self._all():
+            await items.records.close()

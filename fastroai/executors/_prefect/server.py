@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 from uuid import UUID
 
 from anyio import fail_after
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
-from prefect.context import SettingsContext, get_settings_context
+from prefect.context import (
+    AsyncClientContext,
+    SettingsContext,
+    SyncClientContext,
+    get_settings_context,
+)
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
@@ -51,26 +58,48 @@ def configured_server() -> str:
 
 
 async def check_server() -> None:
+    """Find out whether a server answers; see `answering_server`."""
+    async with answering_server():
+        pass
+
+
+@asynccontextmanager
+async def answering_server() -> AsyncIterator[None]:
     """Find out whether a server answers, before anything is run or spent; start a temporary one
-    where none is set.
+    where none is set. While this is open, all calls of it go by one client.
 
     Raises:
         ExecutorUnavailableError: None does. Names the URL, the cause and the ways out.
     """
-    url = PREFECT_API_URL.value()
+    url: str | None = PREFECT_API_URL.value()
     if not url:
         await start_temporary_server()
-        return
-    try:
-        async with asyncio.timeout(CHECK_SECONDS), get_client() as client:
-            await client.api_version()
-    except Exception as error:
-        raise ExecutorUnavailableError(
-            f"No Prefect server answers at PREFECT_API_URL={redact(repr(url))} "
-            f"({type(error).__name__}: {redact(str(error))}). Nothing was run or spent. Start one "
-            f"with `{server_command()}`, correct the URL, or run in process with "
-            "FASTROAI_EXECUTOR=memory."
-        ) from error
+    # Prefect makes four clients for a flow run, and each reads the certificates of all authorities:
+    # some 100 ms, and in vain where there is no TLS.
+    is_plain = not url or url.startswith("http:")
+    settings = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)} if is_plain else None
+    async with AsyncExitStack() as clients:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                context = _for_all(AsyncClientContext(settings))
+                await clients.enter_async_context(context)
+                if url:
+                    await context.client.api_version()
+        except Exception as error:
+            raise ExecutorUnavailableError(
+                f"No Prefect server answers at PREFECT_API_URL={redact(repr(url))} "
+                f"({type(error).__name__}: {redact(str(error))}). Nothing was run or spent. Start "
+                f"one with `{server_command()}`, correct the URL, or run in process with "
+                "FASTROAI_EXECUTOR=memory."
+            ) from error
+        clients.enter_context(_for_all(SyncClientContext(settings)))
+        yield
+
+
+def _for_all(context: Any) -> Any:
+    """Have Prefect take a context's client also where it asks for one of no special settings."""
+    context._httpx_settings = None
+    return context
 
 
 async def stop_retrying_if_silent() -> None:
