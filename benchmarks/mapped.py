@@ -7,8 +7,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -25,28 +27,50 @@ MAX_MEGABYTES = 300
 ANSWER_SECONDS = 0.3
 
 
+Figures = dict[tuple[str, int], list[float]]
+"""By what was measured and how many items, seconds per item in each round."""
+
+WAYS = {
+    "mapped": ("mapped", "answer", "prefect"),
+    "hand": ("handwritten", "answer", "prefect"),
+    "agents": ("agents", "answer", "memory"),
+    "memory": ("mapped", "nothing", "memory"),
+}
+LABELS = {
+    "mapped": "mapped step, Prefect and S3",
+    "hand": "`task.map`, Prefect and S3",
+    "agents": "`Agent.run` alone",
+    "memory": "mapped step, memory",
+}
+AT_ONCE = {
+    "mapped step under Prefect": ("mapped", "ask", "prefect"),
+    "plain steps in memory": ("steps", "ask", "memory"),
+    "pydantic-ai's Agent.run": ("agents", "ask", "memory"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How many items there are of each measurement.
 
     Attributes:
-        rounds: How often those are taken that are compared.
-        hand: Of the hand-written flow: more make its server unstable.
+        rounds: How often those are taken that are compared; what has most items is taken once.
+        hand: Of the hand-written flow; two thousand make its server unstable.
         few, many: Between which growth is measured.
         waiting: Under way at once.
         large: Of 100 kB.
     """
 
     rounds: int
-    hand: int
+    hand: tuple[int, int]
     few: int
     many: int
     waiting: int
     large: int
 
 
-WHOLE = Sizes(rounds=3, hand=500, few=100, many=10_000, waiting=1_000, large=10_000)
-QUICK = Sizes(rounds=1, hand=300, few=100, many=2_000, waiting=300, large=1_500)
+WHOLE = Sizes(rounds=3, hand=(150, 500), few=100, many=10_000, waiting=1_000, large=10_000)
+QUICK = Sizes(rounds=1, hand=(50, 150), few=50, many=1_000, waiting=300, large=1_500)
 
 
 def measure(quick: bool) -> list[Section]:
@@ -62,55 +86,44 @@ def measure(quick: bool) -> list[Section]:
         env = server.env | s3 | provider
         local = {**env, "FASTROAI_RESULT_STORAGE": folder}
         return [
-            _engine(server, env, sizes),
+            _per_item(_engine(server, env, sizes), sizes),
             _at_once(server, local, sizes),
-            _large(env, sizes),
+            _large(local, sizes),
         ]
 
 
-def _engine(server: Server, env: Mapping[str, str], sizes: Sizes) -> Section:
+def _engine(server: Server, env: Mapping[str, str], sizes: Sizes) -> Figures:
     """The engine's own time."""
-    progress("mapped: per item")
     with ExitStack() as stack:
-        asked: dict[str, Worker] = {}
-        for name, arguments in {
-            "mapped": ("mapped", "answer", "prefect"),
-            "hand": ("handwritten", "answer", "prefect"),
-            "agents": ("agents", "answer", "memory"),
-            "memory": ("mapped", "nothing", "memory"),
-        }.items():
-            asked[name] = stack.enter_context(Worker("mapped_worker.py", *arguments, env=env))
-
-        def seconds(name: str, items: int) -> Callable[[], float]:
-            def run() -> float:
-                server.settle()
-                return float(asked[name].ask(items=items)["seconds"]) / items
-
-            return run
-
-        measures = {
-            ("mapped", sizes.few): seconds("mapped", sizes.few),
-            ("mapped", sizes.hand): seconds("mapped", sizes.hand),
-            ("hand", sizes.hand): seconds("hand", sizes.hand),
-            ("agents", sizes.hand): seconds("agents", sizes.hand),
-            ("mapped", sizes.many): seconds("mapped", sizes.many),
-            ("memory", sizes.many): seconds("memory", sizes.many),
+        workers = {
+            name: stack.enter_context(Worker("mapped_worker.py", *arguments, env=env))
+            for name, arguments in WAYS.items()
         }
-        for name in asked:
-            seconds(name, 10)()
-        figures = interleaved(measures, sizes.rounds)
-    agents = figures["agents", sizes.hand]
-    mapped, hand = (
-        [whole - agent for whole, agent in zip(figures[name, sizes.hand], agents, strict=True)]
-        for name in ("mapped", "hand")
-    )
-    growth = paired_ratio(figures["mapped", sizes.many], figures["mapped", sizes.few])
+
+        def seconds(name: str, items: int) -> float:
+            server.settle()
+            return float(workers[name].ask(items=items)["seconds"]) / items
+
+        def measured(rounds: int, *subjects: tuple[str, int]) -> Figures:
+            progress(f"mapped: per item, {', '.join(f'{name} {n:,}' for name, n in subjects)}")
+            return interleaved({each: partial(seconds, *each) for each in subjects}, rounds)
+
+        for name in workers:
+            seconds(name, 10)
+        few, more = sizes.hand
+        often = (("hand", few), ("mapped", few), ("agents", few))
+        return (
+            measured(sizes.rounds, *often, ("mapped", sizes.few), ("memory", sizes.many))
+            | measured(1, ("hand", more), ("mapped", more), ("agents", more))
+            | measured(1, ("mapped", sizes.many))
+        )
+
+
+def _per_item(figures: Figures, sizes: Sizes) -> Section:
+    beside = {items: _beside_by_hand(figures, items) for items in sizes.hand}
+    growth = figures["mapped", sizes.many][0] / median(figures["mapped", sizes.few])
     in_memory = median(figures["memory", sizes.many]) * 1e6
-    labels = {
-        "mapped": "mapped step, Prefect and S3",
-        "hand": "`task.map`, Prefect and S3",
-        "agents": "`Agent.run` alone",
-    }
+    spread = ", ".join(f"{ratio:.3f}" for ratio in beside[sizes.hand[0]])
     return Section(
         title="Mapped steps: ms per item",
         method=(
@@ -119,23 +132,31 @@ def _engine(server: Server, env: Mapping[str, str], sizes: Sizes) -> Section:
             "SQLite ledger. The hand-written flow maps a task that keeps its result over the same "
             "items. What `Agent.run` takes alone is no time of the engine's, and taken off before "
             "both are compared. In memory an item does nothing. Median of "
-            f"{sizes.rounds} interleaved rounds."
+            f"{sizes.rounds} interleaved rounds; the largest of each are measured once."
         ),
         header=["what, items", "median, ms", "fastest, ms", "slowest, ms"],
         rows=[
-            [f"{labels.get(name, 'mapped step, memory')}, {items:,}", *_milliseconds(values)]
+            [f"{LABELS[name]}, {items:,}", *_milliseconds(values)]
             for (name, items), values in figures.items()
         ],
         verdicts=[
-            Verdict(
-                f"per item beside `task.map`, {sizes.hand:,}",
-                paired_ratio(mapped, hand),
-                MAX_HANDWRITTEN_RATIO,
+            *(
+                Verdict(
+                    f"per item beside `task.map`, {items:,}", median(ratios), MAX_HANDWRITTEN_RATIO
+                )
+                for items, ratios in beside.items()
             ),
             Verdict(f"growth from {sizes.few:,} to {sizes.many:,}", growth, MAX_GROWTH),
             Verdict("µs per item in memory", in_memory, MAX_MICROSECONDS),
         ],
+        notes=[f"Beside `task.map` of {sizes.hand[0]:,} items, in each round: {spread}."],
     )
+
+
+def _beside_by_hand(figures: Figures, items: int) -> list[float]:
+    """Our own time by that of the hand-written flow, in each round."""
+    ways = (figures[name, items] for name in ("mapped", "hand", "agents"))
+    return [(ours - agent) / (theirs - agent) for ours, theirs, agent in zip(*ways, strict=True)]
 
 
 def _milliseconds(values: list[float]) -> list[str]:
@@ -145,71 +166,72 @@ def _milliseconds(values: list[float]) -> list[str]:
 def _at_once(server: Server, env: Mapping[str, str], sizes: Sizes) -> Section:
     """A thousand items that wait for a provider."""
     progress("mapped: items at once")
-    subjects = {
-        "mapped step under Prefect": ("mapped", "ask", "prefect"),
-        "plain steps under Prefect": ("steps", "ask", "prefect"),
-        "plain steps in memory": ("steps", "ask", "memory"),
-        "pydantic-ai's Agent.run": ("agents", "ask", "memory"),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    kilobytes: dict[str, list[float]] = {name: [] for name in subjects}
+    seconds: dict[str, list[float]] = {name: [] for name in AT_ONCE}
+    kilobytes: dict[str, list[float]] = {name: [] for name in AT_ONCE}
     for _ in range(sizes.rounds):
-        for name, arguments in subjects.items():
+        for name, arguments in AT_ONCE.items():
             server.settle()
             with Worker("mapped_worker.py", *arguments, env=env) as worker:
                 worker.ask(items=20)
                 figures = worker.ask(items=sizes.waiting)
             seconds[name].append(figures["seconds"])
             kilobytes[name].append(figures["bytes"] / sizes.waiting / 1024)
-    ours, *others = subjects
-    theirs = others[-1]
+    ours, steps, theirs = AT_ONCE
+    memory = paired_ratio(kilobytes[ours], kilobytes[theirs])
     return Section(
         title=f"Mapped steps: {sizes.waiting:,} items at once",
         method=(
             f"Each asks a provider on loopback, through OpenAI's client, that answers after "
-            f"{ANSWER_SECONDS:g} s. Under Prefect each request is booked in a SQLite ledger and "
-            "its answer recorded in a folder. Memory is the most that the process had beyond what "
-            f"it had before, divided by the items. Median of {sizes.rounds} rounds, each in a "
-            "process of its own."
+            f"{ANSWER_SECONDS:g} s. Each request of ours is booked in a SQLite ledger, and under "
+            "Prefect its answer is recorded in a folder. Under Prefect plain steps take many times "
+            "as long, a task run each, and are not shown. Memory is the most that the process had "
+            f"beyond what it had before, divided by the items. Median of {sizes.rounds} rounds, "
+            "each in a process of its own."
         ),
-        header=["what", "seconds", "kB per item"],
+        header=["what", "seconds", "fastest", "slowest", "kB per item", "least", "most"],
         rows=[
-            [name, f"{median(seconds[name]):.2f}", f"{median(kilobytes[name]):.0f}"]
-            for name in subjects
+            [
+                name,
+                *(f"{statistic(seconds[name]):.2f}" for statistic in (median, min, max)),
+                *(f"{statistic(kilobytes[name]):.0f}" for statistic in (median, min, max)),
+            ]
+            for name in AT_ONCE
         ],
         verdicts=[
-            Verdict(f"time beside {other}", paired_ratio(seconds[ours], seconds[other]), MAX_BESIDE)
-            for other in (others[0], theirs)
-        ]
-        + [
-            Verdict(
-                f"memory beside {theirs}",
-                paired_ratio(kilobytes[ours], kilobytes[theirs]),
-                MAX_MEMORY_RATIO,
-            )
+            *(
+                Verdict(
+                    f"time beside {other}", paired_ratio(seconds[ours], seconds[other]), MAX_BESIDE
+                )
+                for other in (steps, theirs)
+            ),
+            Verdict(f"memory beside {theirs}", memory, MAX_MEMORY_RATIO),
         ],
     )
 
 
 def _large(env: Mapping[str, str], sizes: Sizes) -> Section:
     """Items of 100 kB, streamed."""
-    megabytes = {}
-    for executor in ("memory", "prefect"):
-        progress(f"mapped: large items, {executor}")
+    progress("mapped: large items")
+
+    def megabytes(executor: str) -> float:
         with Worker("mapped_worker.py", "mapped", "carry", executor, env=env) as worker:
             worker.ask(items=10)
-            megabytes[executor] = worker.ask(items=sizes.large)["bytes"] / 1e6
+            return float(worker.ask(items=sizes.large)["bytes"]) / 1e6
+
+    executors = ("memory", "prefect")
+    with ThreadPoolExecutor() as pool:  # nothing is timed
+        most = dict(zip(executors, pool.map(megabytes, executors), strict=True))
     return Section(
         title=f"Mapped steps: peak memory of {sizes.large:,} items of 100 kB",
         method=(
-            "They come from an asynchronous iterator, and each gives its 100 kB back as output. "
-            "The most memory that the process had beyond what it had before."
+            "They come from an asynchronous iterator, and each gives its 100 kB back as output, "
+            "which under Prefect is kept in a folder. The most memory that the process had beyond "
+            "what it had before."
         ),
         header=["executor", "MB"],
-        rows=[[executor, f"{value:.0f}"] for executor, value in megabytes.items()],
+        rows=[[executor, f"{value:.0f}"] for executor, value in most.items()],
         verdicts=[
-            Verdict(f"MB, {executor}", value, MAX_MEGABYTES)
-            for executor, value in megabytes.items()
+            Verdict(f"MB, {executor}", value, MAX_MEGABYTES) for executor, value in most.items()
         ],
     )
 

@@ -61,7 +61,7 @@ def step_of(work: str) -> Any:
 def mapped(work: str, executor: str) -> Run:
     each = step_of(work)
 
-    @step
+    @step(cache_policy="off", persist_result=False)  # a stream can't be kept
     async def read(context: StepContext[int]) -> AsyncIterator[Any]:
         async def items() -> AsyncIterator[Any]:
             for number in range(context.deps):

@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
 
-from fastroai import Pipeline, StepContext, step
+from fastroai import Pipeline, PipelineConfig, StepContext, step
 from tests.integration.models import CountingModel
 from tests.integration.read_back import read_run, table
 
@@ -103,3 +103,36 @@ async def test_what_failed_is_listed_with_its_errors_and_without_secrets() -> No
     assert "a1B2a1B2" not in str(listed.data)
     assert rows[-1]["item"] == "2 more"
     assert "1002 items failed" in str(listed.description)
+
+
+async def test_what_is_answered_after_the_first_failure_is_in_the_cost_table() -> None:
+    sent, may_answer = asyncio.Event(), asyncio.Event()
+    left: list[asyncio.Task[Any]] = []
+
+    async def answer_late(prompt: str) -> str:
+        sent.set()
+        await may_answer.wait()
+        return "late"
+
+    agent = CountingModel(answer_late).agent()
+
+    @step
+    async def ask(context: StepContext[Any]) -> str:
+        left.append(asyncio.create_task(context.run(agent, "a")))
+        await sent.wait()
+        raise ValueError("does not wait for its answer")
+
+    @step
+    async def beside(context: StepContext[Any]) -> None:
+        await once(lambda: artifacts("failures-leaving--each"))
+        may_answer.set()
+        await asyncio.wait(left)
+
+    steps = {"each": ask.map(over="xs", key=str), "beside": beside}
+    config = PipelineConfig(on_error="continue")
+    pipeline = Pipeline("leaving", steps, output_step="beside", config=config, executor="prefect")
+    await pipeline.execute({"xs": ["a"]})
+    for key, column, name in (("leaving--each", "item", "a"), ("leaving", "step", "each")):
+        [costs] = await once(lambda key=key: artifacts(f"costs-{key}"))
+        [row] = [row for row in table(costs) if row[column] == name]
+        assert (row["state"], row["requests"], row["cost_usd"]) == ("failed", 1, "0.00045")

@@ -27,6 +27,7 @@ from pydantic_core import to_jsonable_python
 from ...budgets import Account, Budget, BudgetState, Limit
 from ...ledger.aggregation import totals_of, with_unknown
 from ...ledger.entries import EntryState, LedgerEntry, total_usd
+from ...pipelines.item_outputs import ItemOutputs
 from ...redaction import redact
 from ...retries import Backoff, retry
 from .table_layout import laid_out
@@ -79,14 +80,12 @@ def step_rows(entries: Sequence[LedgerEntry]) -> list[Row]:
     ]
 
 
-def item_rows(
-    entries: Sequence[LedgerEntry], errors: Mapping[str, BaseException], items: int
-) -> list[Row]:
+def item_rows(entries: Sequence[LedgerEntry], outputs: ItemOutputs, items: int) -> list[Row]:
     """Rows of a mapped step's table, which add up to what it cost: the dearest items, all that
     failed, the others as one.
 
     Args:
-        errors: What failed items raised, by their keys.
+        outputs: What came of them.
         items: How many there are.
     """
     of_items: dict[str, list[LedgerEntry]] = {}
@@ -94,17 +93,23 @@ def item_rows(
         of_items.setdefault(entry.attribution.item or "", []).append(entry)
     of_step = of_items.pop("", [])
     dearest = sorted(of_items, key=lambda key: total_usd(of_items[key]), reverse=True)[:DEAREST]
-    shown = [*dict.fromkeys((*dearest, *list(errors)[:MOST_FAILURES]))]
+    shown = [*dict.fromkeys((*dearest, *list(outputs.errors)[:MOST_FAILURES]))]
     rows: list[Row] = []
     for key in shown:
-        state = "failed" if key in errors else "completed"
-        rows.append({"item": key, "state": state} | vars(_Costs.of(of_items.pop(key, []))))
+        costs = vars(_Costs.of(of_items.pop(key, [])))
+        rows.append({"item": key, "state": _ending(outputs, key)} | costs)
     rest = [entry for group in of_items.values() for entry in group]
     if items > len(shown):
         rows.append(_folded(f"{items - len(shown):,} others", rest))
     if of_step:
         rows.append(_folded("none", of_step))
     return rows
+
+
+def _ending(outputs: ItemOutputs, key: str) -> str:
+    if key in outputs.errors:
+        return "failed"
+    return "completed" if key in outputs else "broken off"
 
 
 def _folded(item: str, entries: Sequence[LedgerEntry]) -> Row:

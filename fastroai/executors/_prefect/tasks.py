@@ -11,8 +11,8 @@ from prefect.logging import get_run_logger
 from prefect.utilities.annotations import quote
 
 from ...budgets import BudgetState
+from ...budgets.budget import is_in_flight
 from ...errors import ResultStorageError
-from ...ledger.entries import LedgerEntry
 from ...pipelines.plan import PlannedStep
 from ..protocol import StepRecord
 from ..scheduler import is_left_out
@@ -77,7 +77,8 @@ class StepTasks:
                 ledger_url,
             )
         self._begun: list[StepTask] = []
-        self._ended: dict[str, tuple[str, int, tuple[LedgerEntry, ...]]] = {}
+        self._ended: dict[str, tuple[str, int]] = {}
+        self._untold: list[StepTask] = []
 
     @property
     def all(self) -> list[StepTask]:
@@ -115,21 +116,22 @@ class StepTasks:
             state = "skipped" if is_left_out(node, error) else "failed"
             raise
         finally:
-            recorder = self._session.recorder
-            entries = recorder.of_step(node.step_id)
-            unmetered = recorder.unmetered.get(node.step_id, {})
-            attempts = 1 if state == "replayed" else step.attempts
-            self._ended[node.step_id] = (state, attempts, entries)
-            # Of a step that asked nothing there is nothing to tell; its row is in the run's table.
-            if entries or unmetered:
-                self._tell_costs(step, unmetered)
+            self._ended[node.step_id] = (state, 1 if state == "replayed" else step.attempts)
+            if any(map(is_in_flight, self._session.recorder.of_step(node.step_id))):
+                self._untold.append(step)  # its code has left it, which costs nevertheless
+            else:
+                self._tell_costs(step)
             if node.is_mapped:
                 self._tell_failures(step)
 
-    def _tell_costs(self, step: StepTask, unmetered: Mapping[str, int]) -> None:
+    def _tell_costs(self, step: StepTask) -> None:
         """Write the table of a step that has ended, and emit its event."""
-        step_id = step.node.step_id
-        state, attempts, entries = self._ended[step_id]
+        step_id, recorder = step.node.step_id, self._session.recorder
+        entries, unmetered = recorder.of_step(step_id), recorder.unmetered.get(step_id, {})
+        # Of a step that asked nothing there is nothing to tell; its row is in the run's table.
+        if not entries and not unmetered:
+            return
+        state, attempts = self._ended[step_id]
         if entries:
             self._log.info("Step %r %s: %s", step_id, state, cost_line(entries))
         if state != "replayed":
@@ -138,7 +140,7 @@ class StepTasks:
         told: int | None = attempts
         if step.node.is_mapped:
             shared, told = self._session.map_state(step_id), None
-            rows = item_rows(entries, shared.outputs.errors, shared.progress.started)
+            rows = item_rows(entries, shared.outputs, shared.progress.started)
             state = f"{state}, {shared.progress.in_words()}"
         self._artifacts.add(
             artifact_key(self._session.name, step_id),
@@ -211,15 +213,16 @@ class StepTasks:
         Args:
             standing: The standing budgets that it counts in.
         """
-        rows = {
-            step_id: self._ended.get(step_id, ("not run", 0, ()))
-            for step_id in self._session.plan.steps
-        }
-        for step_id in not_stored:
-            state, attempts, entries = rows[step_id]
-            rows[step_id] = (f"{state}, not stored", attempts, entries)
-        losses = f" · **not stored**: {', '.join(not_stored)}" if not_stored else ""
+        for step in self._untold:
+            self._tell_costs(step)
         recorder = self._session.recorder
+        rows = {}
+        for step_id in self._session.plan.steps:
+            state, attempts = self._ended.get(step_id, ("not run", 0))
+            if step_id in not_stored:
+                state += ", not stored"
+            rows[step_id] = (state, attempts, recorder.of_step(step_id))
+        losses = f" · **not stored**: {', '.join(not_stored)}" if not_stored else ""
         self._events.run_ended(recorder.entries)
         if recorder.entries:
             self._log.info("Run of %r: %s", self._session.name, cost_line(recorder.entries))
