@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -21,6 +15,7 @@ import anyio
 
 from ..budgets import Limit, RunLimits
 from ..budgets.budget import is_in_flight
+from ..collectors import Collector
 from ..errors import StepExecutionError, is_pause
 from ..leases.run_lease import Held
 from ..ledger.entries import Attribution, LedgerEntry
@@ -48,23 +43,13 @@ METRICS = ("request_count", "replayed_count", "input_tokens", "output_tokens", "
 """What the spans of a run and of its steps report."""
 
 
+_recorders: Collector[RequestRecorder] = Collector("fastroai_recorders")
+
 # A run that is cancelled returns and raises nothing that could carry its entries.
-_recorders: ContextVar[list[RequestRecorder] | None] = ContextVar(
-    "fastroai_recorders", default=None
-)
-
-
-@contextmanager
-def recorders_of_runs() -> Iterator[list[RequestRecorder]]:
-    """The recorders of the runs that start in this context, for what is spent even if they are
-    cancelled.
-    """
-    recorders: list[RequestRecorder] = []
-    token = _recorders.set(recorders)
-    try:
-        yield recorders
-    finally:
-        _recorders.reset(token)
+recorders_of_runs = _recorders.collected
+"""The recorders of the runs that start in a context, for what is spent even if they are
+cancelled.
+"""
 
 
 class RunSession(RunBooks):
@@ -113,9 +98,7 @@ class RunSession(RunBooks):
         self.cheaper_model = plan.config.cheaper_model
         self.is_planned = True
         self._began_before = began_before
-        recorders = _recorders.get()
-        if recorders is not None:
-            recorders.append(recorder)
+        _recorders.add(recorder)
         self.plan = plan
         self.inputs = inputs
         self.deps = deps

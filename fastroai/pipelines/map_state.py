@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..collectors import Collector
 from ..ledger.entries import LedgerEntry
 from ..rate_limits.turns import Waiting
 from ..replay.journal import Journal
@@ -201,25 +200,10 @@ class MapState:
         self.outputs.codec = self.codec
 
 
-# Ambient, because who watches a run does not start its steps.
-_watched: ContextVar[list[MapProgress] | None] = ContextVar("fastroai_watched_maps", default=None)
+_maps: Collector[MapProgress] = Collector("fastroai_watched_maps")
 
+watched_maps = _maps.collected
+"""The progress of each mapped step that starts in a context, in the order of their starts."""
 
-@contextmanager
-def watched_maps() -> Iterator[list[MapProgress]]:
-    """The progress of each mapped step that starts in this context, in the order of their
-    starts.
-    """
-    progress: list[MapProgress] = []
-    token = _watched.set(progress)
-    try:
-        yield progress
-    finally:
-        _watched.reset(token)
-
-
-def watch(progress: MapProgress) -> None:
-    """Show a mapped step to whoever watches."""
-    watched = _watched.get()
-    if watched is not None:
-        watched.append(progress)
+watch = _maps.add
+"""Show a mapped step to whoever watches."""

@@ -19,13 +19,11 @@ from ...replay.chunked_records import GATHERING_SECONDS, ChunkedRecords
 from ...serialization.canonical_json import digest
 from ...settings import CachePolicyName
 from ..protocol import StepRecord
-from ..session import RunSession
 from .caching import StepIdentity, digest_or_unique, former_identities
 from .kept_items import ItemsOf, KeptItems
 from .results import StoredStep
-from .run_scope import RunScope
 from .run_storage import StepStorage
-from .step_task import FIELD_OF_OPTION, StepTask, literal_name
+from .step_task import FIELD_OF_OPTION, RunOfTasks, StepTask, literal_name
 
 OF_ITEMS = FIELD_OF_OPTION | {"timeout_seconds": "timeout"}
 """Options of `prefect.task` that hold for each item, and which field of its configuration says the
@@ -51,18 +49,12 @@ class MapTask(StepTask):
     spread: Callable[[MapTask, MapState, KeptItems], None] | None = None
 
     def __init__(
-        self,
-        session: RunSession,
-        node: PlannedStep,
-        scope: RunScope,
-        storage: StepStorage,
-        defaults: Mapping[str, Any],
-        records_requests: bool,
-        ledger_url: str,
+        self, run: RunOfTasks, node: PlannedStep, storage: StepStorage, records_requests: bool
     ) -> None:
+        defaults = run.defaults
         whole = {option: value for option, value in defaults.items() if option not in OF_ITEMS}
         of_items = replace(node, config=with_options(node.config, defaults))
-        super().__init__(session, of_items, scope, storage, whole, False, ledger_url)
+        super().__init__(replace(run, defaults=whole), of_items, storage, False)
         self._records_requests_of_items = records_requests
 
     async def execute(self, identity: dict[str, Any]) -> StoredStep | None:

@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -60,19 +61,32 @@ FIELD_OF_OPTION = {
 """Which field of a step's configuration wins over an option of `prefect.task`."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunOfTasks:
+    """What all tasks of a run have in common.
+
+    Attributes:
+        scope: Under what their results are found again.
+        defaults: The executor's task options, which hold where a step gives none itself.
+        ledger_url: Where the run's requests are booked.
+    """
+
+    session: RunSession
+    scope: RunScope
+    defaults: Mapping[str, Any]
+    ledger_url: str
+
+
 class StepTask:
     """A step of one run.
 
     Args:
-        session: The run.
-        scope: Under what its results are found again.
         storage: Where the step's result is kept.
-        defaults: The executor's task options, which hold where the step gives none itself.
         records_requests: Whether an answered request is not sent again when the step is.
-        ledger_url: Where the run's requests are booked.
 
     Attributes:
-        session: As given, like the scope, the storage, and whether it records requests.
+        session: The run.
+        scope: Under what its results are found again.
         runs: The step as it is run here: itself, or what has a worker run it.
         task: Its body is `execute`.
         identity: What tells this execution from others, once its dependencies have ended.
@@ -85,14 +99,7 @@ class StepTask:
     """
 
     def __init__(
-        self,
-        session: RunSession,
-        node: PlannedStep,
-        scope: RunScope,
-        storage: StepStorage,
-        defaults: Mapping[str, Any],
-        records_requests: bool,
-        ledger_url: str,
+        self, run: RunOfTasks, node: PlannedStep, storage: StepStorage, records_requests: bool
     ) -> None:
         self.node = self.runs = node
         self.identity: StepIdentity | None = None
@@ -102,11 +109,11 @@ class StepTask:
         self.error: BaseException | None = None
         self.state: State[Any] | None = None
         self.task_run_id: UUID | None = None
-        self.session = session
-        self.scope = scope
+        self.session = session = run.session
+        self.scope = scope = run.scope
         self.storage = storage
         self.records_requests = records_requests
-        self._ledger_url = ledger_url
+        self._ledger_url = run.ledger_url
         self._codec = StepCodec.of(node.step_id, node.step)
         config = node.whole
         delays = range(1, min(config.retries, MAX_RETRY_DELAYS) + 1)
@@ -121,7 +128,7 @@ class StepTask:
             "task_run_name": literal_name(node.step_id),
         }
         given: set[str] = config.__dict__.get("_given", set())
-        for option, value in defaults.items():
+        for option, value in run.defaults.items():
             if FIELD_OF_OPTION.get(option) not in given:
                 options[option] = value
         policy = resolve_cache_policy(options["cache_policy"], session.settings.cache_policy, scope)

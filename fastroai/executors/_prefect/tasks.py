@@ -37,7 +37,7 @@ from .options import PrefectOptions
 from .progress_artifact import ProgressArtifact
 from .run_scope import run_scope
 from .run_storage import StepStorage
-from .step_task import StepTask
+from .step_task import RunOfTasks, StepTask
 
 
 class StepTasks:
@@ -64,18 +64,12 @@ class StepTasks:
         self._log = get_run_logger()
         self._inputs_digest = digest_or_unique(dict(session.inputs))
         scope = run_scope(session.name, self._inputs_digest, session.identity.run_key)
+        run = RunOfTasks(session, scope, options.default_task_config, ledger_url)
         self._steps: dict[str, StepTask] = {}
         for step_id, node in session.plan.steps.items():
             made_of = MapTask if node.is_mapped else StepTask
-            self._steps[step_id] = made_of(
-                session,
-                node,
-                scope,
-                storages[step_id],
-                options.default_task_config,
-                (node.config.durable or options.durable) == "request",
-                ledger_url,
-            )
+            records_requests = (node.config.durable or options.durable) == "request"
+            self._steps[step_id] = made_of(run, node, storages[step_id], records_requests)
         self._begun: list[StepTask] = []
         self._ended: dict[str, tuple[str, int]] = {}
         self._untold: list[StepTask] = []
