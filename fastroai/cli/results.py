@@ -40,21 +40,24 @@ def show(
     step: Annotated[str, Parameter(name="STEP")],
     /,
     *,
+    item: str | None = None,
     storage: str | None = None,
 ) -> None:
-    """Show the record that a step of a run stored.
+    """Show the record that a step of a run stored; of a mapped step, those of its items.
 
     As JSON: output, ledger entries, usage, attempts. It is shown only when a run would use it: its
-    signature is valid, and made with FASTROAI_RESULT_SECRET.
+    signature is valid, and made with FASTROAI_RESULT_SECRET. Of a mapped step whose items other
+    runs may use, what these have left is shown, too.
 
     Args:
         run: Id or name of the flow run.
         step: Id of the step.
+        item: Key of the one item of a mapped step that is shown; default: all.
         storage: As FASTROAI_RESULT_STORAGE; default: that variable.
     """
     from ..executors.stored_results import read_stored_result
 
-    found = asyncio.run(read_stored_result(run, step, storage=storage))
+    found = asyncio.run(read_stored_result(run, step, storage=storage, item=item))
     sys.stderr.write(
         f"{found.step_id} of {found.run_name} ({found.run_id}), {found.state}: {found.location}\n"
     )

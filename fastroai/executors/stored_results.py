@@ -22,8 +22,12 @@ async def read_stored_result(
     *,
     storage: object = None,
     pipeline: Pipeline[Any, Any, Any] | None = None,
+    item: str | None = None,
 ) -> StoredResult:
-    """Find and read the result that a step of a run stored.
+    """Find and read the result that a step of a run stored; of a mapped step, its items.
+
+    With `cache_policy="inputs"` these are all that the run could use, those that others have left
+    included.
 
     Args:
         run: Id or name of the flow run.
@@ -31,6 +35,7 @@ async def read_stored_result(
         storage: Where it is, as `FASTROAI_RESULT_STORAGE`. None: as the settings say; a local
             record is found anyway.
         pipeline: Decodes the output by the type that its step declares.
+        item: Key of the one item that is read.
 
     Raises:
         ResultStorageError: No such run or step, nothing stored, or a record that is not valid.
@@ -39,7 +44,7 @@ async def read_stored_result(
     from ._prefect.inspection import read_stored_result
 
     return await read_stored_result(
-        run, step_id, settings=load_settings(), storage=storage, pipeline=pipeline
+        run, step_id, settings=load_settings(), storage=storage, pipeline=pipeline, item=item
     )
 
 

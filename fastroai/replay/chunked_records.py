@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -181,6 +181,27 @@ class ChunkedRecords:
         # One of many that wait for it may be cancelled.
         return await asyncio.shield(reading)
 
+    async def contents(self) -> AsyncGenerator[bytes]:
+        """What there is of each key, of those that were found.
+
+        Raises:
+            ResultStorageError: It can't be read now.
+        """
+        for name in sorted(set(self._name_of.values())):
+            try:
+                found = await self._latest_in(name)
+            except FileNotFoundError:
+                continue  # pruned meanwhile
+            except Exception as error:
+                raise self._unreadable(error) from error
+            for text in found.values():
+                yield text.encode()
+
+    async def _latest_in(self, name: str) -> dict[str, str]:
+        """The records in a chunk of which there are no later ones."""
+        records = await self._records(name)
+        return {key: text for key, text in records.items() if self._name_of[_digest(key)] == name}
+
     async def _records_of(self, name: str) -> Mapping[str, str]:
         try:
             content = await self.store.read(f"{ITEMS}/{name}")
@@ -286,9 +307,7 @@ class ChunkedRecords:
         for group in _groups(names, self._sizes):
             records: dict[str, str] = {}
             for name in group:
-                for key, text in (await self._records(name)).items():
-                    if self._name_of[_digest(key)] == name:  # and there is no later one
-                        records[key] = text
+                records |= await self._latest_in(name)
             merged = f"{group[-1].rpartition('-')[0]}-{uuid4().hex}"
             if not await self.store.write(f"{ITEMS}/{merged}", _chunk_of(records), None):
                 return

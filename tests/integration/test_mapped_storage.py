@@ -5,6 +5,7 @@ names and configurations; what was answered is not asked again.
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -381,6 +382,29 @@ async def test_costs_are_listed_by_item(capsys: pytest.CaptureFixture[str]) -> N
     await asyncio.to_thread(main, ["costs", "--by", "item", "--run", str(result.run_id)])
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines() if line[:2].strip() in LETTERS] == LETTERS
+
+
+async def test_the_items_that_a_run_kept_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    async def fail_at_d(prompt: str) -> str:
+        if prompt == "d":
+            raise RuntimeError("no")
+        return f"answer:{prompt}"
+
+    pipeline = letters(CountingModel(fail_at_d), key=str, max_concurrency=1)
+    with pytest.raises(StepExecutionError) as failed:
+        await run(pipeline)
+    assert failed.value.partial_result is not None
+    show = ["results", "show", str(failed.value.partial_result.run_id), "each"]
+    await asyncio.to_thread(main, show)
+    items = json.loads(capsys.readouterr().out)["items"]
+    assert {key: kept["output"] for key, kept in items.items()} == {
+        letter: {"codec": "json", "value": f"answer:{letter}"} for letter in "abc"
+    }
+    await asyncio.to_thread(main, [*show, "--item", "b"])
+    [entry] = json.loads(capsys.readouterr().out)["entries"]
+    assert entry["attribution"]["item"] == "b"
+    assert await asyncio.to_thread(main, [*show, "--item", "d"]) != 0
+    assert "Nothing is kept of an item 'd'" in capsys.readouterr().err
 
 
 async def test_a_budget_of_each_item_bounds_no_map_whose_items_nobody_knows() -> None:

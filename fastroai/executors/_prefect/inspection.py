@@ -27,6 +27,7 @@ from ...serialization.strict_json import loads_strictly
 from ...settings import FastroAISettings
 from ...storage.result_store import ResultStore
 from ..step_codec import StepCodec
+from .kept_items import stored_items
 from .results import StoredStep, decode_record
 from .run_storage import StepStorage, open_store
 from .server import have_server
@@ -50,8 +51,9 @@ class StoredResult:
         state: Name of the state of its task: `Completed`, `Cached`, ….
         location: The storage, and the record's name in it.
         content: The record as JSON: its format, output, ledger entries, usage, attempts, duration.
+            Of a mapped step, the record of the item that was asked for, or `items` by their keys.
         record: The record decoded by the types that the pipeline declares; None where no pipeline
-            was given.
+            was given, and of a mapped step.
     """
 
     run_id: str
@@ -70,15 +72,20 @@ async def read_stored_result(
     settings: FastroAISettings,
     storage: object = None,
     pipeline: Pipeline[Any, Any, Any] | None = None,
+    item: str | None = None,
 ) -> StoredResult:
     """See `fastroai.executors.stored_results.read_stored_result`."""
     await have_server()
     async with get_client() as client:
         flow_run = await find_flow_run(client, run)
         task_run = await find_task_run(client, flow_run, step_id)
-    location, content = await Records(settings, storage).of(task_run)
+    records = Records(settings, storage)
+    stored = None if storage_key_of(task_run.state) else await records.of_items(task_run, item)
+    location, content = stored or await records.of(task_run)
+    if item is not None and stored is None:
+        raise ResultStorageError(f"Step '{step_id}' is not mapped: it has no item {item!r}.")
     record = None
-    if pipeline is not None:
+    if pipeline is not None and stored is None:
         node = pipeline.plan.steps.get(step_id)
         if node is None:
             raise ResultStorageError(f"Pipeline {pipeline.name!r} has no step '{step_id}'.")
@@ -112,18 +119,42 @@ class Records:
         if key is None:
             raise ResultStorageError(
                 f"Step '{task_run.name}' of run {task_run.flow_run_id} stored no result: its task "
-                f"is {task_run.state_name or 'new'}. Of a mapped step the items are stored, each "
-                "by itself, which are not shown here."
+                f"is {task_run.state_name or 'new'}."
             )
-        storage = self.storage
-        if storage is None:
-            storage = self.settings.result_storage
-            if Path(key).is_absolute():  # a local folder, whatever the settings say by now
-                storage, key = Path(key).parent, Path(key).name
+        storage = self._chosen()
+        if self.storage is None and Path(key).is_absolute():
+            # a local folder, whatever the settings say by now
+            storage, key = Path(key).parent, Path(key).name
         store = await self._store_at(storage)
         location = f"{store.described}, {key}"
         step_storage = StepStorage(store=store, step_id=task_run.name)
         return location, await read_content(step_storage, key, location)
+
+    async def of_items(
+        self, task_run: TaskRun, item: str | None
+    ) -> tuple[str, dict[str, Any]] | None:
+        """Where the items of a mapped step are, and what is kept of them, or of one; None where
+        none are.
+
+        Raises:
+            ResultStorageError: They can't be read, or the one is not there.
+        """
+        store = await self._store_at(self._chosen())
+        found = await stored_items(store, task_run.flow_run_id, task_run.name)
+        if found is None:
+            return None
+        items = {key: stored.model_dump(mode="json") for key, stored in found.items()}
+        if item is None:
+            return store.described, {"items": items}
+        if item not in items:
+            raise ResultStorageError(
+                f"Nothing is kept of an item {item!r} of step '{task_run.name}': it was not "
+                f"finished, or has another key. There are {len(items):,} others."
+            )
+        return store.described, items[item]
+
+    def _chosen(self) -> object:
+        return self.settings.result_storage if self.storage is None else self.storage
 
     async def _store_at(self, storage: object) -> ResultStore:
         name = str(storage)

@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
@@ -16,14 +18,23 @@ from ...ledger.entries import LedgerEntry
 from ...pipelines.map_state import OVER, Item, ItemRecord
 from ...replay.chunked_records import ChunkedRecords
 from ...replay.journal import Journal
+from ...serialization.canonical_json import digest
+from ...storage.result_store import ResultStore
 from .caching import digest_of_input, digest_or_unique
+
+PLACE = "place"
 
 
 class StoredItem(BaseModel):
-    """What is stored of an item; anything else that is found is a miss."""
+    """What is stored of an item; anything else that is found is a miss.
+
+    Attributes:
+        item: Its key, for people; empty of those that were stored before keys were.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
+    item: str = ""
     output: Any
     entries: tuple[LedgerEntry, ...]
     reads: dict[str, str]
@@ -57,6 +68,7 @@ class KeptItems:
         inputs: The run's input.
         source: Gives all that is mapped over.
         expiration: How long a finished item may be used again.
+        place: Where it is noted under what the run's items are found; None: nowhere.
     """
 
     folders: Sequence[ItemsOf]
@@ -64,14 +76,18 @@ class KeptItems:
     inputs: Mapping[str, Any]
     source: Callable[[], Any]
     expiration: timedelta | None = None
+    place: ChunkedRecords | None = None
     _digests: dict[str, str] = field(default_factory=dict)
 
     async def open(self) -> None:
         """See `ItemStore.open`."""
-        await asyncio.gather(*(items.records.open() for items in self._all()))
+        await asyncio.gather(*(records.open() for records in self._all()))
+        if self.place is not None:
+            self.place.add(PLACE, self.folders[0].base.encode())
 
-    def _all(self) -> list[ItemsOf]:
-        return [*self.folders, *([] if self.requests is None else [self.requests])]
+    def _all(self) -> list[ChunkedRecords]:
+        of_items = [items.records for items in (*self.folders, self.requests) if items is not None]
+        return [*of_items, *([] if self.place is None else [self.place])]
 
     async def find(self, item: Item) -> ItemRecord | None:
         """See `ItemStore.find`."""
@@ -100,6 +116,7 @@ class KeptItems:
     async def keep(self, item: Item, record: ItemRecord) -> None:
         """See `ItemStore.keep`."""
         stored = StoredItem(
+            item=item.key,
             output=None,
             entries=record.entries,
             reads=dict(record.reads),
@@ -132,5 +149,34 @@ class KeptItems:
 
     async def close(self) -> None:
         """See `ItemStore.close`."""
-        for items in self._all():
-            await items.records.close()
+        for records in self._all():
+            await records.close()
+
+
+def place_of(store: ResultStore, flow_run_id: object, step_id: str) -> ChunkedRecords:
+    """Where it is noted under what the items of a step of a run are found."""
+    subject = digest(["items of", str(flow_run_id), step_id])[:32]
+    return ChunkedRecords(store, subject, is_empty=True)
+
+
+async def stored_items(
+    store: ResultStore, flow_run_id: object, step_id: str
+) -> dict[str, StoredItem] | None:
+    """What is kept of the items that a step of a run could use, by their keys; of two of one key,
+    the later one. None where nothing was noted of them.
+
+    Raises:
+        ResultStorageError: It can't be read now.
+    """
+    place = place_of(store, flow_run_id, step_id)
+    await place.look()
+    if (base := await place.read(PLACE)) is None:
+        return None
+    records = ChunkedRecords(store, base.decode()[:32])
+    await records.look()
+    found: list[StoredItem] = []
+    async with aclosing(records.contents()) as contents:
+        async for content in contents:
+            with suppress(ValidationError, RecursionError):  # of another version
+                found.append(StoredItem.model_validate_json(content))
+    return {stored.item: stored for stored in sorted(found, key=attrgetter("stored_at"))}

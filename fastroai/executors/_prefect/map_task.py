@@ -20,8 +20,9 @@ from ...serialization.canonical_json import digest
 from ...settings import CachePolicyName
 from ..protocol import StepRecord
 from .caching import StepIdentity, digest_or_unique, former_identities
-from .kept_items import ItemsOf, KeptItems
+from .kept_items import ItemsOf, KeptItems, place_of
 from .results import StoredStep
+from .run_scope import active_flow_run
 from .run_storage import StepStorage
 from .step_task import FIELD_OF_OPTION, RunOfTasks, StepTask, literal_name
 
@@ -76,6 +77,7 @@ class MapTask(StepTask):
         if policy == "off" or self.node.config.persist_result is False:
             return
         scope, store, step_id = self.scope, self.storage.store, self.node.step_id
+        flow_run = active_flow_run()
         run = scope.text if policy == "run" else None
         is_empty = policy == "run" and not scope.may_have_results
         gathering = gathering_seconds(self._records_requests_of_items)
@@ -95,6 +97,7 @@ class MapTask(StepTask):
             inputs=self.session.inputs,
             source=self._source,
             expiration=expiration(self.node.config),
+            place=place_of(store, flow_run.id, step_id) if flow_run is not None else None,
         )
         if self.spread is not None:
             self.spread(self, shared, kept)
