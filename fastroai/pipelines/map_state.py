@@ -66,6 +66,14 @@ class ItemStore(Protocol):
         """
         ...
 
+    async def room(self) -> None:
+        """Wait while too much of what is kept could not be written yet.
+
+        Raises:
+            ResultStorageError: It can't be.
+        """
+        ...
+
     async def find(self, item: Item) -> ItemRecord | None:
         """An item that was finished before, by the same code and of the same content."""
         ...

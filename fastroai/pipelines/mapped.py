@@ -221,6 +221,8 @@ class _Mapping:
             async with aclosing(self._items(source)) as items:
                 async for item in items:
                     await slots.acquire()
+                    if self._shared.store is not None:
+                        await self._shared.store.room()
                     if self._ends_with is not None:
                         return
                     self._progress.started += 1

@@ -38,6 +38,9 @@ CANT_BE_READ = (
 
 KEPT_BYTES = 64 * 1024 * 1024
 """Records of earlier runs that are kept in the process because they could not be written."""
+WAITING_BYTES = 64 * 1024 * 1024
+"""Records that may wait in the process before whoever makes many has to wait, too."""
+LOOK_SECONDS = 0.1
 
 
 @dataclass(eq=False)
@@ -199,6 +202,31 @@ class ResultStore:
             return False
         self._waiting.pop(name, None)
         return True
+
+    async def room(self) -> None:
+        """Wait while very much waits to be written, which would fill the memory in the end.
+
+        Raises:
+            ResultStorageError: It could not be written for as long as is tried.
+        """
+        began: float | None = None
+        while (size := self._waiting_bytes()) > WAITING_BYTES:
+            described = f"{size / 1e6:,.1f} MB of results can't be written to {self.described}"
+            cause = _described(self._failure)
+            if began is None:
+                began = self._clock()
+                logger.warning("%s now: %s. Nothing more is begun until it is.", described, cause)
+                self.retry()
+            elif self._clock() - began > self._retry_seconds:
+                raise ResultStorageError(
+                    f"{described}: {cause}. They wait in this process, and nothing more was begun. "
+                    "Run again when the storage answers, or give it more time "
+                    "(FASTROAI_RESULT_RETRY_SECONDS)."
+                ) from self._failure
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _waiting_bytes(self) -> int:
+        return sum(len(unwritten.content) for unwritten in self._waiting.values())
 
     def retry(self) -> None:
         """Begin to write what waits, beside the run."""

@@ -96,4 +96,4 @@ async def test_of_tickets_in_s3_only_those_that_are_new_or_had_failed_are_asked_
     assert "60 of 60 items done (58 replayed)" in str(stored.artifact("triaged").description)
     items = (await read_stored_result(str(second.run_id), "triaged")).content["items"]
     assert items.keys() == {row["id"] for row in rows}
-    assert items["T-8"]["output"]["category"] == "outage"
+    assert items["T-8"]["output"]["value"]["category"] == "outage"

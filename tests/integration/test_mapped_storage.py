@@ -29,6 +29,7 @@ from fastroai.errors import CostBudgetExceededError, ResultStorageError
 from fastroai.executors import PrefectExecutor
 from fastroai.executors.prefect import resume_run, tracked_runs
 from fastroai.settings import load_settings
+from fastroai.storage import result_store
 from fastroai.storage.folder import FolderStore
 from fastroai.storage.retention import prune
 from fastroai.usage import EntryState
@@ -121,6 +122,39 @@ class TestOutages:
         model = CountingModel(restart_it)
         result = await run(letters(model, max_concurrency=1))
         assert result.not_stored == {}
+
+    @pytest.mark.parametrize("comes_back", [True, False])
+    async def test_a_map_begins_nothing_more_while_too_much_waits_for_its_storage(
+        self,
+        fragile_s3: FragileS3,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        comes_back: bool,
+    ) -> None:
+        monkeypatch.setattr(result_store, "WAITING_BYTES", 0)
+        monkeypatch.setattr(result_store, "HOLD_UP_SECONDS", 0.1)
+        monkeypatch.setenv("FASTROAI_RESULT_RETRY_SECONDS", "30" if comes_back else "0.2")
+
+        async def kill_it(prompt: str) -> str:
+            if prompt == "a":
+                await asyncio.to_thread(fragile_s3.kill)
+            return f"answer:{prompt}"
+
+        model = CountingModel(kill_it)
+        running = asyncio.create_task(run(letters(model, max_concurrency=1)))
+        while "Nothing more is begun" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert model.prompts == ["a"]
+        if comes_back:
+            await asyncio.to_thread(fragile_s3.start)
+            assert (await running).not_stored == {}
+        else:
+            with pytest.raises(StepExecutionError) as failed:
+                await running
+            assert isinstance(failed.value.original_error, ResultStorageError)
+            await asyncio.to_thread(fragile_s3.start)
+            await run(letters(model))
+        assert model.prompts == LETTERS
 
     async def test_a_map_that_can_not_tell_what_was_finished_asks_for_nothing(
         self, tmp_path: Path

@@ -89,6 +89,10 @@ class KeptItems:
         of_items = [items.records for items in (*self.folders, self.requests) if items is not None]
         return [*of_items, *([] if self.place is None else [self.place])]
 
+    async def room(self) -> None:
+        """See `ItemStore.room`."""
+        await self.folders[0].records.store.room()
+
     async def find(self, item: Item) -> ItemRecord | None:
         """See `ItemStore.find`."""
         for folder in self.folders:

@@ -140,6 +140,10 @@ class SpreadItems:
                 if key not in self.folder.records:
                     self._chunk_of[key] = chunk
 
+    async def room(self) -> None:
+        """See `ItemStore.room`."""
+        await self.kept.room()
+
     async def find(self, item: Item) -> ItemRecord | None:
         """See `ItemStore.find`."""
         key = self.folder.key_of(item)
