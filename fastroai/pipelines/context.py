@@ -29,6 +29,8 @@ OutputT = TypeVar("OutputT")
 class _NotedOutputs(dict[str, Any]):
     """Outputs of a step's dependencies, as an item sees them: it may depend on all elements."""
 
+    __slots__ = ("_over", "_state")
+
     def __init__(self, outputs: Mapping[str, Any], over: str, state: StepState) -> None:
         super().__init__(outputs)
         self._over = over
@@ -243,6 +245,8 @@ class StepContext(Generic[DepsT]):
         if not self._is_booked:
             await booked_state(self)
         state, attempts = self._state, max(1, retries + 1)
+        if attempts == 1:
+            return await self._dispatch(agent, message, timeout, 1, 1)
 
         def delay_after(error: Exception, failures: int) -> float | None:
             if failures == attempts or state.is_final(error) or is_permanent(error):

@@ -217,6 +217,10 @@ class _Mapping:
         self, source: ItemSource, group: asyncio.TaskGroup, slots: asyncio.Semaphore
     ) -> None:
         """Begin each item once there is a slot for it, until nothing more is to be begun."""
+
+        def release(_: asyncio.Task[None]) -> None:
+            slots.release()
+
         try:
             async with aclosing(self._items(source)) as items:
                 async for item in items:
@@ -227,7 +231,7 @@ class _Mapping:
                         return
                     self._progress.started += 1
                     task = group.create_task(self._run_item(item))
-                    task.add_done_callback(lambda _: slots.release())
+                    task.add_done_callback(release)
         except Exception as error:
             # What runs is let finish: it is paid for, and will be found.
             self._ends_with = error
@@ -310,15 +314,20 @@ class _Mapping:
         if state.journal is None and attempts > 1 and config.durable != "step":
             state.journal = Journal(f"{self._state.step_id}[{item.key}]")
 
-        def delay_after(error: Exception, failures: int) -> float | None:
-            if failures == attempts or state.is_final(error) or is_permanent(error):
-                return None
-            return retry_delay(config, failures)
-
-        output = await retry(partial(self._attempt, item, state), delay_after)
+        if attempts == 1:  # without a loop, whose memory each of a thousand that wait would hold
+            output = await self._attempt(item, state, 1)
+        else:
+            attempt = partial(self._attempt, item, state)
+            output = await retry(attempt, partial(self._delay_after, state))
         if self._shared.codec is None:
             return output, None
         return output, await self._keep(item, state, output)
+
+    def _delay_after(self, state: StepState, error: Exception, failures: int) -> float | None:
+        config = self._context.config
+        if failures > config.retries or state.is_final(error) or is_permanent(error):
+            return None
+        return retry_delay(config, failures)
 
     async def _attempt(self, item: Item, state: StepState, attempt: int) -> Any:
         context, step_id = self._context, self._state.step_id

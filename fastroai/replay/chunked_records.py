@@ -279,15 +279,17 @@ class ChunkedRecords:
         self, records: Mapping[str, str], size: int, written: asyncio.Future[None], unique: str
     ) -> None:
         name = f"{self.subject}-{time.time_ns():020d}-{unique}"
-        task = asyncio.create_task(self._write(name, records, size, written), name="fastroai-items")
+        # Here, so that what was gathered is not held besides.
+        content = _chunk_of(records)
+        task = asyncio.create_task(self._write(name, content, size, written), name="fastroai-items")
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
     async def _write(
-        self, name: str, records: Mapping[str, str], size: int, written: asyncio.Future[None]
+        self, name: str, content: bytes, size: int, written: asyncio.Future[None]
     ) -> None:
         try:
-            await self.store.write(f"{ITEMS}/{name}", _chunk_of(records), self.owner)
+            await self.store.write(f"{ITEMS}/{name}", content, self.owner)
         finally:
             self._unwritten_bytes -= size
             if not written.done():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -56,7 +55,13 @@ class Journal:
         step: Identity of the step within its run; the same whenever the run is executed again.
         store: Where records are kept beyond this process. None: nowhere.
         is_empty: Whether no other process can have kept any there.
+
+    Attributes:
+        waiting: By the id of an answer that is still to come: its place, and how many entries there
+            were before it was asked for.
     """
+
+    __slots__ = ("_asked", "_counting", "_is_empty", "_known", "_step", "_store", "waiting")
 
     def __init__(
         self, step: str, store: JournalStore | None = None, *, is_empty: bool = False
@@ -65,11 +70,8 @@ class Journal:
         self._store = store
         self._is_empty = is_empty
         self._known: dict[str, bytes] = {}
-        self._asked: Counter[str] = Counter()
+        self._asked: dict[str, int] = {}
         self.waiting: dict[str, tuple[str, int]] = {}
-        """By the id of an answer that is still to come: its place, and how many entries there were
-        before it was asked for.
-        """
         self._counting = threading.Lock()  # two threads must not get the same place
 
     @property
@@ -117,8 +119,7 @@ class Journal:
             to_jsonable_python(parts, fallback=lambda value: type(value).__qualname__)
         )
         with self._counting:
-            self._asked[key] += 1
-            number = self._asked[key]
+            number = self._asked[key] = self._asked.get(key, 0) + 1
         return f"{key}-{number}"
 
     async def read(self, place: str, adapter: TypeAdapter[RecordT]) -> RecordT | None:
