@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,16 @@ from operator import attrgetter
 
 from ..pricing.money import EXACT
 from .entries import EntryState, LedgerEntry, total_usd
-from .reconciliation import amount, answerer, column_name, count, same_model, time
+from .reconciliation import (
+    amount,
+    answerer,
+    column_name,
+    count,
+    refuse_other_currencies,
+    same_model,
+    separated,
+    time,
+)
 
 COST = "cost_usd"
 _DAY = timedelta(days=1)
@@ -254,20 +262,16 @@ def read_export(rows: Iterable[str], known: ExportFormat) -> tuple[BilledSum, ..
 
 def lines_of(rows: Iterable[str], known: ExportFormat) -> Iterator[BilledSum]:
     """What each line of an export bills; lines of days without requests are left out."""
-    reader = csv.DictReader(rows)
-    for row in reader:
-        named = {column_name(name): (value or "").strip() for name, value in row.items() if name}
-        refuse_other_currencies(reader.line_num, named)
-        line = _line(reader.line_num, named, known)
+    reader = separated(rows)
+    names = list(map(column_name, next(reader, (0, []))[1]))
+    for number, row in reader:
+        if not row:
+            continue
+        named = dict.fromkeys(names, "") | dict(zip(names, map(str.strip, row), strict=False))
+        refuse_other_currencies(number, named)
+        line = _line(number, named, known)
         if any(line.sums.values()):
             yield line
-
-
-def refuse_other_currencies(number: int, row: Mapping[str, str]) -> None:
-    """Refuse a line that is not in USD."""
-    currency = row.get("amount_currency") or row.get("currency") or "usd"
-    if currency.lower() != "usd":
-        raise ValueError(f"Line {number} of the export is in {currency!r}, not in USD.")
 
 
 def model_in(row: Mapping[str, str], known: ExportFormat) -> str | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import cached_property, lru_cache
+from itertools import chain
 from operator import itemgetter
 from sys import intern
 from typing import Any, TypeVar
@@ -47,6 +49,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
 }
 """What an invoice may call its columns; case, spaces and dashes don't matter."""
+
+_ADDED_TO_THE_COST = frozenset({"byok_usage_inference"})
+"""What OpenRouter says that the provider behind it bills for a key of one's own."""
+
+_CURRENCIES = frozenset({"currency", "amount_currency", "cost_currency"})
 
 TOLERANCE = timedelta(minutes=5)
 """How far apart the two clocks and the way between them may put one request."""
@@ -143,11 +150,36 @@ def read_invoice(
         ValueError: A column that was named is not there, none says which request a line is for, or
             a value can't be read; the message says which.
     """
-    reader = csv.reader(rows)
-    header = next(reader, [])
+    reader = separated(rows)
+    header = next(reader, (0, []))[1]
     found = _columns_in(header, columns or {})
     places_of = {ours: header.index(theirs) for ours, theirs in found.items()}
-    return tuple(_line(reader.line_num, row, places_of, header) for row in reader if any(row))
+    added = [header.index(name) for name in header if column_name(name) in _ADDED_TO_THE_COST]
+    return tuple(
+        _with_added(_line(number, row, places_of, header), row, added)
+        for number, row in reader
+        if any(row)
+    )
+
+
+def separated(rows: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """The cells of a table, each line with its number; they may be separated by commas, semicolons
+    or tabs, as the line of the column names shows.
+    """
+    all_rows = iter(rows)
+    first = next(all_rows, "")
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(chain([first], all_rows), delimiter=separator)
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _with_added(line: InvoiceLine, row: Sequence[str], places: Iterable[int]) -> InvoiceLine:
+    """A line with what it bills beside its cost, which the ledger has in one sum."""
+    texts = [row[place].strip() for place in places if place < len(row)]
+    if line.cost_usd is None or not any(texts):
+        return line
+    return replace(line, cost_usd=sum(map(amount, filter(None, texts)), line.cost_usd))
 
 
 def _columns_in(header: list[str], given: Mapping[str, str]) -> dict[str, str]:
@@ -402,6 +434,7 @@ def _line(
     number: int, row: Sequence[str], places_of: Mapping[str, int], header: Sequence[str]
 ) -> InvoiceLine:
     given: dict[str, Any] = {"number": number}
+    refuse_other_currencies(number, dict(zip(map(column_name, header), row, strict=False)))
     for name, place in places_of.items():
         text = row[place].strip() if place < len(row) else ""
         if not text:
@@ -415,26 +448,52 @@ def _line(
     return InvoiceLine(**given)
 
 
+def refuse_other_currencies(number: int, row: Mapping[str, str]) -> None:
+    """Refuse a line that is not in USD."""
+    for name in _CURRENCIES & row.keys():
+        if row[name].strip().lower() not in ("", "usd"):
+            raise ValueError(f"Line {number} of the export is in {row[name]!r}, not in USD.")
+
+
 def time(text: str) -> datetime:
-    """A time, in seconds since 1970 or in ISO 8601; without a zone, UTC."""
-    if "-" not in text[1:]:
+    """A time, in seconds or milliseconds since 1970 or in ISO 8601; without a zone, UTC."""
+    if "-" not in text[1:] and not _DAY.fullmatch(text):
         with suppress(ValueError):
-            return datetime.fromtimestamp(float(text), UTC)
-    at = datetime.fromisoformat(text.removesuffix(" UTC"))
+            seconds = float(text)
+            return datetime.fromtimestamp(seconds / (1 if seconds < _MILLISECONDS else 1000), UTC)
+    at = datetime.fromisoformat(re.sub(r" (?:UTC|GMT)$", "", text))
     return at if at.utcoffset() is not None else at.replace(tzinfo=UTC)
+
+
+_DAY = re.compile(r"20\d\d[01]\d[0-3]\d")
+_MILLISECONDS = 1e11
+"""More seconds than that are more than three thousand years."""
 
 
 def count(text: str) -> int:
     """A whole number, perhaps with commas."""
-    return int(text.replace(",", ""))
+    number = _number(text)
+    if number != int(number):
+        raise ValueError
+    return int(number)
 
 
 def amount(text: str) -> Decimal:
     """An amount in USD, perhaps with its sign and commas."""
-    usd = Decimal(text.replace("$", "").replace(",", "").strip())
-    if not usd.is_finite():
+    return _number(re.sub(r"USD|\$", "", text, flags=re.IGNORECASE).strip())
+
+
+def _number(text: str) -> Decimal:
+    # A comma before other than three digits is no separator of thousands: 0,001 is not 1.
+    if "," in text and not _THOUSANDS.fullmatch(text):
         raise ValueError
-    return usd
+    number = Decimal(text.replace(",", ""))
+    if not number.is_finite():
+        raise ValueError
+    return number
+
+
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?")
 
 
 _READ: dict[str, Callable[[str], Any]] = {

@@ -29,6 +29,7 @@ from ...ledger.reconciliation import (
     Reconciliation,
     read_invoice,
     reconcile,
+    separated,
 )
 from ...pricing.money import EXACT
 from ...providers import PROVIDERS, canonical_provider
@@ -136,7 +137,7 @@ def opened(name: str) -> Iterator[TextIO]:
 def with_header(file: TextIO) -> tuple[list[str], Iterator[str]]:
     """The names of the columns, and all lines."""
     first = file.readline()
-    return next(csv.reader([first]), []), chain([first], file)
+    return next(separated([first]), (0, []))[1], chain([first], file)
 
 
 def named_column(pair: str) -> tuple[str, str]:
