@@ -40,7 +40,9 @@ class CostCalculator:
             rate), `cache_write_per_mtok` (125 %) and all others of `rates.KINDS`: audio, images,
             an hour in the cache, and USD `per_request` or `per_web_search`. `tiers` maps service
             tiers to rates that differ there, `batch` is one of them; `valid_from` is the day from
-            which on they hold, and a list has several such. 0 is a price. Copied; change them with
+            which on they hold, and a list has several such. 0 is a price. A rate that is another
+            one for long contexts is `{"base": 2.5, "tiers": [{"start": 200_000, "price": 5}]}`: 5
+            for all of a request with more input tokens than 200,000. Copied; change them with
             `add_pricing_override`.
         discounts: By what listed prices are multiplied: tables of `factor` and optionally
             `provider`, `model`, `host` and `valid_from`. See `price_file.Discount`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import chain
+from operator import itemgetter
 from typing import Any, Protocol
 
 from ..providers import PROVIDERS
@@ -64,13 +65,13 @@ class Override:
         valid_from = read_date(rates.pop("valid_from", None), what)
         tiers = take_tiers(rates, what)
         base = read_rates(name, rates)
-        if missing := sorted(set(REQUIRED) - base.keys()):
+        if missing := sorted(set(REQUIRED) - base.given.keys()):
             raise ValueError(f"{what} lacks {', '.join(missing)} (USD per million tokens).")
         by_tier = {
-            str(tier): Rates({**base, **read_rates(f"{name}, {tier}", own)})
+            str(tier): _beside(base, read_rates(f"{name}, {tier}", own))
             for tier, own in tiers.items()
         }
-        return cls(name, Rates(base), by_tier, valid_from, origin)
+        return cls(name, base, by_tier, valid_from, origin)
 
     def price(self, tokens: Tokens, context: Mapping[str, object] | None = None) -> Price:
         """What usage costs; a tier that the context names and that has rates counts."""
@@ -87,8 +88,19 @@ class Override:
     def max_cost(self) -> MaxCost:
         """What a request for text can cost at most, at whichever tier."""
         costs = [rates.max_cost for rates in (self.rates, *self.tiers.values())]
-        _, into, out = zip(*(cost.steps[0] for cost in costs), strict=True)
-        return MaxCost(((-1, max(into), max(out)),), max(cost.per_request for cost in costs))
+        steps = sorted(chain.from_iterable(cost.steps for cost in costs))
+        return MaxCost(tuple(steps), max(cost.per_request for cost in costs))
+
+
+def _beside(base: Rates, own: Rates) -> Rates:
+    """The rates of a tier: its own, else the model's; a plain rate of its own holds at each size of
+    request.
+    """
+    kept = (
+        (start, {name: usd for name, usd in instead.items() if name not in own.given})
+        for start, instead in base.steps
+    )
+    return Rates({**base.given, **own.given}, tuple(sorted((*kept, *own.steps), key=itemgetter(0))))
 
 
 def tier_of(context: Mapping[str, object]) -> str:
@@ -110,8 +122,9 @@ def take_tiers(rates: dict[str, object], what: str) -> dict[str, object]:
     return tiers
 
 
-def read_rates(name: str, rates: object) -> dict[str, Decimal]:
-    """The rates of a table by kind.
+def read_rates(name: str, rates: object) -> Rates:
+    """The rates of a table by kind: a number, or as the price list has it where a long context
+    costs more, `{"base": 2.5, "tiers": [{"start": 200_000, "price": 5}]}`.
 
     Raises:
         ValueError: One is unknown, negative or not a finite number.
@@ -123,11 +136,30 @@ def read_rates(name: str, rates: object) -> dict[str, Decimal]:
             f"Pricing override for {name!r} has unknown keys {unknown}. Allowed: "
             f"{', '.join((*KINDS, 'tiers', 'batch', 'valid_from'))}."
         )
-    return {
-        key: read_usd(value, f"Pricing override for {name!r}: {key}")
-        for key, value in given.items()
-        if value is not None
-    }
+    base: dict[str, Decimal] = {}
+    steps: dict[int, dict[str, Decimal]] = {}
+    for key, value in given.items():
+        what = f"Pricing override for {name!r}: {key}"
+        if isinstance(value, Mapping):
+            base[key] = read_usd(value.get("base"), f"{what}: base")
+            for start, usd in _read_steps(value, what):
+                steps.setdefault(start, {})[key] = usd
+        elif value is not None:
+            base[key] = read_usd(value, what)
+    return Rates(base, tuple(sorted(steps.items(), key=itemgetter(0))))
+
+
+def _read_steps(rate: Mapping[str, Any], what: str) -> Iterator[tuple[int, Decimal]]:
+    problem = f"{what} must be a number, or base and tiers of start and price, got {rate!r}."
+    tiers = rate.get("tiers")
+    if set(rate) != {"base", "tiers"} or not isinstance(tiers, list | tuple) or not tiers:
+        raise ValueError(problem)
+    for tier in tiers:
+        table = read_table(tier, problem)
+        start = table.get("start")
+        if set(table) != {"start", "price"} or type(start) is not int or start < 0:
+            raise ValueError(problem)
+        yield start, read_usd(table["price"], f"{what}: price")
 
 
 def read_table(value: object, problem: str) -> Mapping[str, Any]:

@@ -56,12 +56,24 @@ class Rates:
 
     Attributes:
         given: By name, in USD.
+        steps: What holds instead for all of a request with more input tokens than so many,
+            ascending.
     """
 
     given: Mapping[str, Decimal]
+    steps: tuple[tuple[int, Mapping[str, Decimal]], ...] = ()
+
+    def of(self, input_tokens: int) -> Rates:
+        """Those of a request with so many input tokens."""
+        given = dict(self.given)
+        for start, instead in self.steps:
+            given |= instead if input_tokens > start else {}
+        return Rates(given)
 
     def usd(self, usage: object) -> tuple[Decimal, Decimal]:
         """What usage costs, exact, and which part of it is for requests and calls."""
+        if self.steps:
+            return self.of(_count(usage, "input_tokens")).usd(usage)
         with localcontext(EXACT):
             tokens = self._of_input(usage) + self._of_output(usage)
             fees = self.given.get("per_request", Decimal(0))
@@ -119,6 +131,11 @@ class Rates:
     @property
     def max_cost(self) -> MaxCost:
         """What a request for text can cost at most."""
+        if self.steps:
+            sizes = (-1, *(start for start, _ in self.steps))
+            costs = [(size, self.of(size + 1).max_cost) for size in sizes]
+            steps = tuple((size, *cost.steps[0][1:]) for size, cost in costs)
+            return MaxCost(steps, max(cost.per_request for _, cost in costs))
         given = self.given
         into = max(
             given["input_per_mtok"],

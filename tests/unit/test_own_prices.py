@@ -33,6 +33,39 @@ def usd(rates: dict[str, Any], context: dict[str, Any] | None = None, **counts: 
     return CostCalculator({"mine": {**BASE, **rates}}).price(usage, "mine", context=context).total
 
 
+LONG = {"base": 2, "tiers": [{"start": 200_000, "price": 4}]}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tier", "per_mtok"),
+    [
+        (200_000, None, 2),
+        (200_001, None, 4),
+        # A tier's plain rate holds at each size, and one that it lacks is the model's.
+        (200_001, "flex", 1),
+        (200_001, "priority", 4),
+    ],
+)
+def test_a_long_context_has_rates_of_its_own(tokens: int, tier: str | None, per_mtok: int) -> None:
+    tiers = {"flex": {"input_per_mtok": 1}, "priority": {"output_per_mtok": 9}}
+    calculator = CostCalculator({"mine": {**BASE, "input_per_mtok": LONG, "tiers": tiers}})
+    usage = RequestUsage(input_tokens=tokens)
+    price = calculator.price(usage, "mine", context={"service_tier": tier} if tier else None)
+    assert price.total == Decimal(tokens) * per_mtok / M
+    most = calculator.max_cost("mine")
+    assert most is not None
+    assert most.usd(tokens, 0) == Decimal(tokens) * (5 if tokens > 200_000 else Decimal("2.5")) / M
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [{"base": 1}, {"base": 1, "tiers": []}, {"base": 1, "tiers": [{"start": -1, "price": 2}]}],
+)
+def test_a_rate_in_steps_that_says_too_little_is_refused(rate: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="base and tiers of start and price"):
+        CostCalculator({"mine": {**BASE, "input_per_mtok": rate}})
+
+
 @pytest.mark.parametrize(
     ("rates", "counts", "total"),
     [

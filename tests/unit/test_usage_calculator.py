@@ -104,7 +104,7 @@ def test_a_host_that_speaks_a_providers_protocol_is_not_its_own(
     ("provider", "model", "url"),
     [
         ("openai", "gpt-4o", "https://eu.api.openai.com/v1"),
-        ("azure", "gpt-4o", "https://acme.openai.azure.us"),
+        ("azure", "gpt-4o", "https://acme.eastus.models.ai.azure.com"),
         ("x-ai", "grok-4.20", "https://eu-west-1.api.x.ai/v1"),
         ("openai", "gpt-4o", "https://gateway.pydantic.dev/proxy/chat"),
     ],
