@@ -36,6 +36,8 @@ _CONTAINER_CALLS: Final = {
 _REASONS_NOT: Final = re.compile(r"gpt-4|gpt-5[\d.]*-chat")
 """OpenAI's models for which it takes more for `web_search_preview`."""
 
+_TWO_OUTPUT_RATES: Final = re.compile(r"gpt-image-1\.5|chatgpt-image")
+
 _ALWAYS_SEARCH: Final = re.compile(r"search-preview|search-api")
 """OpenAI's models for chat that search on each call, 10 to 25 USD a thousand; the answer does not
 count them.
@@ -55,6 +57,8 @@ _COUNTED_BESIDE: Final = {
     "citation_tokens": "its citations",
     "prompt_audio_seconds": "seconds of audio",
     "search_units": "its searches",
+    "images": "its images",
+    "classifications": "its classifications",
 }
 """Counts among the tokens that are billed at rates of their own: Perplexity, xAI's live search,
 Mistral's audio, Cohere.
@@ -233,6 +237,18 @@ def _untold_kind(part: FilePart, answer: _Answer) -> str | None:
     return None if told else kind
 
 
+def images_not_told_apart(answer: _Answer) -> str | None:
+    """The output of an image model that has a rate for images and another one for text, where its
+    usage does not split it.
+    """
+    if not _TWO_OUTPUT_RATES.match(answer.model):
+        return None
+    for document in answer.raw.documents:
+        if items(document, "data") and not count(document, "usage", "output_tokens_details"):
+            return "the images that it made, whose tokens are not told apart"
+    return None
+
+
 def grounding_of_google(answer: _Answer) -> str | None:
     """Grounding other than with Google Search (ai.google.dev, pricing, tools)."""
     for candidate in _candidates(answer.raw):
@@ -365,6 +381,7 @@ _CHECKS_OF_THE_RESPONSE: Final = (
 _CHECKS: Final = (
     *_CHECKS_OF_THE_RESPONSE,
     grounding_of_google,
+    images_not_told_apart,
     media_and_tools_of_a_chat,
     search_of_a_chat,
     container_of_anthropic,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial, wraps
+from multiprocessing.pool import ThreadPool
 from threading import Thread
 from typing import Any
 
@@ -21,6 +22,8 @@ def carry_into_threads() -> None:
     if not hasattr(Thread.start, "__wrapped_by_fastroai__"):
         Thread.start = _carrying_start(Thread.start)  # type: ignore[method-assign]
         ThreadPoolExecutor.submit = _carrying_submit(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
+        for name in ("apply_async", "_map_async", "imap", "imap_unordered"):
+            setattr(ThreadPool, name, _carrying_task(getattr(ThreadPool, name)))
 
 
 def _carrying_start(start: Callable[[Thread], None]) -> Any:
@@ -46,6 +49,20 @@ def _carrying_submit(submit: Callable[..., Future[Any]]) -> Any:
         return submit(self, _within, carried_on, function, *args, **kwargs)
 
     return submitted
+
+
+def _carrying_task(method: Callable[..., Any]) -> Any:
+    """A method of a pool of threads, which may have been started before the step, or by another
+    one.
+    """
+
+    @wraps(method)
+    def tasked(self: ThreadPool, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        scope = current_scope()
+        carried_on = None if scope is None else CarriedScope(scope)
+        return method(self, partial(_within, carried_on, func), *args, **kwargs)
+
+    return tasked
 
 
 def _within(

@@ -233,6 +233,15 @@ class TestImages:
         # gpt-image-1: 1000 text tokens at 5, 2000 image tokens at 40 a million
         assert entry.cost_usd == Decimal("0.085")
 
+    async def test_where_images_cost_otherwise_than_text_they_must_be_told_apart(self) -> None:
+        asked = {"text_tokens": 1000, "image_tokens": 0}
+        usage = {"input_tokens": 1000, "output_tokens": 2000, "input_tokens_details": asked}
+        answers = provider((200, {**DRAWN, "usage": usage}))
+        model = OpenAIImageGenerationModel("gpt-image-1.5", provider=answers)
+        (entry,) = await books_of(lambda: ImageGenerator(model).generate("a cat"))
+        assert entry.state == "unpriced"
+        assert "tokens are not told apart" in str(entry.error)
+
 
 class Deciding(DecisionModel[Any]):
     model_name = "gpt-5-mini"  # type: ignore[assignment]

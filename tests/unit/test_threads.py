@@ -170,3 +170,21 @@ async def test_what_a_pool_does_after_its_run_is_not_booked_to_that() -> None:
         go_on.set()
         await asyncio.wrap_future(late[0])
     assert (recorded, result.entries) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "hand_out",
+    [
+        lambda pool, ask: pool.map(ask, NUMBERS),
+        lambda pool, ask: list(pool.imap_unordered(ask, NUMBERS)),
+        lambda pool, ask: [pool.apply(ask, (number,)) for number in NUMBERS],
+        lambda pool, ask: pool.starmap_async(ask, [(number,) for number in NUMBERS]).get(),
+    ],
+)
+async def test_a_pool_of_before_works_for_the_step_that_hands_it_work(
+    hand_out: Callable[[ThreadPool, Ask], Any],
+) -> None:
+    ask = raw_agent(ScriptedModel(*"abc"))
+    with ThreadPool(2) as pool:
+        result = await asking(lambda ask: hand_out(pool, ask), ask).execute({}, None)
+    assert [entry.attribution.step_id for entry in result.entries] == ["it"] * 3
