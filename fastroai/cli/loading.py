@@ -57,9 +57,8 @@ def load_target(target: str) -> Target:
     module = load_module(name)
     found = getattr(module, attribute, None)
     if isinstance(found, Pipeline):
-        of_pipeline = (one for one in flows_in(module) if one.pipeline is found)
-        factories = (one.deps_factory for one in of_pipeline if one.deps_factory is not None)
-        return Target(found, module, next(factories, None))
+        factories = (one.deps_factory for one in flows_in(module) if one.pipeline is found)
+        return Target(found, module, next(filter(None, factories), None))
     for flow in flows_in(module):
         if flow is found:
             return Target(flow.pipeline, module, flow.deps_factory)

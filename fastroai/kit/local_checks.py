@@ -98,23 +98,29 @@ def check_pipelines(
     deployments: Iterable[Deployment], load: Load, findings: list[Finding]
 ) -> list[AnyPipeline]:
     """The pipelines of deployments, each once, as far as they can be imported."""
-    pipelines: dict[int, AnyPipeline] = {}
     # In a module instead of a file, Prefect looks for it by itself.
-    entrypoints = {one.entrypoint for one in deployments if ":" in (one.entrypoint or "")}
-    failed: list[Finding] = []
-    for entrypoint in sorted(filter(None, entrypoints)):
-        try:
-            pipeline = load(entrypoint)
-        except Exception as error:  # whatever a module does when it is imported
-            found = f"{entrypoint} can't be imported. {type(error).__name__}: {error}"
-            failed.append(PROJECT.failed(found, "Correct what it names, so that it can be."))
-        else:
-            pipelines |= {} if pipeline is None else {id(pipeline): pipeline}
+    named = {one.entrypoint for one in deployments if one.entrypoint}
+    entrypoints = sorted(entrypoint for entrypoint in named if ":" in entrypoint)
+    found, failed = _imported(entrypoints, load)
+    pipelines = list({id(pipeline): pipeline for pipeline in found}.values())
     if entrypoints and not failed:
-        named = ", ".join(one.name for one in pipelines.values()) or "none"
-        findings.append(PROJECT.ok(f"{PREFECT_YAML} can be read; pipelines: {named}"))
+        names = ", ".join(one.name for one in pipelines) or "none"
+        findings.append(PROJECT.ok(f"{PREFECT_YAML} can be read; pipelines: {names}"))
     findings += failed
-    return list(pipelines.values())
+    return pipelines
+
+
+def _imported(entrypoints: Iterable[str], load: Load) -> tuple[list[AnyPipeline], list[Finding]]:
+    """The pipelines at these, and what is wrong with those that can't be imported."""
+    found: list[AnyPipeline | None] = []
+    failed: list[Finding] = []
+    for entrypoint in entrypoints:
+        try:
+            found.append(load(entrypoint))
+        except Exception as error:  # whatever a module does when it is imported
+            what = f"{entrypoint} can't be imported. {type(error).__name__}: {error}"
+            failed.append(PROJECT.failed(what, "Correct what it names, so that it can be."))
+    return [pipeline for pipeline in found if pipeline is not None], failed
 
 
 def models_of(pipelines: Iterable[AnyPipeline], settings: FastroAISettings) -> list[str]:

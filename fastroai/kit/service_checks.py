@@ -39,9 +39,7 @@ async def check_prefect(
         )
         return
     before = len(findings)
-    looks_wrong = "" if url.rstrip("/").endswith("/api") or "cloud" in url else f"{url}/api"
-    remedy = f"Its API's URL ends in /api: did you mean {looks_wrong}?" if looks_wrong else ""
-    with PREFECT.noting(findings, remedy):
+    with PREFECT.noting(findings, _remedy_of(url)):
         await check_server()
     if len(findings) > before:
         return
@@ -66,6 +64,13 @@ def check_deployments(
         yield DEPLOYMENTS.failed(
             f"Nothing of {PREFECT_YAML} is deployed.", "`prefect deploy --all`, in this folder"
         )
+
+
+def _remedy_of(url: str) -> str:
+    """What to do where no server answers at a URL; empty where that looks right."""
+    if url.rstrip("/").endswith("/api") or "cloud" in url:
+        return ""
+    return f"Its API's URL ends in /api: did you mean {url}/api?"
 
 
 def check_pools(

@@ -152,10 +152,8 @@ def planned(before: StackState | None, wanted: Wanted) -> StackState:
         prefect = free_port(wanted.prefect_port, taken[0] if taken else PORTS[SERVER])
         s3 = free_port(wanted.s3_port, taken[1] if taken else PORTS[S3], prefect)
         return StackState(prefect, s3)
-    for asked, port in (
-        (wanted.prefect_port, before.prefect_port),
-        (wanted.s3_port, before.s3_port),
-    ):
+    ports = {before.prefect_port: wanted.prefect_port, before.s3_port: wanted.s3_port}
+    for port, asked in ports.items():
         if asked not in (None, port):
             raise StackError(
                 f"The stack of this project runs on port {port}, not {asked}. `fastroai down` ends "

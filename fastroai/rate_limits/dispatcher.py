@@ -163,10 +163,9 @@ class Dispatcher:
         if self._clock() < min(self._look_at, self._beat_at):
             return
         self._look_at = float("inf")
-        names = {name for route in self._queues for name in route}
-        names |= {name for turn, _ in self._ended for name in turn.route}
-        names |= {name for name, *_ in self._heard}
-        names |= {name for name, own in self._own.items() if own.row is not None}
+        names = {name for name, own in self._own.items() if own.row is not None}
+        names.update(*self._queues, *(turn.route for turn, _ in self._ended))
+        names.update(name for name, *_ in self._heard)
         given: list[tuple[Turn, float]] = []
         if names:
             self._transact(partial(self._decide, sorted(names), given))

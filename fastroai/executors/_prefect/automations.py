@@ -101,28 +101,39 @@ async def install_automations(
         FastroAIError: There is no such deployment or block; nothing was changed.
     """
 
-    async def make(action: Action, name: str, work: Callable[[], Awaitable[object]]) -> None:
-        tell(AutomationChange(action, name))
-        if not dry_run:
-            await work()
-
     async with get_client() as client:
-        deployment = await _deployment_id(client, wanted.deployment)
-        block, url = await _block(client, wanted)
-        if url is not None:
-            save = partial(_save, wanted.block_name, url)
-            await make("create" if block is None else "change", wanted.block_name, save)
-            block, _ = await _block(client, wanted)
-        known = {automation.name: automation async for automation in _automations(client)}
-        cores = {core.name: core for core in _automations_of(wanted, block, deployment)}
-        for name, core in cores.items():
-            before = known.get(name)
-            if before is None or not _is_as(before, core):
-                put = partial(_put, client, core, before)
-                await make("create" if before is None else "change", name, put)
-        for name in wanted.all_names if prune else ():
-            if name in known and name not in cores:
-                await make("remove", name, partial(client.delete_automation, known[name].id))
+        async for change, work in _changes(client, wanted, prune):
+            tell(change)
+            if not dry_run:
+                await work()
+
+
+async def _changes(
+    client: PrefectClient, wanted: Wanted, prune: bool
+) -> AsyncIterator[tuple[AutomationChange, Callable[[], Awaitable[object]]]]:
+    """What is to be changed, and what changes it; each is done before the next is asked for, or
+    none is.
+    """
+    deployment = await _deployment_id(client, wanted.deployment)
+    block, url = await _block(client, wanted)
+    if url is not None:
+        change = AutomationChange(_to_have(block), wanted.block_name)
+        yield change, partial(_save, wanted.block_name, url)
+        block, _ = await _block(client, wanted)
+    known = {automation.name: automation async for automation in _automations(client)}
+    cores = {core.name: core for core in _automations_of(wanted, block, deployment)}
+    for name, core in cores.items():
+        before = known.get(name)
+        if before is None or not _is_as(before, core):
+            yield AutomationChange(_to_have(before), name), partial(_put, client, core, before)
+    if prune:
+        for name in sorted(set(wanted.all_names) & known.keys() - cores.keys()):
+            delete = partial(client.delete_automation, known[name].id)
+            yield AutomationChange("remove", name), delete
+
+
+def _to_have(before: object) -> Action:
+    return "create" if before is None else "change"
 
 
 async def _put(client: PrefectClient, core: AutomationCore, before: Automation | None) -> None:

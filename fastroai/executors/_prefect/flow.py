@@ -7,7 +7,7 @@ import inspect
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from ...database.location import ledger_url
 from ...errors import StepExecutionError, is_pause
 from ...leases.run_lease import GuardedStore, Held
 from ...ledger.entries import Attribution, LedgerEntry
-from ...ledger.store import shared_store
+from ...ledger.store import LedgerStore, shared_store
 from ...pipelines.deps import DepsFactory, live_deps
 from ...pipelines.pipeline import Pipeline
 from ...pipelines.plan import ExecutionPlan
@@ -45,7 +45,7 @@ from .options import PrefectOptions
 from .paused_runs import raise_budgets
 from .remote_steps import send_steps
 from .run_scope import active_flow_run, was_run_before
-from .run_storage import describe_losses, open_storage
+from .run_storage import RunStorage, describe_losses, open_storage
 from .server import wait_for_task_runs
 from .spread_chunk import active_chunk_run, run_chunk
 from .spread_steps import spread_items
@@ -93,13 +93,12 @@ async def run_in_flow(
         leases = around if lease is None else (*around, lease)
         read = inputs if attribution.run_key is not None else None
         storage = await open_storage(plan, options.result_storage, settings, inputs=read)
-        identity = await identity_of(flow_run, attribution)
         session = RunSession(
             plan,
             inputs,
             deps,
             tracer,
-            identity=identity,
+            identity=await identity_of(flow_run, attribution),
             store=GuardedStore(store, leases),
             settings=settings,
             leases=leases,
@@ -107,41 +106,57 @@ async def run_in_flow(
         )
         if session.limits is not None:
             raise_budgets(session.all_limits(), flow_run)
-        events = RunEvents(flow_run, identity)
         async with ArtifactWriter(settings.artifact_timeout) as artifacts:
-            steps = StepTasks(
-                session, storage.by_step, options, artifacts, events, flow_run.id, url
+            result = await _run_tasks(
+                session, store, storage, options, artifacts, flow_run, deps_factory
             )
-            if options.task_runner is not None:
-                send_steps(steps.all, session, options, deps_factory, url)
-            if options.spread is not None and plan.has_maps:
-                spread_items(options.spread, flow_run, steps.mapped, url)
-            leave_budgets = listen(events.hear)
-            outcome = "cancelled"
-            try:
-                async with storage, session:
-                    result = await session.conclude(await run_plan(plan, steps.run_one))
-                    _pause_if_asked(result, flow_run)
-                result = replace(result, not_stored=storage.not_stored)
-                outcome = outcome_of(result)
-            except Exception as error:
-                outcome = outcome_at(error, flow_run)
-                raise
-            finally:
-                leave_budgets()
-                standing: list[BudgetState] = []
-                try:
-                    if store.has_budgets:
-                        standing = await _standing(session.recorder.entries, url)
-                finally:
-                    steps.report_run(storage.not_stored, standing)
-                if session.recorder.entries:
-                    costs = StandingCosts(store, settings, artifacts)
-                    artifacts.beside(costs.renew(ended(flow_run, identity, outcome), flow_run.id))
-                await wait_for_task_runs(steps.task_run_ids)
         if lease is not None:
             lease.lease.outcome = outcome_of(result)
         return result
+
+
+async def _run_tasks(
+    session: RunSession,
+    store: LedgerStore,
+    storage: RunStorage,
+    options: PrefectOptions,
+    artifacts: ArtifactWriter,
+    flow_run: FlowRun,
+    deps_factory: DepsFactory | None,
+) -> ExecutionResult:
+    """Run a session's steps as tasks, and report what they cost, however the run ends."""
+    url = ledger_url(session.settings)
+    events = RunEvents(flow_run, session.identity)
+    steps = StepTasks(session, storage.by_step, options, artifacts, events, flow_run.id, url)
+    if options.task_runner is not None:
+        send_steps(steps.all, session, options, deps_factory, url)
+    if options.spread is not None and session.plan.has_maps:
+        spread_items(options.spread, flow_run, steps.mapped, url)
+    leave_budgets = listen(events.hear)
+    outcome = "cancelled"
+    try:
+        async with storage, session:
+            result = await session.conclude(await run_plan(session.plan, steps.run_one))
+            _pause_if_asked(result, flow_run)
+        result = replace(result, not_stored=storage.not_stored)
+        outcome = outcome_of(result)
+        return result
+    except Exception as error:
+        outcome = outcome_at(error, flow_run)
+        raise
+    finally:
+        leave_budgets()
+        standing: list[BudgetState] = []
+        try:
+            if store.has_budgets:
+                standing = await _standing(session.recorder.entries, url)
+        finally:  # cancelled while it asked, too: a run's cost table is not left out
+            steps.report_run(storage.not_stored, standing)
+        if session.recorder.entries:
+            costs = StandingCosts(store, session.settings, artifacts)
+            end = ended(flow_run, session.identity, outcome)
+            artifacts.beside(costs.renew(end, flow_run.id))
+        await wait_for_task_runs(steps.task_run_ids)
 
 
 async def _standing(entries: Iterable[LedgerEntry], url: str) -> list[BudgetState]:
@@ -201,6 +216,55 @@ class PipelineFlow(Flow[Any, Any]):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What a pipeline's flow does; for its fields, see `Pipeline.to_flow`."""
+
+    pipeline: Pipeline[Any, Any, Any]
+    options: PrefectOptions
+    deps: Any
+    deps_factory: DepsFactory | None
+    tracer: Any
+    publish_output: bool
+
+    async def run(self, inputs: Any) -> Any:
+        """Run the pipeline, or the items of a mapped step that this flow run was made for."""
+        settings = with_readable_prices(load_settings())
+        validated = self.pipeline.validate_input({} if inputs is None else inputs)
+        chunk_run = active_chunk_run()
+        async with live_deps(self.deps, self.deps_factory) as live:
+            given = (self.pipeline.plan, validated, live, self.tracer)
+            if chunk_run is not None:
+                with input_given_by_others():
+                    return await run_chunk(chunk_run, *given, self.options, settings)
+            attribution = Attribution(pipeline=self.pipeline.name)
+            try:
+                with input_given_by_others(is_deployed()):
+                    execution = await run_in_flow(
+                        *given,
+                        attribution,
+                        self.options,
+                        settings,
+                        deps_factory=self.deps_factory,
+                    )
+            except StepExecutionError as error:
+                return await self._failed(error, attribution)
+        result = self.pipeline.result_of(execution)
+        if self.publish_output:
+            await write_output_artifact(
+                self.pipeline.name, result.output, timeout=settings.artifact_timeout
+            )
+        return await as_ended(result, execution)
+
+    async def _failed(self, error: StepExecutionError, attribution: Attribution) -> State[Any]:
+        """The state in which a run ends whose step failed; raises where Prefect is to say it."""
+        failure = self.pipeline.with_partial_result(error)
+        failure.__cause__ = error.original_error
+        if (state := await as_failed(failure, attribution)) is not None:
+            return state
+        raise failure from error.original_error
+
+
 def build_flow(
     pipeline: Pipeline[Any, Any, Any],
     options: PrefectOptions,
@@ -224,41 +288,10 @@ def build_flow(
             "Give deps (for a flow called here) or deps_factory (for one deployed), not both."
         )
 
+    body = _Body(pipeline, options, deps, deps_factory, tracer, publish_output)
+
     async def run_pipeline(inputs: Any = None) -> Any:
-        settings = with_readable_prices(load_settings())
-        validated = pipeline.validate_input({} if inputs is None else inputs)
-        chunk_run = active_chunk_run()
-        async with live_deps(deps, deps_factory) as live:
-            if chunk_run is not None:
-                with input_given_by_others():
-                    return await run_chunk(
-                        chunk_run, pipeline.plan, validated, live, tracer, options, settings
-                    )
-            try:
-                attribution = Attribution(pipeline=pipeline.name)
-                with input_given_by_others(is_deployed()):
-                    execution = await run_in_flow(
-                        pipeline.plan,
-                        validated,
-                        live,
-                        tracer,
-                        attribution,
-                        options,
-                        settings,
-                        deps_factory=deps_factory,
-                    )
-            except StepExecutionError as error:
-                failure = pipeline.with_partial_result(error)
-                failure.__cause__ = error.original_error
-                if (state := await as_failed(failure, attribution)) is not None:
-                    return state
-                raise failure from error.original_error
-        result = pipeline.result_of(execution)
-        if publish_output:
-            await write_output_artifact(
-                pipeline.name, result.output, timeout=settings.artifact_timeout
-            )
-        return await as_ended(result, execution)
+        return await body.run(inputs)
 
     _dress(run_pipeline, pipeline, module)
     given = {
