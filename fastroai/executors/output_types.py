@@ -97,7 +97,9 @@ def agent_output(spec: Any) -> Any:
 
 def union_of(members: Sequence[Any]) -> Any:
     """One type for several; `Any` where one of them is, or there are none."""
-    return Any if not members or Any in members else Union[tuple(members)]  # noqa: UP007  # made of a list
+    if not members or Any in members:
+        return Any
+    return Union[tuple(members)]  # noqa: UP007  # made of a list
 
 
 def return_hint(function: Any) -> Any:
@@ -146,7 +148,9 @@ def _with_readable_dicts(hint: Any) -> Any:
     readable = tuple(map(_with_readable_dicts, arguments))
     if all(new is old for new, old in zip(readable, arguments, strict=True)):
         return hint
-    return Union[readable] if _is_union(hint) else get_origin(hint)[readable]  # noqa: UP007  # made of a tuple
+    if _is_union(hint):
+        return Union[readable]  # noqa: UP007  # made of a tuple
+    return get_origin(hint)[readable]
 
 
 def _field(hint: Any, *, is_required: bool) -> Any:

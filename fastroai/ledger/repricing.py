@@ -171,7 +171,8 @@ def reprice(
         url = entry.provider_host and f"https://{entry.provider_host}"
     try:
         price = prices.price(
-            _Usage(entry),  # type: ignore[arg-type]  # it has the counters of a RequestUsage that prices look at
+            # It has the counters of a RequestUsage that prices look at.
+            _Usage(entry),  # type: ignore[arg-type]
             model or entry.answering_model or "",
             provider=provider,
             provider_url=url,

@@ -42,7 +42,8 @@ def replace_methods(
         define.__get__(None, cls)(**options)
         _replace_in(cls, methods, but, extended)
 
-    setattr(base, "__init_subclass__", classmethod(defined))  # noqa: B010  # mypy sees no assignment to a method
+    # In this way mypy sees no assignment to a method.
+    setattr(base, "__init_subclass__", classmethod(defined))  # noqa: B010
     for cls in _subclasses(base):
         _replace_in(cls, methods, but, extended)
 

@@ -26,7 +26,8 @@ class _RemembersGiven(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         config = super().__call__(*args, **kwargs)
         # No field: two configs that say the same are equal, however they were written.
-        positional = (f.name for f in fields(cls))  # type: ignore[arg-type]  # its classes are dataclasses
+        # Its classes are dataclasses.
+        positional = (f.name for f in fields(cls))  # type: ignore[arg-type]
         config.__dict__["_given"] = {
             *(name for name, _ in zip(positional, args, strict=False)),
             *kwargs,

@@ -29,9 +29,11 @@ class FunctionStep(BaseStep[Any, Any]):
         self.config = config
         self.version = version
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004  # the bound method of a callable object is what is awaited
+            # Of a callable object, its bound method is what is awaited.
+            getattr(function, "__call__", None)  # noqa: B004
         )
-        functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]  # for its name and doc, it is no function
+        # For its name and doc: it is no function.
+        functools.update_wrapper(self, function, updated=())  # type: ignore[arg-type]
 
     async def execute(self, context: StepContext[Any]) -> Any:
         """Run the function.

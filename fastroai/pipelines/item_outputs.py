@@ -137,7 +137,8 @@ class ItemOutputs:
 
     def _spill(self, key: str, encoded: bytes) -> None:
         if self._file is None:
-            self._file = SpooledTemporaryFile(IN_MEMORY, prefix="fastroai-")  # noqa: SIM115  # closed with this
+            # Closed with this object.
+            self._file = SpooledTemporaryFile(IN_MEMORY, prefix="fastroai-")  # noqa: SIM115
         with self._reading:
             start = self._file.seek(0, 2)
             self._file.write(encoded)

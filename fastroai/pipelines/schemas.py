@@ -31,7 +31,8 @@ _BOOKS = (
 )
 
 
-class ConversationStatus(str, Enum):  # noqa: UP042  # the published base classes: str() of a member is part of the API
+# The published base classes: str() of a member is part of the API.
+class ConversationStatus(str, Enum):  # noqa: UP042
     """Whether a conversation has what it needs."""
 
     COMPLETE = "complete"

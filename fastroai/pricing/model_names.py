@@ -29,8 +29,12 @@ BEDROCK = re.compile(
     r"(?:ai21|amazon|anthropic|cohere|deepseek|meta|mistral|nvidia|openai|qwen|writer)\."
 )
 _VERSION = re.compile(
-    r"(?:[-@](?:20\d\d-?[01]\d-?[0-3]\d|2\d(?:0[1-9]|1[0-2])|(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])|00\d|latest)"
-    r"(?:-v\d+(?::\d+)?)?|-v\d+:\d+)$"
+    r"(?:[-@](?:"
+    r"20\d\d-?[01]\d-?[0-3]\d"  # -2025-08-07, @20250929
+    r"|2\d(?:0[1-9]|1[0-2])"  # -2507
+    r"|(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"  # -0613
+    r"|00\d|latest)"
+    r"(?:-v\d+(?::\d+)?)?|-v\d+:\d+)$"  # of Bedrock: -v2:0
 )
 
 

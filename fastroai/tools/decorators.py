@@ -140,7 +140,8 @@ def _as_async(func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     inner: Any = func
     while isinstance(inner, functools.partial):
         inner = inner.func
-    call = getattr(inner, "__call__", None)  # noqa: B004  # its function is asked, not whether it is callable
+    # Its function is asked for, not whether it is callable.
+    call = getattr(inner, "__call__", None)  # noqa: B004
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(call):
         return func
 

@@ -136,7 +136,8 @@ async def wait_for_task_runs(task_run_ids: Sequence[UUID]) -> None:
         with fail_after(RECORDING_SECONDS):
             async with get_client() as client:
                 last = list(task_run_ids)[-PAGE:]
-                while await final_task_runs(client, last) < len(last):  # noqa: ASYNC110  # only the server knows
+                # Only the server knows.
+                while await final_task_runs(client, last) < len(last):  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
 
 

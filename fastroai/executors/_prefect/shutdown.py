@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -27,11 +28,13 @@ def exit_without_a_silent_server() -> None:
     # A temporary server ends with this process, in an order of its own.
     if not PREFECT_API_URL.value():
         return
-    new = [service for service in QueueService._instances.values() if service not in _covered]  # type: ignore[misc]
+    services = QueueService._instances.values()  # type: ignore[misc]
+    new = [service for service in services if service not in _covered]
     if new:
         _covered.update(new)
         # Where the services register their own exit: the last one registered is called first.
-        threading._register_atexit(copy_context().run, give_up_if_silent, new)  # type: ignore[attr-defined]
+        give_up = partial(copy_context().run, give_up_if_silent, new)
+        threading._register_atexit(give_up)  # type: ignore[attr-defined]
 
 
 def give_up_if_silent(services: Sequence[QueueService[Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, func, select
@@ -83,7 +84,7 @@ def archive_entries(
 def _finish(database: Database, folder: Path) -> Iterator[Archive]:
     """Name the files of an interrupted call whose entries were removed."""
     for path in sorted(folder.glob(f"fastroai-*{UNFINISHED}")):
-        entries = database.run(lambda connection, name=path.name: _recorded(connection, name))  # type: ignore[misc]  # the default binds the name
+        entries = database.run(partial(_recorded, name=path.name))
         if entries is not None:
             yield Archive(finish_archive(path), entries)
 

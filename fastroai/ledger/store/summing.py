@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text, update
@@ -98,7 +99,8 @@ def sum_up(database: Database) -> None:
         started, worked = time.monotonic(), time.thread_time()
         added: int | None = None
         try:
-            added = database.run(lambda c: add_to_sums(c, pace.entries, numbers))  # noqa: B023  # run at once
+            add = partial(add_to_sums, most=pace.entries, numbers=numbers)
+            added = database.run(add)
         except Exception as error:
             if not is_lost_race(error):
                 raise
