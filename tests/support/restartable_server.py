@@ -48,9 +48,14 @@ class RestartableServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it where it does not run, and wait until it answers."""
-        if self._process is not None and self._answers():
-            return
+        """Start it where it does not run, have it go on where it rests, and wait until it
+        answers.
+        """
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.group, signal.SIGCONT)
+            if self._answers():
+                return
         self.kill()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         environment |= IN_USED_HOME | {
@@ -74,6 +79,12 @@ class RestartableServer:
             assert self._process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server does not answer"
             time.sleep(0.02)
+
+    def rest(self) -> None:
+        """Have it wait for the next test: idle, it takes a fortieth of a core."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.group, signal.SIGSTOP)
 
     def kill(self) -> None:
         """End it without a word, if it runs."""
@@ -111,9 +122,8 @@ def restartable_server(
     _forget_events_worker()
     with prefect_settings(server.url, tmp_path / "results", monkeypatch):
         yield server
-    with suppress(AssertionError, ProcessLookupError):
-        os.killpg(server.group, signal.SIGCONT)
     _forget_events_worker()
+    server.rest()
 
 
 def _forget_events_worker() -> None:

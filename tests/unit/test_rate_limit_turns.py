@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -249,30 +250,30 @@ async def test_a_step_that_waits_is_counted_said_once_and_not_timed_out(
         "Step 'ask' of 'p' waits for a rate limit: 3 request(s) for function (1 requests at once)."
     )
     assert len(said) == 2
-    assert "goes on after 0." in said[1]
+    assert re.search(r"goes on after \d", said[1])
 
 
 async def test_the_progress_of_a_mapped_step_says_how_many_items_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FASTROAI_RATE_LIMITS", "function concurrency=2")
-    agent = FastroAgent(model=answering(0.1))
+    agent = FastroAgent(model=answering(0.35))
 
-    @step(timeout=0.5)
+    @step(timeout=1.4)
     async def ask(context: StepContext[None]) -> str:
         return (await context.run(agent, str(context.item))).output
 
-    said = "0 of 12 items done (2 running, 10 waiting for a rate limit)"
+    said = "0 of 10 items done (2 running, 8 waiting for a rate limit)"
     each = Pipeline("p", {"ask": ask.map(over="xs")}, executor="memory")
     with watched_maps() as progress:
-        running = asyncio.create_task(each.execute({"xs": list(range(12))}))
+        running = asyncio.create_task(each.execute({"xs": list(range(10))}))
         async with asyncio.timeout(5):
             while not progress or progress[0].in_words() != said:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         result = await running
-    # Half a second for each item, and more than that until the last.
-    assert len(result.output) == 12
-    assert progress[0].in_words() == "12 of 12 items done"
+    # More than a busy machine takes for an item, and less than all take one after another.
+    assert len(result.output) == 10
+    assert progress[0].in_words() == "10 of 10 items done"
 
 
 async def test_a_request_that_waits_is_in_no_books_and_sent_when_it_goes(
