@@ -23,6 +23,7 @@ from tests.support import forked
 from tests.support.forked import SHARED_DIR
 from tests.support.postgres import postgres_server, postgres_url
 from tests.support.prefect_server import (
+    logs_on_server,
     own_shared_dir,
     prefect_api,
     prefect_server,
@@ -40,6 +41,7 @@ pytest.register_assert_rewrite(
 settings.load_profile("sample")
 
 __all__ = [
+    "logs_on_server",
     "one_restartable_server",
     "postgres_server",
     "postgres_url",

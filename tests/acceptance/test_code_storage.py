@@ -31,6 +31,7 @@ if "PREFECT__FLOW_RUN_ID" in os.environ:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("logs_on_server")
 async def test_a_worker_in_another_folder_runs_what_was_deployed_to_s3(
     tmp_path: Path, prefect_api: str, s3: S3Service
 ):

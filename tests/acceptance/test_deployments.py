@@ -39,6 +39,7 @@ DEPLOYMENTS = {
 """Name, number of steps, and how many of them ask a model and so have a table of their own."""
 
 
+@pytest.mark.usefixtures("logs_on_server")
 async def test_all_jobs_are_deployed_by_one_command_and_a_worker_runs_them(
     command: Command, documents: Path, prefect_api: str
 ):

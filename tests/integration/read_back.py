@@ -13,6 +13,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
+from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED
 
 from fastroai.executors._prefect.table_layout import HEADS
 
@@ -136,6 +137,7 @@ async def everything_stored(flow_run_id: str | UUID) -> str:
     """All the server knows of a run, as one text: the run, its parameters, task runs, artifacts,
     states and logs.
     """
+    assert PREFECT_LOGGING_TO_API_ENABLED.value(), "the test uses the fixture logs_on_server"
     id_ = str(flow_run_id)
     of_run = {"flow_runs": {"id": {"any_": [id_]}}}
     async with get_client() as client:

@@ -72,7 +72,7 @@ def echoing_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("prefect_api", "echoing_provider")
+@pytest.mark.usefixtures("prefect_api", "logs_on_server", "echoing_provider")
 async def test_a_key_that_a_provider_echoes_is_stored_and_logged_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from tests.integration.models import CountingModel
 from tests.integration.read_back import everything_stored, read_run
 from tests.support.s3 import S3Service
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
+pytestmark = pytest.mark.usefixtures("prefect_api", "logs_on_server")
 
 SENTINELS = ("input-7f3a", "deps-91bc", "secret-c0de", "output-55aa", "prompt-e2e2")
 

@@ -4,6 +4,7 @@ without privileges.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -18,6 +19,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
+from tests.support.forked import SHARED_DIR
 
 _WAIT = 60.0
 
@@ -43,22 +46,25 @@ class PostgresServer:
         try:
             if "user" in self._as:
                 shutil.chown(self.folder, self._as["user"])
-            self._run(
-                "initdb",
-                "-D",
-                str(self._data),
-                "-U",
-                "tests",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--no-sync",
-            )
+            # With its owner, which `shutil.copytree` does not copy.
+            subprocess.run(["cp", "-a", self._made_once(), self._data], check=True)
             self.start()
         except BaseException:
             self.close()
             raise
+
+    def _made_once(self) -> Path:
+        """A data folder as `initdb` makes it, which takes a second, for all servers of a run."""
+        shared = Path(os.environ.get(SHARED_DIR, self.folder))  # which benchmarks have not
+        made = shared / "postgres-data"
+        with (shared / f"{made.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                making = self.folder / "made"
+                options = ("-U", "tests", "-A", "trust", "-E", "UTF8", "--no-sync")
+                self._run("initdb", "-D", str(making), *options)
+                shutil.move(making, made)
+        return made
 
     @property
     def _data(self) -> Path:

@@ -131,30 +131,49 @@ def prefect_server() -> str:
 
 
 @pytest.fixture
+def logs_on_server() -> None:
+    """What the runs of a test log is on the server, too."""
+
+
+@pytest.fixture
 def prefect_api(
-    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    prefect_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
     """A real Prefect server's API URL, set for this process and for those it starts; results go to
     the test's folder.
 
     A test that uses it runs pipelines under Prefect unless it says otherwise.
     """
-    with prefect_settings(prefect_server, tmp_path / "prefect-results", monkeypatch):
+    results, logs = tmp_path / "prefect-results", "logs_on_server" in request.fixturenames
+    with prefect_settings(prefect_server, results, monkeypatch, logs=logs):
         yield prefect_server
 
 
 @contextmanager
-def prefect_settings(url: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Point Prefect at a server: in the environment, and in the settings it has already read."""
+def prefect_settings(
+    url: str, results: Path, monkeypatch: pytest.MonkeyPatch, *, logs: bool = False
+) -> Iterator[None]:
+    """Point Prefect at a server: in the environment, and in the settings it has already read.
+
+    Args:
+        logs: Whether runs send what they log, which few tests read and each would wait for.
+    """
     from prefect.context import SettingsContext, get_settings_context
 
     monkeypatch.setenv("PREFECT_API_URL", url)
     monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(results))
+    monkeypatch.setenv("PREFECT_LOGGING_TO_API_ENABLED", str(logs))
     context = get_settings_context()
     # Not `temporary_settings`, which reads all settings again: that takes a tenth of a second.
     api = context.settings.api.model_copy(update={"url": url})
     stored = context.settings.results.model_copy(update={"local_storage_path": results})
-    settings = context.settings.model_copy(update={"api": api, "results": stored})
+    to_api = context.settings.logging.to_api.model_copy(update={"enabled": logs})
+    logging = context.settings.logging.model_copy(update={"to_api": to_api})
+    changed = {"api": api, "results": stored, "logging": logging}
+    settings = context.settings.model_copy(update=changed)
     with SettingsContext(profile=context.profile, settings=settings):
         yield
 

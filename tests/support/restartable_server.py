@@ -120,7 +120,7 @@ def restartable_server(
     server = one_restartable_server
     server.start()
     _forget_events_worker()
-    with prefect_settings(server.url, tmp_path / "results", monkeypatch):
+    with prefect_settings(server.url, tmp_path / "results", monkeypatch, logs=True):
         yield server
     _forget_events_worker()
     server.rest()

@@ -229,7 +229,7 @@ async def test_a_step_that_waits_is_counted_said_once_and_not_timed_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FASTROAI_RATE_LIMITS", "function concurrency=1")
-    # Long enough for the first to have its turn on a busy machine, and shorter than its answer.
+    # Shorter than the first answer takes.
     monkeypatch.setattr(request_turns, "WORTH_SAYING", 0.15)
     caplog.set_level(logging.INFO, "fastroai.usage")
     agent = FastroAgent(model=answering(0.25))
@@ -246,8 +246,11 @@ async def test_a_step_that_waits_is_counted_said_once_and_not_timed_out(
     assert [entry.state for entry in result.entries] == [EntryState.CHARGED] * 4
     assert seen == ["function (1 requests at once)"]
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == (
-        "Step 'ask' of 'p' waits for a rate limit: 3 request(s) for function (1 requests at once)."
+    # On a busy machine, the first may still wait for its turn when it is said.
+    assert re.fullmatch(
+        r"Step 'ask' of 'p' waits for a rate limit: [34] request\(s\) for function "
+        r"\(1 requests at once\)\.",
+        said[0],
     )
     assert len(said) == 2
     assert re.search(r"goes on after \d", said[1])
