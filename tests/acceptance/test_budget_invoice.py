@@ -126,16 +126,16 @@ async def test_killed_at_any_moment_holders_neither_pass_the_budget_nor_block_ot
     url: str, provider: ProviderProcess, kills: int
 ) -> None:
     provider.script("question", Answer(input_tokens=INPUT, output_tokens=OUTPUT, slowest=0.1))
-    limit = (kills + 1) * 60 * COST
+    limit = (kills + 1) * 30 * COST
     await set_budget(url, limit)
     chance = random.Random(kills)
     for _ in range(kills):
-        senders = Senders(1, 60)
+        senders = Senders(1, 30)
         senders.go()
         await asyncio.sleep(chance.uniform(0, 0.6))
         os.kill(senders.running[0].pid, signal.SIGKILL)
         senders.running[0].wait()
-    senders = Senders(1, (kills + 1) * 120, lease=0.5)
+    senders = Senders(1, (kills + 1) * 60, lease=0.5)
     senders.go()
     [(_, refused)] = await asyncio.to_thread(senders.ended)
     assert refused

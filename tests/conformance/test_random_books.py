@@ -193,7 +193,7 @@ def made_up(number: int) -> settings:
 # One database for all runs of a test: they tell each other apart, as those of one ledger have to.
 
 
-@examples(20, 60)
+@examples(12, 60)
 def test_in_memory_all_sums_are_the_same(ledger_url: str, number: int) -> None:
     @given(data=st.data(), graph=graphs(), config=configs)
     @made_up(number)
@@ -210,7 +210,7 @@ def test_in_memory_all_sums_are_the_same(ledger_url: str, number: int) -> None:
     sums_are_the_same()
 
 
-@examples(4, 12)
+@examples(3, 12)
 def test_under_prefect_the_artifacts_add_up_to_the_same(
     prefect_api: str, ledger_url: str, number: int
 ) -> None:

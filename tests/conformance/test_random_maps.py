@@ -218,7 +218,7 @@ async def go_on(asking: Asking, pipeline: Pipeline[Any, Any, Any], run_key: str)
     assert asking.answered == Counter(questions)
 
 
-@examples(25, 300)
+@examples(15, 300)
 def test_in_memory_what_is_answered_is_paid_for_once(ledger_url: str, number: int) -> None:
     @given(job=jobs)
     @made_up(number)
@@ -229,7 +229,7 @@ def test_in_memory_what_is_answered_is_paid_for_once(ledger_url: str, number: in
 
 
 @pytest.mark.timeout(600)
-@examples(4, 80)
+@examples(3, 80)
 def test_memory_and_prefect_give_the_same(
     prefect_api: str,
     ledger_url: str,

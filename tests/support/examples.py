@@ -12,7 +12,7 @@ WHOLE = 100
 """Examples of a test that names no number, in the profile `whole`; the others keep this ratio."""
 
 settings.register_profile("whole", deadline=None, max_examples=WHOLE)  # busy is no failure
-settings.register_profile("sample", settings.get_profile("whole"), max_examples=30)
+settings.register_profile("sample", settings.get_profile("whole"), max_examples=20)
 
 
 def examples(number: int, **options: Any) -> settings:

