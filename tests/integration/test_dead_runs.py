@@ -140,7 +140,7 @@ async def test_a_process_that_only_slept_stops_when_its_run_was_taken_up(
     provider: ProviderProcess, gate: Gate, run: RunProcess
 ) -> None:
     flow_run_id = (await under_way(gate)).claim.name
-    run.process.send_signal(signal.SIGSTOP)
+    await run.sleep()
     await dead(flow_run_id)
     assert (await runs("resume", flow_run_id)).returncode == 0
     gate.open()

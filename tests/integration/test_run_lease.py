@@ -128,7 +128,7 @@ async def test_a_holder_that_slept_until_another_took_over_stops_and_sends_nothi
 ) -> None:
     holder = start()
     other = await waiting_behind(holder, gate, start)
-    holder.process.send_signal(signal.SIGSTOP)
+    await holder.sleep()
     await other.says("continues here")
     gate.open()
     assert (await other.ended())["states"] == ["replayed", "charged"]

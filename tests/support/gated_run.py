@@ -7,9 +7,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -123,10 +126,39 @@ class RunProcess:
         assert len(reports) == times, self.output
         return reports
 
+    async def sleep(self) -> None:
+        """Stop it until it is sent SIGCONT; not while it writes to its ledger in SQLite, whose lock
+        it would keep from all others.
+        """
+        self.process.send_signal(signal.SIGSTOP)
+        await until(lambda: _is_stopped(self.process.pid))
+        while _is_locked(os.environ["FASTROAI_LEDGER_URL"]):
+            self.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.02)
+            await self.sleep()
+
     def kill(self) -> None:
         """End it without a word."""
         self.process.kill()
         self.process.wait()
+
+
+def _is_stopped(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+def _is_locked(url: str) -> bool:
+    """Whether somebody writes to a ledger in SQLite."""
+    scheme, _, path = url.partition(":///")
+    if scheme != "sqlite":
+        return False
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as ledger:
+        try:
+            ledger.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 async def until(condition: Any) -> None:

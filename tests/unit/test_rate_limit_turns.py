@@ -230,12 +230,12 @@ async def test_a_step_that_waits_is_counted_said_once_and_not_timed_out(
 ) -> None:
     monkeypatch.setenv("FASTROAI_RATE_LIMITS", "function concurrency=1")
     # Shorter than the first answer takes.
-    monkeypatch.setattr(request_turns, "WORTH_SAYING", 0.15)
+    monkeypatch.setattr(request_turns, "WORTH_SAYING", 0.4)
     caplog.set_level(logging.INFO, "fastroai.usage")
-    agent = FastroAgent(model=answering(0.25))
+    agent = FastroAgent(model=answering(0.65))
     seen: list[str] = []
 
-    @step(timeout=0.9)
+    @step(timeout=2.4)
     async def ask(context: StepContext[None]) -> list[str]:
         asked = [asyncio.create_task(context.run(agent, str(n))) for n in range(4)]
         seen.append((await waits(context, 3)).limit)
@@ -260,9 +260,9 @@ async def test_the_progress_of_a_mapped_step_says_how_many_items_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FASTROAI_RATE_LIMITS", "function concurrency=2")
-    agent = FastroAgent(model=answering(0.35))
+    agent = FastroAgent(model=answering(0.5))
 
-    @step(timeout=1.4)
+    @step(timeout=2.2)
     async def ask(context: StepContext[None]) -> str:
         return (await context.run(agent, str(context.item))).output
 
