@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Literal, get_args
 from zoneinfo import ZoneInfo
 
+from ..ledger.aggregation import deployment_key
 from ..ledger.entries import EntryState, LedgerEntry
 from .windows import WINDOWS, Window, window_at
 
@@ -100,7 +101,7 @@ class Budget:
         at = entry.attribution
         return (
             self.pipeline in (None, at.pipeline)
-            and self.deployment in (None, at.deployment)
+            and self.deployment in (None, deployment_key(at.pipeline, at.deployment))
             and self.is_for_model(entry.model)
             and (self.tag is None or has_tag(self.tag, entry))
         )

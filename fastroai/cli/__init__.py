@@ -79,7 +79,7 @@ for _name, _help in {
         "They are kept in the ledger and hold for all processes that write to it."
     ),
     "runs": (
-        "List active and dead runs, and resume dead ones.\n\n"
+        "List the last runs with what they cost, and resume dead ones.\n\n"
         "Those that write to this ledger; a run is dead when its process died."
     ),
     "results": "Show stored results, and delete old ones.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from .runs import on_server
+from .on_server import on_server
 
 if TYPE_CHECKING:
     from ..executors.prefect import Change

@@ -40,6 +40,7 @@ from ._prefect.links import links_to_run
 from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions, Spread
 from ._prefect.pool_templates import WantedPool
+from ._prefect.run_pages import RunPage, read_run_pages, read_step_pages
 from ._prefect.run_storage import probe_storage
 from ._prefect.server import (
     answering_server,
@@ -83,6 +84,7 @@ __all__ = [
     "PoolState",
     "PrefectClient",
     "PrefectExecutor",
+    "RunPage",
     "RunRefusedError",
     "Spread",
     "StoredBefore",
@@ -99,6 +101,8 @@ __all__ = [
     "look_at",
     "make_process_pools",
     "probe_storage",
+    "read_run_pages",
+    "read_step_pages",
     "report_ended_runs",
     "resume_run",
     "run_deployment",

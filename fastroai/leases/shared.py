@@ -10,6 +10,7 @@ from ..database.registry import OPEN_LEDGERS
 if TYPE_CHECKING:
     from ..settings import FastroAISettings
     from .heartbeat import Heartbeat
+    from .table import LeaseRecord
 
 
 def configured_heartbeat(settings: FastroAISettings) -> Heartbeat:
@@ -31,9 +32,10 @@ def configured_heartbeat(settings: FastroAISettings) -> Heartbeat:
     return OPEN_LEDGERS.shared(("heartbeat", url), make)
 
 
-def has_flow_runs(url: str) -> bool:
-    """Whether flow runs hold leases in a ledger, or left there how they ended. Blocks; without
-    settings and a thread, for a command that has nothing else to do.
+def read_flow_runs(url: str) -> tuple[list[LeaseRecord], bool]:
+    """The flow runs that hold a lease in a ledger or are paused, dead ones too; and whether others
+    left there how they ended. Blocks; without settings and a thread, for a command that has nothing
+    else to do.
 
     Raises:
         LedgerUnavailableError: The ledger can't be read.
@@ -45,8 +47,9 @@ def has_flow_runs(url: str) -> bool:
     try:
         table = LeaseTable(database)
         if not database.has_ledger():
-            return False
-        return bool(table.holdings("flow_run") or table.ended() or table.holdings("suspended_run"))
+            return [], False
+        held = [*table.holdings("suspended_run"), *table.holdings("flow_run")]
+        return held, bool(table.ended())
     except Exception as error:
         raise database.unavailable(error) from error
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, fields
 from datetime import UTC, date
 from decimal import Decimal, localcontext
+from itertools import islice, product
 from operator import attrgetter
 from typing import Any
 
@@ -16,14 +17,18 @@ from .entries import DIMENSIONS, SPEND, ZERO_USD, EntryState, LedgerEntry
 _NO_TOKENS = TokenCounts()
 TOKEN_NAMES = tuple(field.name for field in fields(TokenCounts))
 
+GroupKey = str | None | tuple[str | None, ...]
+"""What the entries of a group have in common: one value, or one for each of several dimensions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """The sum of some entries. Counts are of requests; amounts are exact USD.
 
     Attributes:
-        key: What the entries have in common: a run, a model, a day. None: they have none, or all
-            were summed.
+        key: What the entries have in common: a run, a model, a day. None: they have none, all
+            were summed, or they are grouped by several dimensions.
+        keys: By several dimensions: their values, in the order that was asked for.
         requests: Requests that were sent, refused ones included, replayed ones not.
         charged: Answered and priced.
         unpriced: Answered at an unknown price.
@@ -40,6 +45,7 @@ class Totals:
     """
 
     key: str | None = None
+    keys: tuple[str | None, ...] = ()
     requests: int = 0
     charged: int = 0
     unpriced: int = 0
@@ -132,20 +138,26 @@ _MEASURES_WITH = {
 _NOTHING = [*[0] * AMOUNTS_AT, *[ZERO_USD] * len(AMOUNTS)]
 
 
-def totals_from(key: str | None, sums: Sequence[Any]) -> Totals:
+def totals_from(key: GroupKey, sums: Sequence[Any]) -> Totals:
     """The sum of some entries out of what `MEASURES` has of it, in its order."""
     tokens = dict(zip(TOKEN_NAMES, sums[len(COUNTS) :], strict=False))
     return Totals(
-        key=key,
+        key=None if isinstance(key, tuple) else key,
+        keys=key if isinstance(key, tuple) else (),
         tokens=TokenCounts(**tokens),
         **dict(zip(COUNTS, sums, strict=False)),
         **dict(zip(AMOUNTS, sums[AMOUNTS_AT:], strict=True)),
     )
 
 
-def in_order(keys: Iterable[str | None]) -> list[str | None]:
+def in_order(keys: Iterable[GroupKey]) -> list[GroupKey]:
     """Keys as groups are ordered by them; none at all comes last."""
-    return sorted(keys, key=lambda key: (key is None, key or ""))
+    return sorted(keys, key=_by_value)
+
+
+def _by_value(key: GroupKey) -> list[tuple[bool, str]]:
+    values = key if isinstance(key, tuple) else (key,)
+    return [(value is None, value or "") for value in values]
 
 
 def totals_of(entries: Iterable[LedgerEntry], by: str | None = None) -> tuple[Totals, ...]:
@@ -155,13 +167,13 @@ def totals_of(entries: Iterable[LedgerEntry], by: str | None = None) -> tuple[To
         entries: Any entries, for example `PipelineResult.entries`.
         by: `run`, `run_key`, `pipeline`, `step` (as `pipeline/step`), `agent`, `model`, `provider`,
             `deployment`, `created_by`, `day` (UTC), `tag`, or `tag:NAME` for the values of one
-            tag. By `tag`, an entry is in the group of each of its tags, so the groups add up to
-            more than the whole.
+            tag; or several of them, divided by commas. By `tag`, an entry is in the group of each
+            of its tags, so the groups add up to more than the whole.
 
     Raises:
         ValueError: Entries can't be grouped so.
     """
-    keys, groups = grouping(by), dict[str | None, list[Any]]()
+    keys, groups = grouping(by), dict[GroupKey, list[Any]]()
     with localcontext(EXACT):
         for entry in entries:
             numbers = _numbers_of(entry)
@@ -197,9 +209,9 @@ class Grouping:
     """
 
     parts: tuple[str, ...]
-    keys: Callable[..., tuple[str | None, ...]]
+    keys: Callable[..., tuple[GroupKey, ...]]
 
-    def __call__(self, entry: LedgerEntry) -> tuple[str | None, ...]:
+    def __call__(self, entry: LedgerEntry) -> tuple[GroupKey, ...]:
         return self.keys(*(part_of(entry, name) for name in self.parts))
 
 
@@ -212,7 +224,7 @@ def part_of(entry: LedgerEntry, name: str) -> Any:
 
 
 def grouping(by: str | Grouping | None) -> Grouping:
-    """How entries are grouped by a name; by None, all are one group.
+    """How entries are grouped by a name, or by several with commas; by None, all are one group.
 
     Raises:
         ValueError: Entries can't be grouped so.
@@ -221,17 +233,51 @@ def grouping(by: str | Grouping | None) -> Grouping:
         return by
     if by is None:
         return Grouping((), lambda: (None,))
-    if by.startswith("tag:"):
-        name = by.removeprefix("tag:")
-        return Grouping(("tags",), lambda tags: (tags.get(name),))
-    if by not in GROUPINGS:
+    names = dimensions_of(by)
+    if len(set(names)) < len(names):
+        raise ValueError(f"Entries can't be grouped by {by!r}: it names one dimension twice.")
+    found = list(map(_grouping_by, names))
+    return found[0] if len(found) == 1 else _combined(found)
+
+
+def dimensions_of(by: str) -> tuple[str, ...]:
+    """The names that are divided by commas. A comma that no known name follows belongs to a tag's
+    name.
+    """
+    names: list[str] = []
+    for part in by.split(","):
+        name = part.strip()
+        is_known = name in GROUPINGS or name.startswith("tag:")
+        if not is_known and names and names[-1].startswith("tag:"):
+            names[-1] += f",{part}"
+        else:
+            names.append(name)
+    return tuple(names)
+
+
+def _grouping_by(name: str) -> Grouping:
+    if name.startswith("tag:"):
+        tag = name.removeprefix("tag:")
+        return Grouping(("tags",), lambda tags: (tags.get(tag),))
+    if name not in GROUPINGS:
         raise ValueError(
-            f"Entries can't be grouped by {by!r}. Allowed: {', '.join(GROUPINGS)}, tag:NAME."
+            f"Entries can't be grouped by {name!r}. Allowed: {', '.join(GROUPINGS)}, tag:NAME."
         )
-    return GROUPINGS[by]
+    return GROUPINGS[name]
 
 
-def _one_key(value: str | None) -> tuple[str | None, ...]:
+def _combined(groupings: Sequence[Grouping]) -> Grouping:
+    """By several dimensions: the keys have a value of each."""
+
+    def keys(*values: Any) -> tuple[GroupKey, ...]:
+        rest = iter(values)
+        of_each = (each.keys(*islice(rest, len(each.parts))) for each in groupings)
+        return tuple(product(*of_each))  # type: ignore[arg-type]  # each is of one dimension
+
+    return Grouping(tuple(part for each in groupings for part in each.parts), keys)
+
+
+def _one_key(value: str | None) -> tuple[GroupKey, ...]:
     return (value,)
 
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from statistics import median
 
 from ..pricing.money import EXACT, plain
+from .aggregation import Totals
 
 LAST_FORECASTS = 20
 """How many of the last forecasts are compared with what then came."""
@@ -64,6 +65,35 @@ class RecordedRun:
 
     run: WholeRun
     steps: Mapping[str | None, StepCost]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookedRun:
+    """A run of which requests are booked.
+
+    Attributes:
+        run_id: Its identity; under Prefect the flow run's.
+        run_key: What the caller named it by.
+        deployment: As `flow/deployment`.
+        created_by: Who or what started it, as in `Attribution`.
+        first_sent_at: When its first request was sent.
+        last_sent_at: When its last one was, so far.
+        ended_at: When it ended, if each step ended well; the ledger does not say of others.
+        totals: What it cost.
+        steps: The same by step and model, in the order of their first requests; where they were
+            asked for.
+    """
+
+    run_id: str
+    run_key: str | None = None
+    pipeline: str | None = None
+    deployment: str | None = None
+    created_by: str | None = None
+    first_sent_at: datetime
+    last_sent_at: datetime
+    ended_at: datetime | None = None
+    totals: Totals
+    steps: tuple[Totals, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from .aggregation import Totals
 from .archive_files import archive_format
 from .entries import LedgerEntry
 from .filters import EVERYTHING, FilterFields, LedgerFilter
-from .history import RecordedRun
+from .history import BookedRun, RecordedRun
 from .store import LedgerStore, flush_shared, open_store
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class Ledger:
         Args:
             where: A filter made before.
             fields: The same as keywords, over those of `where`: `run_id`, `run_key`, `pipeline`,
-                `step_id`, `model`, `tag`, `since`, `until`, `state` and `simulated`, as
-                `LedgerFilter` describes them.
+                `deployment`, `step_id`, `model`, `tag`, `since`, `until`, `state` and `simulated`,
+                as `LedgerFilter` describes them.
 
         Raises:
             ValueError: A time is naive.
@@ -85,8 +85,9 @@ class Ledger:
         Args:
             by: `run`, `run_key`, `pipeline`, `step` (as `pipeline/step`), `agent`, `model`,
                 `provider`, `deployment`, `created_by`, `day` (UTC), `tag`, or `tag:NAME` for the
-                values of one tag. By `tag`, an entry is in the group of each of its tags, so
-                the groups add up to more than the whole.
+                values of one tag; or several of them, as `day,model`: see `Totals.keys`. By `tag`,
+                an entry is in the group of each of its tags, so the groups add up to more than the
+                whole.
             where: As of `entries`.
             fields: As of `entries`.
 
@@ -108,6 +109,42 @@ class Ledger:
             LedgerUnavailableError: The database can't be read.
         """
         return await self._store.history(pipeline, most)
+
+    async def runs(
+        self,
+        where: LedgerFilter = EVERYTHING,
+        *,
+        most: int = 20,
+        **fields: Unpack[FilterFields],
+    ) -> tuple[BookedRun, ...]:
+        """The last runs that sent a request that fits, those with the last requests first.
+
+        Args:
+            where: As of `entries`.
+            most: How many.
+            fields: As of `entries`.
+
+        Raises:
+            ValueError: A time is naive.
+            LedgerUnavailableError: The database can't be read.
+        """
+        return await self._store.runs(replace(where, **fields), most)
+
+    async def run(self, run_id: str) -> BookedRun | None:
+        """One run with what its steps cost; None if nothing of it is booked.
+
+        Raises:
+            LedgerUnavailableError: The database can't be read.
+        """
+        return await self._store.run(run_id)
+
+    async def run_ids(self, beginning: str, *, most: int = 10) -> list[str]:
+        """The ids of booked runs that begin so, for one that a person has shortened.
+
+        Raises:
+            LedgerUnavailableError: The database can't be read.
+        """
+        return await self._store.run_ids(beginning, most)
 
     async def append(self, entry: LedgerEntry) -> None:
         """Book an entry: a request from elsewhere, or the outcome of one that is unsettled. Nothing

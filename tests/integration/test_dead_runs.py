@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
 import subprocess
@@ -73,6 +74,7 @@ async def dead(flow_run_id: str) -> None:
     [line] = [line for line in (await runs()).stdout.splitlines() if line.startswith(flow_run_id)]
     assert line.endswith("DEAD")
     assert " gated " in line
+    assert f"/runs/flow-run/{flow_run_id}" in line
 
 
 async def under_way(gate: Gate) -> LeaseRecord:
@@ -112,6 +114,15 @@ async def test_a_deployed_run_whose_worker_was_killed_is_finished_by_another(
     assert stored.flow_run.state_name == "Completed"
     assert stored.flow_run.run_count == 2
     assert prompts(provider.lines) == ["first", "second"]
+    shown = json.loads((await runs("show", str(flow_run_id), "--json")).stdout)
+    assert (shown["name"], shown["state"]) == (stored.flow_run.name, "Completed")
+    assert (shown["deployment"], shown["requests"]) == ("gated/nightly", 2)
+    states = {step["step"]: (step["state"], step["requests"]) for step in shown["steps"]}
+    assert states["first"] == states["second"] == ("Completed", 1)
+    assert states["gate"] == ("Completed", 0)
+    [recent] = json.loads((await runs("--json", "--run", str(flow_run_id))).stdout)["runs"]
+    assert (recent["url"], recent["process"]) == (shown["url"], None)
+    assert shown["url"].endswith(str(flow_run_id))
     assert [t.state_name for t in stored.all_task_runs if t.name == "gate"].count("Running") == 0
     assert await holdings() == []
 
@@ -129,7 +140,7 @@ async def test_a_run_that_execute_started_is_marked_as_crashed_and_says_how_it_g
     assert f"Execute 'gated' again with run_key={run.run_key!r}" in (state.message or "")
     assert state.message is not None
     assert state.message.partition("state. ")[2] in resumed.stdout
-    assert (await runs()).stdout == "No active or dead runs.\n"
+    assert (await runs()).stdout.endswith("\nNo active or dead runs.\n")
     gate.open()
     again = RunProcess(run.run_key, gate, tmp_path)
     assert (await again.ended())["states"] == ["replayed", "charged"]

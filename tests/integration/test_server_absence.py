@@ -305,15 +305,21 @@ async def test_runs_of_a_ledger_are_not_listed_by_a_server_started_for_it(tmp_pa
     home = {"PREFECT_HOME": str(tmp_path / "home"), "FASTROAI_LEDGER_URL": url}
     listing = COMMAND.format(arguments=["runs"])
     assert program(listing, **home).stdout == "No active or dead runs.\n0 False\n"
-    table.take(LeaseRequest(kind="flow_run", name=str(uuid4()), seconds=30))
+    run_id = str(uuid4())
+    table.take(LeaseRequest(kind="flow_run", name=run_id, seconds=30))
     table.close()
-    for arguments in (["runs"], ["runs", "resume", "--all"]):
-        done = program(COMMAND.format(arguments=arguments), **home)
-        assert done.stdout == "1 False\n", done.stderr
-        [said] = [line for line in done.stderr.splitlines() if line.startswith("fastroai: ")]
-        assert "No Prefect server is configured" in said
-        assert "PREFECT_API_URL" in said
-        assert "FASTROAI_EXECUTOR" not in said
+    listed = program(listing, **home).stdout.splitlines()
+    [line] = [line for line in listed if line.startswith(run_id)]
+    assert line.endswith("alive")
+    assert listed[-2] == (
+        "From the ledger alone, without names, states and pages: No Prefect server is configured."
+    )
+    done = program(COMMAND.format(arguments=["runs", "resume", "--all"]), **home)
+    assert done.stdout == "1 False\n", done.stderr
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("fastroai: ")]
+    assert "No Prefect server is configured" in said
+    assert "PREFECT_API_URL" in said
+    assert "FASTROAI_EXECUTOR" not in said
 
 
 def test_the_advice_to_start_a_server_can_be_typed_where_it_is_given(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fastroai.database.engine import Database
 from fastroai.database.statements import Insert
+from fastroai.ledger.aggregation import deployment_key
 from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
 from fastroai.ledger.filters import LedgerFilter
 from fastroai.ledger.store.mapping import intent_row, outcome_row
@@ -91,6 +92,7 @@ selections = st.builds(
     run_id=st.none() | st.just("a"),
     run_key=st.none() | st.just("b"),
     pipeline=st.none() | st.just("a"),
+    deployment=st.sampled_from([None, None, "a/b", "a"]),
     step_id=st.none() | st.just("b"),
     model=st.sampled_from([None, None, "m1", "openai:m2", "m2-2026-01-01"]),
     tag=st.sampled_from([None, None, "team", "nightly", "team=", 'a"b', "x,"]),
@@ -115,12 +117,14 @@ def fits(selection: LedgerFilter, entry: LedgerEntry) -> bool:
     )
     asked = entry.model_asked or ""
     models = (None, asked, entry.model_answered, asked.partition(":")[2] or None)
+    deployments = (None, at.deployment, deployment_key(at.pipeline, at.deployment))
     name, value = selection.tag_parts
     named = value is None and (name in at.tags or name in at.flow_tags)
     return (
         all(wanted is None or wanted == found for wanted, found in same)
         and (selection.since is None or entry.sent_at >= selection.since)
         and (selection.until is None or entry.sent_at < selection.until)
+        and selection.deployment in deployments
         and (selection.model is None or selection.model in models)
         and (selection.tag is None or named or (value is not None and at.tags.get(name) == value))
     )

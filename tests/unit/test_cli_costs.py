@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from fastroai.cli.costs.keys import key_of
 from fastroai.cli.costs.report import report
 from fastroai.database.engine import Database, database_url
 from fastroai.ledger.aggregation import GROUPINGS, totals_of
@@ -100,6 +104,107 @@ def test_by_pipeline_unless_asked_otherwise_the_largest_first_and_a_total(books:
 def test_every_grouping(books: Books, by: str, keys: list[str]) -> None:
     books.book(some())
     assert list(books.costs("--by", by).rows()) == [*keys, "total"]
+
+
+def test_several_dimensions_are_a_line_for_each_of_their_values_together(books: Books) -> None:
+    later = charged("2", pipeline="large", sent_at=START + timedelta(days=1))
+    books.book([*some(), later])
+    ran = books.costs("--by", "pipeline, tag:team")
+    assert ran.out.startswith("Costs by pipeline and tag team:")
+    assert ran.headings()[:2] == ["pipeline", "team"]
+    lines = [line.split()[:2] for line in ran.out.splitlines()[4:7]]
+    assert lines == [["large", "(no"], ["large", "ads"], ["small", "search"]]
+    found = books.costs("--by", "day,pipeline", "--json").json
+    assert [(group["keys"], group["cost_usd"]) for group in found["groups"]] == [
+        ({"day": "2026-03-01", "pipeline": "large"}, "0.250000000001"),
+        ({"day": "2026-03-01", "pipeline": "small"}, "0.001"),
+        ({"day": "2026-03-02", "pipeline": "large"}, "2"),
+    ]
+
+
+@pytest.mark.parametrize("by", ["day,day", "day,colour", ",", "day,"])
+def test_dimensions_must_be_known_and_different(books: Books, by: str) -> None:
+    ran = books.costs("--by", by)
+    assert (ran.code, ran.out) == (2, "")
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_a_comma_in_the_name_of_a_tag_stays_there(books: Books) -> None:
+    books.book([charged("1", tags={"a,b": "x"}, pipeline="p")])
+    assert list(books.costs("--by", "tag:a,b").rows()) == ["x", "total"]
+    assert books.costs("--by", "tag:a,b,pipeline").headings()[:2] == ["a,b", "pipeline"]
+
+
+def test_a_limit_keeps_the_largest_and_adds_up_the_others(books: Books) -> None:
+    books.book(some())
+    ran = books.costs("--by", "run", "--limit", "1")
+    rows = ran.rows()
+    assert list(rows) == ["r2", "(2 others)", "total"]
+    assert rows["(2 others)"] == ["2", "2,000", "20", "0.001000000001", "0.4 %"]
+    assert rows["total"][3] == "0.251000000001"
+    found = books.costs("--by", "run", "--limit", "1", "--json").json
+    assert [group["key"] for group in found["groups"]] == ["r2"]
+    assert (found["others"]["groups"], found["others"]["cost_usd"]) == (2, "0.001000000001")
+    assert "others" not in books.costs("--limit", "3", "--json").json
+    assert books.costs("--limit", "0").code == 2
+
+
+def test_of_days_a_limit_keeps_the_last(books: Books) -> None:
+    books.book([charged(str(9 - n), sent_at=START + timedelta(days=n)) for n in range(4)])
+    rows = books.costs("--by", "day", "--limit", "2").rows()
+    assert list(rows) == ["2026-03-03", "2026-03-04", "(2 others)", "total"]
+
+
+def test_csv_has_exact_amounts_and_nothing_for_what_is_not_known(books: Books) -> None:
+    lost = charged(pipeline='say "hi", you').settled(EntryState.REFUSED, cost_usd=None)
+    books.book([*some(), lost])
+    ran = books.costs("--by", "pipeline,tag:team", "--csv")
+    rows = list(csv.DictReader(io.StringIO(ran.out)))
+    assert [(row["pipeline"], row["tag:team"], row["paid_usd"]) for row in rows] == [
+        ("large", "ads", "0.25"),
+        ("small", "search", "0.001"),
+        ("large", "", "0.000000000001"),
+        ('say "hi", you', "", "0"),
+    ]
+    assert rows[0]["input_tokens"] == "1000"
+    assert [row["share_priced"] for row in rows] == ["1.0", "1.0", "1.0", ""]
+    assert books.costs("--csv", "--json").code == 2
+
+
+def test_a_report_that_is_watched_shows_what_comes_until_it_is_interrupted(books: Books) -> None:
+    books.book([charged("1", pipeline="first")])
+    command = [sys.executable, "-m", "fastroai", "costs", "--watch", "--every", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        try:
+            assert watching.stdout is not None
+            lines = iter(watching.stdout.readline, "")
+            assert any(line.startswith("first ") for line in lines)
+            books.book([charged("2", pipeline="second")])
+            assert any(line.startswith("second ") for line in lines)
+        finally:
+            watching.send_signal(signal.SIGINT)
+        watching.stdout.read()
+        assert watching.wait(30) == 0
+
+
+def test_deployments_of_one_name_in_two_flows_are_two_lines_and_found_apart(books: Books) -> None:
+    books.book(
+        [
+            charged("3", pipeline="digest", deployment="digest/daily"),
+            charged("2", pipeline="triage", deployment="triage/daily"),
+            charged("1", pipeline="triage", deployment="daily"),  # as it was booked earlier
+        ]
+    )
+    rows = books.costs("--by", "deployment").rows()
+    assert {name: cells[3] for name, cells in rows.items()} == {
+        "digest/daily": "3.00",
+        "triage/daily": "3.00",
+        "total": "6.00",
+    }
+    for name in ("digest/daily", "triage/daily"):
+        ran = books.costs("--deployment", name)
+        assert ran.rows()["total"][-1] == "3.00"
+        assert f"deployment {name!r}" in ran.out.splitlines()[0]
 
 
 def test_the_help_names_every_grouping() -> None:
@@ -240,7 +345,10 @@ def test_programs_get_exact_amounts_as_text(books: Books) -> None:
     assert found["total"]["upper_bound_usd"] == "0"
 
 
-@given(st.lists(entries(), min_size=1, max_size=8), st.sampled_from([*GROUPINGS, "tag:team"]))
+@given(
+    st.lists(entries(), min_size=1, max_size=8),
+    st.sampled_from([*GROUPINGS, "tag:team", "day,model", "deployment,step"]),
+)
 @examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_lines_are_the_ledgers_own_and_add_up_to_the_total(
     books: Books, booked: list[LedgerEntry], by: str
@@ -250,11 +358,15 @@ def test_the_lines_are_the_ledgers_own_and_add_up_to_the_total(
     fill(database, booked)
     database.close()
     found = books.costs("--by", by, "--json").json
-    expected = {totals.key: totals for totals in totals_of(map(as_stored, booked), by)}
-    assert {group["key"] for group in found["groups"]} == set(expected)
-    for group in found["groups"]:
-        assert Decimal(group["cost_usd"]) == expected[group["key"]].cost_usd
-        assert group["requests"] == expected[group["key"]].requests
+    expected = {key_of(totals): totals for totals in totals_of(map(as_stored, booked), by)}
+    groups = {
+        tuple(group["keys"].values()) if "keys" in group else group["key"]: group
+        for group in found["groups"]
+    }
+    assert set(groups) == set(expected)
+    for key, group in groups.items():
+        assert Decimal(group["cost_usd"]) == expected[key].cost_usd
+        assert group["requests"] == expected[key].requests
     if by != "tag":
         for name in ("cost_usd", "simulated_usd", "paid_usd", "upper_bound_usd", "replayed_usd"):
             with localcontext(EXACT):

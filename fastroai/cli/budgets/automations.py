@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ..exit_codes import UsageError
-from ..runs import on_server
+from ..on_server import on_server
 
 if TYPE_CHECKING:
     from ...executors.prefect import AutomationChange

@@ -13,6 +13,7 @@ from ...ledger.aggregation import grouping
 from ..exit_codes import UsageError
 from ..parsing import moment, shown
 
+_IN_WORDS = ("run_id", "run_key", "pipeline", "deployment", "step_id", "model", "tag")
 _WHICH = Group("Which requests", sort_key=1)
 _HOW = Group("Source and format", sort_key=2)
 
@@ -23,6 +24,7 @@ def check_grouping(type_: object, value: str) -> None:
 
 
 By = Annotated[str, Parameter(validator=check_grouping)]
+"""One dimension, or several with commas."""
 
 
 @Parameter(name="*", group=_WHICH)
@@ -35,6 +37,7 @@ class Filters:
         since: Sent then or later.
         until: Sent before.
         pipeline: Of this pipeline.
+        deployment: Of this deployment, FLOW/DEPLOYMENT.
         run_id: Of this run.
         run_key: Of all executions under this run key.
         step_id: Of this step, under the name that its pipeline gives it.
@@ -48,6 +51,7 @@ class Filters:
     since: Annotated[datetime | None, Parameter(converter=moment)] = None
     until: Annotated[datetime | None, Parameter(converter=moment)] = None
     pipeline: str | None = None
+    deployment: str | None = None
     run_id: Annotated[str | None, Parameter(name="--run")] = None
     run_key: str | None = None
     step_id: Annotated[str | None, Parameter(name="--step")] = None
@@ -96,7 +100,7 @@ class Filters:
         if self.since and self.until:
             since, until = f"{shown(self.since)} to {shown(self.until)}", None
         yield from filter(None, (since, until))
-        for name in ("run_id", "run_key", "pipeline", "step_id", "model", "tag"):
+        for name in _IN_WORDS:
             value = getattr(self, name)
             if value is not None:
                 yield f"{name.removesuffix('_id').replace('_', ' ')} {value!r}"

@@ -3,40 +3,109 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from operator import attrgetter
+from typing import Annotated, cast
 
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 
 from ...database.location import MEMORY, ledger_url
-from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, whole_of
+from ...ledger.aggregation import AMOUNTS, COUNTS, Totals, dimensions_of, whole_of
 from ...ledger.ledger import Ledger
 from ...pricing.money import EXACT
+from ..exit_codes import UsageError
 from ..rendering.console import console, printable, prose, write_json
 from ..rendering.tables import Amount, Cell, Column, exact, percent, print_table
+from ..watching import watch_until_interrupted
 from .filters import ALL, CONFIGURED, By, Filters, Source
-
-_HEADINGS = {"day": "day (UTC)", "step": "pipeline/step"}
-SEVERAL_TAGS = (
-    "A request with several tags is in the line of each, so the lines may add up to more than the "
-    "total."
+from .keys import (
+    SEVERAL_TAGS,
+    key_cells,
+    key_columns,
+    key_json,
+    key_of,
+    title_of,
+    total_cells,
+    values_of,
 )
 
+_EVERY = 5.0
+_NONE = Totals()
 
-def report(*, by: By = "pipeline", filters: Filters = ALL, source: Source = CONFIGURED) -> None:
+
+def report(
+    *,
+    by: By = "pipeline",
+    limit: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    as_csv: Annotated[bool, Parameter(name="--csv")] = False,
+    watch: bool = False,
+    every: Annotated[float, Parameter(validator=Number(gt=0))] = _EVERY,
+    filters: Filters = ALL,
+    source: Source = CONFIGURED,
+) -> int:
     """Show what the requests cost that the filters select.
 
     Args:
         by: run, run_key, pipeline, step, item, agent, model, provider, deployment, created_by, day,
-            tag, or tag:NAME for the values of one tag. Default: pipeline.
+            tag, or tag:NAME for the values of one tag; several with commas, as day,model.
+            Default: pipeline.
+        limit: Show only so many lines, those of the largest amounts, or of the last days. The
+            others are added up in one.
+        as_csv: As CSV, exact amounts. It has no total, and what is not known is empty.
+        watch: Show it again from time to time, until Ctrl-C.
+        every: Seconds between two times of --watch; default: 5.
     """
-    groups, total, booked = asyncio.run(_read(source.ledger, by, filters))
-    nothing = "" if groups else nothing_found(source.ledger, filters, booked)
-    content = _as_json(by, filters, groups, total)
-    publish(source, content, nothing or (lambda: _show(console(), by, filters, groups, total)))
+    if sum((as_csv, watch, source.json)) > 1:
+        raise UsageError("Specify one of --json, --csv and --watch.")
+    asked = _Asked(by, limit, filters, source)
+    if watch:
+        return watch_until_interrupted(console(), lambda: asked.show(as_csv=False), every)
+    asked.show(as_csv)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    by: str
+    limit: int | None
+    filters: Filters
+    source: Source
+
+    def show(self, as_csv: bool) -> None:
+        found = asyncio.run(_read(self.source.ledger, self.by, self.limit, self.filters))
+        if as_csv:
+            write_groups(self.by, found.groups)
+            return
+        nothing = ""
+        if not found.groups:
+            nothing = nothing_found(self.source.ledger, self.filters, found.booked)
+        publish(
+            self.source,
+            _as_json(self.by, self.filters, found),
+            nothing or (lambda: _show(console(), self.by, self.filters, found)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The groups that are shown, what the others add up to, and what all do.
+
+    Attributes:
+        others: How many these are.
+        booked: How many entries there are if these are none.
+    """
+
+    groups: Sequence[Totals] = ()
+    rest: Totals = _NONE
+    others: int = 0
+    total: Totals = _NONE
+    booked: int = 0
 
 
 def publish(source: Source, content: object, found: str | Callable[[], None]) -> None:
@@ -55,26 +124,31 @@ def publish(source: Source, content: object, found: str | Callable[[], None]) ->
         found()
 
 
-async def _read(
-    url: str | None, by: str, filters: Filters
-) -> tuple[tuple[Totals, ...], Totals, int]:
-    """The groups, largest first, what they add up to, and how many entries there are if these are
-    none.
-    """
+async def _read(url: str | None, by: str, limit: int | None, filters: Filters) -> _Found:
     async with Ledger.open(url, create=False) as ledger:
         groups = await ledger.totals(by=by, **filters.as_arguments())
         if not groups:
             [everything] = await ledger.totals()
-            return (), Totals(), everything.requests + everything.replayed
-        if by == "tag":
+            return _Found(booked=everything.requests + everything.replayed)
+        if "tag" in dimensions_of(by):
             # An entry is in the group of each of its tags.
             [total] = await ledger.totals(**filters.as_arguments())
         else:
             # Not asked for again: meanwhile, there may be more.
             total = whole_of(groups)
-    if by != "day":
-        groups = tuple(sorted(groups, key=lambda group: (-paid(group), -group.simulated_usd)))
-    return groups, total, 0
+    shown, rest = _cut(by, groups, limit)
+    return _Found(shown, whole_of(rest), len(rest), total)
+
+
+def _cut(
+    by: str, groups: Sequence[Totals], limit: int | None
+) -> tuple[Sequence[Totals], Sequence[Totals]]:
+    """The groups to show, and the others: days in their order, else the largest first."""
+    if "day" in dimensions_of(by):
+        first = max(0, len(groups) - limit) if limit else 0
+        return groups[first:], groups[:first]
+    ordered = sorted(groups, key=lambda group: (-paid(group), -group.simulated_usd))
+    return ordered[:limit], ordered[limit:] if limit else ()
 
 
 def nothing_found(url: str | None, filters: Filters, booked: int) -> str:
@@ -95,17 +169,30 @@ def paid(totals: Totals) -> Decimal:
     return EXACT.subtract(totals.cost_usd, totals.simulated_usd)
 
 
-def _as_json(
-    by: str, filters: Filters, groups: Sequence[Totals], total: Totals
-) -> dict[str, object]:
+def _as_json(by: str, filters: Filters, found: _Found) -> dict[str, object]:
     """Amounts as strings, exact; `cost_usd` includes what was simulated, `paid_usd` does not."""
+    others = {"others": {"groups": found.others} | totals_json(found.rest)} if found.others else {}
     return {
         "by": by,
         "filters": filters.as_json(),
         "currency": "USD",
-        "groups": [{"key": group.key} | totals_json(group) for group in groups],
-        "total": totals_json(total),
+        "groups": [key_json(by, key_of(group)) | totals_json(group) for group in found.groups],
+        **others,
+        "total": totals_json(found.total),
     }
+
+
+def write_groups(by: str, groups: Iterable[Totals]) -> None:
+    """Write the groups to stdout as CSV: a column for each dimension, then the numbers."""
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    numbers: Sequence[str] = ()
+    for group in groups:
+        measures = totals_json(group)
+        measures |= cast("dict[str, object]", measures.pop("tokens"))
+        if not numbers:
+            numbers = tuple(measures)
+            rows.writerow([*dimensions_of(by), *numbers])
+        rows.writerow([*values_of(key_of(group)), *map(measures.get, numbers)])
 
 
 def totals_json(totals: Totals) -> dict[str, object]:
@@ -119,14 +206,13 @@ def totals_json(totals: Totals) -> dict[str, object]:
     }
 
 
-def _show(out: Console, by: str, filters: Filters, groups: Sequence[Totals], total: Totals) -> None:
+def _show(out: Console, by: str, filters: Filters, found: _Found) -> None:
     """Write a title, the table with its total, and what must be known to read it."""
-    group = f"tag {key_name(by)}" if by.startswith("tag:") else key_name(by)
-    prose(out, f"Costs by {group}: {filters or 'all requests in the ledger'}")
+    prose(out, f"Costs by {title_of(by)}: {filters or 'all requests in the ledger'}")
     out.print()
-    left_out = print_groups(out, by, groups, total)
+    left_out = print_groups(out, by, found)
     out.print()
-    show_remarks(out, remarks_on(by, total), left_out)
+    show_remarks(out, remarks_on(by, found.total), left_out)
 
 
 def show_remarks(out: Console, remarks: Iterable[str], left_out: Sequence[str]) -> None:
@@ -137,11 +223,17 @@ def show_remarks(out: Console, remarks: Iterable[str], left_out: Sequence[str]) 
         prose(out, no_room_for(left_out))
 
 
-def print_groups(out: Console, by: str, groups: Sequence[Totals], total: Totals) -> tuple[str, ...]:
+def print_groups(out: Console, by: str, found: _Found) -> tuple[str, ...]:
+    total = found.total
     columns, measures = zip(*measures_of(total), strict=True)
-    columns = (key_column(by), *columns)
-    rows = [(key_cell(by, group.key), *measured(group, measures)) for group in groups]
-    sums = ("total", *measured(total, measures))
+    columns = (*key_columns(by), *columns)
+    groups = list(found.groups)
+    heads = [key_cells(by, key_of(group)) for group in groups]
+    if found.others:
+        groups.append(found.rest)
+        heads.append(total_cells(by, f"({found.others:,} others)"))
+    rows = [(*head, *measured(g, measures)) for head, g in zip(heads, groups, strict=True)]
+    sums = (*total_cells(by), *measured(total, measures))
     share, amount = "share", paid
     if paid(total) == 0 and total.simulated:  # then what it would have cost is compared
         share, amount = "simulated share", _simulated
@@ -152,6 +244,8 @@ def print_groups(out: Console, by: str, groups: Sequence[Totals], total: Totals)
     rows = [
         (*row, f"{float(bar / whole) * 100:.1f} %") for row, bar in zip(rows, bars, strict=True)
     ]
+    if found.others:
+        bars[-1] = Decimal(0)  # many together would make each of the others look small
     columns = (*columns, Column(share, rank=4))
     return print_table(out, columns, rows, total=(*sums, ""), bars=bars)
 
@@ -181,26 +275,9 @@ def _simulated(totals: Totals) -> Decimal:
     return totals.simulated_usd
 
 
-def key_column(by: str) -> Column:
-    """The column that says what the requests of each row have in common."""
-    # A run's id is of use only as a whole.
-    shortest = 36 if by in ("run", "run_key") else 12
-    return Column(_HEADINGS.get(by, key_name(by)), shortest=shortest)
-
-
-def key_cell(by: str, key: str | None) -> str:
-    """What the requests of one row have in common."""
-    return f"(no {key_name(by)})" if key is None else key
-
-
-def key_name(by: str) -> str:
-    """A grouping for people."""
-    return by.removeprefix("tag:") if by.startswith("tag:") else by.replace("_", " ")
-
-
 def remarks_on(by: str, total: Totals) -> Iterator[str]:
     """What must be known to read a table."""
-    if by == "tag":
+    if "tag" in dimensions_of(by):
         yield SEVERAL_TAGS
     if total.simulated:
         yield (

@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from ...ledger.aggregation import grouping
+from ...ledger.aggregation import GroupKey, dimensions_of, grouping, in_order
 from ...ledger.repricing import Repriced, WhatIf, what_if
 from ...pricing.calculator import CostCalculator
 from ...pricing.money import EXACT
@@ -21,12 +21,13 @@ from ..parsing import moment
 from ..rendering.console import console, printable, prose
 from ..rendering.tables import Amount, Cell, Column, exact, print_table
 from .filters import ALL_RECORDED, CONFIGURED, By, Filters, RecordedFilters, Source
+from .keys import SEVERAL_TAGS, key_cells, key_columns, key_json, total_cells
 from .recorded import read_recorded
-from .report import SEVERAL_TAGS, key_cell, key_column, publish, show_remarks
+from .report import publish, show_remarks
 
 _MOST_REASONS = 5
 
-Groups = dict[str | None, WhatIf]
+Groups = dict[GroupKey, WhatIf]
 
 
 def price_otherwise(
@@ -44,7 +45,7 @@ def price_otherwise(
         model: The other model, PROVIDER:MODEL; default: as recorded.
         tier: The other service tier: flex, priority, default, batch, …
         at: Price as of this time; default: as of when each request was sent.
-        by: As in `fastroai costs`.
+        by: As in `fastroai costs`; several with commas.
     """
     if model is None and tier is None:
         raise UsageError("Specify --model PROVIDER:MODEL, --tier TIER, or both.")
@@ -76,22 +77,17 @@ def check_tier(tier: str | None, prices: CostCalculator) -> None:
 def grouped(found: WhatIf, by: str) -> Groups:
     """The compared requests by what they have in common, the largest recorded cost first."""
     keys = grouping(by)
-    requests: dict[str | None, list[Repriced]] = {}
+    requests: dict[GroupKey, list[Repriced]] = {}
     for request in found.compared:
         for key in keys(request.entry):
             requests.setdefault(key, []).append(request)
     groups = {
-        key: WhatIf(found.model, found.service_tier, tuple(of_key))
-        for key, of_key in sorted(requests.items(), key=by_key)
+        key: WhatIf(found.model, found.service_tier, tuple(requests[key]))
+        for key in in_order(requests)
     }
-    if by == "day":
+    if "day" in dimensions_of(by):
         return groups
     return dict(sorted(groups.items(), key=lambda group: -group[1].recorded_usd))
-
-
-def by_key(group: tuple[str | None, object]) -> tuple[bool, str]:
-    """By name; what has none comes last."""
-    return group[0] is None, group[0] or ""
 
 
 def difference_of(group: WhatIf) -> Decimal:
@@ -114,7 +110,7 @@ def _as_json(found: WhatIf, by: str, filters: Filters, groups: Groups) -> dict[s
         "by": by,
         "filters": filters.as_json(),
         "currency": "USD",
-        "groups": [{"key": key} | group_json(group) for key, group in groups.items()],
+        "groups": [key_json(by, key) | group_json(group) for key, group in groups.items()],
         "total": group_json(found),
         "simulated": sum(r.entry.simulated for r in found.compared),
         "left_out": [
@@ -156,16 +152,16 @@ def _show(
 
 def _print_groups(out: Console, by: str, groups: Groups, total: WhatIf) -> tuple[str, ...]:
     columns = [
-        key_column(by),
+        *key_columns(by),
         Column("requests", rank=2),
         Column("recorded USD"),
         Column("would be USD"),
         Column("difference", rank=3),
         Column("change", rank=1),
     ]
-    rows = [(key_cell(by, key), *measures_of(group)) for key, group in groups.items()]
+    rows = [(*key_cells(by, key), *measures_of(group)) for key, group in groups.items()]
     bars = [group.usd for group in groups.values()] if len(groups) > 1 else ()
-    return print_table(out, columns, rows, total=("total", *measures_of(total)), bars=bars)
+    return print_table(out, columns, rows, total=(*total_cells(by), *measures_of(total)), bars=bars)
 
 
 def measures_of(group: WhatIf) -> tuple[Cell, ...]:
@@ -184,7 +180,7 @@ def remarks_on(found: WhatIf, by: str) -> Iterator[str]:
         "The tokens are those recorded; another model would count and write other ones. Prices are "
         "list prices."
     )
-    if by == "tag" and found.compared:
+    if "tag" in dimensions_of(by) and found.compared:
         yield SEVERAL_TAGS
     simulated = tuple(r for r in found.compared if r.entry.simulated)
     if simulated:

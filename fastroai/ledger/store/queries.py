@@ -141,10 +141,10 @@ def conditions_of(
         value = getattr(selection, field.name)
         if value is None or isinstance(value, datetime):
             continue
-        if field.name in columns:
-            yield columns[field.name] == value
-        else:
+        if field.name in _CONDITIONS:
             yield _CONDITIONS[field.name](connection, selection, columns)
+        else:
+            yield columns[field.name] == value
 
 
 def _has_model(
@@ -154,6 +154,15 @@ def _has_model(
     colon = func.coalesce(position(connection, asked, ":"), 0)
     bare = and_(colon > 0, func.substr(asked, colon + 1) == selection.model)
     return or_(asked == selection.model, answered == selection.model, bare)
+
+
+def _is_of_deployment(
+    connection: Connection, selection: LedgerFilter, columns: Columns
+) -> ColumnElement[bool]:
+    flow, _, name = (selection.deployment or "").partition("/")
+    # Of earlier entries, as `deployment_key` reads them.
+    earlier = and_(columns["deployment"] == name, columns["pipeline"] == flow)
+    return or_(columns["deployment"] == selection.deployment, earlier)
 
 
 def _has_tag(
@@ -167,7 +176,8 @@ def _has_tag(
 
 
 _CONDITIONS: dict[str, Callable[[Connection, LedgerFilter, Columns], ColumnElement[bool]]] = {
+    "deployment": _is_of_deployment,
     "model": _has_model,
     "tag": _has_tag,
 }
-"""How entries are selected by what is in no column of its name."""
+"""How entries are selected by what no column of its name has alone."""

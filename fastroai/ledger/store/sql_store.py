@@ -22,13 +22,14 @@ from ..aggregation import Totals
 from ..archive_files import ArchiveFormat
 from ..entries import LedgerEntry
 from ..filters import LedgerFilter
-from ..history import RecordedRun, WholeRun
+from ..history import BookedRun, RecordedRun, WholeRun
 from ..recent import EndedRun, RecentCosts
 from .archiving import Archive, ArchivedEntries, archive_entries, archived_entries
 from .histories import read_history, whole_run_row
 from .outbox import Outbox
 from .queries import read_entries
 from .recent import read_recent, run_end_row
+from .run_listing import find_run_ids, read_run, read_runs
 from .summing import is_behind, sum_up
 from .totals import read_totals
 from .writer import Write, Writer
@@ -192,6 +193,18 @@ class SqlStore:
         # The sums are not brought up to date before, which takes minutes in a large ledger of an
         # earlier version: no run is to wait for that at its end.
         return await self._read(partial(read_recent, pipeline=pipeline, since=since, most=most))
+
+    async def runs(self, selection: LedgerFilter, most: int) -> tuple[BookedRun, ...]:
+        """The last runs of which the selection has requests."""
+        return await self._read_sums(lambda connection: read_runs(connection, selection, most))
+
+    async def run(self, run_id: str) -> BookedRun | None:
+        """One run with its steps."""
+        return await self._read_sums(lambda connection: read_run(connection, run_id))
+
+    async def run_ids(self, beginning: str, most: int) -> list[str]:
+        """The ids of runs that begin so."""
+        return await self._read(lambda connection: find_run_ids(connection, beginning, most))
 
     async def _read_sums(self, work: Callable[[Connection], T]) -> T:
         if await self._read(is_behind):

@@ -28,6 +28,7 @@ from ..aggregation import (
     MEASURES,
     TOKEN_NAMES,
     Grouping,
+    GroupKey,
     Measure,
     Totals,
     grouping,
@@ -235,8 +236,8 @@ class _Query:
         self._further = further
         self.group = grouping(by)
         self._is_grouped = by is not None
-        self._groups: dict[str | None, list[int]] = {}
-        self._exact: dict[str | None, list[Decimal]] = {}
+        self._groups: dict[GroupKey, list[int]] = {}
+        self._exact: dict[GroupKey, list[Decimal]] = {}
         self._took_away = False
 
     def add(self, source: _Source, *where: ColumnElement[bool], sign: int = 1) -> None:
@@ -262,7 +263,7 @@ class _Query:
             self._add_exact(source, keys, conditions, sign)
         self._took_away |= sign < 0
 
-    def _add_to(self, key: str | None, found: list[int]) -> None:
+    def _add_to(self, key: GroupKey, found: list[int]) -> None:
         before = self._groups.get(key)
         self._groups[key] = found if before is None else list(map(add, before, found))
 
@@ -283,7 +284,7 @@ class _Query:
                     usd = EXACT.multiply(Decimal(exact.get(number, 0)), sign)
                     amounts[place] = EXACT.add(amounts[place], usd)
 
-    def _group_keys(self, row: Sequence[Any]) -> tuple[str | None, ...]:
+    def _group_keys(self, row: Sequence[Any]) -> tuple[GroupKey, ...]:
         return self.group.keys(*map(_decoded, self.group.parts, row))
 
     def totals(self) -> tuple[Totals, ...]:
@@ -293,7 +294,7 @@ class _Query:
             found = tuple(total for total in found if total.requests or total.replayed)
         return found or (() if self._is_grouped else (Totals(),))
 
-    def _totals(self, key: str | None) -> Totals:
+    def _totals(self, key: GroupKey) -> Totals:
         sums: list[Any] = self._groups[key]
         amounts = list(map(from_units, sums[AMOUNTS_AT:]))
         if exact := self._exact.get(key):

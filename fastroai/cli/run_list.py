@@ -1,0 +1,475 @@
+"""`fastroai runs` and `runs show`: what the last runs were and cost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from ..database.location import ledger_url
+from ..errors import ExecutorUnavailableError, LedgerNotFoundError
+from ..leases.shared import read_flow_runs
+from ..ledger.aggregation import Totals
+from ..ledger.history import BookedRun
+from ..ledger.ledger import Ledger
+from .costs.filters import ALL, CONFIGURED, Filters, Source
+from .costs.report import paid, totals_json
+from .exit_codes import UsageError
+from .on_server import on_server
+from .rendering.console import console, printable, prose, write_json
+from .rendering.tables import Amount, Cell, Column, print_table
+
+if TYPE_CHECKING:
+    from ..executors.prefect import RunPage, TrackedRun
+    from ..leases.table import LeaseRecord
+
+_COLUMNS = (
+    Column("id", shortest=36),
+    Column("name", shortest=12, rank=4),
+    Column("pipeline", shortest=12, rank=5),
+    Column("deployment", shortest=12, rank=2),
+    Column("state", shortest=9),
+    Column("started (UTC)", shortest=19, rank=1),
+    Column("took", shortest=5, rank=6),
+    Column("requests", rank=7),
+    Column("USD"),
+    Column("page in Prefect", shortest=40, rank=8),
+    Column("", shortest=6),
+)
+_STEP_COLUMNS = (
+    Column("step", shortest=12),
+    Column("model", shortest=12, rank=1),
+    Column("state", shortest=9, rank=2),
+    Column("took", shortest=5, rank=4),
+    Column("requests", rank=3),
+    Column("replayed", rank=5),
+    Column("input tokens", rank=6),
+    Column("output tokens", rank=6),
+    Column("USD"),
+)
+_MOST_MATCHES = 10
+
+
+def list_runs(
+    *,
+    limit: Annotated[int, Parameter(validator=Number(gte=1))] = 20,
+    filters: Filters = ALL,
+    source: Source = CONFIGURED,
+) -> None:
+    """List the last runs with what they cost, the latest first.
+
+    From the ledger: a run that sent no request is not in it. Names, states, times and pages are
+    Prefect's, where its server answers.
+
+    Args:
+        limit: How many; default: 20. Active, dead and paused ones come on top of that.
+    """
+    found = asyncio.run(_read_runs(source, filters, limit))
+    if source.json:
+        sys.stderr.writelines(f"{line}\n" for line in [*found.reported, *found.remarks])
+        write_json(
+            {
+                "filters": filters.as_json(),
+                "currency": "USD",
+                "runs": list(map(_run_json, found.runs)),
+            }
+        )
+        return
+    sys.stdout.writelines(f"{line}\n" for line in found.reported)
+    if found.runs:
+        print_table(console(), _COLUMNS, list(map(_row_of, found.runs)))
+    elif filters:
+        sys.stdout.write(f"No run matches: {printable(str(filters))}.\n")
+    if not (filters or any(run.lease for run in found.runs)):
+        sys.stdout.write("No active or dead runs.\n")
+    sys.stdout.writelines(f"{line}\n" for line in [*found.remarks, *_advice_on(found.runs)])
+
+
+def show(
+    run: Annotated[str, Parameter(name="RUN")],
+    /,
+    *,
+    source: Source = CONFIGURED,
+) -> None:
+    """Show one run with what each of its steps cost, by model.
+
+    Args:
+        run: Its id, or its first characters; the latest one of a run key by that.
+    """
+    found, steps, remarks = asyncio.run(_read_run(source, run))
+    booked = found.booked
+    if source.json:
+        sys.stderr.writelines(f"{line}\n" for line in remarks)
+        write_json(_run_json(found) | {"steps": list(_steps_json(found, steps))})
+        return
+    out = console()
+    for line in _described(found):
+        prose(out, line)
+    out.print()
+    rows = list(_step_rows(booked.steps if booked else (), steps))
+    total = booked.totals if booked else Totals()
+    print_table(out, _STEP_COLUMNS, rows, total=("total", "", "", "", *_measures(total)))
+    sys.stdout.writelines(f"{line}\n" for line in remarks)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRun:
+    """A run as far as anybody knows it.
+
+    Attributes:
+        booked: What the ledger has of it.
+        page: What Prefect has.
+        tracked: If it is active, dead or paused: what Prefect has of that.
+        lease: The same without Prefect.
+    """
+
+    run_id: str
+    booked: BookedRun | None = None
+    page: RunPage | None = None
+    tracked: TrackedRun | None = None
+    lease: LeaseRecord | None = None
+
+    @property
+    def process(self) -> str:
+        """`alive`, `DEAD`, `PAUSED`, or nothing: it has ended, or nobody knows."""
+        if self.lease is None:
+            return ""
+        if self.lease.claim.kind == "suspended_run":
+            return "PAUSED"
+        return "alive" if self.lease.is_alive else "DEAD"
+
+    @property
+    def state(self) -> str | None:
+        """Its state's name on the server, or what the ledger says of it."""
+        if self.page is not None:
+            return self.page.state
+        if self.lease is not None:
+            return {"PAUSED": "Suspended"}.get(self.process, "Running")
+        return "Completed" if self.booked and self.booked.ended_at else None
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When it started; as far as the ledger says, when it sent its first request."""
+        if self.page is not None and self.page.started_at is not None:
+            return self.page.started_at
+        if self.booked is not None:
+            return self.booked.first_sent_at
+        return self.lease.since if self.lease is not None else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took; as far as the ledger says, from its first request to its end, or to its
+        last one.
+        """
+        if self.page is not None:
+            return self.page.seconds
+        if self.booked is None:
+            return None
+        end = self.booked.ended_at or self.booked.last_sent_at
+        return max(0.0, (end - self.booked.first_sent_at).total_seconds())
+
+    @property
+    def pipeline(self) -> str | None:
+        booked = self.booked.pipeline if self.booked else None
+        return booked or (self.lease.claim.pipeline if self.lease else None)
+
+    @property
+    def run_key(self) -> str | None:
+        booked = self.booked.run_key if self.booked else None
+        return booked or (self.lease.claim.run_key if self.lease else None)
+
+    @property
+    def deployment(self) -> str | None:
+        booked = self.booked.deployment if self.booked else None
+        return booked or (self.tracked.deployment if self.tracked else None)
+
+    @property
+    def name(self) -> str | None:
+        return self.page.name if self.page else self.run_key
+
+    @property
+    def url(self) -> str | None:
+        return self.page.url if self.page else None
+
+    @property
+    def totals(self) -> Totals:
+        return self.booked.totals if self.booked else Totals()
+
+
+@dataclass(slots=True)
+class _Runs:
+    runs: list[ListedRun] = field(default_factory=list)
+    reported: Sequence[str] = ()
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _InPrefect:
+    """What its server says.
+
+    Attributes:
+        reported: What was reported to it first, in words.
+        elsewhere: How many of the tracked runs it does not know.
+        answered: Whether it was asked and said something.
+    """
+
+    pages: Mapping[str, RunPage] = field(default_factory=dict)
+    reported: Sequence[str] = ()
+    tracked: Sequence[TrackedRun] = ()
+    elsewhere: int = 0
+    answered: bool = False
+
+
+async def _read_runs(source: Source, filters: Filters, limit: int) -> _Runs:
+    url = source.ledger or ledger_url()
+    booked: Sequence[BookedRun] = ()
+    try:
+        async with Ledger.open(url, create=False) as ledger:
+            booked = await ledger.runs(most=limit, **filters.as_arguments())
+    except LedgerNotFoundError:
+        if source.ledger is not None:
+            raise
+    held, have_ended = read_flow_runs(url)
+    leases = {record.claim.name: record for record in held}
+    of_run = {run.run_id: run for run in booked}
+    ids = of_run if filters else of_run | dict.fromkeys(leases)
+    # Prefect is imported where it can say something only: that takes a second.
+    asks = bool(held or have_ended or (booked and prefect_may_be_set()))
+    is_own = url == ledger_url()
+    found = _InPrefect()
+    remarks: list[str] = []
+    if asks:
+        found, remarks = await _answered(_from_prefect(ids, is_own=is_own), found)
+    tracked = {str(run.flow_run.id): run for run in found.tracked}
+    if is_own and found.answered:
+        # What has ended meanwhile is no longer tracked, and what is unknown there was moved away.
+        leases = {name: lease for name, lease in leases.items() if name in tracked}
+        ids = {name: run for name, run in ids.items() if name in of_run or name in leases}
+    if found.elsewhere:
+        remarks.append(f"{found.elsewhere} more of this ledger are unknown to this Prefect server.")
+    runs = [
+        ListedRun(
+            name, of_run.get(name), found.pages.get(name), tracked.get(name), leases.get(name)
+        )
+        for name in ids
+    ]
+    runs.sort(key=_started, reverse=True)
+    return _Runs(runs, found.reported, remarks)
+
+
+def _started(run: ListedRun) -> float:
+    return run.started_at.timestamp() if run.started_at else 0.0
+
+
+async def _read_run(source: Source, name: str) -> tuple[ListedRun, Sequence[RunPage], list[str]]:
+    url = source.ledger or ledger_url()
+    async with Ledger.open(url, create=False) as ledger:
+        run_id = await _id_of(ledger, name)
+        booked = await ledger.run(run_id)
+    lease = {record.claim.name: record for record in read_flow_runs(url)[0]}.get(run_id)
+    pages: Mapping[str, RunPage] = {}
+    steps: Sequence[RunPage] = ()
+    remarks: list[str] = []
+    if prefect_may_be_set():
+        (pages, steps), remarks = await _answered(_page_from_prefect(run_id), (pages, steps))
+    return ListedRun(run_id, booked, pages.get(run_id), lease=lease), steps, remarks
+
+
+async def _id_of(ledger: Ledger, name: str) -> str:
+    found = await ledger.run_ids(name.lower(), most=_MOST_MATCHES)
+    if name in found or len(found) == 1:
+        return name if name in found else found[0]
+    if found:
+        number = (
+            f"{len(found)} runs or more" if len(found) == _MOST_MATCHES else f"{len(found)} runs"
+        )
+        raise UsageError(f"{name!r} matches {number}. Give more of the id.")
+    of_key = await ledger.runs(most=1, run_key=name)
+    if not of_key:
+        raise UsageError(
+            f"No run in this ledger matches {name!r}. `fastroai runs` lists the last ones."
+        )
+    return of_key[0].run_id
+
+
+def prefect_may_be_set() -> bool:
+    """Whether a Prefect server may be configured, without importing Prefect to find out."""
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    files = (home / "profiles.toml", Path("prefect.toml"))
+    if any(name in os.environ for name in ("PREFECT_API_URL", "PREFECT_PROFILE")):
+        return True
+    return any(path.is_file() for path in files) or _names_prefect(Path(".env"))
+
+
+def _names_prefect(path: Path) -> bool:
+    return path.is_file() and "PREFECT_" in path.read_text(errors="replace")
+
+
+T = TypeVar("T")
+
+
+async def _answered(work: Coroutine[Any, Any, T], without: T) -> tuple[T, list[str]]:
+    """What Prefect's server says, or what is known without it and why that is all."""
+    try:
+        return await on_server(work), []
+    except ExecutorUnavailableError as error:
+        reason = str(error).partition(". ")[0]
+        return without, [f"From the ledger alone, without names, states and pages: {reason}."]
+
+
+async def _from_prefect(run_ids: Iterable[str], *, is_own: bool) -> _InPrefect:
+    from ..executors.prefect import read_run_pages, report_ended_runs, tracked_runs
+    from ..settings import load_settings
+
+    if not is_own:
+        return _InPrefect(await read_run_pages(run_ids), answered=True)
+    settings = load_settings()
+    reported = await report_ended_runs(settings)
+    tracked, elsewhere = await tracked_runs(settings)
+    pages = await read_run_pages(run_ids)
+    return _InPrefect(pages, reported, tracked, elsewhere, answered=True)
+
+
+async def _page_from_prefect(
+    run_id: str,
+) -> tuple[Mapping[str, RunPage], Sequence[RunPage]]:
+    from ..executors.prefect import read_run_pages, read_step_pages
+
+    pages = await read_run_pages([run_id])
+    return pages, await read_step_pages(run_id) if pages else ()
+
+
+def _advice_on(runs: Sequence[ListedRun]) -> Iterator[str]:
+    marks = [run.process for run in runs]
+    if dead := marks.count("DEAD"):
+        yield f"\n{dead} dead: `fastroai runs resume RUN`, or `--all`."
+    if paused := marks.count("PAUSED"):
+        advice = "`fastroai runs resume RUN`, with `--budget USD` to raise its own budget"
+        yield f"\n{paused} paused: {advice}."
+
+
+def _row_of(run: ListedRun) -> tuple[Cell, ...]:
+    started = run.started_at
+    return (
+        run.run_id,
+        run.name or "-",
+        run.pipeline or "-",
+        run.deployment or "-",
+        run.state or "-",
+        f"{started:%Y-%m-%d %H:%M:%S}" if started else "-",
+        took(run.seconds),
+        run.totals.requests,
+        cost_cell(run.totals),
+        run.url or "-",
+        run.process,
+    )
+
+
+def cost_cell(totals: Totals) -> Cell:
+    """What was paid, told apart from what is not known of it."""
+    unknown = totals.unpriced + totals.unsettled
+    if unknown and not totals.charged and not totals.cost_usd:
+        return None
+    remark = f" + {unknown:,} unknown" if unknown else ""
+    return Amount(paid(totals), remark)
+
+
+def took(seconds: float | None) -> str:
+    """A duration, to the second where it is short."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def _run_json(run: ListedRun) -> dict[str, object]:
+    started = run.started_at
+    return {
+        "id": run.run_id,
+        "name": run.name,
+        "run_key": run.run_key,
+        "pipeline": run.pipeline,
+        "deployment": run.deployment,
+        "created_by": run.booked.created_by if run.booked else None,
+        "state": run.state,
+        "process": run.process.lower() or None,
+        "started_at": started.astimezone(UTC).isoformat() if started else None,
+        "seconds": run.seconds,
+        "url": run.url,
+        **totals_json(run.totals),
+    }
+
+
+def _described(run: ListedRun) -> Iterator[str]:
+    started = run.started_at
+    yield f"Run {run.name or run.run_id}"
+    known = {
+        "id": run.run_id,
+        "pipeline": run.pipeline,
+        "deployment": run.deployment,
+        "run key": run.run_key,
+        "started by": run.booked.created_by if run.booked else None,
+        "state": " ".join(filter(None, (run.state, run.process.replace("alive", "")))),
+        "started": f"{started:%Y-%m-%d %H:%M:%S} UTC, took {took(run.seconds)}" if started else "",
+        "page": run.url,
+    }
+    yield from (f"  {name:<11} {value}" for name, value in known.items() if value)
+
+
+def _measures(totals: Totals) -> tuple[Cell, ...]:
+    tokens = totals.tokens
+    return (
+        totals.requests,
+        totals.replayed,
+        tokens.input_tokens,
+        tokens.output_tokens,
+        cost_cell(totals),
+    )
+
+
+def _step_rows(booked: Sequence[Totals], pages: Sequence[RunPage]) -> Iterator[tuple[Cell, ...]]:
+    """A line for each step and model, those that asked nothing too, where Prefect knows them."""
+    last = {page.name: page for page in pages}  # of several attempts the last
+    models: dict[str, list[Totals]] = {name: [] for name in last}
+    for totals in booked:
+        models.setdefault(totals.keys[0] or "-", []).append(totals)
+    for name, group in models.items():
+        page = last.get(name)
+        state = (page.state, took(page.seconds)) if page else ("-", "-")
+        for totals in group or [Totals()]:
+            model = (totals.keys or ("", None))[1]
+            yield (name, model or "-", *state, *_measures(totals))
+
+
+def _steps_json(run: ListedRun, pages: Sequence[RunPage]) -> Iterator[dict[str, object]]:
+    last = {page.name: page for page in pages}
+    booked = run.booked.steps if run.booked else ()
+    for totals in booked:
+        page = last.get(totals.keys[0] or "")
+        yield {
+            "step": totals.keys[0],
+            "model": totals.keys[1],
+            "state": page.state if page else None,
+            "seconds": page.seconds if page else None,
+            **totals_json(totals),
+        }
+    asked = {totals.keys[0] for totals in booked}
+    for name in last.keys() - asked:
+        page = last[name]
+        yield {
+            "step": name,
+            "model": None,
+            "state": page.state,
+            "seconds": page.seconds,
+            **totals_json(Totals()),
+        }
