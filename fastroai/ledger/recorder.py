@@ -25,6 +25,7 @@ from .entries import (
 )
 from .filters import LedgerFilter
 from .history import WholeRun
+from .telemetry import tell
 
 _dispatch_of = attrgetter("step_id", "item", "attempt", "dispatch")
 
@@ -160,8 +161,9 @@ class RequestRecorder:
         """
         if entry.error is not None:
             entry = replace(entry, error=redact(entry.error))
-        self._note(entry)
+        before = self._note(entry)
         self._store.settle(entry)
+        tell(entry, before)
 
     def restate(self, entries: Iterable[LedgerEntry]) -> None:
         """Have the store know what a record says of earlier requests: a crash may have come before
@@ -227,7 +229,8 @@ class RequestRecorder:
         """
         return await self._store.entries(where)
 
-    def _note(self, entry: LedgerEntry) -> None:
+    def _note(self, entry: LedgerEntry) -> LedgerEntry | None:
+        """Have the entry as it is now; returns it as it was before."""
         step_id, item = entry.attribution.step_id, entry.attribution.item
         with self._noting:  # an executor may run its steps in threads
             before = self._entries.get(entry.id)
@@ -247,6 +250,7 @@ class RequestRecorder:
                 self._usd = EXACT.add(self._usd, more)
         if self.limits is not None:
             self.limits.note(entry)
+        return before
 
     def _forget(self, entry: LedgerEntry) -> None:
         """Have no entry of a request that was not sent."""
