@@ -167,7 +167,7 @@ def options_last(argv: Sequence[str]) -> list[str]:
         return list(argv)
     before, rest = leading_options(argv[1:])
     command = "".join(rest[:1])
-    if command not in ("reconcile", "what-if"):
+    if command not in ("reconcile", "what-if", "export"):
         return list(argv)
     if command == "what-if" and "--model" in before:
         # There, --model is the other model.

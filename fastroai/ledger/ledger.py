@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..database.location import ledger_url
-from .aggregation import Totals
+from .aggregation import Grouping, Totals
 from .archive_files import archive_format
 from .entries import LedgerEntry
 from .filters import EVERYTHING, FilterFields, LedgerFilter
@@ -75,7 +75,7 @@ class Ledger:
 
     async def totals(
         self,
-        by: str | None = None,
+        by: str | Grouping | None = None,
         where: LedgerFilter = EVERYTHING,
         **fields: Unpack[FilterFields],
     ) -> tuple[Totals, ...]:

@@ -42,6 +42,13 @@ for _name, _path, _help in (
         "moved are not listed or compared with invoices any more.",
     ),
     (
+        "export",
+        "export:export",
+        "Write charges as rows of FOCUS, the open format of cost and usage.\n\n"
+        "A row for each day and each group of requests that have pipeline, step, deployment, model "
+        "and tags in common. What was simulated, refused or replayed is not billed, and left out.",
+    ),
+    (
         "reprice",
         "reprice:check_recorded_prices",
         "Check recorded prices against the price list that is installed.\n\n"

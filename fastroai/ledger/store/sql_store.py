@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from ...database.engine import database_url, named_ledger, open_database
 from ...database.registry import OPEN_LEDGERS
 from ...errors import LedgerNotFoundError
-from ..aggregation import Totals
+from ..aggregation import Grouping, Totals
 from ..archive_files import ArchiveFormat
 from ..entries import LedgerEntry
 from ..filters import LedgerFilter
@@ -180,7 +180,9 @@ class SqlStore:
         """The selected entries in the order in which they were sent."""
         return await self._read(lambda connection: read_entries(connection, selection))
 
-    async def totals(self, selection: LedgerFilter, by: str | None) -> tuple[Totals, ...]:
+    async def totals(
+        self, selection: LedgerFilter, by: str | Grouping | None
+    ) -> tuple[Totals, ...]:
         """The sums of the selected entries, grouped."""
         return await self._read_sums(lambda connection: read_totals(connection, selection, by))
 
