@@ -21,7 +21,7 @@ from ..ledger.aggregation import Totals
 from ..ledger.history import BookedRun
 from ..ledger.ledger import Ledger
 from .costs.filters import ALL, CONFIGURED, Filters, Source
-from .costs.report import paid, totals_json
+from .costs.report import cache_cell, paid, totals_json
 from .exit_codes import UsageError
 from .on_server import on_server
 from .rendering.console import console, printable, prose, write_json
@@ -54,6 +54,7 @@ _STEP_COLUMNS = (
     Column("input tokens", rank=6),
     Column("output tokens", rank=6),
     Column("USD"),
+    Column("caching saved USD", rank=3),
 )
 _MOST_MATCHES = 10
 
@@ -115,8 +116,11 @@ def show(
         prose(out, line)
     out.print()
     rows = list(_step_rows(booked.steps if booked else (), steps))
-    total = booked.totals if booked else Totals()
-    print_table(out, _STEP_COLUMNS, rows, total=("total", "", "", "", *_measures(total)))
+    total: tuple[Cell, ...] = ("total", "", "", "", *_measures(found.totals))
+    columns = _STEP_COLUMNS
+    if not found.totals.cached_tokens:
+        columns, rows, total = columns[:-1], [row[:-1] for row in rows], total[:-1]
+    print_table(out, columns, rows, total=total)
     sys.stdout.writelines(f"{line}\n" for line in remarks)
 
 
@@ -434,6 +438,7 @@ def _measures(totals: Totals) -> tuple[Cell, ...]:
         tokens.input_tokens,
         tokens.output_tokens,
         cost_cell(totals),
+        cache_cell(totals),
     )
 
 

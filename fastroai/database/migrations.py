@@ -141,6 +141,18 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX fastroai_run_ends_at ON fastroai_run_ends (ended_at)",
         "CREATE INDEX fastroai_run_ends_of ON fastroai_run_ends (pipeline, ended_at)",
     ),
+    10: (
+        "ALTER TABLE fastroai_outcomes ADD COLUMN cache_saved BIGINT",
+        *(
+            f"ALTER TABLE fastroai_{table} ADD COLUMN {name} BIGINT NOT NULL DEFAULT 0"
+            for table, names in (
+                ("summed_entries", ("cache_priced", "cache_saved")),
+                ("sums", ("cache_priced", "cache_saved_high", "cache_saved_low")),
+                ("run_sums", ("cache_priced", "cache_saved_high", "cache_saved_low")),
+            )
+            for name in names
+        ),
+    ),
 }
 """What makes each version out of the one before; 1 is made out of nothing. For SQLite and
 PostgreSQL alike.

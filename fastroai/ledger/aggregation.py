@@ -42,6 +42,9 @@ class Totals:
         upper_bound_usd: What unsettled requests can have cost at most, where that is known; what of
             it is known to have been spent is in `cost_usd` too.
         replayed_usd: What replayed requests cost when they were paid: saved now.
+        cache_saved_usd: What cached tokens cost less than they would have outside of the cache, as
+            far as that is known; below 0: more.
+        cache_priced_tokens: The cached tokens of which it is known.
     """
 
     key: str | None = None
@@ -58,6 +61,13 @@ class Totals:
     simulated_usd: Decimal = ZERO_USD
     upper_bound_usd: Decimal = ZERO_USD
     replayed_usd: Decimal = ZERO_USD
+    cache_saved_usd: Decimal = ZERO_USD
+    cache_priced_tokens: int = 0
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that were read from a cache or written to it."""
+        return self.tokens.cache_read_tokens + self.tokens.cache_write_tokens
 
     @property
     def share_priced(self) -> float | None:
@@ -85,7 +95,7 @@ def with_unknown(amount: str, entries: Sequence[LedgerEntry]) -> str:
 _NOT_IN_FULL = (EntryState.UNPRICED, EntryState.UNSETTLED)
 
 COUNTS = ("requests", "charged", "unpriced", "unsettled", "refused", "replayed", "simulated")
-AMOUNTS = ("cost_usd", "simulated_usd", "upper_bound_usd", "replayed_usd")
+AMOUNTS = ("cost_usd", "simulated_usd", "upper_bound_usd", "replayed_usd", "cache_saved_usd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +121,12 @@ _OF_COUNTS = {
 MEASURES: dict[str, Measure] = {
     **{name: _OF_COUNTS[name] for name in COUNTS},
     **{name: Measure(name, SPEND) for name in TOKEN_NAMES},
+    "cache_priced_tokens": Measure("cache_priced", SPEND),
     "cost_usd": Measure("cost", SPEND),
     "simulated_usd": Measure("cost", SPEND, of_simulated=True),
     "upper_bound_usd": Measure("upper_bound", frozenset({EntryState.UNSETTLED})),
     "replayed_usd": Measure("cost", frozenset({EntryState.REPLAYED})),
+    "cache_saved_usd": Measure("cache_saved", SPEND),
 }
 """What each sum of `Totals` is made of: of `COUNTS`, `TOKEN_NAMES` and `AMOUNTS`, in this order.
 The only place that says which state counts as what.
@@ -145,6 +157,7 @@ def totals_from(key: GroupKey, sums: Sequence[Any]) -> Totals:
         key=None if isinstance(key, tuple) else key,
         keys=key if isinstance(key, tuple) else (),
         tokens=TokenCounts(**tokens),
+        cache_priced_tokens=sums[AMOUNTS_AT - 1],
         **dict(zip(COUNTS, sums, strict=False)),
         **dict(zip(AMOUNTS, sums[AMOUNTS_AT:], strict=True)),
     )
@@ -191,7 +204,12 @@ def totals_of(entries: Iterable[LedgerEntry], by: str | None = None) -> tuple[To
 def _numbers_of(entry: LedgerEntry) -> dict[str, Any]:
     """What measures take of an entry."""
     tokens = {name: getattr(entry.tokens, name) for name in TOKEN_NAMES}
+    is_known = entry.cache_saved_usd is not None
+    tokens["cache_priced"] = (
+        entry.tokens.cache_read_tokens + entry.tokens.cache_write_tokens if is_known else 0
+    )
     amounts = {
+        "cache_saved": entry.cache_saved_usd or ZERO_USD,
         "cost": entry.cost_usd or ZERO_USD,
         "upper_bound": entry.upper_bound_usd or ZERO_USD,
     }
@@ -325,7 +343,8 @@ GROUPINGS: dict[str, Grouping] = {
 
 def whole_of(groups: Collection[Totals]) -> Totals:
     """What groups add up to."""
-    sums: dict[str, Any] = {name: sum(map(attrgetter(name), groups)) for name in COUNTS}
+    counts = (*COUNTS, "cache_priced_tokens")
+    sums: dict[str, Any] = {name: sum(map(attrgetter(name), groups)) for name in counts}
     with localcontext(EXACT):
         for name in AMOUNTS:
             sums[name] = plain(sum(map(attrgetter(name), groups), ZERO_USD))

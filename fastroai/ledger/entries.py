@@ -123,6 +123,10 @@ class LedgerEntry:
 
     None: not told apart.
     """
+    cache_saved_usd: Decimal | None = None
+    """What its cached tokens cost less than they would have outside of the cache, at the prices
+    of the request; below 0: more. None: there are none, or nobody can say.
+    """
     upper_bound_usd: Decimal | None = None
     """What the request can have cost at most, as far as that can be said.
 

@@ -151,6 +151,7 @@ def _charge(price: Price) -> dict[str, Any]:
     return {
         "cost_usd": price.total,
         "request_fees_usd": price.request_fees,
+        "cache_saved_usd": price.cache_saved,
         "price_source": price.source,
         "price_version": price.version,
     }

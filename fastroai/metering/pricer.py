@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -19,7 +22,7 @@ from ..ledger.entries import LedgerEntry
 from ..pricing.calculator import CostCalculator, basis_of_prices
 from ..pricing.endpoints import on_domain
 from ..pricing.max_cost import MaxCost
-from ..pricing.money import microcents_to_usd
+from ..pricing.money import EXACT, microcents_to_usd
 from ..pricing.overrides import Revision
 from ..pricing.price_list import Price, tier_context
 from ..providers import canonical_provider
@@ -117,7 +120,7 @@ class Pricer:
         except Exception:  # no list has it, which is why the answer's word is worth so much
             return stated
         if listed.total == stated.total:
-            return stated
+            return replace(stated, cache_saved=listed.cache_saved)
         return replace(stated, source=f"{stated.source}; {listed.source} says {listed.total:f}")
 
     def _listed(self, answer: _Answer) -> Price:
@@ -129,19 +132,21 @@ class Pricer:
         context = {**(response.provider_details or {}), **tier_context(tier)}
         if geo := inference_geo(answer.raw):
             context["inference_geo"] = geo
-        price = self._calculator.price(
-            answer.usage,
-            answer.name,
+        price_of = partial(
+            self._calculator.price,
+            model=answer.name,
             provider=provider,
             provider_url=answer.url,
             at=entry.sent_at,
             context=context or None,
         )
+        price = price_of(answer.usage)
         return Price(
             total=Decimal(price.total),
             source=f"{price.source}{_litellm_remark(answer.raw, price.total)}",
             request_fees=getattr(price, "request_fees", None),
             version=getattr(price, "version", None),
+            cache_saved=_saved_by_cache(answer.usage, Decimal(price.total), price_of),
         )
 
     def _estimated(self, answer: _Answer) -> Price:
@@ -254,6 +259,24 @@ class Pricer:
         if name not in _warned:
             _warned.add(name)
             logger.warning("Requests to model %r are recorded without a price. %s", name, error)
+
+
+def _saved_by_cache(
+    usage: RequestUsage, usd: Decimal, price_of: Callable[[RequestUsage], Any]
+) -> Decimal | None:
+    """What cached tokens cost less than as plain input of a request that is otherwise the same: as
+    long, so that it is in the same tier.
+    """
+    if not (usage.cache_read_tokens or usage.cache_write_tokens):
+        return None
+    uncached = copy(usage)
+    for name in vars(usage):
+        if name.startswith("cache_") and name.endswith("_tokens"):
+            setattr(uncached, name, 0)
+    try:
+        return EXACT.subtract(Decimal(price_of(uncached).total), usd)
+    except Exception:  # what the request cost is known all the same
+        return None
 
 
 def _litellm_remark(raw: RawAnswer, usd: Decimal) -> str:

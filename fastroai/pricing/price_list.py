@@ -36,12 +36,15 @@ class Price:
         request_fees: The part of `total` that is charged per request, search or message and not per
             token. None: not told apart.
         version: Of the data set. None: the price is from no data set.
+        cache_saved: What the cached tokens cost less than they would have outside of the cache.
+            None: there are none, or nobody can say.
     """
 
     total: Decimal
     source: str
     request_fees: Decimal | None = Decimal(0)
     version: str | None = None
+    cache_saved: Decimal | None = None
 
     def times(self, factor: Decimal) -> Price:
         """Multiplied as agreed with the provider, fees included."""

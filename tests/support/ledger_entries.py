@@ -24,6 +24,7 @@ _texts = st.none() | st.text(max_size=8)
 _whole_units = st.integers(0, 10**18).map(lambda units: Decimal(units).scaleb(-12))
 _any_amount = st.decimals(0, 10**9, allow_nan=False, places=20)
 _amounts = st.none() | _whole_units | _any_amount
+_losses = st.integers(-(10**9), 0).map(lambda units: Decimal(units).scaleb(-12))
 _counts = st.integers(0, 10**12)
 _times = st.integers(0, 5 * 86_400 * 10**6).map(lambda us: START + timedelta(microseconds=us))
 _tags = st.dictionaries(
@@ -80,6 +81,7 @@ _outcomes: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         ),
         "cost_usd": _amounts,
         "request_fees_usd": _amounts,
+        "cache_saved_usd": _amounts | _losses,
         "price_source": _texts,
         "price_version": _texts,
         "error": _texts,

@@ -203,7 +203,20 @@ def totals_json(totals: Totals) -> dict[str, object]:
         "tokens": asdict(totals.tokens),
         "paid_usd": exact(paid(totals)),
         **{name: exact(getattr(totals, name)) for name in AMOUNTS},
+        # Null where it is not known in full: a part of it would read as all.
+        "cache_saved_usd": exact(totals.cache_saved_usd) if _knows_cache(totals) else None,
     }
+
+
+def _knows_cache(totals: Totals) -> bool:
+    return totals.cache_priced_tokens >= totals.cached_tokens
+
+
+def cache_cell(totals: Totals) -> Cell:
+    """What prompt caching saved, or below 0 cost."""
+    if _knows_cache(totals):
+        return Amount(totals.cache_saved_usd)
+    return Amount(totals.cache_saved_usd, " + unknown") if totals.cache_priced_tokens else None
 
 
 def _show(out: Console, by: str, filters: Filters, found: _Found) -> None:
@@ -266,6 +279,8 @@ def measures_of(total: Totals) -> Iterator[Measure]:
             yield Column(name, rank=rank), attrgetter(name)
     yield Column("input tokens", rank=7), attrgetter("tokens.input_tokens")
     yield Column("output tokens", rank=7), attrgetter("tokens.output_tokens")
+    if total.cached_tokens:
+        yield Column("caching saved USD", rank=3), cache_cell
     if total.simulated:
         yield Column("simulated USD", rank=2), lambda totals: Amount(totals.simulated_usd)
     yield Column("USD"), lambda totals: Amount(paid(totals))

@@ -166,6 +166,7 @@ class _Costs:
     cost_usd: str = "0"
     requests_without_price: int = 0
     saved_usd: str = "0"
+    cache_saved_usd: str = "0"
 
     @classmethod
     def of(cls, entries: Sequence[LedgerEntry]) -> _Costs:
@@ -186,10 +187,21 @@ class _Costs:
             if entry.cost_usd is None:
                 costs.requests_without_price += entry.request_count
         saved = sum((entry.cost_usd or Decimal(0) for entry in replayed), Decimal(0))
+        costs.cache_saved_usd = cache_saved(spend)
         costs.replayed = len(replayed)
         costs.cost_usd = with_unknown(plain_usd(total_usd(spend)), spend)
         costs.saved_usd = with_unknown(plain_usd(saved), replayed)
         return costs
+
+
+def cache_saved(entries: Sequence[LedgerEntry]) -> str:
+    """What prompt caching saved in some paid requests, in USD; below 0: it cost more."""
+    cached = [e for e in entries if e.tokens.cache_read_tokens or e.tokens.cache_write_tokens]
+    known = [entry.cache_saved_usd for entry in cached if entry.cache_saved_usd is not None]
+    amount = plain_usd(sum(known, Decimal(0)))
+    if len(known) == len(cached):
+        return amount
+    return f"{amount} + {len(cached) - len(known)} unknown" if known else "unknown"
 
 
 NO_REQUESTS: Row = {"agent": "none", "model": "none", "state": "no requests"} | vars(_Costs())

@@ -18,6 +18,7 @@ HEADS: Final[Mapping[str, str]] = {
     "replayed": "replayed",
     "saved_usd": "saved (USD)",
     "requests_without_price": "without price",
+    "cache_saved_usd": "caching saved (USD)",
     "input_tokens": "input tokens",
     "output_tokens": "output tokens",
     "model": "model",

@@ -61,7 +61,10 @@ def outcome_row(entry: LedgerEntry) -> Row:
     """What is known after it."""
     entry = _without_impossible_cost(entry)
     amounts, exact = _amounts(
-        cost=entry.cost_usd, request_fees=entry.request_fees_usd, upper_bound=entry.upper_bound_usd
+        cost=entry.cost_usd,
+        request_fees=entry.request_fees_usd,
+        cache_saved=entry.cache_saved_usd,
+        upper_bound=entry.upper_bound_usd,
     )
     further = {_text(str(key)): value for key, value in entry.further_usage.items()} or None
     return {
@@ -145,6 +148,7 @@ def _outcome_from(row: Mapping[Any, Any], known: Known) -> dict[str, Any]:
         "further_usage": _parsed(row["o_further_usage"], known),
         "cost_usd": _amount("cost", row["o_cost"], exact, known),
         "request_fees_usd": _amount("request_fees", row["o_request_fees"], exact, known),
+        "cache_saved_usd": _amount("cache_saved", row["o_cache_saved"], exact, known),
         "upper_bound_usd": _amount("upper_bound", row["o_upper_bound"], exact, known),
     }
 

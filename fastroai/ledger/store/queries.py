@@ -21,6 +21,14 @@ _other = outcomes.alias("other")
 _known = _o.entry_id.is_not(None)
 
 upper_bound = case((_known, _o.upper_bound), else_=_i.upper_bound)
+# How many tokens there are of which it is known what the cache saved by them.
+cache_priced = case(
+    (
+        or_(_o.cache_saved.is_not(None), _o.exact.like('%"cache_saved"%')),
+        _o.cache_read_tokens + _o.cache_write_tokens,
+    ),
+    else_=0,
+)
 exact_text = case((_known, _o.exact), else_=_i.exact)
 
 Columns = dict[str, ColumnElement[Any]]

@@ -19,8 +19,8 @@ GROUP_TEXTS = (
 )  # fmt: skip
 TEXTS_OF_STEPS = ("step_id", "agent", "model_asked", "model_answered", "provider")
 """What entries of one run mostly differ in; the others of a group's texts they have in common."""
-COUNTS = ("requests", *TOKEN_NAMES)
-AMOUNTS = ("cost", "upper_bound")
+COUNTS = ("requests", *TOKEN_NAMES, "cache_priced")
+AMOUNTS = ("cost", "upper_bound", "cache_saved")
 HALVES = tuple(f"{name}_{half}" for name in AMOUNTS for half in ("high", "low"))
 DAY = timedelta(days=1) // timedelta(microseconds=1)
 HALF = 1_000_000
@@ -78,6 +78,7 @@ outcomes = Table(
     Column("price_source", Text),
     Column("price_version", Text),
     Column("error", Text),
+    Column("cache_saved", BigInteger),  # 1e-12 USD
 )
 """At most one final row per entry, and one before it that says why the outcome was unknown.
 

@@ -19,6 +19,7 @@ from .numbers import GROUP_PARTS, Key, Numbers
 from .queries import (
     ENTRY_COLUMNS,
     archived_ids,
+    cache_priced,
     changed_entries,
     current,
     exact_text,
@@ -48,7 +49,11 @@ _REPORTED = 5.0
 _LOCK = 0x666173_73756D  # "fassum"
 _i, _o = intents.c, outcomes.c
 _RUN_AND_GROUP = tuple(ENTRY_COLUMNS[name] for name in (*RUN_DIMENSIONS, *GROUP_PARTS))
-_COUNTED = (_i.request_count, *(func.coalesce(_o[name], 0) for name in TOKEN_NAMES))
+_COUNTED = (
+    _i.request_count,
+    *(func.coalesce(_o[name], 0) for name in TOKEN_NAMES),
+    cache_priced,
+)
 _OF_ENTRY = (
     _i.id,
     func.coalesce(_o.final, -1),
@@ -56,6 +61,7 @@ _OF_ENTRY = (
     *_COUNTED,
     func.coalesce(_o.cost, 0),
     func.coalesce(upper_bound, 0),
+    func.coalesce(_o.cache_saved, 0),
     exact_text,
 )
 _KEY = len(_RUN_AND_GROUP)

@@ -43,6 +43,7 @@ from .queries import (
     ENTRY_COLUMNS,
     Columns,
     archived_ids,
+    cache_priced,
     changed_entries,
     conditions_of,
     current,
@@ -202,12 +203,12 @@ def _of_days(table: Table) -> _Source:
     )
 
 
-_COUNTED = (_i.request_count, *(_o[name] for name in TOKEN_NAMES))
+_COUNTED = (_i.request_count, *(_o[name] for name in TOKEN_NAMES), cache_priced)
 _ENTRIES = _Source(
     current(),
     ENTRY_COLUMNS,
     # Among those that are not in the sums, there may be any number.
-    _numbers(_halved(_COUNTED), _halved((_o.cost, upper_bound))),
+    _numbers(_halved(_COUNTED), _halved((_o.cost, upper_bound, _o.cache_saved))),
     exact_text,
 )
 _SUMMED = _Source(
