@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -57,12 +57,18 @@ class Ledger:
             await store.close()
 
     async def entries(
-        self, where: LedgerFilter = EVERYTHING, **fields: Unpack[FilterFields]
+        self,
+        where: LedgerFilter = EVERYTHING,
+        *,
+        keep: Callable[[LedgerEntry], bool] | None = None,
+        **fields: Unpack[FilterFields],
     ) -> list[LedgerEntry]:
         """The entries that fit all that is given, in the order in which they were sent.
 
         Args:
             where: A filter made before.
+            keep: Told of each entry as it is read, in another thread; those of which it says False
+                are let go of, so that more can be looked at than memory has room for.
             fields: The same as keywords, over those of `where`: `run_id`, `run_key`, `pipeline`,
                 `deployment`, `step_id`, `model`, `tag`, `since`, `until`, `state` and `simulated`,
                 as `LedgerFilter` describes them.
@@ -71,7 +77,7 @@ class Ledger:
             ValueError: A time is naive.
             LedgerUnavailableError: The database can't be read.
         """
-        return await self._store.entries(replace(where, **fields))
+        return await self._store.entries(replace(where, **fields), keep)
 
     async def totals(
         self,

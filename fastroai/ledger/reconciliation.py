@@ -17,7 +17,8 @@ from sys import intern
 from typing import Any, TypeVar
 
 from ..pricing.model_names import read_model_name, spellings
-from .entries import EntryState, LedgerEntry
+from ..pricing.money import EXACT
+from .entries import ZERO_USD, EntryState, LedgerEntry, spend_of
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "response_id": ("response_id", "id", "request_id", "completion_id", "generation_id"),
@@ -134,6 +135,54 @@ class Reconciliation:
     def is_balanced(self) -> bool:
         """Whether each has a partner and all partners agree."""
         return not self.entries and not self.lines and not self.differing
+
+
+class AgreeingPairs:
+    """Takes entries, as they are read, that agree with the one line which names their response:
+    nearly all, of which nobody wants to know more than what they add up to.
+
+    Args:
+        lines: Of an invoice.
+
+    Attributes:
+        number: How many pairs there are.
+        booked_usd: What their entries cost, as far as it is known.
+        billed_usd: What their lines do.
+    """
+
+    def __init__(self, lines: Iterable[InvoiceLine]) -> None:
+        self._unnamed: list[InvoiceLine] = []
+        self._named: dict[str, InvoiceLine] = {}
+        self.number = 0
+        self.booked_usd = self.billed_usd = ZERO_USD
+        again: set[str] = set()
+        for line in lines:
+            name = line.response_id
+            if name is None or name in again or name in self._named:
+                self._unnamed.append(line)
+                if name is not None:
+                    again.add(name)
+            else:
+                self._named[name] = line
+        # Which of several lines an entry is of, `reconcile` finds out.
+        self._unnamed += [self._named.pop(name) for name in again if name in self._named]
+
+    @property
+    def lines(self) -> list[InvoiceLine]:
+        """Those that are in no pair, in their order."""
+        left = [*self._unnamed, *self._named.values()]
+        return sorted(left, key=lambda line: line.number)
+
+    def take(self, entry: LedgerEntry) -> bool:
+        """Whether an entry agrees with its line, which is then no more among the others."""
+        line = self._named.get(entry.response_id or "")
+        if line is None or not entry.is_billed or Match(entry, line, "response_id").differences:
+            return False
+        del self._named[entry.response_id or ""]
+        self.number += 1
+        self.booked_usd = EXACT.add(self.booked_usd, spend_of(entry))
+        self.billed_usd = EXACT.add(self.billed_usd, line.cost_usd or ZERO_USD)
+        return True
 
 
 def read_invoice(

@@ -24,6 +24,7 @@ from ...ledger.entries import LedgerEntry, total_usd
 from ...ledger.exports import BilledSum, export_format, read_export, reconcile_sums
 from ...ledger.reconciliation import (
     COLUMNS,
+    AgreeingPairs,
     InvoiceLine,
     Match,
     Reconciliation,
@@ -79,12 +80,15 @@ def reconcile_invoice(
     if known is not None:
         return compare_sums(billed, provider or known.provider, filters, source)
     filters = with_days_of(lines, filters)
+    agreeing = AgreeingPairs(lines)
+    del lines  # each is let go of when its entry is found
     with nothing_collected():
-        recorded = read_entries(source, filters, tolerance, provider)
-        found = reconcile(recorded.entries, lines, tolerance=tolerance)
+        recorded = read_entries(source, filters, tolerance, provider, agreeing)
+        found = reconcile(recorded.entries, agreeing.lines, tolerance=tolerance)
         found = within_time(found, filters)
-    content = reconciliation_json(found, filters) | recorded.as_json()
-    publish(source, content, lambda: show(console(), found, filters, recorded.remarks()))
+    content = reconciliation_json(found, agreeing, filters) | recorded.as_json()
+    remarks = recorded.remarks()
+    publish(source, content, lambda: show(console(), found, agreeing, filters, remarks))
     return 0 if found.is_balanced else NOT_BALANCED
 
 
@@ -165,10 +169,14 @@ def midnight(at: datetime) -> datetime:
 
 
 def read_entries(
-    source: Source, filters: Filters, tolerance: timedelta, provider: str | None
+    source: Source,
+    filters: Filters,
+    tolerance: timedelta,
+    provider: str | None,
+    agreeing: AgreeingPairs | None = None,
 ) -> Recorded:
     """The entries to compare: those asked for, and a little more, as the two clocks may put one
-    request on two sides of a limit.
+    request on two sides of a limit. Those that agree with their line are told of and left out.
 
     Raises:
         UsageError: Nobody is known under the provider's name, and nothing is booked under it.
@@ -176,21 +184,22 @@ def read_entries(
     """
     since, until = moved(filters.since, -tolerance), moved(filters.until, tolerance)
     wider = replace(filters, since=since, until=until)
-    recorded = asyncio.run(read_recorded(source.ledger, wider))
-    if provider is None:
-        return recorded
-    wanted = canonical_provider(provider)
-    entries = [
-        entry
-        for entry in recorded.entries
-        if canonical_provider(entry.answering_provider or "") == wanted
-    ]
-    if not entries and wanted not in PROVIDERS:
+    wanted = None if provider is None else canonical_provider(provider)
+
+    def is_wanted(entry: LedgerEntry) -> bool:
+        return wanted in (None, canonical_provider(entry.answering_provider or ""))
+
+    def is_kept(entry: LedgerEntry) -> bool:
+        return is_wanted(entry) and not (agreeing is not None and agreeing.take(entry))
+
+    recorded = asyncio.run(read_recorded(source.ledger, wider, is_kept))
+    has_any = recorded.entries or (agreeing is not None and agreeing.number)
+    if not has_any and wanted is not None and wanted not in PROVIDERS:
         raise UsageError(
             f"--provider {provider!r} is not a known provider. Known: "
             f"{', '.join(sorted(PROVIDERS))}."
         )
-    return replace(recorded, entries=entries)
+    return recorded
 
 
 def moved(at: datetime | None, by: timedelta) -> datetime | None:
@@ -211,24 +220,34 @@ def within_time(found: Reconciliation, filters: Filters) -> Reconciliation:
     return replace(found, entries=entries, lines=lines)
 
 
-def sums_of(found: Reconciliation) -> tuple[Decimal, Decimal]:
+def sums_of(found: Reconciliation, agreeing: AgreeingPairs) -> tuple[Decimal, Decimal]:
     """What the ledger and the invoice say, as far as they do."""
     lines = [*(match.line for match in found.matches), *found.lines]
+    known = (line.cost_usd for line in lines if line.cost_usd is not None)
     with localcontext(EXACT):
-        billed = sum((line.cost_usd for line in lines if line.cost_usd is not None), Decimal(0))
-    return total_usd([*(match.entry for match in found.matches), *found.entries]), billed
+        billed = sum(known, agreeing.billed_usd)
+    booked = total_usd([*(match.entry for match in found.matches), *found.entries])
+    return EXACT.add(booked, agreeing.booked_usd), billed
 
 
-def reconciliation_json(found: Reconciliation, filters: Filters) -> dict[str, object]:
+def ways_of(found: Reconciliation, agreeing: AgreeingPairs) -> Counter[str]:
+    """How many pairs were found by what."""
+    by_response = {"response_id": agreeing.number} if agreeing.number else {}
+    return Counter(by_response) + Counter(match.by for match in found.matches)
+
+
+def reconciliation_json(
+    found: Reconciliation, agreeing: AgreeingPairs, filters: Filters
+) -> dict[str, object]:
     """What is found; amounts as strings, exact."""
-    booked, billed = sums_of(found)
+    booked, billed = sums_of(found, agreeing)
     return {
         "balanced": found.is_balanced,
         "filters": filters.as_json(),
         "currency": "USD",
         "ledger_usd": exact(booked),
         "invoice_usd": exact(billed),
-        "matched": dict(Counter(match.by for match in found.matches)),
+        "matched": dict(ways_of(found, agreeing)),
         "entries_without_line": list(map(entry_json, found.entries)),
         "lines_without_entry": list(map(line_json, found.lines)),
         "differing": list(map(match_json, found.differing)),
@@ -273,10 +292,14 @@ def line_json(line: InvoiceLine) -> dict[str, object]:
 
 
 def show(
-    out: Console, found: Reconciliation, filters: Filters, remarks: Iterable[str] = ()
+    out: Console,
+    found: Reconciliation,
+    agreeing: AgreeingPairs,
+    filters: Filters,
+    remarks: Iterable[str] = (),
 ) -> None:
     """Write what is found, what must be known of it, and whether the books balance."""
-    for line in headline(found, filters):
+    for line in headline(found, agreeing, filters):
         prose(out, line)
     entries = list(map(entry_row, found.entries))
     show_list(out, "Entries without an invoice line", _ENTRY_COLUMNS, entries)
@@ -284,7 +307,7 @@ def show(
     show_list(out, "Invoice lines without an entry", _LINE_COLUMNS, lines)
     differing = found.differing
     show_texts(out, "Pairs that differ", list(map(difference_of, differing)))
-    booked, billed = sums_of(found)
+    booked, billed = sums_of(found, agreeing)
     ours, theirs, apart = amounts([booked, billed, EXACT.subtract(billed, booked)])
     prose(out, f"\nLedger {ours} USD, invoice {theirs} USD, difference {apart} USD.")
     for remark in remarks:
@@ -307,14 +330,14 @@ def show_list(
         print_table(out, columns, rows)
 
 
-def headline(found: Reconciliation, filters: Filters) -> Iterator[str]:
+def headline(found: Reconciliation, agreeing: AgreeingPairs, filters: Filters) -> Iterator[str]:
     """How many of each there are, and how they were paired."""
-    pairs = len(found.matches)
+    counts = ways_of(found, agreeing)
+    pairs = counts.total()
     entries = _many(pairs + len(found.entries), "ledger entry", "ledger entries")
     lines = _many(pairs + len(found.lines), "invoice line", "invoice lines")
     yield f"{entries} beside {lines}{filters.in_brackets}"
-    counts = Counter(match.by.replace("_", " ") for match in found.matches)
-    ways = ", ".join(f"{number:,} by {by}" for by, number in counts.items())
+    ways = ", ".join(f"{number:,} by {by.replace('_', ' ')}" for by, number in counts.items())
     yield f"{_many(pairs, 'pair', 'pairs')}{f': {ways}' if ways else ''}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ...ledger.entries import LedgerEntry
@@ -48,14 +48,16 @@ class Recorded:
         }
 
 
-async def read_recorded(url: str | None, filters: Filters) -> Recorded:
-    """The entries that filters select.
+async def read_recorded(
+    url: str | None, filters: Filters, keep: Callable[[LedgerEntry], bool] | None = None
+) -> Recorded:
+    """The entries that filters select, and that are to be kept.
 
     Raises:
         LedgerNotFoundError: There is no ledger.
         LedgerUnavailableError: It can't be read.
     """
     async with Ledger.open(url, create=False) as ledger:
-        entries = await ledger.entries(**filters.as_arguments())
+        entries = await ledger.entries(keep=keep, **filters.as_arguments())
         archived = await ledger.archived(since=filters.since, until=filters.until)
     return Recorded(entries, archived)

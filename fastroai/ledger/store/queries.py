@@ -89,16 +89,29 @@ def is_summed(
     )
 
 
-def read_entries(connection: Connection, selection: LedgerFilter) -> list[LedgerEntry]:
-    """The selected entries in the order in which they were sent."""
+def read_entries(
+    connection: Connection, selection: LedgerFilter, keep: Keep | None = None
+) -> list[LedgerEntry]:
+    """The selected entries that are to be kept, in the order in which they were sent."""
     conditions = conditions_of(connection, selection, ENTRY_COLUMNS)
-    found = select_entries(connection, *conditions, *times_of(selection, _i.sent_at))
-    archived = set(archived_ids(connection))
-    return [entry for entry in found if entry.id not in archived] if archived else found
+    archived = frozenset(archived_ids(connection))
+
+    def is_kept(entry: LedgerEntry) -> bool:
+        return entry.id not in archived and (keep is None or keep(entry))
+
+    where = (*conditions, *times_of(selection, _i.sent_at))
+    return select_entries(connection, *where, keep=is_kept if keep or archived else None)
+
+
+Keep = Callable[[LedgerEntry], bool]
+"""Whether an entry that was read is wanted; told of each, in their order."""
 
 
 def select_entries(
-    connection: Connection, *where: ColumnElement[bool], limit: int | None = None
+    connection: Connection,
+    *where: ColumnElement[bool],
+    limit: int | None = None,
+    keep: Keep | None = None,
 ) -> list[LedgerEntry]:
     """The entries that fit, in the order in which they were sent; the first of them."""
     statement = (
@@ -118,7 +131,9 @@ def select_entries(
         for name in _REPEATED:
             value = values[name]
             values[name] = texts.setdefault(value, value)
-        found.append(entry_from(values, known))
+        entry = entry_from(values, known)
+        if keep is None or keep(entry):
+            found.append(entry)
         if len(known) > _KNOWN:
             known.clear()
     return found

@@ -27,7 +27,7 @@ from ..recent import EndedRun, RecentCosts
 from .archiving import Archive, ArchivedEntries, archive_entries, archived_entries
 from .histories import read_history, whole_run_row
 from .outbox import Outbox
-from .queries import read_entries
+from .queries import Keep, read_entries
 from .recent import read_recent, run_end_row
 from .run_listing import find_run_ids, read_run, read_runs
 from .summing import is_behind, sum_up
@@ -176,9 +176,9 @@ class SqlStore:
         self._hand_over(Write(waiter=waiter))
         await waiter
 
-    async def entries(self, selection: LedgerFilter) -> list[LedgerEntry]:
-        """The selected entries in the order in which they were sent."""
-        return await self._read(lambda connection: read_entries(connection, selection))
+    async def entries(self, selection: LedgerFilter, keep: Keep | None = None) -> list[LedgerEntry]:
+        """The selected entries that are to be kept, in the order in which they were sent."""
+        return await self._read(lambda connection: read_entries(connection, selection, keep))
 
     async def totals(
         self, selection: LedgerFilter, by: str | Grouping | None
