@@ -32,12 +32,17 @@ DAYS = 90
 RUN = 25
 END = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 COMMANDS = {
-    "`fastroai costs`": (),
-    "`fastroai costs --by day`": ("--by", "day"),
-    "`fastroai costs --by model --tag team=search`": ("--by", "model", "--tag", "team=search"),
-    "`fastroai costs --by step --since 7d`": ("--by", "step", "--since", "7d"),
-    "`fastroai costs --by run --since 7d`": ("--by", "run", "--since", "7d"),
-}
+    "`fastroai costs`": ("costs",),
+    "`fastroai costs --by day`": ("costs", "--by", "day"),
+    "`fastroai costs --by day,model`": ("costs", "--by", "day,model"),
+    "`fastroai costs --by model --tag team=search`": (
+        "costs", "--by", "model", "--tag", "team=search",
+    ),
+    "`fastroai costs --by step --since 7d`": ("costs", "--by", "step", "--since", "7d"),
+    "`fastroai costs --by run --since 7d`": ("costs", "--by", "run", "--since", "7d"),
+    "`fastroai costs --by run --limit 20`": ("costs", "--by", "run", "--limit", "20"),
+    "`fastroai runs`": ("runs",),
+}  # fmt: skip
 MAX_SECONDS, MAX_RECONCILE, MAX_MEGABYTES = 1.0, 3.0, 120.0
 
 
@@ -57,7 +62,7 @@ def measure(quick: bool) -> Section:
         size = (folder / "ledger.db").stat().st_size / 2**20
         empty = f"sqlite:///{folder / 'empty.db'}"
         fill(empty, iter(()))
-        start = median(command(empty)[0] for _ in range(rounds))
+        start = median(command(empty, "costs")[0] for _ in range(rounds))
         rows, slowest = [["`fastroai costs`, an empty ledger", f"{start:.2f}", ""]], 0.0
         for what, arguments in COMMANDS.items():
             progress(f"ledger: {what}")
@@ -69,7 +74,7 @@ def measure(quick: bool) -> Section:
         fill(small, iter(booked))
         invoice = folder / "invoice.csv"
         write_invoice(invoice, booked)
-        compared = [command(small, "reconcile", str(invoice)) for _ in range(rounds)]
+        compared = [command(small, "costs", "reconcile", str(invoice)) for _ in range(rounds)]
         seconds, megabytes = median(s for s, _ in compared), median(m for _, m in compared)
         rows.append([f"`costs reconcile`, {lines:,} lines", f"{seconds:.2f}", f"{megabytes:.0f}"])
     return Section(
@@ -96,8 +101,8 @@ def measure(quick: bool) -> Section:
 
 
 def command(url: str, *arguments: str) -> tuple[float, float]:
-    """Processor seconds and MB of `fastroai costs` with some arguments."""
-    line = [sys.executable, "-m", "fastroai", "costs", *arguments, "--ledger", url]
+    """Processor seconds and MB of a command of `fastroai`."""
+    line = [sys.executable, "-m", "fastroai", *arguments, "--ledger", url]
     done = subprocess.Popen(
         line, stdout=subprocess.DEVNULL, env=environment(Path(__file__).parents[1])
     )
