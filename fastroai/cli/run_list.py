@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -21,15 +20,15 @@ from ..ledger.aggregation import Totals
 from ..ledger.history import BookedRun
 from ..ledger.ledger import Ledger
 from .costs.filters import ALL, CONFIGURED, Filters, Source
-from .costs.report import cache_cell, paid, totals_json
+from .costs.report import cache_cell, paid
 from .exit_codes import UsageError
+from .listed_runs import ListedRun, clock, run_json, steps_json, steps_of, took
 from .on_server import on_server
 from .rendering.console import console, printable, prose, write_json
 from .rendering.tables import Amount, Cell, Column, print_table
 
 if TYPE_CHECKING:
     from ..executors.prefect import RunPage, TrackedRun
-    from ..leases.table import LeaseRecord
 
 _COLUMNS = (
     Column("id", shortest=36),
@@ -80,7 +79,7 @@ def list_runs(
             {
                 "filters": filters.as_json(),
                 "currency": "USD",
-                "runs": list(map(_run_json, found.runs)),
+                "runs": list(map(run_json, found.runs)),
             }
         )
         return
@@ -106,106 +105,21 @@ def show(
         run: Its id, or its first characters; the latest one of a run key by that.
     """
     found, steps, remarks = asyncio.run(_read_run(source, run))
-    booked = found.booked
     if source.json:
         sys.stderr.writelines(f"{line}\n" for line in remarks)
-        write_json(_run_json(found) | {"steps": list(_steps_json(found, steps))})
+        write_json(run_json(found) | {"steps": list(steps_json(found, steps))})
         return
     out = console()
     for line in _described(found):
         prose(out, line)
     out.print()
-    rows = list(_step_rows(booked.steps if booked else (), steps))
+    rows = list(_step_rows(found, steps))
     total: tuple[Cell, ...] = ("total", "", "", "", *_measures(found.totals))
     columns = _STEP_COLUMNS
     if not found.totals.cached_tokens:
         columns, rows, total = columns[:-1], [row[:-1] for row in rows], total[:-1]
     print_table(out, columns, rows, total=total)
     sys.stdout.writelines(f"{line}\n" for line in remarks)
-
-
-@dataclass(frozen=True, slots=True)
-class ListedRun:
-    """A run as far as anybody knows it.
-
-    Attributes:
-        booked: What the ledger has of it.
-        page: What Prefect has.
-        tracked: If it is active, dead or paused: what Prefect has of that.
-        lease: The same without Prefect.
-    """
-
-    run_id: str
-    booked: BookedRun | None = None
-    page: RunPage | None = None
-    tracked: TrackedRun | None = None
-    lease: LeaseRecord | None = None
-
-    @property
-    def process(self) -> str:
-        """`alive`, `DEAD`, `PAUSED`, or nothing: it has ended, or nobody knows."""
-        if self.lease is None:
-            return ""
-        if self.lease.claim.kind == "suspended_run":
-            return "PAUSED"
-        return "alive" if self.lease.is_alive else "DEAD"
-
-    @property
-    def state(self) -> str | None:
-        """Its state's name on the server, or what the ledger says of it."""
-        if self.page is not None:
-            return self.page.state
-        if self.lease is not None:
-            return {"PAUSED": "Suspended"}.get(self.process, "Running")
-        return "Completed" if self.booked and self.booked.ended_at else None
-
-    @property
-    def started_at(self) -> datetime | None:
-        """When it started; as far as the ledger says, when it sent its first request."""
-        if self.page is not None and self.page.started_at is not None:
-            return self.page.started_at
-        if self.booked is not None:
-            return self.booked.first_sent_at
-        return self.lease.since if self.lease is not None else None
-
-    @property
-    def seconds(self) -> float | None:
-        """How long it took; as far as the ledger says, from its first request to its end, or to its
-        last one.
-        """
-        if self.page is not None:
-            return self.page.seconds
-        if self.booked is None:
-            return None
-        end = self.booked.ended_at or self.booked.last_sent_at
-        return max(0.0, (end - self.booked.first_sent_at).total_seconds())
-
-    @property
-    def pipeline(self) -> str | None:
-        booked = self.booked.pipeline if self.booked else None
-        return booked or (self.lease.claim.pipeline if self.lease else None)
-
-    @property
-    def run_key(self) -> str | None:
-        booked = self.booked.run_key if self.booked else None
-        return booked or (self.lease.claim.run_key if self.lease else None)
-
-    @property
-    def deployment(self) -> str | None:
-        booked = self.booked.deployment if self.booked else None
-        return booked or (self.tracked.deployment if self.tracked else None)
-
-    @property
-    def name(self) -> str | None:
-        return self.page.name if self.page else self.run_key
-
-    @property
-    def url(self) -> str | None:
-        return self.page.url if self.page else None
-
-    @property
-    def totals(self) -> Totals:
-        return self.booked.totals if self.booked else Totals()
 
 
 @dataclass(slots=True)
@@ -361,20 +275,11 @@ def _advice_on(runs: Sequence[ListedRun]) -> Iterator[str]:
 
 
 def _row_of(run: ListedRun) -> tuple[Cell, ...]:
-    started = run.started_at
-    return (
-        run.run_id,
-        run.name or "-",
-        run.pipeline or "-",
-        run.deployment or "-",
-        run.state or "-",
-        f"{started:%Y-%m-%d %H:%M:%S}" if started else "-",
-        took(run.seconds),
-        run.totals.requests,
-        cost_cell(run.totals),
-        run.url or "-",
-        run.process,
-    )
+    facts = run.facts
+    texts = (facts[name] or "-" for name in ("id", "name", "pipeline", "deployment", "state"))
+    times = clock(run.started_at), took(run.seconds)
+    cost = run.totals.requests, cost_cell(run.totals)
+    return (*texts, *times, *cost, facts["url"] or "-", run.process)
 
 
 def cost_cell(totals: Totals) -> Cell:
@@ -386,46 +291,18 @@ def cost_cell(totals: Totals) -> Cell:
     return Amount(paid(totals), remark)
 
 
-def took(seconds: float | None) -> str:
-    """A duration, to the second where it is short."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
-
-
-def _run_json(run: ListedRun) -> dict[str, object]:
-    started = run.started_at
-    return {
-        "id": run.run_id,
-        "name": run.name,
-        "run_key": run.run_key,
-        "pipeline": run.pipeline,
-        "deployment": run.deployment,
-        "created_by": run.booked.created_by if run.booked else None,
-        "state": run.state,
-        "process": run.process.lower() or None,
-        "started_at": started.astimezone(UTC).isoformat() if started else None,
-        "seconds": run.seconds,
-        "url": run.url,
-        **totals_json(run.totals),
-    }
-
-
 def _described(run: ListedRun) -> Iterator[str]:
-    started = run.started_at
-    yield f"Run {run.name or run.run_id}"
+    facts = run.facts
+    yield f"Run {facts['name'] or run.run_id}"
     known = {
         "id": run.run_id,
-        "pipeline": run.pipeline,
-        "deployment": run.deployment,
-        "run key": run.run_key,
-        "started by": run.booked.created_by if run.booked else None,
-        "state": " ".join(filter(None, (run.state, run.process.replace("alive", "")))),
-        "started": f"{started:%Y-%m-%d %H:%M:%S} UTC, took {took(run.seconds)}" if started else "",
-        "page": run.url,
+        "pipeline": facts["pipeline"],
+        "deployment": facts["deployment"],
+        "run key": facts["run_key"],
+        "started by": facts["created_by"],
+        "state": f"{run.state or '-'} {run.process}".strip(),
+        "started": f"{clock(run.started_at)} UTC, took {took(run.seconds)}",
+        "page": facts["url"],
     }
     yield from (f"  {name:<11} {value}" for name, value in known.items() if value)
 
@@ -442,39 +319,8 @@ def _measures(totals: Totals) -> tuple[Cell, ...]:
     )
 
 
-def _step_rows(booked: Sequence[Totals], pages: Sequence[RunPage]) -> Iterator[tuple[Cell, ...]]:
-    """A line for each step and model, those that asked nothing too, where Prefect knows them."""
-    last = {page.name: page for page in pages}  # of several attempts the last
-    models: dict[str, list[Totals]] = {name: [] for name in last}
-    for totals in booked:
-        models.setdefault(totals.keys[0] or "-", []).append(totals)
-    for name, group in models.items():
-        page = last.get(name)
+def _step_rows(run: ListedRun, pages: Sequence[RunPage]) -> Iterator[tuple[Cell, ...]]:
+    for name, page, totals in steps_of(run, pages):
+        model = totals.keys[1] if totals.keys else None
         state = (page.state, took(page.seconds)) if page else ("-", "-")
-        for totals in group or [Totals()]:
-            model = (totals.keys or ("", None))[1]
-            yield (name, model or "-", *state, *_measures(totals))
-
-
-def _steps_json(run: ListedRun, pages: Sequence[RunPage]) -> Iterator[dict[str, object]]:
-    last = {page.name: page for page in pages}
-    booked = run.booked.steps if run.booked else ()
-    for totals in booked:
-        page = last.get(totals.keys[0] or "")
-        yield {
-            "step": totals.keys[0],
-            "model": totals.keys[1],
-            "state": page.state if page else None,
-            "seconds": page.seconds if page else None,
-            **totals_json(totals),
-        }
-    asked = {totals.keys[0] for totals in booked}
-    for name in last.keys() - asked:
-        page = last[name]
-        yield {
-            "step": name,
-            "model": None,
-            "state": page.state,
-            "seconds": page.seconds,
-            **totals_json(Totals()),
-        }
+        yield (name or "-", model or "-", *state, *_measures(totals))
