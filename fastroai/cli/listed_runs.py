@@ -45,9 +45,9 @@ class ListedRun:
     @property
     def state(self) -> str | None:
         """Its state's name on the server, or what the ledger says of it."""
-        ended = "Completed" if _said("ended_at", self.booked) else None
-        without_server = {"PAUSED": "Suspended", "": ended}.get(self.process, "Running")
-        return _said("state", self.page) or without_server
+        outcome = str(_said("outcome", self.booked) or "").replace("_", " ").capitalize()
+        without_server = {"PAUSED": "Suspended", "": outcome}.get(self.process, "Running")
+        return _said("state", self.page) or without_server or None
 
     @property
     def started_at(self) -> datetime | None:
@@ -72,7 +72,7 @@ class ListedRun:
         run_key = _said("run_key", self.booked, claim)
         return {
             "id": self.run_id,
-            "name": _said("name", self.page) or run_key,
+            "name": _said("name", self.page, self.booked) or run_key,
             "run_key": run_key,
             "pipeline": _said("pipeline", self.booked, claim),
             "deployment": _said("deployment", self.booked, self.tracked),

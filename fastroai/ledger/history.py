@@ -78,7 +78,9 @@ class BookedRun:
         created_by: Who or what started it, as in `Attribution`.
         first_sent_at: When its first request was sent.
         last_sent_at: When its last one was, so far.
-        ended_at: When it ended, if each step ended well; the ledger does not say of others.
+        name: Its flow run's, once it has ended.
+        outcome: How it ended, as far as the ledger says: `completed`, `failed`, `over_budget`.
+        ended_at: When it did.
         totals: What it cost.
         steps: The same by step and model, in the order of their first requests; where they were
             asked for.
@@ -91,6 +93,8 @@ class BookedRun:
     created_by: str | None = None
     first_sent_at: datetime
     last_sent_at: datetime
+    name: str | None = None
+    outcome: str | None = None
     ended_at: datetime | None = None
     totals: Totals
     steps: tuple[Totals, ...] = ()

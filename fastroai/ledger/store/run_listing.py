@@ -13,8 +13,18 @@ from ...database.values import moment
 from ..aggregation import GROUPINGS, Grouping, Totals, deployment_key
 from ..filters import EVERYTHING, LedgerFilter
 from ..history import BookedRun
+from ..recent import EndedRun
 from .queries import ENTRY_COLUMNS, Columns, conditions_of, current, times_of
-from .schema import GROUP_TEXTS, RUN_DIMENSIONS, groups, intents, runs, summed, whole_runs
+from .schema import (
+    GROUP_TEXTS,
+    RUN_DIMENSIONS,
+    groups,
+    intents,
+    run_ends,
+    runs,
+    summed,
+    whole_runs,
+)
 from .statements import is_one_of
 from .totals import read_totals
 
@@ -136,16 +146,13 @@ def _described(connection: Connection, run_ids: Sequence[str]) -> Iterator[Booke
 
     totals = read_totals(connection, EVERYTHING, GROUPINGS["run"], of_these)
     of_run = {total.key: replace(total, key=None) for total in totals}
-    ended = select(whole_runs.c.run_id, whole_runs.c.ended_at)
-    ended = ended.where(is_one_of(connection, run_ids, whole_runs.c.run_id))
-    ended_at = {row.run_id: row.ended_at for row in connection.execute(ended)}
+    ends = _ends(connection, run_ids)
     for run_id, texts, first, last in _merged(
         row
         for source in (_SUMMED, _NOT_SUMMED)
         for row in connection.execute(_facts(source).where(of_these(source.columns)))
     ):
-        end = ended_at.get(run_id)
-        yield BookedRun(
+        run = BookedRun(
             run_id=run_id,
             run_key=texts["run_key"],
             pipeline=texts["pipeline"],
@@ -153,9 +160,29 @@ def _described(connection: Connection, run_ids: Sequence[str]) -> Iterator[Booke
             created_by=texts["created_by"],
             first_sent_at=moment(first),
             last_sent_at=moment(last),
-            ended_at=None if end is None else moment(end),
             totals=of_run.get(run_id, Totals()),
         )
+        end = ends.get(run_id)
+        if end is not None:
+            run = replace(run, name=end.name, outcome=end.outcome, ended_at=end.ended_at)
+        yield run
+
+
+def _ends(connection: Connection, run_ids: Sequence[str]) -> dict[str, EndedRun]:
+    """How runs ended the last time: those under Prefect, and in memory those that ended well."""
+    found = {}
+    whole = select(whole_runs).where(is_one_of(connection, run_ids, whole_runs.c.run_id))
+    for row in connection.execute(whole):
+        found[row.run_id] = EndedRun(
+            run_id=row.run_id,
+            pipeline=row.pipeline,
+            outcome="completed",
+            ended_at=moment(row.ended_at),
+        )
+    ends = select(run_ends).where(is_one_of(connection, run_ids, run_ends.c.run_id))
+    for row in connection.execute(ends.order_by(run_ends.c.ended_at)):
+        found[row.run_id] = EndedRun(**{**row._mapping, "ended_at": moment(row.ended_at)})
+    return found
 
 
 def _facts(source: _Rows) -> Any:
