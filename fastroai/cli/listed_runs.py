@@ -53,7 +53,8 @@ class ListedRun:
     def started_at(self) -> datetime | None:
         """When it started; as far as the ledger says, when it sent its first request."""
         first = _said("first_sent_at", self.booked) or _said("since", self.lease)
-        return _said("started_at", self.page) or first
+        started: datetime | None = _said("started_at", self.page) or first
+        return started
 
     @property
     def seconds(self) -> float | None:
@@ -61,7 +62,7 @@ class ListedRun:
         last one.
         """
         if self.page is not None or self.booked is None:
-            return _said("seconds", self.page)
+            return self.page.seconds if self.page else None
         end = self.booked.ended_at or self.booked.last_sent_at
         return max(0.0, (end - self.booked.first_sent_at).total_seconds())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from ..database.location import ledger_url
+from ..environment import process_environment
 from ..errors import ExecutorUnavailableError, LedgerNotFoundError
 from ..leases.shared import read_flow_runs
 from ..ledger.aggregation import Totals
@@ -115,7 +115,7 @@ def show(
     out.print()
     rows = list(_step_rows(found, steps))
     total: tuple[Cell, ...] = ("total", "", "", "", *_measures(found.totals))
-    columns = _STEP_COLUMNS
+    columns: Sequence[Column] = _STEP_COLUMNS
     if not found.totals.cached_tokens:
         columns, rows, total = columns[:-1], [row[:-1] for row in rows], total[:-1]
     print_table(out, columns, rows, total=total)
@@ -220,9 +220,10 @@ async def _id_of(ledger: Ledger, name: str) -> str:
 
 def prefect_may_be_set() -> bool:
     """Whether a Prefect server may be configured, without importing Prefect to find out."""
-    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    variables = process_environment()
+    home = Path(variables.get("PREFECT_HOME") or "~/.prefect").expanduser()
     files = (home / "profiles.toml", Path("prefect.toml"))
-    if any(name in os.environ for name in ("PREFECT_API_URL", "PREFECT_PROFILE")):
+    if any(name in variables for name in ("PREFECT_API_URL", "PREFECT_PROFILE")):
         return True
     return any(path.is_file() for path in files) or _names_prefect(Path(".env"))
 

@@ -1,5 +1,6 @@
-"""The ledger's sums as charges in the columns of FOCUS 1.2, the FinOps Open Cost and Usage
-Specification (https://focus.finops.org/focus-specification/v1-2/).
+"""The ledger's sums as charges in the columns of FOCUS 1.2, the open format of cost and usage.
+
+FinOps Open Cost and Usage Specification: https://focus.finops.org/focus-specification/v1-2/
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ simulated or replayed. Spans: one for each request, unless the one around it is 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING
 
+from ..environment import process_environment
 from ..pricing.money import EXACT
 from ..version import __version__
 from .entries import ZERO_USD, EntryState, LedgerEntry
@@ -154,7 +154,7 @@ def _own_provider() -> MeterProvider | None:
         logger.warning(
             "%s is set, but costs and tokens can't be exported: %s. Install it with: "
             "pip install 'fastroai[otel]'",
-            next(filter(os.environ.get, _ENDPOINTS)),
+            next(filter(process_environment().get, _ENDPOINTS)),
             error,
         )
         return None
@@ -162,11 +162,12 @@ def _own_provider() -> MeterProvider | None:
 
 
 def _asks_for_export() -> bool:
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    variables = process_environment()
+    if variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    if os.environ.get("OTEL_METRICS_EXPORTER", "otlp").strip() != "otlp":
+    if variables.get("OTEL_METRICS_EXPORTER", "otlp").strip() != "otlp":
         return False
-    return any(map(os.environ.get, _ENDPOINTS))
+    return any(map(variables.get, _ENDPOINTS))
 
 
 def _common(entry: LedgerEntry) -> Attributes:

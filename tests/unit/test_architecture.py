@@ -71,6 +71,7 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 ENTRIES = {
     "agent.models": "an agent is made by a user, and its model with OpenAI's key",
+    "cli.run_list": "a command",
     "cli.runs": "a command",
     "executors": "get_executor",
     "executors._prefect.flow": "a flow of to_flow, called by anybody",
