@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -100,21 +98,24 @@ def measure(quick: bool) -> Section:
     )
 
 
+_SPAWN = """
+import os, sys
+line = [sys.executable, "-m", "fastroai", *sys.argv[1:]]
+nowhere = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+_, status, usage = os.wait4(os.posix_spawn(line[0], line, os.environ, file_actions=nowhere), 0)
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def command(url: str, *arguments: str) -> tuple[float, float]:
     """Processor seconds and MB of a command of `fastroai`."""
-    line = [sys.executable, "-m", "fastroai", *arguments, "--ledger", url]
-    done = subprocess.Popen(
-        line, stdout=subprocess.DEVNULL, env=environment(Path(__file__).parents[1])
-    )
-    _, status, usage = os.wait4(done.pid, 0)
-    done.returncode = os.waitstatus_to_exitcode(status)
-    if done.returncode:
-        raise RuntimeError(f"{line} ended with {done.returncode}.")
-    return usage.ru_utime + usage.ru_stime, _megabytes(usage)
-
-
-def _megabytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 1024
+    # Out of a small process: a peak of memory is inherited, and this one's is that of the entries.
+    line = [sys.executable, "-c", _SPAWN, *arguments, "--ledger", url]
+    env = environment(Path(__file__).parents[1])
+    done = subprocess.run(line, stdout=subprocess.PIPE, env=env, text=True, check=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes
 
 
 def entries(count: int) -> Iterator[LedgerEntry]:
