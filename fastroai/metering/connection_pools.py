@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import Iterator
 from threading import Lock
 from typing import Any
@@ -15,6 +16,10 @@ REQUESTS_OF_ONE = 50
 than a quarter of the processor.
 """
 MOST_POOLS = 20
+_MOST_CONNECTS = 4
+"""Times that a connection is waited for once more where it was our own loop that took too long."""
+_TURNS_TO_CONNECT = 20
+"""A loop that had fewer turns within the time to connect may have had none for the connection."""
 
 
 class PoolPerLoop:
@@ -32,6 +37,18 @@ class PoolPerLoop:
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request by a connection of the running loop."""
+        patience = request.extensions.get("timeout", {}).get("connect")
+        for _ in range(_MOST_CONNECTS):
+            started = time.monotonic()
+            try:
+                return await self._pool_with_room().handle_async_request(request)
+            except Exception as error:
+                # Nothing has left by then.
+                if not _is_connect_timeout(error) or not await _was_starved(started, patience):
+                    raise
+        return await self._pool_with_room().handle_async_request(request)
+
+    def _pool_with_room(self) -> Any:
         loop = asyncio.get_running_loop()
         # The first that has room: as long as there is little to do, connections are used again.
         least, pool = REQUESTS_OF_ONE, None
@@ -42,7 +59,7 @@ class PoolPerLoop:
             if busy < REQUESTS_OF_ONE:
                 break
         assert pool is not None
-        return await pool.handle_async_request(request)
+        return pool
 
     def _open(self, loop: Loop) -> list[Any]:
         number = min(max(self._pool._max_connections // REQUESTS_OF_ONE, 1), MOST_POOLS)
@@ -76,6 +93,27 @@ class PoolPerLoop:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
+
+
+def _is_connect_timeout(error: Exception) -> bool:
+    # By name, as clients may be of several versions of httpcore.
+    return type(error).__name__ == "ConnectTimeout"
+
+
+async def _was_starved(started: float, patience: float | None) -> bool:
+    """Whether a connection that did not come in time was kept waiting by this loop, in which a
+    thousand agents may be at work, and not by its host.
+
+    Args:
+        started: When it was asked for, by the clock that never goes back.
+        patience: Seconds that it might take.
+    """
+    if patience is None:
+        return False
+    asked = time.monotonic()
+    await asyncio.sleep(0)
+    turn = max(time.monotonic() - asked, asked - started - patience)
+    return turn > patience / _TURNS_TO_CONNECT
 
 
 def keep_loops_apart(http_client: Any) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpcore2
 import httpx2
 import pytest
 
@@ -62,3 +64,45 @@ async def test_one_request_after_the_other_uses_one_connection() -> None:
         for _ in range(5):
             await client.get(url)
     assert server.opened == 1
+
+
+class Busy(httpcore2.AsyncMockBackend):
+    """Connects at the second try; at the first, the loop is busy until it is too late, or the host
+    does not answer.
+    """
+
+    def __init__(self, busy_seconds: float) -> None:
+        super().__init__([ANSWER])
+        self.busy_seconds = busy_seconds
+        self.asked = 0
+
+    async def connect_tcp(self, *args: object, **options: object) -> httpcore2.AsyncNetworkStream:
+        self.asked += 1
+        if self.asked > 1:
+            return await super().connect_tcp("host", 80)
+        time.sleep(self.busy_seconds)  # noqa: ASYNC251  # that is the matter
+        raise httpcore2.ConnectTimeout
+
+
+def client_with(backend: Busy, patience: float) -> httpx2.AsyncClient:
+    transport = httpx2.AsyncHTTPTransport()
+    transport._pool = httpcore2.AsyncConnectionPool(network_backend=backend)
+    client = httpx2.AsyncClient(transport=transport, timeout=patience)
+    assert keep_loops_apart(client)
+    return client
+
+
+async def test_a_connection_that_a_busy_loop_had_no_time_for_is_waited_for_once_more() -> None:
+    backend = Busy(busy_seconds=0.05)
+    async with client_with(backend, patience=0.02) as client:
+        answer = await client.get("http://host/")
+    assert answer.text == "ok"
+    assert backend.asked == 2
+
+
+async def test_a_host_that_does_not_answer_in_time_is_not_asked_again() -> None:
+    backend = Busy(busy_seconds=0)
+    async with client_with(backend, patience=100) as client:
+        with pytest.raises(httpx2.ConnectTimeout):
+            await client.get("http://host/")
+    assert backend.asked == 1
