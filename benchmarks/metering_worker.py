@@ -52,7 +52,7 @@ async def metered(count: int) -> float:
         return await each(count, lambda: agent.run("Hi"))
 
 
-async def booked(count: int, folder: Path) -> float:
+async def booked(count: int, folder: Path, at_once: int = 1) -> float:
     """Intent and settlement of a request, the last one written when the time ends."""
     store = await open_store(f"sqlite:///{folder / 'ledger.db'}", outbox_folder=folder)
 
@@ -74,7 +74,7 @@ async def booked(count: int, folder: Path) -> float:
         await book()
         await store.flush()
         started = time.perf_counter()
-        await each(count, book)
+        await asyncio.gather(*(each(count // at_once, book) for _ in range(at_once)))
         await store.flush()
         return (time.perf_counter() - started) / count
     finally:
@@ -110,6 +110,8 @@ def measure(subject: str, count: int, folder: Path) -> float:
         return committed(count, folder)
     if subject == "booked":
         return asyncio.run(booked(count, folder))
+    if subject == "shared":
+        return asyncio.run(booked(count, folder, at_once=100))
     return asyncio.run({"plain": plain, "metered": metered}[subject](count))
 
 
