@@ -205,15 +205,15 @@ def _counted_once(raw: RawAnswer) -> Json:
 
 
 def _adds_the_same(chunk: Json, before: Json, usage: Json) -> bool:
-    """Whether a chunk that is not the last one has words, and the usage of the one before it: a
-    usage of all until then would have grown.
+    """Whether a chunk that is not the last one has words, and the usage of the one before it, which
+    may be of these words: a usage of all until then would have grown. One that is more than a token
+    for each character is of the whole answer, told with each chunk.
     """
     if usage != before or not usage.get("completion_tokens"):
         return False
-    return any(
-        count(choice, "delta", "content") and not choice.get("finish_reason")
-        for choice in items(chunk, "choices")
-    )
+    choices = [choice for choice in items(chunk, "choices") if not choice.get("finish_reason")]
+    words = "".join(str(count(choice, "delta", "content") or "") for choice in choices)
+    return bool(usage["completion_tokens"] <= len(words))
 
 
 def _totals(usage: Json) -> dict[str, float]:

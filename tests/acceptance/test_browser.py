@@ -81,7 +81,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{folder / 'ledger.db'}")
-            with prefect_settings(server.url, folder / "results", patch):
+            with prefect_settings(server.url, folder / "results", patch, logs=True):
                 yield asyncio.run(show_on(server.url))
     finally:
         server.kill()

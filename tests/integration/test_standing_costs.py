@@ -141,6 +141,7 @@ async def test_a_server_that_takes_no_artifact_is_warned_of_and_nothing_is_raise
     assert proxy.passed == 0
 
 
+@pytest.mark.usefixtures("logs_on_server")
 async def test_a_secret_among_tags_names_and_errors_of_a_run_is_nowhere_on_the_server(
     prefect_api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

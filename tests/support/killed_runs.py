@@ -392,7 +392,9 @@ def kept(results: Path, known: Collection[Path] = ()) -> tuple[list[str], dict[s
         except ValueError:
             continue
         if "records" in content:
-            for record in map(json.loads, content["records"].values()):
+            for text in content["records"].values():
+                # The other kind notes where the items of a run are.
+                record = json.loads(text) if text.startswith("{") else {}
                 if record.get("entries"):
                     place = place_in(step_id, record["entries"][0]["attribution"]["item"])
                     recorded[place] += "response" in record

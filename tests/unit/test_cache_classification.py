@@ -163,6 +163,7 @@ STEP_CONFIG: Table = {
     "cache_scope": InKey("a", "b"),
     "durable": NotInKey("step", "request", KEEPS),
     "formerly": NotInKey(None, "a", "where else to look"),
+    "remote": NotInKey(True, False, "decides where the same code runs"),
 }
 PIPELINE_CONFIG: Table = STEP_CONFIG | {
     "trace": NotInKey(True, False, "watches"),
