@@ -53,11 +53,24 @@ def tell(entry: LedgerEntry, before: LedgerEntry | None) -> None:
         return
     try:
         told = before if was_settled else None
-        _instruments().count(entry, told)
+        if _is_counted():
+            _instruments().count(entry, told)
         if told is None:
             _show(entry)
     except Exception:  # of an exporter, or of a span processor of the user's
         _warn_once()
+
+
+def _is_counted() -> bool:
+    """Whether there is a meter: without one, to tell costs a request more than all its prices."""
+    from opentelemetry import metrics
+
+    return _own_provider() is not None or _is_set(metrics.get_meter_provider())
+
+
+def _is_set(provider: object) -> bool:
+    # The class that stands for one of metrics until it is set is private.
+    return "Proxy" not in type(provider).__name__
 
 
 @cache
@@ -138,6 +151,7 @@ def _meter() -> Meter:
     return own.get_meter("fastroai", __version__)
 
 
+@cache
 def _own_provider() -> MeterProvider | None:
     """What the standard settings ask for, where the program has set nothing itself. It is not made
     the program's: pydantic-ai would count the same tokens in it, and replays as well.
@@ -208,6 +222,8 @@ def _show(entry: LedgerEntry) -> None:
     known = getattr(around, "attributes", None) or {}
     if around.is_recording() and known.get("gen_ai.operation.name") in _OF_ONE_REQUEST:
         around.set_attributes(_of_entry(entry))
+        return
+    if not _is_set(trace.get_tracer_provider()):
         return
     tracer = trace.get_tracer("fastroai", __version__)
     what = "replay" if entry.state is EntryState.REPLAYED else operation_of(entry)

@@ -79,6 +79,7 @@ def summaries_by_worker(output: Any) -> Counter[str]:
     return Counter(worker for worker, _, _ in output)
 
 
+@pytest.mark.long
 async def test_two_workers_share_a_map(provider: ProviderProcess, ledger: str) -> None:
     async with two_workers() as (run, _):
         result = await work(flow, run)

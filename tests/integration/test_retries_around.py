@@ -187,6 +187,7 @@ async def test_a_retried_flow_that_goes_another_way(provider: ProviderProcess) -
     assert sends(provider) == once_each("x", "y", "new")
 
 
+@pytest.mark.long
 async def test_equal_runs_are_paid_each_and_none_of_them_again(provider: ProviderProcess) -> None:
     """In one flow, beside each other and in a task that is tried again, within a flow that is."""
     pipeline, fails, task_fails = asking(), Fails(), Fails(2)

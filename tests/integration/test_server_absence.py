@@ -284,6 +284,7 @@ print(code, server is not None and server.SubprocessASGIServer().running and asy
 """Runs the command, and says whether it started a server that phones home."""
 
 
+@pytest.mark.long
 def test_a_stored_result_is_looked_for_on_a_temporary_server_that_does_not_phone_home(
     tmp_path: Path,
 ):

@@ -194,6 +194,7 @@ async def test_items_that_fail_there_are_listed_here_and_asked_for_again_only(le
     assert [entry.state for entry in again.entries].count(EntryState.REPLAYED) == 2
 
 
+@pytest.mark.long
 async def test_one_failure_too_many_ends_the_run_and_what_is_done_is_kept() -> None:
     agent, model = counted_agent("yes")
     desk = Desk({0: ValueError("torn")})

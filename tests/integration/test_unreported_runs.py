@@ -73,6 +73,7 @@ async def task_states(id_: str) -> dict[str, str | None]:
     return {task_run.name: task_run.state_name for task_run in task_runs}
 
 
+@pytest.mark.long
 async def test_a_run_that_ended_while_the_server_was_dead_is_completed_by_the_runs_command(
     restartable_server: RestartableServer, provider: ProviderProcess, gate: Gate, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def write_documents(folder: Path, lengths: list[int]) -> None:
         (folder / f"{number}.md").write_text(f"{text} It is unclear who pays.")
 
 
+@pytest.mark.long
 async def test_of_30_recorded_runs_of_the_digest_the_percentile_holds_for_8_of_10_more(
     tmp_path: Path,
 ) -> None:
