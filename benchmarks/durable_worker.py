@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import os
-import sys
 from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
@@ -19,6 +16,7 @@ from typing import Any
 
 from pydantic_ai.usage import RequestUsage
 
+from benchmarks.answering import answer
 from fastroai import BaseStep, FastroAgent, Pipeline, StepConfig, StepExecutionError
 from fastroai.testing import ScriptedModel
 
@@ -91,17 +89,13 @@ async def measure(subject: str, requests: int) -> float:
     return seconds
 
 
+def handle(command: dict[str, Any]) -> dict[str, float]:
+    gc.collect()
+    return {"seconds": asyncio.run(measure(command["subject"], command["requests"]))}
+
+
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints must not land between the answers
-    answers.write("{}\n")
-    answers.flush()
-    for line in sys.stdin:
-        command = json.loads(line)
-        gc.collect()
-        seconds = asyncio.run(measure(command["subject"], command["requests"]))
-        answers.write(json.dumps({"seconds": seconds}) + "\n")
-        answers.flush()
+    answer(handle)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -22,6 +20,7 @@ from typing import Any
 
 from pydantic_ai import Agent
 
+from benchmarks.answering import answer
 from benchmarks.mapped_worker import Memory
 from fastroai import FastroAgent, Pipeline, StepConfig, StepContext, step
 from fastroai.testing import fixed_prices
@@ -71,17 +70,13 @@ def measure(subject: str, requests: int, folder: Path) -> dict[str, float]:
     return figures
 
 
+def handle(command: dict[str, Any]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(command["subject"], command["requests"], Path(folder))
+
+
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints must not land between the answers
-    answers.write("{}\n")
-    answers.flush()
-    for line in sys.stdin:
-        command = json.loads(line)
-        with tempfile.TemporaryDirectory() as folder:
-            figures = measure(command["subject"], command["requests"], Path(folder))
-        answers.write(json.dumps(figures) + "\n")
-        answers.flush()
+    answer(handle)
 
 
 if __name__ == "__main__":

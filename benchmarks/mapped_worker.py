@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 
 from pydantic_ai.usage import RequestUsage
 
+from benchmarks.answering import answer
 from fastroai import BaseStep, FastroAgent, Pipeline, StepContext, step
 from fastroai.testing import ScriptedModel, fixed_prices
 
@@ -189,19 +189,16 @@ async def timed(run: Run, items: int) -> dict[str, float]:
     return {"seconds": took, "cpu": sum(os.times()[:2]) - used}
 
 
+def handle(way: str, work: str, executor: str, items: int) -> dict[str, float]:
+    run = WAYS[way](work, executor)  # anew: clients belong to the loop that they were used in
+    with Memory() as memory:
+        figures = asyncio.run(timed(run, items))
+    return {**figures, "bytes": memory.added}
+
+
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints must not land between the answers
     way, work, executor = sys.argv[1:]
-    answers.write("{}\n")
-    answers.flush()
-    for line in sys.stdin:
-        items = json.loads(line)["items"]
-        run = WAYS[way](work, executor)  # anew: clients belong to the loop that they were used in
-        with Memory() as memory:
-            figures = asyncio.run(timed(run, items))
-        answers.write(json.dumps({**figures, "bytes": memory.added}) + "\n")
-        answers.flush()
+    answer(lambda command: handle(way, work, executor, command["items"]))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+from benchmarks.answering import answer
 
 Run = Callable[[], Awaitable[object]]
 Table = list[dict[str, Any]]
@@ -154,15 +154,9 @@ def handle(command: dict[str, Any], subject: str, runs: dict[str, Run]) -> dict[
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints must not land between the answers
     subject = sys.argv[1]
     runs: dict[str, Run] = {}
-    answers.write(json.dumps({"subject": subject}) + "\n")
-    answers.flush()
-    for line in sys.stdin:
-        answers.write(json.dumps(handle(json.loads(line), subject, runs)) + "\n")
-        answers.flush()
+    answer(lambda command: handle(command, subject, runs), subject=subject)
 
 
 if __name__ == "__main__":

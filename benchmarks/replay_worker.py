@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.usage import RequestUsage
 
+from benchmarks.answering import answer
 from benchmarks.prefect_worker import counts, time_run
 from fastroai.testing import ScriptedModel
 
@@ -158,15 +157,9 @@ def handle(command: dict[str, Any], who: str, subjects: dict[str, Subject]) -> d
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints must not land between the answers
     who = sys.argv[1]
     subjects: dict[str, Subject] = {}
-    answers.write(json.dumps({"subject": who}) + "\n")
-    answers.flush()
-    for line in sys.stdin:
-        answers.write(json.dumps(handle(json.loads(line), who, subjects)) + "\n")
-        answers.flush()
+    answer(lambda command: handle(command, who, subjects), subject=who)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,6 +17,7 @@ from unittest.mock import patch
 
 from pydantic_ai.usage import RequestUsage
 
+from benchmarks.answering import answer
 from fastroai import BaseStep, FastroAgent, Pipeline
 from fastroai.executors import prefect
 from fastroai.executors._prefect import artifacts, tasks
@@ -84,13 +82,7 @@ def handle(steps: int, way: str) -> dict[str, float]:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints must not land between the answers
-    answers.write(json.dumps({}) + "\n")
-    answers.flush()
-    for line in sys.stdin:
-        answers.write(json.dumps(handle(**json.loads(line))) + "\n")
-        answers.flush()
+    answer(lambda command: handle(**command))
 
 
 if __name__ == "__main__":
