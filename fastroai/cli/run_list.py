@@ -285,7 +285,7 @@ def _row_of(run: ListedRun) -> tuple[Cell, ...]:
 
 def cost_cell(totals: Totals) -> Cell:
     """What was paid, told apart from what is not known of it."""
-    unknown = totals.unpriced + totals.unsettled
+    unknown = totals.unknown
     if unknown and not totals.charged and not totals.cost_usd:
         return None
     remark = f" + {unknown:,} unknown" if unknown else ""

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from ..metering.deadlines import Deadline
 from ..metering.retries import is_permanent
 from ..pipelines.config import retry_delay
 from ..pipelines.context import StepContext
@@ -65,11 +64,10 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
         step_id, session.inputs, session.deps, outputs, session.tracer, node.config, state=state
     )
     # Neither span nor deadline where there is none: a step that does nothing takes little longer.
-    execute = _execute_in_time if node.whole.timeout else _execute
     if session.is_traced:
-        output = await _traced(session, state, partial(execute, node, context, state))
+        output = await _traced(session, state, partial(_execute, node, context, state))
     else:
-        output = await execute(node, context, state)
+        output = await _execute(node, context, state)
     entries = recorder.of_step(step_id)
     if entries:
         # What a step's record says was paid must not be unknown to the ledger after a crash.
@@ -87,24 +85,10 @@ async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> 
 
 async def _execute(node: PlannedStep, context: StepContext[Any], state: StepState) -> Any:
     with state.scope_of():
-        return await node.step.execute(context)
-
-
-async def _execute_in_time(node: PlannedStep, context: StepContext[Any], state: StepState) -> Any:
-    timeout = node.whole.timeout
-    assert timeout is not None
-    deadline = Deadline(timeout)
-    try:
-        with state.scope_of():
-            async with deadline:
-                return await node.step.execute(context)
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        raise TimeoutError(
-            f"Step '{node.step_id}' timed out after {timeout}s (attempt "
-            f"{state.attempt}/{node.whole.retries + 1}). Its `timeout` bounds one attempt."
-        ) from error
+        if not node.whole.timeout:
+            return await node.step.execute(context)
+        async with state.in_time(node.whole):
+            return await node.step.execute(context)
 
 
 async def _traced(

@@ -70,13 +70,22 @@ class Totals:
         return self.tokens.cache_read_tokens + self.tokens.cache_write_tokens
 
     @property
+    def sent(self) -> int:
+        """Requests that count as spend."""
+        return self.charged + self.unknown
+
+    @property
+    def unknown(self) -> int:
+        """Those of them whose cost is not known, or not in full."""
+        return self.unpriced + self.unsettled
+
+    @property
     def share_priced(self) -> float | None:
         """Share of the requests that count as spend whose cost is known in full.
 
         None: there are none.
         """
-        spend = self.charged + self.unpriced + self.unsettled
-        return self.charged / spend if spend else None
+        return self.charged / self.sent if self.sent else None
 
 
 def with_unknown(amount: str, entries: Sequence[LedgerEntry]) -> str:

@@ -80,8 +80,7 @@ def _row(totals: Totals, at: Mapping[str, str | None], billing_account: str | No
         "BillingPeriodStart": day.replace(day=1),
         "ChargeCategory": "Usage",
         "ChargeClass": None,
-        "ChargeDescription": f"{totals.charged + totals.unpriced + totals.unsettled} requests to "
-        f"{provider}:{model}",
+        "ChargeDescription": f"{totals.sent} requests to {provider}:{model}",
         "ChargeFrequency": "Usage-Based",
         "ChargePeriodEnd": day + timedelta(days=1),
         "ChargePeriodStart": day,

@@ -10,13 +10,12 @@ from collections.abc import (
     Callable,
     Mapping,
 )
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from ..errors import MappedStepError, ResultStorageError, is_pause
-from ..metering.deadlines import Deadline
 from ..metering.retries import is_permanent
 from ..replay.journal import Journal
 from ..retries import retry
@@ -330,21 +329,14 @@ class _Mapping:
         return retry_delay(config, failures)
 
     async def _attempt(self, item: Item, state: StepState, attempt: int) -> Any:
-        context, step_id = self._context, self._state.step_id
-        timeout = context.config.timeout or None
         state.begin_attempt(attempt)
-        of_item = context.for_item(item, state, self._mapped.over)
-        try:
-            with state.scope_of():
-                async with Deadline(timeout) if timeout else nullcontext() as deadline:
-                    return await self._mapped.step.execute(of_item)
-        except TimeoutError as error:
-            if deadline is None or not deadline.expired():
-                raise
-            raise TimeoutError(
-                f"Item {item.key!r} of step '{step_id}' timed out after {timeout}s (attempt "
-                f"{attempt}/{context.config.retries + 1}). Its `timeout` bounds one attempt."
-            ) from error
+        config = self._context.config
+        of_item = self._context.for_item(item, state, self._mapped.over)
+        with state.scope_of():
+            if not config.timeout:
+                return await self._mapped.step.execute(of_item)
+            async with state.in_time(config):
+                return await self._mapped.step.execute(of_item)
 
     async def _keep(self, item: Item, state: StepState, output: Any) -> bytes | None:
         """Have an item's output kept; in JSON.

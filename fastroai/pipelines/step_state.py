@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Hashable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Hashable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -16,6 +16,7 @@ from ..agent.schemas import ChatResponse
 from ..budgets import RunLimits
 from ..ledger.entries import Attribution, EntryState, LedgerEntry, changed
 from ..ledger.recorder import RequestRecorder
+from ..metering.deadlines import Deadline
 from ..metering.scope import (
     DispatchScope,
     current_scope,
@@ -199,6 +200,30 @@ class StepState:
         """
         whom = attribution or partial(self._attribution, self.attempt)
         return dispatch_scope(self.books.recorder, whom, self.journal, self.books)
+
+    @asynccontextmanager
+    async def in_time(self, config: StepConfig) -> AsyncGenerator[None]:
+        """Bound an attempt by its `timeout`, if there is one.
+
+        Raises:
+            TimeoutError: It took longer; says of what.
+        """
+        timeout = config.timeout
+        if not timeout:
+            yield
+            return
+        deadline = Deadline(timeout)
+        try:
+            async with deadline:
+                yield
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            whose = "Step" if self.item is None else f"Item {self.item!r} of step"
+            raise TimeoutError(
+                f"{whose} '{self.step_id}' timed out after {timeout}s (attempt {self.attempt}/"
+                f"{config.retries + 1}). Its `timeout` bounds one attempt."
+            ) from error
 
     def _attribution(self, attempt: int, dispatch: int = 0) -> Attribution:
         return changed(

@@ -156,8 +156,8 @@ def _of_entries(entries: Sequence[LedgerEntry]) -> Payload:
     return {
         "cost_usd": _usd(EXACT.subtract(total.cost_usd, total.simulated_usd)),
         "simulated_usd": _usd(total.simulated_usd),
-        "requests": total.charged + total.unpriced + total.unsettled,
-        "requests_of_unknown_cost": total.unpriced + total.unsettled,
+        "requests": total.sent,
+        "requests_of_unknown_cost": total.unknown,
         "replayed": total.replayed,
     }
 

@@ -7,7 +7,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -21,7 +21,6 @@ from ...leases.followed import follow
 from ...leases.run_lease import GuardedStore, Held
 from ...ledger.entries import LedgerEntry
 from ...ledger.store import shared_store
-from ...metering.deadlines import Deadline
 from ...pipelines.config import PipelineConfig
 from ...pipelines.context import StepContext
 from ...pipelines.deps import live_deps
@@ -245,21 +244,9 @@ async def _attempt(session: RunSession, node: PlannedStep, call: Call, state: St
         state=state,
         item=call.item,
     )
-    deadline = Deadline(config.timeout) if config.timeout else None
-    try:
-        with state.scope_of():
-            async with deadline if deadline is not None else nullcontext():
-                return await node.step.execute(context)
-    except TimeoutError as error:
-        if deadline is None or not deadline.expired():
-            raise
-        whose = f"Step '{node.step_id}'"
-        if call.item is not None:
-            whose = f"Item {call.item.key!r} of step '{node.step_id}'"
-        raise TimeoutError(
-            f"{whose} timed out after {config.timeout}s (attempt {call.attempt}/"
-            f"{config.retries + 1}). Its `timeout` bounds one attempt."
-        ) from error
+    with state.scope_of():
+        async with state.in_time(config):
+            return await node.step.execute(context)
 
 
 def _packed_output(node: PlannedStep, output: object) -> Packed:

@@ -151,11 +151,10 @@ def _sum_of(spending: Iterable[Spending]) -> Totals:
 
 def amount(total: Totals) -> str:
     """USD, exact, told apart from what is not known."""
-    unknown = total.unpriced + total.unsettled
     known = plain_usd(total.cost_usd)
-    if not unknown:
+    if not total.unknown:
         return known
-    return f"{known} + {unknown} unknown" if total.charged or total.cost_usd else "unknown"
+    return f"{known} + {total.unknown} unknown" if total.charged or total.cost_usd else "unknown"
 
 
 def _change(this: Totals, before: Totals) -> str:

@@ -70,8 +70,8 @@ def _step_costs(
             step_id,
             StepCost(
                 models=frozenset(model for model, _ in by_model),
-                sent=total.charged + total.unpriced + total.unsettled,
-                unknown=total.unpriced + total.unsettled,
+                sent=total.sent,
+                unknown=total.unknown,
                 simulated=total.simulated,
                 replayed=total.replayed,
                 usd=total.cost_usd,
