@@ -7,7 +7,8 @@ FastroAIError
 │   │   └── SourceRefusedError    it names what this run may not read
 │   └── UnknownPipelineError      a router chose an unregistered name (also a ValueError)
 ├── StepExecutionError            a step raised; carries the step, the cause and what was spent
-│   └── MappedStepError           more items of a mapped step failed than may
+│   ├── MappedStepError           more items of a mapped step failed than may
+│   └── SourceStepError           the step failed that a step is mapped over
 ├── RemoteItemError               an item of a mapped step failed in another process
 ├── CostBudgetExceededError       spend reached a budget; nothing more is sent
 ├── DispatchSkippedError          raised by a user's hook: do not send this call, do not retry it
@@ -210,6 +211,14 @@ class MappedStepError(StepExecutionError):
     def __reduce__(self) -> tuple[Any, ...]:
         given = (self.step_id, self.original_error, self.item_errors, self.max_failures)
         return type(self), given
+
+
+class SourceStepError(StepExecutionError):
+    """A step has no more elements to be mapped over: the step that gives them failed.
+
+    It is how the task of the mapped step ends. The run tells the failure that is behind it, and
+    counts the mapped step among the skipped ones.
+    """
 
 
 class RemoteItemError(FastroAIError):

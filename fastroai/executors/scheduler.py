@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from ..errors import is_pause, refusal_in
+from ..errors import SourceStepError, is_pause, refusal_in
 from ..pipelines.plan import ExecutionPlan, PlannedStep
 from ..pipelines.schemas import ConversationState, ConversationStatus
 from .protocol import StepRecord
@@ -79,6 +79,7 @@ class _Schedule:
         self._go_on = plan.config.on_error == "continue"
         self._missing: dict[str, int] = {}
         self._ready: deque[PlannedStep] = deque()
+        self._sourceless: set[str] = set()
         for step_id, node in plan.steps.items():
             self._missing[step_id] = len(node.dependencies)
             if not node.dependencies:
@@ -143,6 +144,8 @@ class _Schedule:
                 missing[step_id] -= 1
                 if not missing[step_id]:
                     self._ready.append(dependent)
+            elif step_id in self._sourceless:
+                self._finished(dependent, None)
 
     def _open_streams(self, node: PlannedStep) -> None:
         """A step that begins gives its outputs one by one to those that are mapped over it."""
@@ -158,7 +161,11 @@ class _Schedule:
             return
         if node.streams_from in self.outcome.failures:
             return  # it has nothing to be mapped over any more
-        if is_left_out(node, error) or node.streams_from in self.outcome.left_out:
+        source_is_left_out = node.streams_from in self.outcome.left_out
+        if isinstance(error, SourceStepError) and not source_is_left_out:
+            self._sourceless.add(node.step_id)  # its source's failure may be told after this one
+            return
+        if source_is_left_out or is_left_out(node, error):
             self._finished(node, None)
             return
         if isinstance(error, Exception | asyncio.CancelledError):

@@ -45,6 +45,7 @@ class ItemOutputs:
     Attributes:
         order: The key of each element that was mapped over, equal ones more than once.
         errors: By key, what the items raised that failed for good.
+        failure: What the step itself failed with.
     """
 
     def __init__(self, codec: OutputCodec | None = None) -> None:
@@ -58,7 +59,7 @@ class ItemOutputs:
         self._arrived: list[str] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._has_ended = False
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self._digests: dict[str, bytes] = {}
 
     def __contains__(self, key: object) -> bool:
@@ -102,22 +103,16 @@ class ItemOutputs:
 
     def end(self, failure: BaseException | None = None) -> None:
         """Note that nothing more comes, and whether that is because the step failed."""
-        self._has_ended, self._failure = True, failure
+        self._has_ended, self.failure = True, failure
         self._wake()
 
     async def arriving(self) -> AsyncGenerator[str]:
-        """The key of each item that has an output, as soon as it has.
-
-        Raises:
-            BaseException: What the step failed with.
-        """
+        """The key of each item that has an output, as soon as it has, until the step ends."""
         position = 0
         while True:
             while position < len(self._arrived):
                 yield self._arrived[position]
                 position += 1
-            if self._failure is not None:
-                raise self._failure
             if self._has_ended:
                 return
             waiting = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from collections.abc import (
 from contextlib import aclosing
 from typing import Any
 
-from ..errors import FastroAIError
+from ..errors import FastroAIError, SourceStepError
 from .context import StepContext
 from .item_outputs import ItemOutputs, MappedOutputs, MappedResults
 
@@ -59,8 +59,9 @@ class ItemSource:
 class MappedSource(ItemSource):
     """The outputs of another mapped step, each as soon as there is one."""
 
-    def __init__(self, outputs: ItemOutputs) -> None:
+    def __init__(self, step_id: str, outputs: ItemOutputs) -> None:
         super().__init__((), None)
+        self._step_id = step_id
         self._outputs = outputs
         self._keys: dict[str, str] = {}
 
@@ -68,6 +69,8 @@ class MappedSource(ItemSource):
         async with aclosing(self._outputs.arriving()) as arriving:
             async for key in arriving:
                 yield key, self._outputs[key]
+        if self._outputs.failure is not None:
+            raise SourceStepError(self._step_id, self._outputs.failure)
 
     def note(self, given: str | None, key: str) -> None:
         assert given is not None
@@ -112,7 +115,7 @@ def source_of(over: str, context: StepContext[Any]) -> ItemSource:
     if isinstance(source, MappedOutputs | MappedResults):
         source = source.outputs
     if isinstance(source, ItemOutputs):
-        return MappedSource(source)
+        return MappedSource(over, source)
     if isinstance(source, list | tuple | AsyncIterable | Iterator):
         return ItemSource(source, len(source) if isinstance(source, Sized) else None)
     hint = "; give list(d.items()) of a dict" if isinstance(source, Mapping) else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.cache_policies import INPUTS as INPUTS_OF_PREFECT
 
 from fastroai import (
     ConversationState,
@@ -311,6 +312,21 @@ class TestReuse:
         assert len(model.prompts) == len(LETTERS)
         await pipeline(renamed, formerly).execute({})
         assert len(model.prompts) == len(LETTERS)
+
+    async def test_what_is_mapped_over_a_step_that_can_not_begin_does_not_wait_for_it(self) -> None:
+        @step
+        async def each(context: StepContext[Any]) -> Any:
+            return context.item
+
+        config = PipelineConfig(on_error="continue")
+        of_prefect = {"one": StepConfig(cache_policy=INPUTS_OF_PREFECT)}
+        steps = {"one": each.map(over="letters"), "two": each.map(over="one")}
+        pipeline: Pipeline[Any, Any, Any] = Pipeline(
+            "p", steps, config=config, step_configs=of_prefect, executor="prefect"
+        )
+        async with asyncio.timeout(NOT_FOR_EVER):
+            result = await pipeline.execute({"letters": LETTERS})
+        assert (set(result.errors), result.skipped) == ({"one"}, ("two",))
 
     async def test_nothing_is_kept_of_a_step_that_says_so(self, tmp_path: Path) -> None:
         model = CountingModel()

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "RemoteItemError": ("BadInkError", "wet"),
     "CostBudgetExceededError": (150, 200, "summarise"),
     "MappedStepError": ("summarise", ValueError("bad"), {"doc-7": ValueError("bad")}, 0.1),
+    "SourceStepError": ("read", ValueError("bad")),
     "StepExecutionError": ("summarise", ValueError("bad")),
 }
 """Constructor arguments of the errors that take more than a message."""

@@ -64,6 +64,8 @@ class MapTask(StepTask):
             self._prepare()
         except BaseException as error:
             self.error = error
+            # What is mapped over it waits already.
+            self.session.map_state(self.node.step_id).outputs.end(error)
             raise
         return await super().execute(identity)
 
