@@ -307,6 +307,25 @@ async def test_sums_by_day_deployment_model_and_tag_stand_beside_those_of_the_we
     assert f"| other | 5 | {bar} | 1 | 0 | new |" in everything.second_look
 
 
+async def test_deployments_of_one_name_in_two_flows_are_two_rows_of_each_table(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    spent = {"digest/daily": "0.1", "triage/daily": "0.3"}
+    async with Ledger.open(url) as ledger:
+        for name, usd in spent.items():
+            await ledger.append(sent(0, usd, run_id=name, deployment=name))
+    runs = [replace(ended(name, 1), deployment=name) for name in spent]
+    for pipeline in ("p", None):
+        view = await overview(url, pipeline, *runs)
+        last = [line for line in view.first_look.splitlines() if line.startswith("| [")]
+        assert [(row.split(" | ")[-1], row.split(" | ")[-5]) for row in last] == [
+            (f"{name} |", usd) for name, usd in spent.items()
+        ]
+        by_deployment = re.findall(r"^\| (\w+/daily) \| ([\d.]+) \|", view.second_look, re.M)
+        assert by_deployment == [("triage/daily", "0.3"), ("digest/daily", "0.1")]
+
+
 async def test_what_is_unknown_is_told_apart_and_names_are_plain_text_without_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

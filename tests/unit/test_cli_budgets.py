@@ -100,6 +100,21 @@ def test_what_was_spent_before_is_listed_with_what_is_left(books: Books) -> None
     assert listed["every"]["reached_at"] is not None
 
 
+def test_deployments_of_one_name_in_two_flows_have_budgets_and_rows_of_their_own(
+    books: Books,
+) -> None:
+    spent = {"digest/daily": "0.25", "triage/daily": "4"}
+    # Both of one pipeline, so that nothing but the flow tells them apart.
+    books.book([charged(usd, pipeline="p", deployment=name) for name, usd in spent.items()])
+    for name in spent:
+        books.run("budgets", "set", name.replace("/", "-"), "5", "--deployment", name)
+    rows = books.run("budgets", "list").rows()
+    assert {row[0]: row[5] for row in rows.values()} == {
+        "deployment digest/daily": "0.25",
+        "deployment triage/daily": "4.00",
+    }
+
+
 def test_a_budget_is_raised_and_keeps_all_else(books: Books) -> None:
     books.run("budgets", "set", "all", "1", "--window", "week", "--strength", "reserved")
     before = stored(books)["all"]
