@@ -69,7 +69,8 @@ def _row(totals: Totals, at: Mapping[str, str | None], billing_account: str | No
     is_known = at["state"] == EntryState.CHARGED
     cost = totals.cost_usd if is_known else None
     tokens = totals.tokens
-    consumed = Decimal(tokens.input_tokens + tokens.output_tokens) or None
+    counted = Decimal(tokens.input_tokens + tokens.output_tokens)
+    consumed = counted if counted or is_known else None
     unit = "Tokens" if consumed is not None else None
     return {
         "BilledCost": cost,

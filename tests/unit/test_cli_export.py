@@ -100,6 +100,9 @@ def test_each_row_is_as_focus_publishes_it_but_that_unknown_costs_are_null(books
         assert problems_of(row) == expected
     assert f"{len(rows)} rows of FOCUS 1.2." in ran.err
     assert "2 of them, of 2 requests without a known cost, have none" in ran.err
+    strict = books.costs("export", "--focus", "--only-known")
+    assert rows_of(strict.out) == [row for row in rows if row not in unknown]
+    assert "2 more, of 2 requests without a known cost, are left out" in strict.err
 
 
 def test_rows_have_days_deployments_and_amounts_that_add_up_to_the_ledgers(books: Books) -> None:

@@ -27,6 +27,7 @@ def export(
     focus: bool = False,
     to: Path | None = None,
     billing_account: str | None = None,
+    only_known: bool = False,
     filters: Filters = ALL,
     source: Source = CONFIGURED,
 ) -> None:
@@ -36,6 +37,7 @@ def export(
         focus: In the columns of FOCUS 1.2.
         to: A file, .csv or .parquet, which needs pyarrow; default: CSV to stdout.
         billing_account: The account at the provider; default: the provider's name stands for it.
+        only_known: Leave out what has no known cost: FOCUS takes no row without one.
     """
     if not focus:
         raise UsageError("Specify the format: --focus.")
@@ -45,16 +47,13 @@ def export(
     if is_parquet and find_spec("pyarrow") is None:
         raise UsageError("Parquet needs pyarrow, which is not installed. Use .csv, or install it.")
     charges = asyncio.run(_read(source.ledger, filters))
-    counted = _Unknown()
+    counted = _Unknown(only_known)
     rows = counted.through(focus_rows(charges, billing_account))
     number = write_focus_csv(sys.stdout, rows) if to is None else _write(to, rows, is_parquet)
     out = sys.stdout if to is not None else sys.stderr
     out.write(f"{number:,} rows of FOCUS {VERSION}" + (f" in {to}.\n" if to else ".\n"))
     if counted.rows:
-        sys.stderr.write(
-            f"{counted.rows:,} of them, of {counted.requests:,} requests without a known cost, "
-            "have none: FOCUS wants a number there, but 0 would be wrong.\n"
-        )
+        sys.stderr.write(f"{counted}\n")
 
 
 def _write(to: Path, rows: Iterable[FocusRow], is_parquet: bool) -> int:
@@ -73,17 +72,29 @@ def _write(to: Path, rows: Iterable[FocusRow], is_parquet: bool) -> int:
 
 
 class _Unknown:
-    """Counts the rows without a cost as they pass."""
+    """Counts the rows without a cost as they pass, or as they are left out."""
 
-    def __init__(self) -> None:
-        self.rows = self.requests = 0
+    def __init__(self, left_out: bool) -> None:
+        self._left_out = left_out
+        self.rows = self._requests = 0
 
     def through(self, rows: Iterable[FocusRow]) -> Iterator[FocusRow]:
         for row in rows:
-            if row["BilledCost"] is None:
+            is_unknown = row["BilledCost"] is None
+            if is_unknown:
                 self.rows += 1
-                self.requests += int(str(row["x_Requests"]))
-            yield row
+                self._requests += int(str(row["x_Requests"]))
+            if not (is_unknown and self._left_out):
+                yield row
+
+    def __str__(self) -> str:
+        which = f"of {self._requests:,} requests without a known cost"
+        if self._left_out:
+            return f"{self.rows:,} more, {which}, are left out."
+        return (
+            f"{self.rows:,} of them, {which}, have none, where FOCUS wants a number: 0 would be "
+            "wrong. --only-known leaves them out."
+        )
 
 
 async def _read(url: str | None, filters: Filters) -> tuple[Totals, ...]:
