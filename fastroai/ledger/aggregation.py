@@ -156,19 +156,20 @@ _MEASURES_WITH = {
     for state in EntryState
     for simulated in (False, True)
 }
+_WITHOUT_TOKENS = (*COUNTS, "cache_priced_tokens", *AMOUNTS)
 _NOTHING = [*[0] * AMOUNTS_AT, *[ZERO_USD] * len(AMOUNTS)]
 
 
 def totals_from(key: GroupKey, sums: Sequence[Any]) -> Totals:
     """The sum of some entries out of what `MEASURES` has of it, in its order."""
+    # A large ledger has tens of thousands of groups: as few calls for each as can be.
     tokens = dict(zip(TOKEN_NAMES, sums[len(COUNTS) :], strict=False))
+    others = [*sums[: len(COUNTS)], *sums[AMOUNTS_AT - 1 :]]
     return Totals(
         key=None if isinstance(key, tuple) else key,
         keys=key if isinstance(key, tuple) else (),
         tokens=TokenCounts(**tokens),
-        cache_priced_tokens=sums[AMOUNTS_AT - 1],
-        **dict(zip(COUNTS, sums, strict=False)),
-        **dict(zip(AMOUNTS, sums[AMOUNTS_AT:], strict=True)),
+        **dict(zip(_WITHOUT_TOKENS, others, strict=True)),
     )
 
 

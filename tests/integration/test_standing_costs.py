@@ -249,7 +249,10 @@ async def overview(url: str, pipeline: str | None, *runs: EndedRun) -> Overview:
     try:
         for run in runs:
             store.note_end(run)
-        recent = await store.recent(pipeline, NOW - timedelta(days=13, hours=15), 3)
+        # As a run reads them: of its pipeline and of all at once.
+        since = NOW - timedelta(days=13, hours=15)
+        both = dict.fromkeys((pipeline, None))
+        recent, *_ = await store.recent(tuple(both), since, 3)
     finally:
         await store.close()
     return Overview(pipeline, recent, NOW, lambda run_id: f"/{run_id}")

@@ -130,14 +130,15 @@ async def _read(url: str | None, by: str, limit: int | None, filters: Filters) -
         if not groups:
             [everything] = await ledger.totals()
             return _Found(booked=everything.requests + everything.replayed)
+        shown, others = _cut(by, groups, limit)
+        rest = whole_of(others)
         if "tag" in dimensions_of(by):
             # An entry is in the group of each of its tags.
             [total] = await ledger.totals(**filters.as_arguments())
         else:
             # Not asked for again: meanwhile, there may be more.
-            total = whole_of(groups)
-    shown, rest = _cut(by, groups, limit)
-    return _Found(shown, whole_of(rest), len(rest), total)
+            total = whole_of([*shown, rest])
+    return _Found(shown, rest, len(others), total)
 
 
 def _cut(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -61,28 +62,34 @@ class StandingCosts:
         try:
             self.store.note_end(replace(run, name=run.name and redact(run.name)))
             await self.store.flush()
-            await asyncio.gather(
-                self._renew(None, flow_run_id), self._renew(run.pipeline, flow_run_id)
-            )
+            await self._in_turn(run.pipeline, partial(self._renew, run.pipeline, flow_run_id))
         except Exception as error:
             message = redact(repr(error))
             logger.warning("The standing costs could not be shown in Prefect: %s", message)
 
-    async def _renew(self, pipeline: str | None, flow_run_id: UUID) -> None:
+    async def _renew(self, pipeline: str, flow_run_id: UUID) -> None:
+        """Within the turn of the pipeline, take that of all: the ledger is read once for both."""
+        if not await self._in_turn(None, partial(self._show, (pipeline, None), flow_run_id)):
+            await self._show((pipeline,), flow_run_id)
+
+    async def _in_turn(self, pipeline: str | None, show: Callable[[], Awaitable[None]]) -> bool:
         claim = LeaseRequest(
             kind="artifact",
             name=standing_key(pipeline),
             seconds=_LEASE_SECONDS,
             pipeline=pipeline,
         )
-        show = partial(self._show, pipeline, flow_run_id)
-        await show_latest(configured_heartbeat(self.settings), claim, show)
+        return await show_latest(configured_heartbeat(self.settings), claim, show)
 
-    async def _show(self, pipeline: str | None, flow_run_id: UUID) -> None:
+    async def _show(self, pipelines: Sequence[str | None], flow_run_id: UUID) -> None:
         now = datetime.now(UTC)
         since = datetime(now.year, now.month, now.day, tzinfo=UTC) - timedelta(days=2 * DAYS - 1)
-        costs = await self.store.recent(pipeline, since, LAST_RUNS)
-        await self.artifacts.create(_artifact(pipeline, costs, now, flow_run_id))
+        found = await self.store.recent(pipelines, since, LAST_RUNS)
+        artifacts = [
+            _artifact(pipeline, costs, now, flow_run_id)
+            for pipeline, costs in zip(pipelines, found, strict=True)
+        ]
+        await asyncio.gather(*map(self.artifacts.create, artifacts))
 
 
 def _artifact(

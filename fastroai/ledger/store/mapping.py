@@ -16,7 +16,7 @@ from ...pricing.money import EXACT
 from ...pricing.token_counts import TokenCounts
 from ...redaction import redact
 from ..aggregation import TOKEN_NAMES
-from ..entries import DIMENSIONS, Attribution, EntryState, LedgerEntry
+from ..entries import DIMENSIONS, ZERO_USD, Attribution, EntryState, LedgerEntry
 
 _LARGEST = 2**63 - 1
 _PLACES = 12
@@ -184,6 +184,8 @@ def to_units(usd: Decimal) -> int | None:
 
 def from_units(units: int) -> Decimal:
     """The amount in USD, exact, without trailing zeros."""
+    if not units:  # as most amounts of a large ledger's groups are
+        return ZERO_USD
     whole, rest = divmod(units, _UNITS)
     return EXACT.normalize(EXACT.scaleb(Decimal(units), -_PLACES)) if rest else Decimal(whole)
 

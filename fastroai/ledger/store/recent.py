@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import date, datetime
+from itertools import chain
 
 from sqlalchemy import Connection, select
 
 from ...database.values import Row, microseconds, moment
-from ..aggregation import GROUPINGS, Grouping, Totals, deployment_key
-from ..filters import LedgerFilter
+from ..aggregation import GROUPINGS, Grouping, Totals, deployment_key, whole_of
+from ..filters import EVERYTHING, LedgerFilter
 from ..recent import EndedRun, RecentCosts, Spending
 from .histories import Works
 from .schema import run_ends
@@ -24,25 +25,34 @@ def run_end_row(run: EndedRun) -> Row:
 
 
 def read_recent(
-    connection: Connection, pipeline: str | None, since: datetime, most: int
-) -> RecentCosts:
-    """The last runs, and what was spent since some time.
+    connection: Connection, pipelines: Sequence[str | None], since: datetime, most: int
+) -> tuple[RecentCosts, ...]:
+    """The last runs, and what was spent since some time: of each of some pipelines.
 
     Args:
-        pipeline: Its name; None: of all.
+        pipelines: Their names; None: of all.
         most: Of how many runs.
     """
-    ended = _last_ended(connection, pipeline, most)
-    asked = LedgerFilter(pipeline=pipeline)
-    cost: dict[str | None, Totals] = {}
-    if ended:
-        works = Works(connection, ((None, run_id) for run_id in ended))
-        cost = {total.key: total for total in read_totals(connection, asked, "run", works)}
-    groups = read_totals(connection, replace(asked, since=since), _BY_ALL)
-    return RecentCosts(
-        runs=tuple((run, cost.get(run_id, Totals())) for run_id, run in ended.items()),
-        spending=tuple(map(_spending, groups)),
-    )
+    ended = [_last_ended(connection, pipeline, most) for pipeline in pipelines]
+    of_runs: Sequence[Totals] = ()
+    if run_ids := set(chain.from_iterable(ended)):
+        works = Works(connection, ((None, run_id) for run_id in run_ids))
+        of_runs = read_totals(connection, EVERYTHING, _BY_PIPELINE_AND_RUN, works)
+    asked = LedgerFilter(pipeline=pipelines[0] if len(pipelines) == 1 else None, since=since)
+    spending = tuple(map(_spending, read_totals(connection, asked, _BY_ALL)))
+
+    def costs_of(pipeline: str | None, runs: Mapping[str, EndedRun]) -> RecentCosts:
+        costs: dict[str | None, list[Totals]] = {}
+        for total in of_runs:
+            name, run_id = total.keys
+            if pipeline in (None, name):
+                costs.setdefault(run_id, []).append(total)
+        return RecentCosts(
+            runs=tuple((run, whole_of(costs.get(run_id, ()))) for run_id, run in runs.items()),
+            spending=tuple(spent for spent in spending if pipeline in (None, spent.pipeline)),
+        )
+
+    return tuple(map(costs_of, pipelines, ended))
 
 
 def _last_ended(connection: Connection, pipeline: str | None, most: int) -> dict[str, EndedRun]:
@@ -73,6 +83,7 @@ def _keys(
     return (json.dumps([pipeline, day.isoformat(), named, model, of_tags]),)
 
 
+_BY_PIPELINE_AND_RUN = Grouping(("pipeline", "run_id"), lambda *values: (values,))
 _BY_ALL = Grouping(("pipeline", "day", "deployment", "model", "tags", "flow_tags"), _keys)
 
 

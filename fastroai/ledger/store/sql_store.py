@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -190,11 +190,13 @@ class SqlStore:
         """What the last runs cost that ended well, the oldest first."""
         return await self._read_sums(lambda connection: read_history(connection, pipeline, most))
 
-    async def recent(self, pipeline: str | None, since: datetime, most: int) -> RecentCosts:
+    async def recent(
+        self, pipelines: Sequence[str | None], since: datetime, most: int
+    ) -> tuple[RecentCosts, ...]:
         """The last runs and what was spent lately; as of `read_recent`."""
         # The sums are not brought up to date before, which takes minutes in a large ledger of an
         # earlier version: no run is to wait for that at its end.
-        return await self._read(partial(read_recent, pipeline=pipeline, since=since, most=most))
+        return await self._read(partial(read_recent, pipelines=pipelines, since=since, most=most))
 
     async def runs(self, selection: LedgerFilter, most: int) -> tuple[BookedRun, ...]:
         """The last runs of which the selection has requests."""
