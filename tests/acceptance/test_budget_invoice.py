@@ -29,6 +29,7 @@ BOUND = Decimal("0.002")
 """More than one of these requests can cost at most."""
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
+EACH_WITH_A_SAMPLE = [pytest.param("sqlite", marks=pytest.mark.long), "postgresql"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -121,6 +122,7 @@ async def test_requests_that_cost_twice_the_budget_are_sent_as_far_as_they_fit(
         before = spent
 
 
+@pytest.mark.parametrize("url", EACH_WITH_A_SAMPLE, indirect=True)
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=LONG)])
 async def test_killed_at_any_moment_holders_neither_pass_the_budget_nor_block_others(
     url: str, provider: ProviderProcess, kills: int

@@ -58,7 +58,7 @@ def books(
     return _books(request, provider, f"sqlite:///{tmp_path / 'ledger.db'}", monkeypatch)
 
 
-@pytest.fixture(params=[("memory", "openai"), ("prefect", "openai")], ids="-".join)
+@pytest.fixture(params=[PREFECT, pytest.param(RESPONSES, marks=pytest.mark.long)], ids="-".join)
 def books_on_postgres(
     request: pytest.FixtureRequest,
     provider: ProviderProcess,
@@ -142,7 +142,7 @@ async def test_a_stream_to_its_end(books: Books) -> None:
     assert await books.agree() == [NOT_PAID, PAID]
 
 
-@on(RESPONSES, CHAT, PREFECT)
+@on(RESPONSES, CHAT)
 async def test_a_stream_that_is_left(books: Books) -> None:
     books.provider.script("tell", Answer("one two three", left_after=1))
     result = await books.run({"tell": streaming(books.agent(), "tell: all", leave_after=1)})
@@ -158,7 +158,7 @@ async def test_a_stream_that_breaks_off_and_is_asked_for_again(books: Books) -> 
     assert await books.agree() == [DIED, PAID]
 
 
-@on(RESPONSES, PREFECT)
+@on(RESPONSES)
 async def test_a_request_that_is_not_answered_in_time(books: Books) -> None:
     books.provider.script("wait", Hang())
     result = await books.run({"wait": books.agent(timeout=1).as_step("wait: for it")})
@@ -175,7 +175,7 @@ async def test_an_answer_that_comes_too_late(books: Books) -> None:
     assert await books.agree() == [LEFT, PAID]
 
 
-@on(RESPONSES, PREFECT)
+@on(RESPONSES)
 async def test_a_step_whose_time_is_up_is_tried_again(books: Books) -> None:
     books.provider.script("wait", Answer("first"), Hang(), Answer("second"))
     agent = books.agent()
@@ -220,7 +220,7 @@ async def test_refusals_before_an_answer(books: Books) -> None:
     assert await books.agree() == [NOT_PAID, NOT_PAID, PAID]
 
 
-@on(RESPONSES, PREFECT)
+@on(RESPONSES)
 async def test_refusals_to_the_end_of_each_attempt(books: Books) -> None:
     books.provider.script("busy", Refuse(503))
     result = await books.run({"busy": books.agent(max_retries=2).as_step("busy: now?")}, retries=1)
@@ -448,7 +448,7 @@ async def test_a_step_that_fails_behind_an_answer_does_not_ask_again(books: Book
     assert await books.agree() == [PAID]
 
 
-@on(RESPONSES, PREFECT)
+@on(RESPONSES)
 async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(books: Books) -> None:
     agent = books.agent()
 
@@ -501,7 +501,7 @@ async def fifty_steps_agree(books: Books) -> None:
     assert outcomes.count(NOT_PAID) == 49
 
 
-@on(RESPONSES, PREFECT)
+@on(RESPONSES)
 async def test_at_list_prices_where_the_provider_is_said_to_bill_as_openai(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,6 +542,7 @@ class TestPostgreSQL:
     async def test_a_run_that_is_cancelled(self, books_on_postgres: Books) -> None:
         await test_a_run_that_is_cancelled(books_on_postgres, streamed=True)
 
+    @pytest.mark.long
     async def test_a_stream_that_breaks_off_and_is_asked_for_again(
         self, books_on_postgres: Books
     ) -> None:

@@ -29,7 +29,12 @@ BUDGET = 2 * COST + Decimal("0.000001")
 """Two requests and a bit: the third is sent, the fourth is not."""
 
 
-@pytest.fixture(params=["memory", "prefect"])
+# What sends is below the executors: that a run goes on under its key is what they are about.
+BOTH = ("memory", "prefect")
+EACH = ("memory", pytest.param("prefect", marks=pytest.mark.long))
+
+
+@pytest.fixture(params=EACH)
 def books(
     request: pytest.FixtureRequest,
     provider: ProviderProcess,
@@ -54,6 +59,7 @@ async def run(books: Books, ask: Any, budget: Budget, **config: Any) -> None:
     assert len(refusals(result)) == 1
 
 
+@pytest.mark.parametrize("books", BOTH, indirect=True)
 async def test_a_tool_loop(books: Books) -> None:
     def more() -> str:
         return "more"
@@ -157,6 +163,7 @@ async def test_settled_overshoots_by_what_is_in_flight_only(books: Books) -> Non
     assert await books.agree() == [PAID] * 20
 
 
+@pytest.mark.parametrize("books", BOTH, indirect=True)
 async def test_a_run_that_goes_on_under_its_key_pays_for_what_was_missing_only(
     books: Books,
 ) -> None:

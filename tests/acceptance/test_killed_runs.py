@@ -28,8 +28,8 @@ def results(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("subject", "kills", "least"),
     [
-        ("prefect", 2, 0),
-        ("mapped", 2, 0),
+        ("prefect", 1, 0),
+        ("mapped", 1, 0),
         pytest.param("prefect", 30, 5, marks=pytest.mark.long),
         pytest.param("mapped", 20, 3, marks=pytest.mark.long),
     ],
@@ -65,7 +65,7 @@ async def test_killed_under_prefect_no_run_pays_twice(
 
 
 @pytest.mark.timeout(PATIENCE + 100)
-@pytest.mark.parametrize(("kills", "least"), [(2, 0), pytest.param(10, 3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("kills", "least"), [(1, 0), pytest.param(10, 3, marks=pytest.mark.long)])
 async def test_killed_in_memory_nothing_is_resumed_and_nothing_is_lost(
     kills: int,
     least: int,

@@ -39,6 +39,7 @@ def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 async def test_runs_that_paused_have_no_process_and_go_on_once_their_budget_is_raised(
     provider: ProviderProcess, prefect_api: str, tmp_path: Path

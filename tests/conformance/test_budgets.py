@@ -67,6 +67,7 @@ class TestEveryWayOfSending:
         assert (error.step_id, error.scope, error.name) == ("s", "step", "s")
         assert (error.spent, error.held, error.unknown) == (3 * USD, 0, 0)
 
+    @pytest.mark.same_under_prefect
     async def test_an_agent_within_a_tool_counts(self, executor: str) -> None:
         inner, model = counted_agent()
 
@@ -83,6 +84,7 @@ class TestEveryWayOfSending:
         await refused(Pipeline("nested", {"s": ask}, executor=executor))
         assert len(model.prompts) + len(outer_model.prompts) == 3
 
+    @pytest.mark.same_under_prefect
     async def test_a_raw_agent_counts(self, executor: str) -> None:
         model = ScriptedModel("x", repeat=True)
         agent = Agent(model)
@@ -95,6 +97,7 @@ class TestEveryWayOfSending:
         await refused(Pipeline("raw", {"s": ask}, executor=executor))
         assert len(model.prompts) == 1
 
+    @pytest.mark.same_under_prefect
     async def test_an_output_that_is_asked_for_again_counts(self, executor: str) -> None:
         agent, model = counted_agent({"nonsense": 1}, output_type=dict[str, list[str]])
         ask = asking(agent, 9, cost_budget=1)
@@ -102,6 +105,7 @@ class TestEveryWayOfSending:
             await Pipeline("output", {"s": ask}, executor=executor).execute({}, None)
         assert len(model.prompts) == 1
 
+    @pytest.mark.same_under_prefect
     async def test_a_member_of_a_fallback_counts_and_none_takes_a_refused_request(
         self, executor: str
     ) -> None:
@@ -117,6 +121,7 @@ class TestEveryWayOfSending:
             await Pipeline("fallback", {"s": ask}, executor=executor).execute({}, None)
         assert [len(model.prompts) for model in models] == [1, 0]
 
+    @pytest.mark.same_under_prefect
     async def test_a_stream_counts(self, executor: str) -> None:
         agent, model = counted_agent()
 
@@ -129,6 +134,7 @@ class TestEveryWayOfSending:
         await refused(Pipeline("streams", {"s": ask}, executor=executor))
         assert len(model.prompts) == 3
 
+    @pytest.mark.same_under_prefect
     async def test_what_was_not_answered_in_time_counts_for_the_most_it_can_have_cost(
         self, executor: str
     ) -> None:
@@ -168,6 +174,7 @@ class TestEveryWayOfSending:
             await pipeline.execute({}, None)
         assert len(model.prompts) == 3
 
+    @pytest.mark.same_under_prefect
     async def test_simulated_requests_cost_nothing(self, executor: str) -> None:
         from fastroai.testing import OfflineModel
 
@@ -247,6 +254,7 @@ class TestReserved:
         for error in result.errors.values():
             assert isinstance(error.original_error, CostBudgetExceededError)
 
+    @pytest.mark.same_under_prefect
     async def test_what_has_no_upper_bound_is_refused_with_what_to_set(self, executor: str) -> None:
         model = ScriptedModel("x", repeat=True)
         agent = Agent(model)  # no max_tokens
@@ -260,6 +268,7 @@ class TestReserved:
         assert "max_request_usd" in str(error)
         assert model.prompts == []
 
+    @pytest.mark.same_under_prefect
     async def test_a_bound_that_is_given_stands_for_one_that_can_not_be_told(
         self, executor: str
     ) -> None:
@@ -348,6 +357,7 @@ class TestAtTheLimit:
         assert len(dear.prompts) == 1
         assert len(cheap.prompts) > 1
 
+    @pytest.mark.same_under_prefect
     async def test_without_a_cheaper_model_the_request_is_refused(self, executor: str) -> None:
         agent, _ = counted_agent()
         ask = asking(agent, 2, budget=Budget(usd=USD, at_limit="downgrade"))

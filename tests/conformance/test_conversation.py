@@ -77,6 +77,7 @@ async def test_what_runs_at_that_time_is_finished_and_kept(executor: str) -> Non
     assert result.usage.total_cost_microcents == COST
 
 
+@pytest.mark.same_under_prefect
 async def test_an_output_that_was_there_before_is_the_output(executor: str) -> None:
     steps = {"answer": Give("A"), "gather": Give(state("incomplete")), "later": Give()}
     dependencies = {"gather": ["answer"], "later": ["gather"]}
@@ -101,6 +102,7 @@ async def test_a_complete_state_goes_on(executor: str) -> None:
     assert result.conversation_state.status is ConversationStatus.COMPLETE
 
 
+@pytest.mark.same_under_prefect
 async def test_the_last_of_several_states_is_the_runs(executor: str) -> None:
     steps = {"a": Give(state("complete", 1)), "b": Give(state("complete", 2)), "c": Join("a")}
     result = await Pipeline(

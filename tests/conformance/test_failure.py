@@ -122,6 +122,7 @@ class TestRetries:
         )
         assert (await pipeline.execute({}, None)).output == "fine"
 
+    @pytest.mark.same_under_prefect
     async def test_a_refused_key_is_asked_once(self, executor: str) -> None:
         agent, model = counted_agent(ModelHTTPError(401, "gpt-5-mini", "bad key"))
         pipeline = Pipeline(
@@ -152,6 +153,7 @@ class TestRetries:
         assert len(fired) == 1
         assert len(model.prompts) == (0 if hook == "before" else 1)
 
+    @pytest.mark.same_under_prefect
     async def test_hooks_fire_for_each_attempt_that_dispatches(self, executor: str) -> None:
         fired: list[str] = []
 
@@ -209,6 +211,7 @@ class TestTimeout:
         )
         assert (await failure(pipeline)).original_error is own
 
+    @pytest.mark.same_under_prefect
     async def test_a_timeout_of_zero_is_none(self, executor: str) -> None:
         pipeline = Pipeline(
             "p", {"s": Give(1)}, config=PipelineConfig(timeout=0), executor=executor
@@ -229,6 +232,7 @@ class TestFirstFailure:
         assert error.original_error is original
         assert error.__cause__ is original
 
+    @pytest.mark.same_under_prefect
     async def test_a_step_error_of_a_steps_own_goes_through(self, executor: str) -> None:
         own = StepExecutionError("inner", ValueError("bad"))
         assert await failure(Pipeline("p", {"outer": Give(own)}, executor=executor)) is own

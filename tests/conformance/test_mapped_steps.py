@@ -80,6 +80,7 @@ class TestItems:
         assert result.output == ["ONE", "TWO", "THREE", "TWO"]
         assert (result.output[-1], result.output[1:3]) == ("TWO", ["TWO", "THREE"])
 
+    @pytest.mark.same_under_prefect
     async def test_it_may_map_over_a_field_of_the_input(self, any_executor: AnyExecutor) -> None:
         result = await mapped(shout, any_executor).execute({"xs": ("a", "b")})
         assert result.output == ["A", "B"]
@@ -128,6 +129,7 @@ class TestItems:
         )
         assert (await pipeline.execute({})).output == "ONE TWO THREE TWO"
 
+    @pytest.mark.same_under_prefect
     async def test_an_agent_step_maps_like_any_other(self, executor: str) -> None:
         agent, model = counted_agent("fine")
         each = agent.as_step(lambda context: f"Summarise {context.item}").map(over="xs")
@@ -240,11 +242,13 @@ class TestStreams:
 
 class TestRules:
     @pytest.mark.parametrize("given", ["text", 7, None, {"a": 1}, {1, 2}])
+    @pytest.mark.same_under_prefect
     async def test_what_is_no_list_is_refused(self, any_executor: AnyExecutor, given: Any) -> None:
         error = await failure(mapped(shout, any_executor), {"xs": given})
         assert isinstance(error.original_error, TypeError)
         assert type(given).__qualname__ in str(error.original_error)
 
+    @pytest.mark.same_under_prefect
     async def test_two_elements_of_one_key_are_refused(self, any_executor: AnyExecutor) -> None:
         pipeline = mapped(shout, any_executor, key=lambda text: text[0])
         error = await failure(pipeline, {"xs": ["apple", "avocado"]})
@@ -257,6 +261,7 @@ class TestRules:
         assert isinstance(error.original_error, ValueError)
         assert "element 0 of 'xs'" in str(error.original_error)
 
+    @pytest.mark.same_under_prefect
     async def test_nothing_to_map_over_is_an_error(self, any_executor: AnyExecutor) -> None:
         error = await failure(mapped(shout, any_executor), {"ys": []})
         assert "'xs'" in str(error.original_error)
@@ -290,6 +295,7 @@ class TestRules:
         with pytest.raises(PipelineValidationError, match=r"'xs'.*Documents"):
             Pipeline("p", {"each": shout.map(over="xs")}, input_type=Documents)
 
+    @pytest.mark.same_under_prefect
     async def test_a_step_that_is_not_mapped_has_no_item(self, executor: str) -> None:
         error = await failure(Pipeline("p", {"s": shout}, executor=executor), {})
         assert "not mapped" in str(error)
@@ -327,6 +333,7 @@ class TestFailures:
         assert failed == [("2", "2 is even"), ("4", "4 is even")]
 
     @pytest.mark.parametrize(("share", "may"), [(0.5, True), (0.25, False)])
+    @pytest.mark.same_under_prefect
     async def test_a_share_of_them_may_fail(
         self, any_executor: AnyExecutor, share: float, may: bool
     ) -> None:
@@ -370,6 +377,7 @@ class TestFailures:
         assert len(model.prompts) == 2
         assert [e.state for e in result.entries].count(EntryState.REPLAYED) == 2
 
+    @pytest.mark.same_under_prefect
     async def test_its_timeout_is_the_items(self, executor: str) -> None:
         @step(timeout=0.05)
         async def slow(context: StepContext[Any]) -> str:

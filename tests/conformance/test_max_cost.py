@@ -79,6 +79,7 @@ def test_a_run_stops_before_the_request_that_may_not_fit(
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.same_under_prefect
 def test_a_run_that_fits_ends_well_and_says_before_what_is_expected(
     run: Run, provider: ProviderProcess
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_run_that_fits_ends_well_and_says_before_what_is_expected(
     assert len(provider.lines) == 9
 
 
+@pytest.mark.same_under_prefect
 def test_one_that_is_expected_to_cost_more_is_told_so_before_it_sends(
     run: Run, provider: ProviderProcess
 ) -> None:
@@ -108,6 +110,7 @@ def test_one_that_is_expected_to_cost_more_is_told_so_before_it_sends(
     assert len(provider.lines) == 13  # 3 * USD is less than a request may cost, so none was sent
 
 
+@pytest.mark.same_under_prefect
 def test_nothing_is_sent_where_not_even_the_first_request_may_fit(
     run: Run, provider: ProviderProcess
 ) -> None:
@@ -118,6 +121,7 @@ def test_nothing_is_sent_where_not_even_the_first_request_may_fit(
     assert provider.lines == []
 
 
+@pytest.mark.same_under_prefect
 def test_a_run_that_goes_on_after_a_failure_names_the_limit_too(
     run: Run, provider: ProviderProcess
 ) -> None:
@@ -128,6 +132,7 @@ def test_a_run_that_goes_on_after_a_failure_names_the_limit_too(
     assert invoiced_usd(provider.lines, fixed_price) <= BOUND + USD
 
 
+@pytest.mark.same_under_prefect
 def test_an_upper_bound_below_the_limit_is_said(run: Run, provider: ProviderProcess) -> None:
     ran = run("single", "--max-cost", "5")
     assert ran.code == 0
@@ -137,6 +142,7 @@ def test_an_upper_bound_below_the_limit_is_said(run: Run, provider: ProviderProc
 
 
 class TestEstimate:
+    @pytest.mark.same_under_prefect
     def test_nothing_is_sent_and_the_expected_cost_is_what_the_invoices_say(
         self, run: Run, books: Books, provider: ProviderProcess
     ) -> None:

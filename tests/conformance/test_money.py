@@ -113,10 +113,12 @@ class TestSums:
         assert {e.attribution.run_id for e in result.entries} == {result.run_id}
         assert {e.agent for e in result.entries} == {"counted"}
 
+    @pytest.mark.same_under_prefect
     async def test_a_run_without_requests_has_no_usage(self, any_executor: AnyExecutor) -> None:
         result = await Pipeline("free", {"a": Give(1)}, executor=any_executor).execute({}, None)
         assert (result.usage, result.entries) == (None, ())
 
+    @pytest.mark.same_under_prefect
     async def test_an_agent_that_no_meter_sees_is_booked_as_it_reports(
         self, any_executor: AnyExecutor
     ) -> None:
@@ -169,6 +171,7 @@ class TestSums:
         assert len(model.prompts) == 2
         assert_balanced(result, 2 * COST)
 
+    @pytest.mark.same_under_prefect
     async def test_a_second_run_pays_again(self, any_executor: AnyExecutor) -> None:
         agent, model = counted_agent()
         pipeline = Pipeline("again", {"a": agent.as_step("a")}, executor=any_executor)
@@ -287,6 +290,7 @@ class TestSpendOfFailures:
         assert error.partial_result is not None
         assert_balanced(error.partial_result, 3 * COST)
 
+    @pytest.mark.same_under_prefect
     async def test_a_failed_step_keeps_its_spend_when_the_run_goes_on(self, executor: str) -> None:
         agent, _ = counted_agent()
         steps = {"a": step(Asks(agent, "a", failures=9)), "b": agent.as_step("b")}
@@ -316,6 +320,7 @@ class TestSpendOfFailures:
         assert error.partial_result is not None
         assert_balanced(error.partial_result, COST)
 
+    @pytest.mark.same_under_prefect
     async def test_a_request_cut_off_by_a_timeout_is_unsettled(self, executor: str) -> None:
         asked = asyncio.Event()
 
@@ -339,6 +344,7 @@ class TestSpendOfFailures:
         assert error.partial_result.usage is not None
         assert error.partial_result.usage.total_unsettled_count == 1
 
+    @pytest.mark.same_under_prefect
     async def test_a_refused_request_is_no_spend(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent(ModelHTTPError(401, "gpt-5-mini", "bad key"))
         error = await failure(
@@ -366,6 +372,7 @@ class TestBudgets:
         )
         assert model.prompts == ["one", "two"]
 
+    @pytest.mark.same_under_prefect
     async def test_a_steps_budget_is_its_own(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent()
         steps = {"a": agent.as_step("a"), "b": agent.as_step("b"), "c": agent.as_step("c")}
@@ -411,6 +418,7 @@ class TestBudgets:
         assert error.partial_result is not None
         assert_balanced(error.partial_result, 2 * COST)
 
+    @pytest.mark.same_under_prefect
     async def test_a_new_run_has_its_budget_anew(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent()
         pipeline = Pipeline(
@@ -422,6 +430,7 @@ class TestBudgets:
         for _ in range(2):
             assert_balanced(await pipeline.execute({}, None), COST)
 
+    @pytest.mark.same_under_prefect
     async def test_a_steps_own_budget_does_not_lift_the_runs(
         self, any_executor: AnyExecutor
     ) -> None:

@@ -247,6 +247,7 @@ class TestVisibility:
         )
         assert seen == {"grandparent": None, "parent": 2}
 
+    @pytest.mark.same_under_prefect
     async def test_inputs_are_read_by_key(self, any_executor: Executor | str) -> None:
         @step
         async def read(ctx: StepContext[Any]) -> list[Any]:
@@ -258,6 +259,7 @@ class TestVisibility:
         assert result.output == [{"deep": [1]}, "default", None]
 
     @pytest.mark.parametrize("data", ["text", 7, None, ["a"]])
+    @pytest.mark.same_under_prefect
     async def test_an_input_that_is_no_dict_becomes_data(
         self, any_executor: Executor | str, data: Any
     ) -> None:
@@ -305,6 +307,7 @@ class TestInputType:
             None,
         ]
 
+    @pytest.mark.same_under_prefect
     async def test_defaults_of_the_model_are_filled_in(self, any_executor: Executor | str) -> None:
         @step
         async def read(ctx: StepContext[Any]) -> Any:
@@ -315,6 +318,7 @@ class TestInputType:
     @pytest.mark.parametrize(
         "given", [{"age": 1}, {"name": "Ada", "age": -1}, {"name": ["Ada"]}, "Ada", None]
     )
+    @pytest.mark.same_under_prefect
     async def test_an_input_that_does_not_fit_is_refused_before_any_step(
         self, any_executor: Executor | str, given: Any
     ) -> None:
@@ -325,6 +329,7 @@ class TestInputType:
         assert "typed" in str(caught.value)
         assert "Person" in str(caught.value)
 
+    @pytest.mark.same_under_prefect
     async def test_the_refusal_names_the_field(self, executor: str) -> None:
         with pytest.raises(InputValidationError, match="age"):
             await self.pipeline(executor, Give(1)).execute({"name": "Ada", "age": "old"}, None)

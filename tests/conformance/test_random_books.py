@@ -210,7 +210,7 @@ def test_in_memory_all_sums_are_the_same(ledger_url: str, number: int) -> None:
     sums_are_the_same()
 
 
-@examples(3, 12)
+@examples(2, 12)
 def test_under_prefect_the_artifacts_add_up_to_the_same(
     prefect_api: str, ledger_url: str, number: int
 ) -> None:

@@ -229,7 +229,7 @@ def test_in_memory_what_is_answered_is_paid_for_once(ledger_url: str, number: in
 
 
 @pytest.mark.timeout(600)
-@examples(3, 80)
+@examples(2, 80)
 def test_memory_and_prefect_give_the_same(
     prefect_api: str,
     ledger_url: str,

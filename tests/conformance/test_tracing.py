@@ -32,6 +32,7 @@ async def test_steps_get_the_very_tracer(executor: str) -> None:
     assert seen == [tracer]
 
 
+@pytest.mark.same_under_prefect
 async def test_without_a_tracer_a_step_has_one_that_does_nothing(executor: str) -> None:
     seen = []
 
@@ -79,6 +80,7 @@ async def test_tracing_can_be_switched_off(executor: str) -> None:
     assert tracer.spans == []
 
 
+@pytest.mark.same_under_prefect
 async def test_a_tracer_derived_from_the_one_that_does_nothing_is_a_tracer(executor: str) -> None:
     class Derived(NoOpTracer):
         def __init__(self) -> None:

@@ -129,11 +129,11 @@ async def test_a_steps_expiration_beats_the_executors():
 
 async def test_scopes_do_not_share_results():
     model = CountingModel()
-    for scope in ("tenant-a", "tenant-b", "tenant-a", None):
+    for scope in ("tenant-a", None, "tenant-a"):
         await asking(model, PipelineConfig(cache_policy="inputs", cache_scope=scope)).execute(
             {"topic": "t"}, None
         )
-    assert model.calls == 6
+    assert model.calls == 4
 
 
 async def test_a_scope_forks_one_step_and_what_depends_on_what_it_gives():
@@ -146,6 +146,7 @@ async def test_a_scope_forks_one_step_and_what_depends_on_what_it_gives():
     assert [prompt.split("|")[0] for prompt in model.prompts] == ["ask", "sum", "ask"]
 
 
+@pytest.mark.long
 async def test_a_scope_holds_under_prefects_own_policies_too():
     from prefect.cache_policies import INPUTS
 

@@ -124,9 +124,17 @@ async def test_cancelling_the_caller_ends_the_steps_and_the_run():
 
 async def test_a_run_that_took_too_long_for_its_caller_is_ended_too():
     waits = WaitsForever()
+    deadline = asyncio.timeout(60)
+
+    async def over_once_it_waits() -> None:
+        await waits.started.wait()
+        deadline.reschedule(asyncio.get_running_loop().time())
+
+    over = asyncio.create_task(over_once_it_waits())
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(5):
+        async with deadline:
             await Pipeline("too long", {"s": waits}).execute({}, None)
+    await over
     assert waits.cleaned_up
 
 

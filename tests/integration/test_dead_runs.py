@@ -147,6 +147,7 @@ async def test_a_run_that_execute_started_is_marked_as_crashed_and_says_how_it_g
     assert prompts(provider.lines) == ["first", "second"]
 
 
+@pytest.mark.long
 async def test_a_process_that_only_slept_stops_when_its_run_was_taken_up(
     provider: ProviderProcess, gate: Gate, run: RunProcess
 ) -> None:

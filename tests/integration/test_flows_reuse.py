@@ -52,6 +52,7 @@ async def test_a_changed_document_is_one_request_for_its_summary_and_none_change
     assert "plan c" in result.output.documents[2].summary.lower()
 
 
+@pytest.mark.long
 async def test_of_a_review_only_the_packages_that_are_new_are_asked_about():
     pipeline = import_module("flows.licence_review").pipeline.with_executor("prefect")
     first = await pipeline.execute({"packages": ["boto3", "pydantic"]})

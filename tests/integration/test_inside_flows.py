@@ -262,6 +262,7 @@ async def test_the_result_of_a_flow_can_be_persisted():
     assert result.usage.total_cost_usd == PRICE
 
 
+@pytest.mark.long
 async def test_a_retried_flow_around_a_finished_pipeline_does_not_pay_it_again():
     model = CountingModel()
     pipeline = Pipeline("finished", {"a": Ask(model.agent())})
@@ -328,15 +329,25 @@ def connection() -> Connection:
 
 
 @pytest.mark.parametrize(
-    "factory", [plain, coroutine, sync_connection, async_connection], ids=lambda f: f.__name__
+    "factory",
+    [plain, pytest.param(coroutine, marks=pytest.mark.long), sync_connection, async_connection],
+    ids=lambda f: f.__name__,
 )
 async def test_deps_are_made_where_the_flow_runs(connection: Connection, factory: Any):
     result = await Pipeline("with deps", {"use": use_connection}).to_flow(deps_factory=factory)()
     assert result.output is True
 
 
-@pytest.mark.parametrize("factory", [sync_connection, async_connection], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("body", [use_connection, break_connection], ids=["success", "failure"])
+@pytest.mark.parametrize(
+    ("factory", "body"),
+    [
+        (sync_connection, use_connection),
+        (async_connection, break_connection),
+        pytest.param(sync_connection, break_connection, marks=pytest.mark.long),
+        pytest.param(async_connection, use_connection, marks=pytest.mark.long),
+    ],
+    ids=lambda f: getattr(f, "__name__", "body"),
+)
 async def test_deps_that_can_be_closed_are_closed(
     connection: Connection, factory: Any, body: BaseStep[Any, Any]
 ):

@@ -60,7 +60,7 @@ ALL_RENAMED = {
 }
 RENAMED = [
     pytest.param({"last": "compose", "formerly": {"compose": "write"}}, marks=pytest.mark.long),
-    {"first": "parse", "formerly": {"parse": "read"}},
+    pytest.param({"first": "parse", "formerly": {"parse": "read"}}, marks=pytest.mark.long),
     pytest.param({"name": "post", "pipeline_formerly": "letters"}, marks=pytest.mark.long),
     ALL_RENAMED,
 ]

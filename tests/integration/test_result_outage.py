@@ -78,8 +78,8 @@ async def test_a_run_that_stored_all_is_plainly_complete(fragile_s3: FragileS3):
 
 
 BOTH, LAST = {"a", "b"}, {"b"}
-LOST: list[tuple[int, Moment, set[str]]] = [
-    (5, "before", BOTH),  # a is looked for
+LOST: list[Any] = [
+    pytest.param(5, "before", BOTH, marks=pytest.mark.long),  # a is looked for
     (7, "after", LAST),  # a is written
     (10, "after", set()),  # b is written
 ]
@@ -219,7 +219,9 @@ async def by_execute(pipeline: Pipeline[Any, Any, Any]) -> Any:
     return await pipeline.execute({"topic": "by execute"}, None)
 
 
-@pytest.mark.parametrize("start", [in_a_flow, by_execute], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "start", [in_a_flow, pytest.param(by_execute, marks=pytest.mark.long)], ids=lambda f: f.__name__
+)
 async def test_the_values_are_returned_however_the_run_was_started(
     fragile_s3: FragileS3, start: Callable[[Any], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
 ):

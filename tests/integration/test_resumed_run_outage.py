@@ -50,7 +50,12 @@ def nothing() -> None:
     """A storage that goes on."""
 
 
-@pytest.fixture(params=["S3", "block", "folder"])
+LONG = ("block", "folder")
+
+
+@pytest.fixture(
+    params=["S3", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)],
+)
 def dying(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A storage, and what lets it die."""
     monkeypatch.setenv("FASTROAI_RESULT_RETRY_SECONDS", "0")
@@ -76,11 +81,6 @@ def interrupted() -> Any:
         FlakyFileSystem.failing.clear()
 
 
-@pytest.mark.parametrize(
-    "dying",
-    ["S3", *(pytest.param(name, marks=pytest.mark.long) for name in ("block", "folder"))],
-    indirect=True,
-)
 async def test_the_first_run_of_a_key_goes_on(dying: tuple[Any, Callable[[], None]]):
     storage, die = dying
     model = CountingModel()

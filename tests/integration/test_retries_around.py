@@ -54,6 +54,7 @@ class Fails:
             raise ConnectionError("after the pipeline")
 
 
+@pytest.mark.long
 async def test_a_retried_task_around_a_pipeline(provider: ProviderProcess) -> None:
     pipeline, fails = asking(), Fails()
 
@@ -160,6 +161,7 @@ async def test_a_retried_flow_over_mapped_tasks(provider: ProviderProcess) -> No
     assert sends(provider) == once_each("x", "y")
 
 
+@pytest.mark.long
 async def test_a_retried_flow_with_its_runs_at_once(provider: ProviderProcess) -> None:
     pipeline, fails = asking(), Fails()
 

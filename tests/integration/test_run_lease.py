@@ -182,7 +182,7 @@ async def test_three_processes_at_once_pay_once(
     assert await left_over() == []
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", pytest.param("memory", marks=pytest.mark.long)])
 def own_ledger(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

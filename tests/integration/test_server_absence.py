@@ -159,17 +159,6 @@ async def test_a_server_that_hangs_or_dies_during_the_run_costs_seconds_and_not_
     assert result.usage.total_cost_usd == 3 * PRICE
 
     os.killpg(mortal_server, signal.SIGCONT)
-    waits = WaitsForever()
-    async with not_for_ever():
-        running = asyncio.create_task(outliving(model, waits).execute({"topic": "t"}, None))
-        await soon(waits.started.wait())
-        os.killpg(mortal_server, signal.SIGSTOP)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-    assert waits.cleaned_up
-
-    os.killpg(mortal_server, signal.SIGCONT)
     own = ValueError("its own")
     with pytest.raises(StepExecutionError) as caught:
         async with not_for_ever():
@@ -179,6 +168,19 @@ async def test_a_server_that_hangs_or_dies_during_the_run_costs_seconds_and_not_
     assert caught.value.original_error is own
     assert caught.value.partial_result.usage.total_cost_usd == 2 * PRICE
     assert "first" in caught.value.partial_result.step_outputs
+
+
+@pytest.mark.long
+async def test_a_run_is_cancelled_within_seconds_while_its_server_hangs(mortal_server: int):
+    model, waits = CountingModel(), WaitsForever()
+    async with not_for_ever():
+        running = asyncio.create_task(outliving(model, waits).execute({"topic": "t"}, None))
+        await soon(waits.started.wait())
+        os.killpg(mortal_server, signal.SIGSTOP)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert waits.cleaned_up
 
 
 @asynccontextmanager

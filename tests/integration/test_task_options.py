@@ -245,7 +245,7 @@ async def test_a_name_that_prefect_does_not_take_is_explained_or_replaced():
     """In memory any name will do; the same pipeline must run, or say what is wrong, under
     Prefect.
     """
-    for name in ("a/b", "50%", "a & b", "<x>", "日本", "{braces}"):
+    for name in ("a/b: 50% & <x>", "日本 {braces}"):
         pipeline = Pipeline(name, {"a/b": Give(1), "{x}": Give(2)}, output_step="{x}")
         assert (await pipeline.execute({}, None)).output == 2
 

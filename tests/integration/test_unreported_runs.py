@@ -98,6 +98,7 @@ async def test_a_run_that_ended_while_the_server_was_dead_is_completed_by_the_ru
     assert prompts(provider.lines) == ["first", "second"]
 
 
+@pytest.mark.long
 async def test_a_process_killed_after_its_last_step_leaves_the_outcome_of_its_run(
     restartable_server: RestartableServer, provider: ProviderProcess, gate: Gate
 ) -> None:
