@@ -11,16 +11,8 @@ from operator import attrgetter
 
 from ..pricing.money import EXACT
 from .entries import EntryState, LedgerEntry, total_usd
-from .reconciliation import (
-    amount,
-    answerer,
-    column_name,
-    count,
-    refuse_other_currencies,
-    same_model,
-    separated,
-    time,
-)
+from .invoices import amount, column_name, count, refuse_other_currencies, separated, time
+from .reconciliation import answerer, same_model
 
 COST = "cost_usd"
 _DAY = timedelta(days=1)

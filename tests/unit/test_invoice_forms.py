@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from fastroai.ledger.exports import export_format, read_export
-from fastroai.ledger.reconciliation import read_invoice
+from fastroai.ledger.invoices import read_invoice
 
 AT = datetime(2026, 3, 1, 9, 1, tzinfo=UTC)
 

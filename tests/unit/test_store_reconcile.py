@@ -9,7 +9,8 @@ from decimal import Decimal
 
 import pytest
 
-from fastroai.ledger.reconciliation import InvoiceLine, read_invoice, reconcile
+from fastroai.ledger.invoices import InvoiceLine, read_invoice
+from fastroai.ledger.reconciliation import reconcile
 from fastroai.pricing.token_counts import TokenCounts
 from fastroai.usage import EntryState, LedgerEntry
 from tests.support.ledger_entries import START, charged

@@ -22,16 +22,8 @@ from rich.console import Console
 from ...ledger.aggregation import step_key
 from ...ledger.entries import LedgerEntry, total_usd
 from ...ledger.exports import BilledSum, export_format, read_export, reconcile_sums
-from ...ledger.reconciliation import (
-    COLUMNS,
-    AgreeingPairs,
-    InvoiceLine,
-    Match,
-    Reconciliation,
-    read_invoice,
-    reconcile,
-    separated,
-)
+from ...ledger.invoices import COLUMNS, InvoiceLine, read_invoice, separated
+from ...ledger.reconciliation import AgreeingPairs, Match, Reconciliation, reconcile
 from ...pricing.money import EXACT
 from ...providers import PROVIDERS, canonical_provider
 from ..exit_codes import NOT_BALANCED, UsageError
