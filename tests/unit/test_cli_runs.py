@@ -120,6 +120,14 @@ def test_what_only_unknown_requests_cost_is_unknown(books: Books) -> None:
     assert "unknown" in books.run("runs").rows()["u"]
 
 
+def test_what_was_simulated_is_said_below_the_runs(books: Books) -> None:
+    books.book([*two_runs(), replace(charged("0.002", run_id="offline"), simulated=True)])
+    out = " ".join(books.run("runs").out.split())
+    assert "SIMULATED: 1 of 5 requests was answered by an offline model." in out
+    assert "0.002 USD, was not paid" in out
+    assert "SIMULATED" not in books.run("runs", "--pipeline", "digest").out
+
+
 def test_a_run_key_names_its_last_run(books: Books) -> None:
     books.book(
         [*two_runs(), charged("3", run_id="later", run_key="j", sent_at=START + timedelta(days=3))]

@@ -296,11 +296,7 @@ def remarks_on(by: str, total: Totals) -> Iterator[str]:
     if "tag" in dimensions_of(by):
         yield SEVERAL_TAGS
     if total.simulated:
-        yield (
-            f"SIMULATED: {total.simulated:,} of {counted(total.requests)} were answered by an "
-            f"offline model. What they would have cost, {exact(total.simulated_usd)} USD, was not "
-            "paid and is not in the column USD."
-        )
+        yield remark_on_simulated(total)
     yield from remarks_on_unknown(total)
     if total.refused:
         yield f"{counted(total.refused)} refused by the provider, which bills nothing for them."
@@ -309,6 +305,16 @@ def remarks_on(by: str, total: Totals) -> Iterator[str]:
             f"{counted(total.replayed)} answered from a record instead of being sent again; "
             f"{exact(total.replayed_usd)} USD saved."
         )
+
+
+def remark_on_simulated(total: Totals) -> str:
+    """That some of its requests were answered by an offline model."""
+    were = "was" if total.simulated == 1 else "were"
+    return (
+        f"SIMULATED: {total.simulated:,} of {counted(total.requests)} {were} answered by an "
+        f"offline model. What that would have cost, {exact(total.simulated_usd)} USD, was not "
+        "paid and is not in the column USD."
+    )
 
 
 def remarks_on_unknown(total: Totals) -> Iterator[str]:
