@@ -21,6 +21,7 @@ from ..metering.scope import current_scope, scope_outside_of_runs
 from ..pricing.calculator import CostCalculator
 from ..replay.tools import ToolJournal
 from ..tracing.tracer import NoOpTracer, Tracer
+from .garbage import AT_WORK
 from .models import ModelsOfLoops, is_overridden, reasons
 from .responses import read_response, tool_calls_in, tool_calls_of_run
 from .schemas import (
@@ -152,7 +153,8 @@ class FastroAgent(Generic[OutputT]):
                     message, deps, message_history, model_settings, kwargs
                 )
                 started = time.perf_counter()
-                result = await self._agent.run(**call)
+                with AT_WORK:
+                    result = await self._agent.run(**call)
                 elapsed = int((time.perf_counter() - started) * 1000)
                 response = self._respond(result, result.output, meter, trace_id, elapsed)
             except Exception as error:
@@ -179,7 +181,12 @@ class FastroAgent(Generic[OutputT]):
         leave it (`contextlib.aclosing`), or Python does so later.
         """
         call = (message, deps, message_history, model_settings, kwargs)
-        return in_own_task(lambda hand_over: self._stream(hand_over, tracer, call))
+
+        async def produce(hand_over: HandOver[StreamChunk[OutputT]]) -> None:
+            with AT_WORK:
+                await self._stream(hand_over, tracer, call)
+
+        return in_own_task(produce)
 
     async def _stream(
         self,
