@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -251,8 +252,10 @@ class _SQLite:
         self._url = url
         self._keeps = keeps
         self._path = Path(str(url.database))
+        self._path_name = str(url.database)
         self._begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
         self._connection: Connection | None = None
+        self._statements: Statements | None = None
         self._file: tuple[int, int] | None = None
 
     def run(self, work: Callable[[Connection], T]) -> T:
@@ -263,9 +266,12 @@ class _SQLite:
     def transact(self, work: Callable[[Statements], T]) -> T:
         connection = self._connected()
         # Past SQLAlchemy's bookkeeping, which takes as long as a commit does.
-        driver: Any = connection.connection.driver_connection
+        statements = self._statements
+        if statements is None or statements.connection is not connection:
+            statements = self._statements = Statements(connection)
+        driver = statements.driver
         driver.execute(self._begin)
-        result = work(Statements(connection))
+        result = work(statements)
         if connection.in_transaction():  # it was used after all
             connection.commit()
         else:
@@ -290,7 +296,7 @@ class _SQLite:
         return self._connection
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._statements = self._connection, None, None
         if connection is not None:
             with suppress(Exception):
                 connection.close()
@@ -310,7 +316,7 @@ class _SQLite:
 
     def _identity(self) -> tuple[int, int] | None:
         try:
-            stat = self._path.stat()
+            stat = os.stat(self._path_name)
         except OSError:
             return None
         return stat.st_dev, stat.st_ino

@@ -74,16 +74,16 @@ class Statements:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._driver: Any = connection.connection.driver_connection
+        self.driver: Any = connection.connection.driver_connection
 
     def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
         """What a statement gives."""
-        found: list[tuple[Any, ...]] = self._driver.execute(sql, parameters).fetchall()
+        found: list[tuple[Any, ...]] = self.driver.execute(sql, parameters).fetchall()
         return found
 
     def run(self, sql: str, *parameters: Any) -> None:
         """Execute a statement that gives nothing."""
-        self._driver.execute(sql, parameters)
+        self.driver.execute(sql, parameters)
 
     def many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
         """Execute a statement once for each row of parameters; how many rows that changed."""
@@ -114,11 +114,16 @@ class Statements:
 
     def insert(self, insert: Insert, rows: list[Row]) -> None:
         """Insert rows but for those that are there already."""
-        if rows:
-            self._many(*insert.values(rows, self.connection.dialect))
+        if not rows:
+            return
+        sql, values = insert.values(rows, self.connection.dialect)
+        if len(values) == 1:
+            self.run(sql, *values[0])
+        else:
+            self._many(sql, values)
 
     def _many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
-        count: int = self._driver.executemany(sql, parameters).rowcount
+        count: int = self.driver.executemany(sql, parameters).rowcount
         return count
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -31,7 +31,9 @@ OUTCOME_TEXTS = (
     "price_source", "price_version",
 )  # fmt: skip
 
+_TEXTS_BEFORE = (*DIMENSIONS, *INTENT_TEXTS)
 _dimensions_of, _intent_texts_of = attrgetter(*DIMENSIONS), attrgetter(*INTENT_TEXTS)
+_outcome_texts_of, _tokens_of = attrgetter(*OUTCOME_TEXTS), attrgetter(*TOKEN_NAMES)
 _INTENT_ONLY = tuple(name for name in INTENT_TEXTS if name != "service_tier")
 
 _encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
@@ -43,8 +45,7 @@ def intent_row(entry: LedgerEntry) -> Row:
     amounts, exact = _amounts(upper_bound=entry.upper_bound_usd)
     return {
         "id": _text(entry.id),
-        **dict(zip(DIMENSIONS, map(_text, _dimensions_of(at)), strict=True)),
-        **dict(zip(INTENT_TEXTS, map(_text, _intent_texts_of(entry)), strict=True)),
+        **_named(_TEXTS_BEFORE, _dimensions_of(at) + _intent_texts_of(entry)),
         **amounts,
         "exact": exact,
         "attempt": _whole(at.attempt),
@@ -72,9 +73,9 @@ def outcome_row(entry: LedgerEntry) -> Row:
         "final": int(entry.state is not EntryState.UNSETTLED),
         "state": entry.state.value,
         "settled_at": microseconds(entry.settled_at or datetime.now(UTC)),
-        **{name: _text(getattr(entry, name)) for name in OUTCOME_TEXTS},
+        **_named(OUTCOME_TEXTS, _outcome_texts_of(entry)),
         "error": None if entry.error is None else _text(redact(entry.error)),
-        **{name: _whole(getattr(entry.tokens, name)) for name in TOKEN_NAMES},
+        **dict(zip(TOKEN_NAMES, map(_whole, _tokens_of(entry.tokens)), strict=True)),
         "further_usage": further and _dumps(further),
         **amounts,
         "exact": exact,
@@ -216,11 +217,10 @@ def _amounts(**amounts: Decimal | None) -> tuple[dict[str, int | None], str | No
     units: dict[str, int | None] = dict.fromkeys(amounts)
     exact: dict[str, str] = {}
     for name, usd in amounts.items():
-        if usd is None or not usd.is_finite():
-            continue
-        units[name] = to_units(usd)
-        if units[name] is None:
-            exact[name] = str(usd)
+        if usd is not None and usd.is_finite():
+            units[name] = to_units(usd)
+            if units[name] is None:
+                exact[name] = str(usd)
     return units, _dumps(exact) if exact else None
 
 
@@ -250,7 +250,15 @@ def _dumps(content: Any) -> str:
 
 def _whole(count: int) -> int:
     """A count within what the column takes."""
+    if type(count) is int and -_LARGEST <= count <= _LARGEST:
+        return count
     return max(-_LARGEST, min(int(count), _LARGEST))
+
+
+def _named(names: tuple[str, ...], texts: Iterable[str | None]) -> dict[str, str | None]:
+    # Most texts are none: to call a function for each takes longer than all else about a row.
+    values = [text if text is None else _text(text) for text in texts]
+    return dict(zip(names, values, strict=True))
 
 
 def _text(value: str | None) -> str | None:

@@ -46,7 +46,7 @@ RUNS, ENDS = Insert(whole_runs), Insert(run_ends)
 Waiter = asyncio.Future["bool | datetime"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen, which takes longer: two are made for each request
 class Write:
     """What to write of an entry: its intent, its outcome, or both.
 
@@ -258,22 +258,24 @@ class Writer:
     def _handle(self, batch: Sequence[Write], *, last: bool) -> None:
         due = last or self._is_retry_due()
         was_down = self._down
+        markers = [write for write in batch if write.entry is None]
         tries = self._is_worth_a_try(batch, due=due)
         failed: Failures = dict.fromkeys(batch, self._error)
         if tries:
             failed = self._commit(batch)
         if last:
             failed |= dict.fromkeys(self._gate.give_up(), self._left())
-        self._keep_and_answer(failed)
+        if failed:
+            self._keep_and_answer(failed)
 
         # After those answers: who waits for this batch does not wait for what was kept before it.
-        markers = [write for write in batch if write.entry is None]
         recovered = was_down and not self._down
         asked_for = (due or bool(markers)) and not failed
         if recovered or asked_for:
             self._write_kept()
 
-        self._answer_markers(markers)
+        if markers:
+            self._answer_markers(markers)
         self._plan_retry(after_a_try=tries)
 
     def _is_retry_due(self) -> bool:
