@@ -17,6 +17,7 @@ from . import (
     memory,
     metering,
     peer,
+    peers,
     prefect_path,
     resume,
     shown_costs,
@@ -36,6 +37,7 @@ PARTS = (
     "ledger",
     "budgets",
     "mapped",
+    "peers",
 )
 
 
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         "ledger": lambda: [books.measure(arguments.quick)],
         "budgets": lambda: [budgets.measure(arguments.quick)],
         "mapped": lambda: mapped.measure(arguments.quick),
+        "peers": lambda: [peers.measure(arguments.quick)],
     }
     sections: list[Section] = []
     for part in chosen:
