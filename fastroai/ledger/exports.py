@@ -11,7 +11,15 @@ from operator import attrgetter
 
 from ..pricing.money import EXACT
 from .entries import EntryState, LedgerEntry, total_usd
-from .invoices import amount, column_name, count, refuse_other_currencies, separated, time
+from .invoices import (
+    amount,
+    column_name,
+    count,
+    currency_columns,
+    refuse_other_currencies,
+    separated,
+    time,
+)
 from .reconciliation import answerer, same_model
 
 COST = "cost_usd"
@@ -256,11 +264,12 @@ def lines_of(rows: Iterable[str], known: ExportFormat) -> Iterator[BilledSum]:
     """What each line of an export bills; lines of days without requests are left out."""
     reader = separated(rows)
     names = list(map(column_name, next(reader, (0, []))[1]))
+    currencies = currency_columns(names)
     for number, row in reader:
         if not row:
             continue
         named = dict.fromkeys(names, "") | dict(zip(names, map(str.strip, row), strict=False))
-        refuse_other_currencies(number, named)
+        refuse_other_currencies(number, row, currencies)
         line = _line(number, named, known)
         if any(line.sums.values()):
             yield line

@@ -49,6 +49,8 @@ _ADDED_TO_THE_COST = frozenset({"byok_usage_inference"})
 
 _CURRENCIES = frozenset({"currency", "amount_currency", "cost_currency"})
 
+_DOLLARS, _ZONE = re.compile(r"USD|\$", re.IGNORECASE), re.compile(r" (?:UTC|GMT)$")
+
 _DAY = re.compile(r"20\d\d[01]\d[0-3]\d")
 
 _MILLISECONDS = 1e11
@@ -94,12 +96,15 @@ def read_invoice(
     header = next(reader, (0, []))[1]
     found = _columns_in(header, columns or {})
     places_of = {ours: header.index(theirs) for ours, theirs in found.items()}
-    added = [header.index(name) for name in header if column_name(name) in _ADDED_TO_THE_COST]
-    return tuple(
-        _with_added(_line(number, row, places_of, header), row, added)
-        for number, row in reader
-        if any(row)
-    )
+    names = list(map(column_name, header))
+    added = [place for place, name in enumerate(names) if name in _ADDED_TO_THE_COST]
+    currencies = currency_columns(names)
+    lines = []
+    for number, row in reader:
+        if any(row):
+            refuse_other_currencies(number, row, currencies)
+            lines.append(_with_added(_line(number, row, places_of, header), row, added))
+    return tuple(lines)
 
 
 def separated(rows: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -119,11 +124,17 @@ def column_name(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_").lstrip("\ufeff")
 
 
-def refuse_other_currencies(number: int, row: Mapping[str, str]) -> None:
+def currency_columns(names: Sequence[str]) -> list[int]:
+    """Which columns say in what currency a line is, given all their names as they are compared."""
+    return [place for place, name in enumerate(names) if name in _CURRENCIES]
+
+
+def refuse_other_currencies(number: int, row: Sequence[str], columns: Iterable[int]) -> None:
     """Refuse a line that is not in USD."""
-    for name in _CURRENCIES & row.keys():
-        if row[name].strip().lower() not in ("", "usd"):
-            raise ValueError(f"Line {number} of the export is in {row[name]!r}, not in USD.")
+    for place in columns:
+        currency = row[place] if place < len(row) else ""
+        if currency.strip().lower() not in ("", "usd"):
+            raise ValueError(f"Line {number} of the export is in {currency!r}, not in USD.")
 
 
 def time(text: str) -> datetime:
@@ -132,7 +143,7 @@ def time(text: str) -> datetime:
         with suppress(ValueError):
             seconds = float(text)
             return datetime.fromtimestamp(seconds / (1 if seconds < _MILLISECONDS else 1000), UTC)
-    at = datetime.fromisoformat(re.sub(r" (?:UTC|GMT)$", "", text))
+    at = datetime.fromisoformat(_ZONE.sub("", text))
     return at if at.utcoffset() is not None else at.replace(tzinfo=UTC)
 
 
@@ -146,7 +157,7 @@ def count(text: str) -> int:
 
 def amount(text: str) -> Decimal:
     """An amount in USD, perhaps with its sign and commas."""
-    return _number(re.sub(r"USD|\$", "", text, flags=re.IGNORECASE).strip())
+    return _number(_DOLLARS.sub("", text).strip())
 
 
 def _with_added(line: InvoiceLine, row: Sequence[str], places: Iterable[int]) -> InvoiceLine:
@@ -180,7 +191,6 @@ def _line(
     number: int, row: Sequence[str], places_of: Mapping[str, int], header: Sequence[str]
 ) -> InvoiceLine:
     given: dict[str, Any] = {"number": number}
-    refuse_other_currencies(number, dict(zip(map(column_name, header), row, strict=False)))
     for name, place in places_of.items():
         text = row[place].strip() if place < len(row) else ""
         if not text:

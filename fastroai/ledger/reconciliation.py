@@ -330,7 +330,11 @@ def _tokens_known(entry: LedgerEntry) -> bool:
 def _same_cost(entry: LedgerEntry, line: InvoiceLine) -> bool:
     if entry.cost_usd is None or line.cost_usd is None or entry.state is EntryState.UNSETTLED:
         return True
-    return abs(entry.cost_usd - line.cost_usd) <= Decimal(1).scaleb(-places(line.cost_usd)) / 2
+    # Nearly all are the same: to find out how many places an amount has takes longer.
+    return (
+        entry.cost_usd == line.cost_usd
+        or abs(entry.cost_usd - line.cost_usd) <= Decimal(1).scaleb(-places(line.cost_usd)) / 2
+    )
 
 
 def places(usd: Decimal | None) -> int:

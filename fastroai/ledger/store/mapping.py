@@ -36,6 +36,8 @@ _dimensions_of, _intent_texts_of = attrgetter(*DIMENSIONS), attrgetter(*INTENT_T
 _outcome_texts_of, _tokens_of = attrgetter(*OUTCOME_TEXTS), attrgetter(*TOKEN_NAMES)
 _INTENT_ONLY = tuple(name for name in INTENT_TEXTS if name != "service_tier")
 
+_STATES = {state.value: state for state in EntryState}
+
 _encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
 
 
@@ -142,7 +144,7 @@ def _outcome_from(row: Mapping[Any, Any], known: Known) -> dict[str, Any]:
     exact = _parsed(row["o_exact"], known)
     return {
         **{name: row[f"o_{name}"] for name in OUTCOME_TEXTS},
-        "state": EntryState(row["o_state"]),
+        "state": _STATES[row["o_state"]],
         "error": row["o_error"],
         "settled_at": moment(row["o_settled_at"]),
         "tokens": TokenCounts(**{name: row[f"o_{name}"] for name in TOKEN_NAMES}),
