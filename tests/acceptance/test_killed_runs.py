@@ -28,7 +28,6 @@ def results(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("subject", "kills", "least"),
     [
-        ("prefect", 1, 0),
         ("mapped", 1, 0),
         pytest.param("prefect", 30, 5, marks=pytest.mark.long),
         pytest.param("mapped", 20, 3, marks=pytest.mark.long),

@@ -182,8 +182,8 @@ async def test_a_prefect_task_of_ones_own_gives_its_own_value_each_time():
 
 @pytest.mark.parametrize(
     "inputs",
-    [{"topic": "t"}, {"topic": "t", "when": date(2026, 1, 1)}],
-    ids=["plain", "with a date"],
+    [{"topic": "t", "when": date(2026, 1, 1)}, pytest.param({"topic": "t"}, marks=pytest.mark.long)],
+    ids=["with a date", "plain"],
 )
 async def test_a_retried_flow_run_goes_on_where_it_failed_and_pays_nothing_twice(
     inputs: dict[str, Any],
@@ -216,6 +216,7 @@ async def test_inputs_of_rich_types_still_make_a_retried_flow_run_go_on_where_it
     assert model.calls == 2
 
 
+@pytest.mark.long
 async def test_a_retried_flow_around_a_pipeline_does_not_pay_finished_steps_again():
     model = CountingModel()
     pipeline = fails_once(model)
@@ -228,6 +229,7 @@ async def test_a_retried_flow_around_a_pipeline_does_not_pay_finished_steps_agai
     assert model.prompts.count("first|t") == 1
 
 
+@pytest.mark.long
 async def test_two_runs_of_one_pipeline_in_a_flow_are_two_runs():
     model = CountingModel()
     pipeline = Pipeline("twice", {"a": Ask(model.agent())})
