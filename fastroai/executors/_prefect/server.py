@@ -6,7 +6,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
 from uuid import UUID
 
 from anyio import fail_after
@@ -81,7 +80,9 @@ async def answering_server() -> AsyncIterator[None]:
     async with AsyncExitStack() as clients:
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                context = _for_all(AsyncClientContext(settings))
+                context, blocking = AsyncClientContext(settings), SyncClientContext(settings)
+                # Prefect gets their clients also where it asks for one of no special settings.
+                context._httpx_settings = blocking._httpx_settings = None
                 await clients.enter_async_context(context)
                 if url:
                     await context.client.api_version()
@@ -92,14 +93,8 @@ async def answering_server() -> AsyncIterator[None]:
                 f"one with `{server_command()}`, correct the URL, or run in process with "
                 "FASTROAI_EXECUTOR=memory."
             ) from error
-        clients.enter_context(_for_all(SyncClientContext(settings)))
+        clients.enter_context(blocking)
         yield
-
-
-def _for_all(context: Any) -> Any:
-    """Have Prefect take a context's client also where it asks for one of no special settings."""
-    context._httpx_settings = None
-    return context
 
 
 async def stop_retrying_if_silent() -> None:

@@ -156,22 +156,25 @@ class StepTasks:
                 task_run_id=step.task_run_id,
             )
 
-    def _identity_of(self, node: PlannedStep) -> StepIdentity:
-        return StepIdentity(
+    async def _run_task(self, step: StepTask) -> StepRecord:
+        node, plan = step.node, self._session.plan
+        digests: dict[str, str] = {}
+        wait_for: list[State[Any] | None] = []
+        for name in node.dependencies:
+            dependency = self._steps[name]
+            digests[name] = dependency.output_digest
+            # Prefect would not run what waits for the task of an optional step that was left out.
+            if name in self._session.outputs:
+                wait_for.append(dependency.state)
+        step.identity = StepIdentity(
             pipeline=self._session.name,
             step_id=node.step_id,
-            fingerprint=self._session.plan.fingerprints[node.step_id],
+            fingerprint=plan.fingerprints[node.step_id],
             inputs=self._inputs_digest,
-            dependencies={name: self._steps[name].output_digest for name in node.dependencies},
+            dependencies=digests,
             scope=node.config.cache_scope,
         )
-
-    async def _run_task(self, step: StepTask) -> StepRecord:
-        step.identity = self._identity_of(step.node)
-        # Prefect would not run what waits for the task of an optional step that was left out.
-        ended = filter(self._session.outputs.__contains__, step.node.dependencies)
-        wait_for = [self._steps[step_id].state for step_id in ended]
-        if self._session.plan.is_renamed:
+        if plan.is_renamed:
             await step.find_under_former_names()
         # Quoted, or Prefect would look for states in each field of it.
         parameter = quote(dict(vars(step.identity)))
