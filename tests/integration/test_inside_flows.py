@@ -182,7 +182,10 @@ async def test_a_prefect_task_of_ones_own_gives_its_own_value_each_time():
 
 @pytest.mark.parametrize(
     "inputs",
-    [{"topic": "t", "when": date(2026, 1, 1)}, pytest.param({"topic": "t"}, marks=pytest.mark.long)],
+    [
+        {"topic": "t", "when": date(2026, 1, 1)},
+        pytest.param({"topic": "t"}, marks=pytest.mark.long),
+    ],
     ids=["with a date", "plain"],
 )
 async def test_a_retried_flow_run_goes_on_where_it_failed_and_pays_nothing_twice(
