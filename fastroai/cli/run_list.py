@@ -159,15 +159,20 @@ class _InPrefect:
     answered: bool = False
 
 
-async def _read_runs(source: Source, filters: Filters, limit: int) -> _Runs:
-    url = source.ledger or ledger_url()
-    booked: Sequence[BookedRun] = ()
+async def _booked_runs(source: Source, filters: Filters, limit: int) -> Sequence[BookedRun]:
+    """The last runs in the ledger; none where this user has no ledger yet, which is no error."""
     try:
-        async with Ledger.open(url, create=False) as ledger:
-            booked = await ledger.runs(most=limit, **filters.as_arguments())
+        async with Ledger.open(source.ledger or ledger_url(), create=False) as ledger:
+            return await ledger.runs(most=limit, **filters.as_arguments())
     except LedgerNotFoundError:
         if source.ledger is not None:
             raise
+        return ()
+
+
+async def _read_runs(source: Source, filters: Filters, limit: int) -> _Runs:
+    url = source.ledger or ledger_url()
+    booked = await _booked_runs(source, filters, limit)
     held, have_ended = read_flow_runs(url)
     leases = {record.claim.name: record for record in held}
     of_run = {run.run_id: run for run in booked}

@@ -313,16 +313,14 @@ def container_of_anthropic(answer: _Answer) -> str | None:
     used = [count(usage, "server_tool_use") for usage in usages(answer.raw)]
     if any(count(one, "web_search_requests") or count(one, "web_fetch_requests") for one in used):
         return None
-    has_container = any(
-        # A stream tells it where it begins or where it ends.
-        document.get("container")
-        or count(document, "message", "container")
-        or count(document, "delta", "container")
-        for document in answer.raw.documents
-    )
-    if has_container or any(count(one, "code_execution_requests") for one in used):
+    told = [count(document, *path) for document in answer.raw.documents for path in _CONTAINERS]
+    if any(told) or any(count(one, "code_execution_requests") for one in used):
         return "the container of its code execution"
     return None
+
+
+# A stream tells it where it begins or where it ends.
+_CONTAINERS: Final = (("container",), ("message", "container"), ("delta", "container"))
 
 
 def tools_of_openais_responses(answer: _Answer) -> str | None:

@@ -144,20 +144,36 @@ def _check(mapped: MappedStep) -> None:
         raise ValueError(
             "A mapped step can't be mapped again: give a second step with over= the first one's id."
         )
-    if not isinstance(mapped.over, str) or not mapped.over:
-        raise ValueError(f"over={mapped.over!r}: give a step's id or a field of the input.")
-    if mapped.key is not None and not (isinstance(mapped.key, str) or callable(mapped.key)):
-        raise ValueError(f"key={mapped.key!r}: give a function of the element, or a field's name.")
-    if type(mapped.max_concurrency) is not int or mapped.max_concurrency < 1:
-        raise ValueError(f"max_concurrency={mapped.max_concurrency!r}: give a whole number >= 1.")
-    limit = mapped.max_failures
-    is_share = type(limit) is float and 0 <= limit < 1
-    if not (is_share or (type(limit) is int and limit >= 0)):
-        raise ValueError(
-            f"max_failures={limit!r}: give a whole number >= 0, or a share from 0.0 to below 1.0."
-        )
-    if mapped.task_runs not in get_args(TaskRuns):
-        raise ValueError(f"task_runs={mapped.task_runs!r}: choose 'none' or 'each'.")
+    for name, may_be, wanted in _OPTIONS:
+        if not may_be(value := getattr(mapped, name)):
+            raise ValueError(f"{name}={value!r}: give {wanted}.")
+
+
+_OPTIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "over",
+        lambda over: isinstance(over, str) and over != "",
+        "a step's id or a field of the input",
+    ),
+    (
+        "key",
+        lambda key: key is None or isinstance(key, str) or callable(key),
+        "a function of the element, or a field's name",
+    ),
+    (
+        "max_concurrency",
+        lambda limit: type(limit) is int and limit >= 1,
+        "a whole number >= 1",
+    ),
+    (
+        "max_failures",
+        # Of the types themselves: True is no number of failures.
+        lambda most: (type(most) is int and most >= 0) or (type(most) is float and 0 <= most < 1),
+        "a whole number >= 0, or a share from 0.0 to below 1.0",
+    ),
+    ("task_runs", lambda choice: choice in get_args(TaskRuns), "'none' or 'each'"),
+)
+"""What the options of a mapped step may be, and what is asked for where one is not."""
 
 
 def _field(value: Any, name: str) -> Any:
