@@ -196,6 +196,8 @@ def test_stopped_half_way_nothing_of_it_is_left_running(projects: Path, number: 
     shell = Shell(projects)
     shell.run(f"{python} init demo")
     folder = StackFolder(projects / "demo")
+    # A shell has its background jobs ignore it, and so all that these start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "fastroai", "up"],
         cwd=folder.project,
