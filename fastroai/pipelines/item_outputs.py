@@ -76,6 +76,16 @@ class ItemOutputs:
             content = self._file.read(length)
         return self.codec.decode(json.loads(content))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All that there is, for a step in another process."""
+        outputs = {key: self[key] for key in (*self._held, *self._spilled)}
+        return {"order": self.order, "errors": self.errors, "_held": outputs}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)
+        self.end()
+
     def add(self, key: str, output: Any, encoded: bytes | None) -> None:
         """Note the output of an item.
 

@@ -25,7 +25,8 @@ from tests.support.deployed_runs import work
 from tests.support.invoice import fixed_price, invoiced_usd
 from tests.support.killed_workers import REPOSITORY, Worker, environment
 from tests.support.provider_process import ProviderProcess
-from tests.support.spread_flow import NAME, flow
+from tests.support.s3 import S3Service
+from tests.support.spread_flow import NAME, flow, flow_twice
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -46,7 +47,9 @@ def ledger(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @asynccontextmanager
-async def two_workers() -> AsyncIterator[tuple[UUID, list[Worker]]]:
+async def two_workers(
+    flow: str = "flow", documents: int = DOCUMENTS
+) -> AsyncIterator[tuple[UUID, list[Worker]]]:
     """A run that this process is to run, and two workers for those that work on its items."""
     async with get_client() as client:
         await client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
@@ -56,11 +59,11 @@ async def two_workers() -> AsyncIterator[tuple[UUID, list[Worker]]]:
             name="often",
             work_pool_name=POOL,
             pull_steps=[{"prefect.deployments.steps.set_working_directory": here}],
-            entrypoint="tests/support/spread_flow.py:flow",
+            entrypoint=f"tests/support/spread_flow.py:{flow}",
             enforce_parameter_schema=False,
         )
         run = await client.create_flow_run_from_deployment(
-            deployment, parameters={"inputs": {"documents": DOCUMENTS}}
+            deployment, parameters={"inputs": {"documents": documents}}
         )
         await client.set_flow_run_state(run.id, Pending())  # so that no worker takes it
         workers = [Worker(name, POOL, "--limit", "1", "--name", name) for name in ("one", "two")]
@@ -118,3 +121,36 @@ async def test_one_of_two_workers_is_killed_and_the_other_finishes(
     assert len(sent) == sum(asked.values())
     unknown = [entry for entry in sent if entry.state is EntryState.UNSETTLED]
     assert len(unknown) <= 2 * AT_ONCE
+
+
+@pytest.mark.long
+async def test_a_map_over_a_map_is_shared_by_postgresql_and_s3_and_a_worker_is_killed(
+    provider: ProviderProcess,
+    postgres_url: str,
+    s3: S3Service,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = {"FASTROAI_RESULT_STORAGE": f"s3://{s3.bucket}/results"}
+    for name, value in (s3.environment | storage).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FASTROAI_LEDGER_URL", postgres_url)
+    provider.script("document", Answer(slowest=0.5))
+    provider.script("check", Answer(slowest=0.5))
+    documents, at_once = 40, 4
+    async with two_workers("flow_twice", documents) as (run, workers):
+        running = asyncio.create_task(work(flow_twice, run))
+        await asyncio.to_thread(provider.lines_when, lambda lines: len(lines) > documents // 2)
+        await asyncio.to_thread(workers[0].kill)
+        result = await running
+    assert [key for _, key, _ in result.output] == [f"doc-{number}" for number in range(documents)]
+    asked = Counter(line.prompt for line in provider.lines_when(lambda _: True))
+    assert len(asked) == 2 * documents
+    # What was under way, and what had been answered a moment before.
+    assert sum(asked.values()) - len(asked) <= 3 * at_once
+    async with Ledger.open(postgres_url) as books:
+        booked = await books.entries(run_id=str(run))
+    assert {entry.id for entry in booked} == {entry.id for entry in result.entries}
+    sent = [entry for entry in booked if entry.state is not EntryState.REPLAYED]
+    assert len(sent) == sum(asked.values())
+    assert Counter(entry.attribution.step_id for entry in sent).keys() == {"summaries", "checks"}
+    assert any("items/" in key for key in s3.keys("results"))

@@ -1,4 +1,8 @@
-"""The executors the behaviour suite runs on."""
+"""The executors the behaviour suite runs on.
+
+Two more have every step in another process, where their packages are: `dask` and `ray`. What can't
+be looked at there has the mark `one_process`, with the reason; all else holds there too.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +10,62 @@ import pytest
 
 from fastroai.executors import Executor
 from tests.conformance.third_party import OneByOne
+from tests.support.remote_runners import RUNNERS, all_remote
+
+SAMPLE = {
+    ("dask", "test_a_diamond_runs_in_order"),
+    ("dask", "test_an_item_is_tried_again_by_itself"),
+    ("dask", "test_a_tool_loop_is_neither_sent_nor_executed_again"),
+    ("dask", "test_the_pipelines_budget_is_the_total_of_the_run"),
+}
+"""What `make test` runs in other processes."""
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a test with several cases, the first is one for `make test` under Prefect, where a run
     takes half a second, and of a test of what is no executor's, none; all cases are in
     `make test-long`, and in memory.
     """
     seen: set[str] = set()
+    elsewhere: list[pytest.Item] = []
     for item in items:
-        case = getattr(item, "callspec", None)
-        if case is not None and "prefect" in map(case.params.get, ("executor", "any_executor")):
-            name = item.nodeid.partition("[")[0]
-            if name in seen or item.get_closest_marker("same_under_prefect"):
-                item.add_marker(pytest.mark.long)
+        kind, name = _executor_of(item), item.nodeid.partition("[")[0]
+        is_more = name in seen or item.get_closest_marker("same_under_prefect")
+        if kind in RUNNERS and item.get_closest_marker("one_process"):
+            elsewhere.append(item)
+        elif (kind == "prefect" and is_more) or (
+            kind in RUNNERS and (kind, name.rpartition("::")[2]) not in SAMPLE
+        ):
+            item.add_marker(pytest.mark.long)
+        if kind == "prefect":
             seen.add(name)
+    items[:] = [item for item in items if item not in elsewhere]
+    config.hook.pytest_deselected(items=elsewhere)
 
 
-@pytest.fixture(params=["memory", "prefect"])
-def executor(request: pytest.FixtureRequest) -> str:
+def _executor_of(item: pytest.Item) -> object:
+    case = getattr(item, "callspec", None)
+    params = {} if case is None else case.params
+    return params.get("executor", params.get("any_executor"))
+
+
+@pytest.fixture(params=["memory", "prefect", *RUNNERS])
+def executor(request: pytest.FixtureRequest) -> Executor | str:
     """Each of our own executors, by name; Prefect's on a real server."""
-    if request.param == "prefect":
-        request.getfixturevalue("prefect_api")
-    return str(request.param)
+    return _executor(request)
 
 
-@pytest.fixture(params=["memory", "prefect", "third party"])
+@pytest.fixture(params=["memory", "prefect", "third party", *RUNNERS])
 def any_executor(request: pytest.FixtureRequest) -> Executor | str:
     """Our own executors and one that knows nothing but the protocol, for what any executor
     must do.
     """
-    if request.param == "third party":
-        return OneByOne()
-    if request.param == "prefect":
+    return OneByOne() if request.param == "third party" else _executor(request)
+
+
+def _executor(request: pytest.FixtureRequest) -> Executor | str:
+    name = str(request.param)
+    if name != "memory":
         request.getfixturevalue("prefect_api")
-    return str(request.param)
+    return all_remote(name) if name in RUNNERS else name

@@ -14,7 +14,6 @@ from pydantic_ai.models.fallback import FallbackModel
 
 from fastroai import (
     CostBudgetExceededError,
-    FastroAgent,
     Pipeline,
     PipelineConfig,
     StepConfig,
@@ -27,7 +26,7 @@ from fastroai.ledger.entries import total_usd
 from fastroai.testing import ScriptedModel, ToolCall
 from fastroai.tools import FunctionToolsetBase
 from fastroai.usage import EntryState
-from tests.support.models import COST, counted_agent
+from tests.support.models import COST, counted_agent, shared_agent, shared_model
 
 USD = Decimal(COST) / 1_000_000
 BOUND = Decimal("0.015")
@@ -86,11 +85,11 @@ class TestEveryWayOfSending:
 
     @pytest.mark.same_under_prefect
     async def test_a_raw_agent_counts(self, executor: str) -> None:
-        model = ScriptedModel("x", repeat=True)
-        agent = Agent(model)
+        model = shared_model("x", repeat=True)
 
         @step(budget=Budget(usd="0.000000001"))
         async def ask(ctx: StepContext[Any]) -> None:
+            agent = Agent(model)
             for number in range(9):
                 await agent.run(f"question {number}")
 
@@ -109,11 +108,11 @@ class TestEveryWayOfSending:
     async def test_a_member_of_a_fallback_counts_and_none_takes_a_refused_request(
         self, executor: str
     ) -> None:
-        models = [ScriptedModel("x", repeat=True) for _ in range(2)]
-        agent = Agent(FallbackModel(*models, fallback_on=(Exception,)))
+        models = [shared_model("x", repeat=True) for _ in range(2)]
 
         @step(budget=Budget(usd="0.000000001"), retries=3, retry_delay=0.0)
         async def ask(ctx: StepContext[Any]) -> None:
+            agent = Agent(FallbackModel(*models, fallback_on=(Exception,)))
             for number in range(9):
                 await agent.run(f"question {number}")
 
@@ -161,7 +160,9 @@ class TestEveryWayOfSending:
         self, executor: str
     ) -> None:
         agent, model = counted_agent()
-        inner = Pipeline("inner", {"s": asking(agent, 9)}, executor=executor)
+        # Within the budget of another run, steps aren't sent from one process to the next.
+        within = executor if isinstance(executor, str) else "memory"
+        inner = Pipeline("inner", {"s": asking(agent, 9)}, executor=within)
 
         @step
         async def outer(ctx: StepContext[Any]) -> None:
@@ -178,7 +179,7 @@ class TestEveryWayOfSending:
     async def test_simulated_requests_cost_nothing(self, executor: str) -> None:
         from fastroai.testing import OfflineModel
 
-        agent: FastroAgent[str] = FastroAgent(model=OfflineModel())
+        agent = shared_agent(model=OfflineModel())
         ask = asking(agent, 3, cost_budget=1)
         result = await Pipeline("simulated", {"s": ask}, executor=executor).execute({}, None)
         assert len(result.output) == 3
@@ -190,14 +191,11 @@ class TestSeveralExecutions:
     ) -> None:
         monkeypatch.setenv("FASTROAI_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
         agent, model = counted_agent()
-        fails = [True]
 
         @step
         async def ask(ctx: StepContext[Any]) -> None:
             await ctx.run(agent, f"question {uuid4()}")
-            if fails.pop():
-                fails.append(True)
-                raise RuntimeError("bad")
+            raise RuntimeError("bad")
 
         pipeline = Pipeline(
             "keyed",
@@ -214,6 +212,7 @@ class TestSeveralExecutions:
         assert (error.scope, error.name, error.spent) == ("run", "keyed", 2 * USD)
 
 
+@pytest.mark.one_process("a budget of strength 'reserved' is kept by the process of its run")
 class TestReserved:
     async def test_parallel_requests_never_pass_the_budget_and_use_it_up(
         self, executor: str
@@ -324,7 +323,7 @@ class TestAtTheLimit:
     async def test_a_cheaper_model_takes_further_requests_and_the_books_say_so(
         self, executor: str, where: str
     ) -> None:
-        cheap = ScriptedModel("cheap", model_name="gpt-5-nano", repeat=True)
+        cheap = shared_model("cheap", model_name="gpt-5-nano", repeat=True)
         agent, dear = counted_agent(
             "dear", **({"cheaper_model": cheap} if where == "agent" else {})
         )

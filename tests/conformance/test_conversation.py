@@ -40,6 +40,7 @@ async def test_an_incomplete_state_starts_nothing_further(executor: str) -> None
     assert (result.errors, result.skipped) == ({}, ())
 
 
+@pytest.mark.one_process("it looks at the tasks of the run's event loop")
 async def test_what_runs_at_that_time_is_finished_and_kept(executor: str) -> None:
     running, gathered = Signal(), Signal()
     callers_loop = asyncio.get_running_loop()

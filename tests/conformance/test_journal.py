@@ -26,6 +26,8 @@ from fastroai import (
 )
 from fastroai.testing import ScriptedModel, ToolCall, fixed_prices
 from fastroai.usage import EntryState
+from tests.support.models import shared_agent, shared_model
+from tests.support.shared import SharedList
 from tests.support.steps import Give
 
 
@@ -38,7 +40,7 @@ NOW = {"retries": 1, "retry_delay": 0.0}
 
 
 def agent_on(model: Any, **options: Any) -> FastroAgent[Any]:
-    return FastroAgent(model=model, cost_calculator=fixed_prices(), **options)
+    return shared_agent(model=model, cost_calculator=fixed_prices(), **options)
 
 
 def failing_once(asks: Callable[[StepContext[Any]], Any], **config: Any) -> Any:
@@ -65,13 +67,13 @@ def states(result: PipelineResult[Any]) -> list[str]:
 
 
 async def test_a_tool_loop_is_neither_sent_nor_executed_again(executor: str) -> None:
-    looked_up: list[str] = []
+    looked_up = SharedList()
 
     def weather(city: str) -> Weather:
         looked_up.append(city)
         return Weather(city=city, degrees=4.0)
 
-    model = ScriptedModel(ToolCall("weather", {"city": "Oslo"}), "cold")
+    model = shared_model(ToolCall("weather", {"city": "Oslo"}), "cold")
     agent = agent_on(model, toolsets=[FunctionToolset([weather])])
 
     async def asks(ctx: StepContext[Any]) -> Any:
@@ -91,13 +93,13 @@ async def test_a_tool_loop_is_neither_sent_nor_executed_again(executor: str) -> 
 
 async def test_a_tool_gets_the_arguments_that_pydantic_ai_made(executor: str) -> None:
     """An iterator is not used up before the tool sees it, and bytes need not be text."""
-    given: list[Any] = []
+    given = SharedList()
 
     def take(numbers: Iterable[int], data: Base64Bytes, unit: str = "C") -> str:
         given.append((list(numbers), data, unit))
         return "taken"
 
-    model = ScriptedModel(ToolCall("take", {"numbers": [1, 2, 3], "data": "/9j/"}), "done")
+    model = shared_model(ToolCall("take", {"numbers": [1, 2, 3], "data": "/9j/"}), "done")
     agent = agent_on(model, toolsets=[FunctionToolset([take])])
 
     async def asks(ctx: StepContext[Any]) -> Any:
@@ -116,7 +118,7 @@ async def test_the_requests_of_a_call_that_failed_midway_are_not_sent_again(exec
     def note(text: str) -> str:
         return f"noted {text}"
 
-    model = ScriptedModel(ToolCall("note", {"text": "x"}), unlucky, "done")
+    model = shared_model(ToolCall("note", {"text": "x"}), unlucky, "done")
     agent = agent_on(model, toolsets=[FunctionToolset([note])], max_retries=0)
 
     @step(**NOW)
@@ -129,7 +131,7 @@ async def test_the_requests_of_a_call_that_failed_midway_are_not_sent_again(exec
 
 
 async def test_the_same_question_asked_twice_keeps_its_two_answers(executor: str) -> None:
-    model = ScriptedModel("first", "second")
+    model = shared_model("first", "second")
     agent = agent_on(model)
 
     async def asks(ctx: StepContext[Any]) -> Any:
@@ -146,7 +148,7 @@ async def test_a_fallback_that_answered_is_not_asked_again_nor_is_what_it_stood_
     def down(messages: Any, info: Any) -> Any:
         raise ModelHTTPError(503, "scripted")
 
-    first, second = ScriptedModel(down, "too late"), ScriptedModel("answer")
+    first, second = shared_model(down, "too late"), shared_model("answer")
     agent = agent_on(FallbackModel(first, second), max_retries=0)
 
     async def asks(ctx: StepContext[Any]) -> Any:
@@ -158,7 +160,7 @@ async def test_a_fallback_that_answered_is_not_asked_again_nor_is_what_it_stood_
 
 
 async def test_a_stream_is_replayed_as_a_stream(executor: str) -> None:
-    model = ScriptedModel("one two three")
+    model = shared_model("one two three")
     agent = agent_on(model)
 
     async def asks(ctx: StepContext[Any]) -> Any:
@@ -174,7 +176,7 @@ async def test_a_structured_answer_is_replayed_as_its_type(executor: str) -> Non
     class City(BaseModel):
         name: str
 
-    agent = agent_on(ScriptedModel({"nom": "Oslo"}, {"name": "Oslo"}), output_type=City)
+    agent = agent_on(shared_model({"nom": "Oslo"}, {"name": "Oslo"}), output_type=City)
 
     async def asks(ctx: StepContext[Any]) -> City:
         response = await ctx.run(agent, "city?")
@@ -186,9 +188,10 @@ async def test_a_structured_answer_is_replayed_as_its_type(executor: str) -> Non
     assert states(result) == ["charged", "charged", "replayed", "replayed"]
 
 
+@pytest.mark.one_process("an agent of pydantic-ai can't be pickled: a deps factory makes it")
 async def test_an_agent_of_the_user_s_own_is_replayed_too(executor: str) -> None:
     calls: list[str] = []
-    model = ScriptedModel(ToolCall("note"), "done")
+    model = shared_model(ToolCall("note"), "done")
     own = Agent(model)
 
     @own.tool_plain
@@ -206,7 +209,7 @@ async def test_an_agent_of_the_user_s_own_is_replayed_too(executor: str) -> None
 
 
 async def test_a_step_that_is_the_unit_asks_again(executor: str) -> None:
-    model = ScriptedModel("first", "second")
+    model = shared_model("first", "second")
     agent = agent_on(model)
 
     async def asks(ctx: StepContext[Any]) -> Any:
@@ -244,7 +247,7 @@ class TestAnotherFlowRun:
         return await run("prefect", ask, run_key="work-1")
 
     async def test_only_what_was_not_answered_is_sent(self, tmp_path: Path) -> None:
-        model = ScriptedModel("first", "second")
+        model = shared_model("first", "second")
         result = await self.fail_then_finish(model, tmp_path)
         assert result.output == ["first", "second"]
         assert states(result) == ["replayed", "charged"]
@@ -260,13 +263,13 @@ class TestAnotherFlowRun:
         ids=["cut off", "pickled", "nested"],
     )
     async def test_a_spoilt_record_is_asked_for_again(self, tmp_path: Path, spoil: Any) -> None:
-        model = ScriptedModel("first", "anew", "second")
+        model = shared_model("first", "anew", "second")
         result = await self.fail_then_finish(model, tmp_path, spoil)
         assert result.output == ["anew", "second"]
         assert states(result) == ["charged", "charged"]
 
     async def test_another_key_is_another_run(self, tmp_path: Path) -> None:
-        model = ScriptedModel("first", "second")
+        model = shared_model("first", "second")
         agent = agent_on(model)
 
         @step

@@ -27,10 +27,11 @@ from fastroai.errors import LedgerUnavailableError
 from fastroai.ledger.entries import total_usd
 from fastroai.ledger.store import configured_store
 from fastroai.settings import load_settings
-from fastroai.testing import ScriptedModel, ToolCall, fixed_prices
+from fastroai.testing import ToolCall, fixed_prices
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.conformance.third_party import AnyExecutor
-from tests.support.models import COST, counted_agent
+from tests.support.models import COST, counted_agent, shared_agent, shared_model
+from tests.support.shared import SharedList
 from tests.support.steps import Give
 
 TAGS = {"team": "search", "customer": "Äcme"}
@@ -92,7 +93,7 @@ async def test_what_a_run_says_it_sent_is_what_the_database_says(
 async def test_a_request_is_in_the_database_before_it_is_sent(
     any_executor: AnyExecutor, database: Path
 ) -> None:
-    seen: list[int] = []
+    seen = SharedList()
 
     def look(messages: Any, info: Any) -> ModelResponse:
         with closing(sqlite3.connect(database)) as other:
@@ -100,10 +101,11 @@ async def test_a_request_is_in_the_database_before_it_is_sent(
                 "SELECT count(*) FROM fastroai_intents WHERE id NOT IN (SELECT entry_id FROM "
                 "fastroai_outcomes)"
             )
-            seen.extend(other.execute(intents).fetchone())
+            [count] = other.execute(intents).fetchone()
+            seen.append(count)
         return ModelResponse(parts=[TextPart("seen")])
 
-    agent = FastroAgent(model=ScriptedModel(look, repeat=True), cost_calculator=fixed_prices())
+    agent = shared_agent(model=shared_model(look, repeat=True), cost_calculator=fixed_prices())
     await Pipeline("talk", {"a": asking(agent, "one", "two")}, executor=any_executor).execute(
         {}, None
     )
@@ -119,8 +121,8 @@ async def test_a_nested_agent_s_requests_are_booked_to_the_step(
     async def consult() -> str:
         return str((await inner.run("inner?")).output)
 
-    outer = FastroAgent(
-        model=ScriptedModel(ToolCall("consult"), "outer"),
+    outer = shared_agent(
+        model=shared_model(ToolCall("consult"), "outer"),
         toolsets=[FunctionToolset([consult])],
         cost_calculator=fixed_prices(),
         name="outer",
@@ -163,6 +165,7 @@ async def test_a_ledger_that_can_not_be_reached_fails_the_run_before_anything_is
     assert model.prompts == []
 
 
+@pytest.mark.one_process("it waits for what its process has still to write")
 async def test_a_ledger_lost_within_a_run_stops_the_next_request(
     any_executor: AnyExecutor, database: Path
 ) -> None:
@@ -186,6 +189,7 @@ async def test_a_ledger_lost_within_a_run_stops_the_next_request(
     assert partial.entries[1].error.startswith("Not sent")
 
 
+@pytest.mark.one_process("what can't be booked yet waits in the process that has sent it")
 async def test_a_ledger_that_is_not_required_gets_its_entries_later(
     any_executor: AnyExecutor, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ executor.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from typing import Any
@@ -19,6 +20,7 @@ from fastroai import (
     Pipeline,
     PipelineConfig,
     PipelineValidationError,
+    StepConfig,
     StepContext,
     StepExecutionError,
     step,
@@ -29,6 +31,8 @@ from fastroai.testing import ScriptedModel, fixed_prices
 from fastroai.usage import EntryState
 from tests.conformance.third_party import AnyExecutor
 from tests.support.models import COST, counted_agent
+from tests.support.shared import SharedList
+from tests.support.steps import Gauge, Signal
 
 NOW = {"retry_delay": 0.0}
 
@@ -49,7 +53,8 @@ async def words(context: StepContext[Any]) -> list[str]:
 
 
 def asking(agent: FastroAgent[Any], **config: Any) -> Any:
-    @step(**config)
+    # Items that a worker of a task runner has ask no models.
+    @step(**({"remote": False} | config))
     async def ask(context: StepContext[Any]) -> str:
         answer: str = (await context.run(agent, f"about {context.item}")).output
         return answer
@@ -133,7 +138,9 @@ class TestItems:
     async def test_an_agent_step_maps_like_any_other(self, executor: str) -> None:
         agent, model = counted_agent("fine")
         each = agent.as_step(lambda context: f"Summarise {context.item}").map(over="xs")
-        result = await Pipeline("p", {"each": each}, executor=executor).execute({"xs": ["a", "b"]})
+        configs = {"each": StepConfig(remote=False)}
+        pipeline = Pipeline("p", {"each": each}, step_configs=configs, executor=executor)
+        result = await pipeline.execute({"xs": ["a", "b"]})
         assert result.output == ["fine", "fine"]
         assert sorted(model.prompts) == ["Summarise a", "Summarise b"]
 
@@ -148,6 +155,7 @@ class TestItems:
 
 
 class TestStreams:
+    @pytest.mark.one_process("an iterator is of its process")
     async def test_an_asynchronous_iterator_is_never_held_whole(
         self, executor: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -209,8 +217,9 @@ class TestStreams:
         result = await mapped(shout, executor).execute({"xs": letters()})
         assert result.output == ["A", "B", "C"]
 
+    @pytest.mark.one_process("items go to a worker together, and come back together")
     async def test_a_map_over_a_map_begins_with_its_first_item(self, executor: str) -> None:
-        second_has_begun = asyncio.Event()
+        second_has_begun = Signal()
 
         @step
         async def first(context: StepContext[Any]) -> str:
@@ -350,22 +359,22 @@ class TestFailures:
             assert "even" in str(await failure(pipeline, {"xs": [1, 2, 3, 4]}))
 
     async def test_an_item_is_tried_again_by_itself(self, executor: str) -> None:
-        tries: dict[str, int] = {}
+        tries = SharedList()
 
         @step(retries=2, **NOW)
         async def flaky(context: StepContext[Any]) -> int:
-            tries[context.item] = tries.get(context.item, 0) + 1
+            tries.append(context.item)
             if context.item == "b" and context.attempt < 3:
                 raise RuntimeError("not yet")
             return context.attempt
 
         assert (await mapped(flaky, executor).execute({"xs": ["a", "b"]})).output == [1, 3]
-        assert tries == {"a": 1, "b": 3}
+        assert Counter(tries) == {"a": 1, "b": 3}
 
     async def test_what_an_item_was_answered_is_not_asked_again(self, executor: str) -> None:
         agent, model = counted_agent("yes")
 
-        @step(retries=1, **NOW)
+        @step(retries=1, remote=False, **NOW)
         async def flaky(context: StepContext[Any]) -> str:
             answer: str = (await context.run(agent, f"about {context.item}")).output
             if context.attempt == 1:
@@ -418,7 +427,7 @@ class TestBooks:
     async def test_a_budget_of_the_step_is_each_items(self, executor: str) -> None:
         agent, model = counted_agent("yes")
 
-        @step(cost_budget=COST)
+        @step(cost_budget=COST, remote=False)
         async def asks(context: StepContext[Any]) -> int:
             for number in range(2 if context.item == "b" else 1):
                 await context.run(agent, f"{context.item} {number}")
@@ -432,18 +441,10 @@ class TestBooks:
         assert len(model.prompts) == 3
 
     async def test_no_more_are_under_way_than_may_be(self, executor: str) -> None:
-        running = most = 0
-
-        @step
-        async def count(context: StepContext[Any]) -> None:
-            nonlocal running, most
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(0)
-            running -= 1
-
+        gauge = Gauge()
+        count = gauge.step(lambda: asyncio.sleep(0.01))
         await mapped(count, executor, max_concurrency=3).execute({"xs": list(range(20))})
-        assert most == 3
+        assert gauge.peak == 3
 
     async def test_a_stream_that_has_a_length_says_how_many_items_there_will_be(self) -> None:
         class Letters:

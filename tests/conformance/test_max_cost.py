@@ -16,6 +16,8 @@ from tests.support.provider_process import ProviderProcess
 
 __all__ = ["books"]
 
+pytestmark = pytest.mark.one_process("a command names no task runner")
+
 USD = Decimal("0.00018")
 """What a request costs."""
 BOUND = Decimal("0.002")

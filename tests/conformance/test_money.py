@@ -29,7 +29,8 @@ from fastroai.usage import EntryState
 from tests.conformance.third_party import AnyExecutor
 from tests.support.chat import answering, chat_response, offline_agent
 from tests.support.models import COST, INPUT_TOKENS, OUTPUT_TOKENS, counted_agent
-from tests.support.steps import Give, Join, WaitsForever, soon
+from tests.support.shared import SharedList
+from tests.support.steps import Give, Join, Signal, WaitsForever, soon
 
 NOW = {"retry_delay": 0.0}
 
@@ -66,14 +67,19 @@ class Asks:
         self, agent: FastroAgent[Any], *questions: str, failures: int = 1, behind: int = 1
     ) -> None:
         self.agent, self.questions, self.failures, self.behind = agent, questions, failures, behind
-        self.attempts = 0
+        self._attempts = SharedList()
+
+    @property
+    def attempts(self) -> int:
+        """How many there were."""
+        return len(self._attempts)
 
     async def __call__(self, ctx: StepContext[Any]) -> list[str]:
-        self.attempts += 1
+        attempt = self._attempts.append(None) + 1
         answers = []
         for number, question in enumerate(self.questions, 1):
             answers.append((await ctx.run(self.agent, question)).output)
-            if number == self.behind and self.attempts <= self.failures:
+            if number == self.behind and attempt <= self.failures:
                 raise RuntimeError(f"behind {question}")
         return answers
 
@@ -119,6 +125,7 @@ class TestSums:
         assert (result.usage, result.entries) == (None, ())
 
     @pytest.mark.same_under_prefect
+    @pytest.mark.one_process("the agent is patched here")
     async def test_an_agent_that_no_meter_sees_is_booked_as_it_reports(
         self, any_executor: AnyExecutor
     ) -> None:
@@ -244,12 +251,15 @@ class TestReplay:
 
     async def test_replays_do_not_cross_runs(self, executor: str) -> None:
         agent, model = counted_agent()
-        asks = Asks(agent, "one", failures=1)
-        pipeline = Pipeline(
-            "replay", {"s": step(asks)}, config=PipelineConfig(retries=1, **NOW), executor=executor
-        )
+
+        @step(retries=1, **NOW)
+        async def asks(ctx: StepContext[Any]) -> None:
+            await ctx.run(agent, "one")
+            if ctx.attempt == 1:
+                raise RuntimeError("behind one")
+
+        pipeline = Pipeline("replay", {"s": asks}, executor=executor)
         await pipeline.execute({}, None)
-        asks.attempts = 0
         await pipeline.execute({}, None)
         assert model.prompts == ["one", "one"]
 
@@ -277,7 +287,7 @@ class TestSpendOfFailures:
 
     async def test_every_failed_attempts_new_spend_counts(self, executor: str) -> None:
         agent, model = counted_agent()
-        attempts: list[int] = []
+        attempts = SharedList()
 
         @step(retries=2, retry_delay=0.0)
         async def ask(ctx: StepContext[Any]) -> None:
@@ -322,7 +332,7 @@ class TestSpendOfFailures:
 
     @pytest.mark.same_under_prefect
     async def test_a_request_cut_off_by_a_timeout_is_unsettled(self, executor: str) -> None:
-        asked = asyncio.Event()
+        asked = Signal()
 
         async def never(*args: Any) -> Any:
             asked.set()
@@ -384,7 +394,7 @@ class TestBudgets:
 
     async def test_a_steps_budget_spans_its_attempts(self, executor: str) -> None:
         agent, model = counted_agent()
-        attempts: list[int] = []
+        attempts = SharedList()
 
         @step(retries=9, retry_delay=0.0, cost_budget=2 * COST)
         async def ask(ctx: StepContext[Any]) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from fastroai import BaseStep, InputValidationError, Pipeline, PipelineConfig, StepContext, step
 from fastroai.executors import Executor
+from tests.support.shared import SharedList
 from tests.support.steps import PATIENCE, Gauge, Give, Join, Meeting, Signal, after, announcing
 
 DIAMOND = {"b": ["a"], "c": ["a"], "d": ["b", "c"]}
@@ -37,6 +38,7 @@ class TestOutputs:
         result = await pipeline.execute({}, None)
         assert result.step_outputs == falsy | {"look": list(falsy.values())}
 
+    @pytest.mark.one_process("an output is sent back, and one with a lock can't be")
     async def test_an_output_of_a_type_of_ones_own_is_handed_on(
         self, any_executor: Executor | str
     ) -> None:
@@ -134,7 +136,7 @@ class TestOrder:
     async def test_no_step_starts_before_its_dependencies_are_done(
         self, any_executor: Executor | str
     ) -> None:
-        log: list[tuple[str, str]] = []
+        log = SharedList()
 
         class Log(BaseStep[Any, None]):
             async def execute(self, context: StepContext[Any]) -> None:
@@ -171,6 +173,7 @@ class TestOrder:
         await pipeline.execute({}, None)
         assert gauge.peak == 1
 
+    @pytest.mark.one_process("which of its threads runs a step is nothing to another process")
     async def test_a_plain_function_leaves_the_event_loop_free(self, executor: str) -> None:
         """It waits in its thread for a step that can only run on the loop."""
         released, loops_thread = threading.Event(), threading.get_ident()
@@ -203,6 +206,7 @@ class TestOrder:
 
 
 class TestVisibility:
+    @pytest.mark.one_process("deps are made by a factory where the step is")
     async def test_deps_reach_the_steps_as_they_are(self, any_executor: Executor | str) -> None:
         class Client:
             """Neither picklable nor hashable nor JSON."""
@@ -232,20 +236,16 @@ class TestVisibility:
     async def test_only_declared_dependencies_are_visible(
         self, any_executor: Executor | str
     ) -> None:
-        seen: dict[str, Any] = {}
-
         @step
-        async def look(ctx: StepContext[Any]) -> None:
-            seen["grandparent"] = ctx.get_dependency_or_none("a")
-            seen["parent"] = ctx.get_dependency("b")
+        async def look(ctx: StepContext[Any]) -> list[Any]:
             with pytest.raises(ValueError, match="not a dependency"):
                 ctx.get_dependency("a")
+            return [ctx.get_dependency_or_none("a"), ctx.get_dependency("b")]
 
         steps = {"a": Give(1), "b": Give(2), "c": look}
-        await Pipeline("chain", steps, {"b": ["a"], "c": ["b"]}, executor=any_executor).execute(
-            {}, None
-        )
-        assert seen == {"grandparent": None, "parent": 2}
+        dependencies = {"b": ["a"], "c": ["b"]}
+        pipeline = Pipeline("chain", steps, dependencies, executor=any_executor)
+        assert list((await pipeline.execute({}, None)).output) == [None, 2]
 
     @pytest.mark.same_under_prefect
     async def test_inputs_are_read_by_key(self, any_executor: Executor | str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +25,8 @@ from fastroai import (
 from fastroai.budgets import Budget
 from fastroai.executors import PrefectExecutor
 from fastroai.usage import EntryState, Ledger
-from tests.support.provider import Answer, Hang, LoopbackProvider
+from tests.support.provider import LoopbackProvider
+from tests.support.remote_runners import dask_cluster
 from tests.support.remote_steps import (
     BadNumberError,
     Desk,
@@ -35,6 +34,9 @@ from tests.support.remote_steps import (
     Square,
     asks_remotely,
     asks_while_it_computes,
+    look_at_squares,
+    plain_square,
+    raises_from_deep_within,
     reads_all,
     square,
     square_of_item,
@@ -42,18 +44,11 @@ from tests.support.remote_steps import (
 )
 from tests.support.steps import Give
 
+__all__ = ["dask_cluster"]
+
 dask = pytest.importorskip("prefect_dask")
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """Address of a cluster of two processes, with a thread each."""
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
-        yield cluster.scheduler_address
 
 
 @pytest.fixture
@@ -71,8 +66,8 @@ def ledger_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def executor(scheduler: str, provider: LoopbackProvider) -> PrefectExecutor:
-    runner = dask.DaskTaskRunner(address=scheduler)
+def executor(dask_cluster: str, provider: LoopbackProvider) -> PrefectExecutor:
+    runner = dask.DaskTaskRunner(address=dask_cluster)
     return PrefectExecutor(task_runner=runner, deps_factory=partial(Desk, provider.port))
 
 
@@ -111,6 +106,16 @@ class TestComputing:
         assert isinstance(error, BadNumberError)
         assert error.number == -1
         assert "in square" in error.__notes__[0]
+
+    async def test_an_error_from_deep_within_is_what_it_was(
+        self, executor: PrefectExecutor, provider: LoopbackProvider
+    ) -> None:
+        """Its traceback is deeper than a pickle may be."""
+        pipeline = Pipeline("deep", {"deep": raises_from_deep_within}, executor=executor)
+        with pytest.raises(StepExecutionError) as caught:
+            await pipeline.execute({"number": 7}, None)
+        assert isinstance(caught.value.original_error, BadNumberError)
+        assert caught.value.original_error.number == 7
 
     @pytest.mark.long
     async def test_what_was_computed_is_not_computed_again(self, executor: PrefectExecutor) -> None:
@@ -153,6 +158,17 @@ class TestItems:
         assert again["3"].value == 109
         assert Notes(tmp_path).items() == ["1", "2", "3"]
 
+    async def test_a_step_in_a_worker_reads_the_outputs_of_a_map_and_what_failed(
+        self, executor: PrefectExecutor
+    ) -> None:
+        steps = {
+            "squares": plain_square.map(over="numbers", key=str, max_failures=1),
+            "look": look_at_squares,
+        }
+        pipeline = Pipeline("look", steps, {"look": ["squares"]}, executor=executor)
+        result = await pipeline.execute({"numbers": [1, 2, -3]}, None)
+        assert result.output == {"1": 1, "2": 4, "-3": "BadNumberError"}
+
     @pytest.mark.long
     async def test_an_item_does_not_read_all_that_is_mapped_over(
         self, executor: PrefectExecutor
@@ -185,34 +201,6 @@ class TestAsking:
         assert result.usage is not None
         assert result.usage.steps["asks"].request_count == 2
 
-    @pytest.mark.long
-    async def test_a_worker_that_is_killed_in_a_request_loses_nothing(
-        self,
-        executor: PrefectExecutor,
-        provider: LoopbackProvider,
-        tmp_path: Path,
-        ledger_url: str,
-    ) -> None:
-        provider.script("two", Hang(), Answer("late"))
-        pipeline = Pipeline("killed", {"asks": asks_remotely}, executor=executor)
-        run = asyncio.create_task(pipeline.execute({"folder": tmp_path}, None))
-
-        async def until_it_asks() -> None:
-            while prompts(provider) != ["one", "two"]:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-
-        await asyncio.wait_for(until_it_asks(), 120)
-        os.kill(Notes(tmp_path).pid(), signal.SIGKILL)
-        result = await run
-        assert result.output[1] == "late"
-        assert prompts(provider) == ["one", "two", "two"]
-        assert sorted(states(result)) == sorted(
-            [EntryState.CHARGED, EntryState.UNSETTLED, EntryState.REPLAYED, EntryState.CHARGED]
-        )
-        async with Ledger.open(ledger_url) as ledger:
-            booked = await ledger.entries(run_id=result.run_id)
-        assert {entry.id for entry in booked} == {entry.id for entry in result.entries}
-
 
 class TestRefused:
     """Before anything is sent, with what it is and what to do."""
@@ -244,8 +232,8 @@ class TestRefused:
         refusal = await self.refused(executor, square, {"lock": threading.Lock()})
         assert "the input 'lock' can't be pickled" in refusal
 
-    async def test_deps_without_a_factory(self, scheduler: str) -> None:
-        executor = PrefectExecutor(task_runner=dask.DaskTaskRunner(address=scheduler))
+    async def test_deps_without_a_factory(self, dask_cluster: str) -> None:
+        executor = PrefectExecutor(task_runner=dask.DaskTaskRunner(address=dask_cluster))
         assert "deps_factory" in await self.refused(executor, square, deps=object())
 
     async def test_a_ledger_in_memory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -276,6 +277,40 @@ async def test_elements_of_the_input_are_worked_on_elsewhere_too() -> None:
     assert result.output == [f"page {number}: yes" for number in range(3)]
     assert len(spreading.others) == 2
     assert len(model.prompts) == 3
+
+
+@pytest.mark.parametrize("bad", [[], [1]])
+async def test_a_spread_map_over_a_spread_map_is_worked_on_item_by_item(
+    ledger: str, bad: list[int]
+) -> None:
+    first, asked_first = counted_agent("draft")
+    second, asked_second = counted_agent("fine")
+
+    @step
+    async def check(context: StepContext[Desk]) -> str:
+        answer = (await context.run(second, f"check {context.item}")).output
+        return f"{context.item_key}: {answer}"
+
+    steps = {
+        "read": read,
+        "drafts": asking(first).map(over="read", key="title", max_failures=1),
+        "checks": check.map(over="drafts"),
+    }
+    desk = Desk({number: LookupError("no page") for number in bad})
+    pipeline = Pipeline("twice", steps, output_step="checks")
+    async with spread(pipeline, desk, pages=5) as spreading, Ledger.open(ledger) as books:
+        run = await spreading.start()
+        result = await work(spreading.flow, run)
+        booked = await books.entries(run_id=str(run))
+    good = [number for number in range(5) if number not in bad]
+    assert list(result.output) == [f"page {number}: fine" for number in good]
+    assert sorted(asked_first.prompts) == prompts(*range(5))
+    assert sorted(asked_second.prompts) == [f"check page {number}: draft" for number in good]
+    assert {entry.id: entry for entry in booked} == {entry.id: entry for entry in result.entries}
+    assert Counter(entry.attribution.step_id for entry in booked) == {
+        "drafts": 5,
+        "checks": len(good),
+    }
 
 
 async def test_items_see_other_dependencies_and_not_all_that_is_mapped_over() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,30 @@ def square_of_item(context: StepContext[Any]) -> Square:
     return Square(value=context.item**2 + context.get_dependency("offset"), pid=os.getpid())
 
 
+@step(**NOW)
+def plain_square(context: StepContext[Any]) -> int:
+    if context.item < 0:
+        raise BadNumberError(context.item, "below 0")
+    return int(context.item) ** 2
+
+
+@step
+def look_at_squares(context: StepContext[Any]) -> dict[str, Any]:
+    squares = context.get_dependency("squares")
+    failed = {key: type(error).__name__ for key, error in squares.errors.items()}
+    return dict(squares) | failed
+
+
+@step
+def raises_from_deep_within(context: StepContext[Any]) -> None:
+    def down(levels: int) -> None:
+        if levels == 0:
+            raise BadNumberError(context.get_input("number"), "deep")
+        down(levels - 1)
+
+    down(300)
+
+
 @step
 def reads_all(context: StepContext[Any]) -> int:
     return len(context.get_input("numbers"))
@@ -97,6 +123,31 @@ class Notes:
             fails.unlink()
             raise RuntimeError("once")
 
+    async def hold_once(self) -> None:
+        """Wait until it is let go; not again."""
+        with suppress(FileExistsError):
+            (self.folder / "held").touch(exist_ok=False)
+            while not (self.folder / "go").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    def is_held(self) -> bool:
+        """Whether it has come so far."""
+        return (self.folder / "held").exists()
+
+    def let_go(self) -> None:
+        """Have it go on."""
+        (self.folder / "go").touch()
+
+    def end(self, how: str) -> None:
+        """Say that it has ended."""
+        with (self.folder / "ended").open("a") as file:
+            file.write(f"{how}\n")
+
+    def ended(self) -> list[str]:
+        """How it has ended, each time."""
+        found = self.folder / "ended"
+        return found.read_text().split() if found.exists() else []
+
     def items(self) -> list[str]:
         """Which were computed."""
         return sorted(path.name.split("-")[0] for path in self.folder.glob("?-*"))
@@ -110,6 +161,30 @@ async def _ask_twice(context: StepContext[Desk]) -> list[Any]:
     return [first, (await context.run(context.deps.agent, "two")).output, os.getpid()]
 
 
+async def _ask_when_let(context: StepContext[Desk]) -> list[Any]:
+    notes = Notes(context.get_input("folder"))
+    notes.begin()
+    first = (await context.run(context.deps.agent, "one")).output
+    try:
+        await notes.hold_once()
+        answers = [first, (await context.run(context.deps.agent, "two")).output]
+    except BaseException as error:
+        notes.end(type(error).__name__)
+        raise
+    notes.end("well")
+    return answers
+
+
+async def _ask_many(context: StepContext[Desk]) -> list[Any]:
+    Notes(context.get_input("folder")).begin()
+    questions = range(context.get_input("questions"))
+    return [
+        (await context.run(context.deps.agent, f"question {number}")).output for number in questions
+    ]
+
+
+asks_when_let = step(remote=True)(_ask_when_let)
+asks_many = step(remote=True)(_ask_many)
 asks_remotely = step(remote=True, retries=1, **NOW)(_ask_twice)
 
 

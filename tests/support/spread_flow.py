@@ -46,7 +46,24 @@ pipeline = Pipeline(
 )
 
 
-def flow_of(items: int, runs: int) -> Any:
+@step(retries=1, retry_delay=0.0)
+async def check(context: StepContext[Desk]) -> list[str]:
+    asked = f"check {context.item_key}: {context.item[2]}"
+    answer = (await context.run(context.deps.agent, asked)).output
+    return [context.deps.worker, context.item_key, answer]
+
+
+twice = Pipeline(
+    NAME,
+    {
+        "read": read,
+        "summaries": summarise.map(over="read", key="id", max_concurrency=4),
+        "checks": check.map(over="summaries", max_concurrency=4),
+    },
+)
+
+
+def flow_of(items: int, runs: int, pipeline: Pipeline[Any, Any, Any] = pipeline) -> Any:
     """The flow, whose runs work on so many items each."""
     spread = Spread(items=items, runs=runs, patience=20)
     return pipeline.with_executor(PrefectExecutor(spread=spread)).to_flow(
@@ -54,4 +71,4 @@ def flow_of(items: int, runs: int) -> Any:
     )
 
 
-flow = flow_of(200, 2)
+flow, flow_twice = flow_of(200, 2), flow_of(8, 2, twice)

@@ -3,53 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
 from fastroai import BaseStep, StepContext, step
+from tests.support.shared import SharedList
 
 PATIENCE = 30.0
 """Seconds after which something that should have happened by now counts as never happening."""
+BETWEEN_LOOKS = 0.02
+"""Seconds until what another process may have done is looked at again."""
 
 
 class Signal:
-    """An event for steps that may run in different threads and event loops."""
+    """An event for steps that may run in different threads, event loops and processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, sets: SharedList | None = None) -> None:
         self._reached: Future[None] = Future()
+        self._sets = SharedList() if sets is None else sets
 
     def set(self) -> None:
+        self._sets.append(None)
         if not self._reached.done():
             self._reached.set_result(None)
 
     def is_set(self) -> bool:
-        return self._reached.done()
+        return bool(self._sets)
 
     async def wait(self) -> None:
-        # Shielded: a cancelled waiter must not cancel it for the others.
-        await asyncio.shield(asyncio.wrap_future(self._reached))
+        reached = asyncio.wrap_future(self._reached)
+        while not self.is_set():
+            # It may be set in another process. `wait` cancels no future, for the others' sake.
+            await asyncio.wait([reached], timeout=BETWEEN_LOOKS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Signal, (self._sets,)
 
 
 class Meeting:
-    """A barrier for steps that may run in different threads and event loops."""
+    """A barrier for steps that may run in different threads, event loops and processes."""
 
     def __init__(self, parties: int) -> None:
-        self._parties = self._missing = parties
-        self._complete = Signal()
-        self._lock = threading.Lock()
+        self._parties = parties
+        self._joined = SharedList()
 
     async def join(self) -> None:
-        with self._lock:
-            complete = self._complete
-            self._missing -= 1
-            if not self._missing:
-                self._missing, self._complete = self._parties, Signal()
-                complete.set()
-        await soon(complete.wait())
+        of_my_round = self._joined.append(None) // self._parties + 1
+        async with asyncio.timeout(PATIENCE):
+            while len(self._joined) < of_my_round * self._parties:  # noqa: ASYNC110
+                await asyncio.sleep(BETWEEN_LOOKS / 4)
 
 
 class Give(BaseStep[Any, Any]):
@@ -60,11 +66,15 @@ class Give(BaseStep[Any, Any]):
 
     def __init__(self, *values: Any) -> None:
         self._values = list(values) or [None]
-        self.runs = 0
+        self._runs = SharedList()
+
+    @property
+    def runs(self) -> int:
+        """How often it was run."""
+        return len(self._runs)
 
     async def execute(self, context: StepContext[Any]) -> Any:
-        value = self._values[min(self.runs, len(self._values) - 1)]
-        self.runs += 1
+        value = self._values[min(self._runs.append(None), len(self._values) - 1)]
         if isinstance(value, BaseException):
             raise value
         return value
@@ -88,8 +98,12 @@ class WaitsForever(BaseStep[Any, None]):
     """
 
     def __init__(self) -> None:
-        self.started = Signal()
-        self.cleaned_up = False
+        self.started, self._cleaned_up = Signal(), Signal()
+
+    @property
+    def cleaned_up(self) -> bool:
+        """Whether it has ended as it should."""
+        return self._cleaned_up.is_set()
 
     async def execute(self, context: StepContext[Any]) -> None:
         self.started.set()
@@ -98,7 +112,7 @@ class WaitsForever(BaseStep[Any, None]):
         finally:
             for _ in range(5):
                 await asyncio.sleep(0)
-            self.cleaned_up = True
+            self._cleaned_up.set()
 
 
 def after(events: Iterable[Signal], value: Any = None) -> BaseStep[Any, Any]:
@@ -168,19 +182,22 @@ class Gauge:
     """Counts how many steps run at once."""
 
     def __init__(self) -> None:
-        self.running = self.peak = 0
-        self._lock = threading.Lock()
+        self._changes = SharedList()
+
+    @property
+    def peak(self) -> int:
+        """How many there were at most."""
+        return max(accumulate(self._changes), default=0)
 
     def step(self, body: Callable[[], Any]) -> BaseStep[Any, Any]:
+        changes = self._changes
+
         @step
         async def counted(context: StepContext[Any]) -> Any:
-            with self._lock:
-                self.running += 1
-                self.peak = max(self.peak, self.running)
+            changes.append(1)
             try:
                 return await body()
             finally:
-                with self._lock:
-                    self.running -= 1
+                changes.append(-1)
 
         return counted

@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]  # it has no types
 
 from ...budgets import Budget
-from ...errors import PipelineValidationError
+from ...errors import PipelineValidationError, RemoteItemError
 from ...leases.table import LeaseRequest
 from ...ledger.entries import Attribution, LedgerEntry
 from ...pipelines.decorators import FunctionStep
@@ -128,7 +128,20 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         # The function below a @step is found nowhere by its own name.
         if isinstance(value, FunctionStep) and (place := place_of(value)) is not None:
             return found_at, place
+        if isinstance(value, BaseException):
+            return _reduced(value)
         return super().reducer_override(value)
+
+
+def _reduced(error: BaseException) -> tuple[Any, ...]:
+    """An error as it is where it can be sent, else its text."""
+    with suppress(Exception):
+        # Past what Dask registers, which takes the traceback along: most are too deep for a pickle.
+        reduced: Any = error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        make, given, *_ = unpack(pack(reduced))
+        if type(make(*given)) is type(error):
+            return tuple(reduced)
+    return RemoteItemError, (type(error).__qualname__, str(error))
 
 
 def pack(value: object) -> Packed:

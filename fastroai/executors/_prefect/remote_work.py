@@ -15,7 +15,7 @@ from typing import Any
 from prefect import Flow
 
 from ...budgets import listen
-from ...errors import FastroAIError, PipelineValidationError, RemoteItemError
+from ...errors import FastroAIError, PipelineValidationError
 from ...fingerprint.steps import fingerprint
 from ...leases.followed import follow
 from ...leases.run_lease import GuardedStore, Held
@@ -267,17 +267,9 @@ def _packed_output(node: PlannedStep, output: object) -> Packed:
 
 
 def _packed_error(error: BaseException) -> Packed:
-    """An error as it is, with where it was raised as a note; of one that can't be sent, the
-    text.
-    """
+    """An error with where it was raised as a note."""
     mask_secrets(error)
     if not isinstance(error, FastroAIError):
         raised = "".join(traceback.format_exception(error)).rstrip()
         error.add_note(redact(f"On the worker {socket.gethostname()}:\n{raised}"))
-    try:
-        packed = pack(error)
-        if type(unpack(packed)) is type(error):
-            return packed
-    except Exception:  # told as a text
-        pass
-    return pack(RemoteItemError(type(error).__qualname__, str(error)))
+    return pack(error)

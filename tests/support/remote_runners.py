@@ -1,0 +1,149 @@
+"""Executors that have every step run in another process, on a cluster that all tests share."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastroai.executors import PrefectExecutor
+from fastroai.executors.protocol import ExecutionResult, PlanExecutor
+from fastroai.pipelines.plan import ExecutionPlan, PlannedStep
+from tests.support.forked import REPOSITORY, SHARED_DIR
+
+RUNNERS = tuple(name for name in ("dask", "ray") if find_spec(f"prefect_{name}"))
+"""Those whose packages are there."""
+
+_START_TIMEOUT = 120.0
+_WORKERS, _THREADS = 2, 8
+
+
+@dataclass(frozen=True)
+class AllRemote(PlanExecutor):
+    """Runs pipelines under Prefect, each step that does not say otherwise in a worker of a task
+    runner, where it gets the run's deps pickled.
+    """
+
+    runner: Any
+
+    async def execute_plan(
+        self, plan: ExecutionPlan, inputs: dict[str, Any], deps: Any, *args: Any, **options: Any
+    ) -> ExecutionResult:
+        factory = partial(copy.copy, deps)
+        executor = PrefectExecutor(task_runner=self.runner, deps_factory=factory)
+        steps = {step_id: _sent(node) for step_id, node in plan.steps.items()}
+        plan = replace(plan, steps=steps)
+        return await executor.execute_plan(plan, inputs, deps, *args, **options)
+
+
+def _sent(node: PlannedStep) -> PlannedStep:
+    if node.config.remote is not None:
+        return node
+    config = copy.copy(node.config)
+    config.remote = True
+    return replace(node, config=config)
+
+
+def is_given(found: object, given: BaseException, executor: object) -> bool:
+    """Whether an error is the one that a step was given: the very object, or what it reads as where
+    it has come from another process.
+    """
+    if not isinstance(executor, AllRemote):
+        return found is given
+    return type(found) is type(given) and str(found) == str(given)
+
+
+def all_remote(name: str) -> AllRemote:
+    """The executor on this run's cluster of a kind, which is started when nobody did so yet."""
+    address = _address(name, Path(os.environ[SHARED_DIR]))
+    if name == "ray":
+        from prefect_ray import RayTaskRunner
+
+        return AllRemote(RayTaskRunner(address=address))
+    from prefect_dask import DaskTaskRunner
+
+    return AllRemote(DaskTaskRunner(address=address))
+
+
+@pytest.fixture(scope="session")
+def dask_cluster() -> str:
+    """Address of a scheduler with two worker processes."""
+    return _address("dask", Path(os.environ[SHARED_DIR]))
+
+
+def _address(name: str, folder: Path) -> str:
+    address = folder / f"{name}-address"
+    with (folder / f"{name}-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not address.exists():
+            _start(name, folder, address)
+    return address.read_text()
+
+
+def _start(name: str, folder: Path, address: Path) -> None:
+    log = folder / f"{name}.log"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_API_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.remote_runners", name, str(folder)],
+            cwd=folder,
+            env=environment | {"PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_TIMEOUT
+    while not address.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"No cluster of {name}:\n{log.read_text()[-4000:]}", pytrace=False)
+        time.sleep(0.02)
+    process.returncode = 0  # it outlives this object, which would say so
+
+
+def _cluster(name: str) -> Iterator[str]:
+    if name == "ray":
+        import ray
+
+        here = ray.init(
+            num_cpus=_WORKERS * _THREADS, include_dashboard=False, namespace="fastroai-tests"
+        )
+        yield here.address_info["address"]
+        ray.shutdown()
+        return
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=_WORKERS, threads_per_worker=_THREADS, dashboard_address=":0"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def _serve(name: str, folder: Path) -> None:
+    """The cluster's process: say where, and end with the pytest run that wanted it."""
+    owner = int((folder / "owner").read_text())
+    for address in _cluster(name):
+        partial_file = folder / f"{name}-address.partial"
+        partial_file.write_text(address)
+        partial_file.rename(folder / f"{name}-address")
+        with suppress(ProcessLookupError):
+            while folder.exists():
+                os.kill(owner, 0)
+                time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], Path(sys.argv[2]))
