@@ -482,7 +482,7 @@ async def test_a_run_that_is_executed_again_under_its_key_until_it_ends(books: B
     assert runs[2].usage.total_replayed_cost_usd == (first.cost_usd or 0) + (second.cost_usd or 0)
 
 
-@on(RESPONSES, PREFECT)
+@on(RESPONSES)
 async def test_fifty_steps_at_once(books: Books) -> None:
     await fifty_steps_agree(books)
 

@@ -212,6 +212,7 @@ async def test_the_cost_tables_of_a_retried_flow_run_add_up_to_what_was_sent():
     assert usd(rows) == usd(total_rows) == 2 * PRICE
 
 
+@pytest.mark.long
 async def test_inputs_of_rich_types_still_make_a_retried_flow_run_go_on_where_it_failed():
     model = CountingModel()
     pipeline = fails_once(model, input_type=Question)

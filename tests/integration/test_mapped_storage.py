@@ -124,7 +124,7 @@ class TestOutages:
         result = await run(letters(model, max_concurrency=1))
         assert result.not_stored == {}
 
-    @pytest.mark.parametrize("comes_back", [True, False])
+    @pytest.mark.parametrize("comes_back", [pytest.param(True, marks=pytest.mark.long), False])
     async def test_a_map_begins_nothing_more_while_too_much_waits_for_its_storage(
         self,
         fragile_s3: FragileS3,

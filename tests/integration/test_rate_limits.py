@@ -69,6 +69,9 @@ async def take(limiter: RateLimiter) -> Turn:
     return await asyncio.create_task(limiter.take(("acme",), "run", lambda: ONE, Waiting(0)))
 
 
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True
+)
 async def test_processes_share_a_pace_and_none_starves(url: str) -> None:
     async with limiters(url, 3, requests_per_minute=6000) as shared:
         began, given = time.monotonic(), [0, 0, 0]

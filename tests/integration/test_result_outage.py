@@ -157,6 +157,7 @@ async def test_what_could_not_be_written_is_used_by_the_next_run_of_the_process_
     assert len(fragile_s3.results()) == 2
 
 
+@pytest.mark.long
 async def test_a_retried_flow_does_not_pay_for_what_its_first_attempt_could_not_write(
     fragile_s3: FragileS3, monkeypatch: pytest.MonkeyPatch
 ):

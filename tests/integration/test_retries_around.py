@@ -209,6 +209,7 @@ async def test_equal_runs_are_paid_each_and_none_of_them_again(provider: Provide
     assert sends(provider) == {f"{step_id}|t": 3 for step_id in ("a", "b")}
 
 
+@pytest.mark.long
 async def test_pipelines_of_the_same_steps_do_not_share_results(provider: ProviderProcess) -> None:
     @flow
     async def outer() -> None:
