@@ -69,7 +69,9 @@ async def test_results_are_objects_under_the_prefix(in_s3: S3Service):
     assert all(b"answer:" in in_s3.read(key) for key in keys)
 
 
-@pytest.mark.parametrize("policy", ["inputs", INPUTS], ids=["inputs", "INPUTS"])
+@pytest.mark.parametrize(
+    "policy", ["inputs", pytest.param(INPUTS, marks=pytest.mark.long)], ids=["inputs", "INPUTS"]
+)
 async def test_a_second_run_with_the_same_input_sends_nothing(in_s3: S3Service, policy: Any):
     model = CountingModel()
     first = await two_steps(model, policy=policy).execute({"topic": "t"}, None)
@@ -105,6 +107,7 @@ async def test_a_changed_input_is_a_miss(in_s3: S3Service):
     assert model.calls == 4
 
 
+@pytest.mark.long
 async def test_a_changed_prompt_is_a_miss(in_s3: S3Service):
     model = CountingModel()
     for prompt in ("Be short.", "Be long."):
@@ -115,6 +118,7 @@ async def test_a_changed_prompt_is_a_miss(in_s3: S3Service):
     assert model.calls == 2
 
 
+@pytest.mark.long
 async def test_without_a_policy_another_run_pays_again(in_s3: S3Service):
     model = CountingModel()
     for _ in range(2):
@@ -180,7 +184,11 @@ async def unsaved_block(s3: S3Service) -> Any:
     return block(s3, "unsaved")
 
 
-@pytest.mark.parametrize("storage", [saved_block, unsaved_block], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "storage",
+    [pytest.param(saved_block, marks=pytest.mark.long), unsaved_block],
+    ids=lambda f: f.__name__,
+)
 async def test_every_way_to_name_a_bucket_keeps_and_replays_results(
     s3: S3Service, storage: Callable[[S3Service], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
 ):
@@ -223,7 +231,9 @@ async def test_a_step_may_have_storage_of_its_own(in_s3: S3Service, tmp_path: Pa
     assert len([p for p in (tmp_path / "own").iterdir() if p.is_file()]) == 1
 
 
-@pytest.mark.parametrize("form", [str, Path], ids=["text", "Path"])
+@pytest.mark.parametrize(
+    "form", [str, pytest.param(Path, marks=pytest.mark.long)], ids=["text", "Path"]
+)
 async def test_a_folder_keeps_and_replays_results(tmp_path: Path, form: Callable[[Path], Any]):
     folder = tmp_path / "new" / "results"
     model = CountingModel()

@@ -54,7 +54,10 @@ def test_the_help_imports_nothing_that_a_command_needs(arguments: list[str]) -> 
     assert not loaded_by(COMMAND, *arguments) & {*HEAVY, "sqlalchemy", "asyncio"}
 
 
-@pytest.mark.parametrize("command", [["costs"], ["runs"], ["results"]])
+@pytest.mark.parametrize(
+    "command",
+    [["costs"], *(pytest.param([name], marks=pytest.mark.long) for name in ("runs", "results"))],
+)
 def test_the_help_of_a_command_imports_nothing_that_a_run_needs(command: list[str]) -> None:
     assert not loaded_by(COMMAND, *command, "--help") & HEAVY
 
