@@ -88,6 +88,7 @@ async def test_an_output_that_was_there_before_is_the_output(executor: str) -> N
     assert (result.stopped_early, result.output) == (True, "A")
 
 
+@pytest.mark.same_under_prefect
 async def test_a_complete_state_goes_on(executor: str) -> None:
     @step
     async def greet(ctx: StepContext[Any]) -> str:

@@ -345,6 +345,7 @@ class TestGoingOn:
         assert set(result.skipped) == {"behind", "far behind"}
         assert (behind.runs, far_behind.runs) == (0, 0)
 
+    @pytest.mark.same_under_prefect
     async def test_a_failed_output_step_has_no_output(self, executor: str) -> None:
         pipeline = Pipeline(
             "p", {"s": Give(ValueError("bad"))}, config=self.CONFIG, executor=executor
@@ -357,6 +358,7 @@ class TestGoingOn:
             (),
         )
 
+    @pytest.mark.same_under_prefect
     async def test_a_skipped_output_step_has_no_output(self, executor: str) -> None:
         steps = {"a": Give(ValueError("bad")), "b": Give(2)}
         result = await Pipeline(
@@ -364,6 +366,7 @@ class TestGoingOn:
         ).execute({}, None)
         assert (result.output, set(result.errors), result.skipped) == (None, {"a"}, ("b",))
 
+    @pytest.mark.same_under_prefect
     async def test_several_failures_are_all_there(self, executor: str) -> None:
         steps = {"a": Give(ValueError("1")), "b": Give(KeyError("2")), "c": Give(3), "end": Give()}
         pipeline = Pipeline(

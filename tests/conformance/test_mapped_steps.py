@@ -90,17 +90,20 @@ class TestItems:
         result = await mapped(shout, any_executor).execute({"xs": ("a", "b")})
         assert result.output == ["A", "B"]
 
+    @pytest.mark.same_under_prefect
     async def test_equal_elements_are_worked_on_once(self, any_executor: AnyExecutor) -> None:
         agent, model = counted_agent("yes")
         result = await mapped(asking(agent), any_executor).execute({"xs": ["a", "b", "a", "a"]})
         assert result.output == ["yes"] * 4
         assert len(model.prompts) == 2
 
+    @pytest.mark.same_under_prefect
     async def test_an_empty_list_gives_an_empty_list(self, any_executor: AnyExecutor) -> None:
         result = await mapped(shout, any_executor).execute({"xs": []})
         assert result.output == []
         assert len(result.output) == 0
 
+    @pytest.mark.same_under_prefect
     async def test_an_item_sees_its_key_its_deps_and_other_dependencies(
         self, any_executor: AnyExecutor
     ) -> None:

@@ -25,6 +25,7 @@ class TestOutputs:
         assert result.step_outputs == {"a": "A", "b": "b(A)", "c": "c(A)", "d": "d(b(A),c(A))"}
         assert (result.stopped_early, result.errors, result.skipped) == (False, {}, ())
 
+    @pytest.mark.same_under_prefect
     async def test_a_falsy_output_is_an_output(self, any_executor: Executor | str) -> None:
         falsy = {"none": None, "zero": 0, "empty": "", "false": False, "list": [], "dict": {}}
 
@@ -160,6 +161,7 @@ class TestOrder:
         assert len(result.step_outputs) == 6
         assert gauge.peak == 2
 
+    @pytest.mark.same_under_prefect
     async def test_one_at_a_time_is_a_limit_too(self, executor: str) -> None:
         gauge = Gauge()
         steps = {f"s{i}": gauge.step(lambda: asyncio.sleep(0)) for i in range(4)}
