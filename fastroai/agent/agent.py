@@ -153,8 +153,10 @@ class FastroAgent(Generic[OutputT]):
                     message, deps, message_history, model_settings, kwargs
                 )
                 started = time.perf_counter()
+                running = self._agent.run(**call)
+                del call  # a thousand that wait would each hold theirs
                 with AT_WORK:
-                    result = await self._agent.run(**call)
+                    result = await running
                 elapsed = int((time.perf_counter() - started) * 1000)
                 response = self._respond(result, result.output, meter, trace_id, elapsed)
             except Exception as error:

@@ -7,7 +7,7 @@ from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar, Token
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 
 from anyio import from_thread
@@ -49,6 +49,26 @@ _HANDED_ON: Final = f"{NOT_SENT}another model, which it asked, gave the answer."
 _ANSWERED_BY_ITSELF: Final = f"{NOT_SENT}the model answered without sending anything."
 
 
+class BooksOfAttempts(Protocol):
+    """Where the attempts of one call of a model are booked."""
+
+    async def intend(self) -> LedgerEntry:
+        """Book a further attempt."""
+        ...
+
+    def book(self, entry: LedgerEntry) -> None:
+        """Record what is now known of an attempt."""
+        ...
+
+    def settled(self, entry: LedgerEntry, response: ModelResponse, raw: RawAnswer) -> LedgerEntry:
+        """The entry of an attempt with what its complete answer says."""
+        ...
+
+    def hear(self, status: int, headers: Mapping[str, str]) -> None:
+        """An answer speaks of limits."""
+        ...
+
+
 class Send:
     """One call of a model. While its `with` block lasts, each attempt that leaves for it has an
     entry of its own.
@@ -61,28 +81,22 @@ class Send:
     Args:
         entry: Booked already, for the first attempt.
         model: The model that is called, out of its wrappers.
-        intend: Books a further attempt.
-        book: Records what is now known of an attempt.
-        settle: Gives the entry of an attempt from its booked one, its complete answer and `raw`.
-        hear: Is told the status and headers of an answer that speaks of limits.
+        books: Have a further attempt booked, and are told what is now known of one.
     """
 
     __slots__ = (
         "_begun",
+        "_books",
         "_has_parts",
-        "_intend",
         "_left",
         "_members",
         "_members_token",
         "_over",
         "_sees_wire",
-        "_settle",
         "_status",
         "_token",
         "_watched",
-        "book",
         "entry",
-        "hear",
         "host",
         "is_given",
         "is_job",
@@ -92,23 +106,12 @@ class Send:
         "refusal",
     )
 
-    def __init__(
-        self,
-        entry: LedgerEntry,
-        model: Model,
-        intend: Callable[[], Awaitable[LedgerEntry]],
-        book: Callable[[LedgerEntry], object],
-        settle: Callable[..., LedgerEntry],
-        hear: Callable[[int, Mapping[str, str]], object],
-    ) -> None:
+    def __init__(self, entry: LedgerEntry, model: Model, books: BooksOfAttempts) -> None:
         self.entry = entry
         self.model = model
         self.host = host_and_port(self.model.base_url or "")[0]
         """Of the model's provider, if it is known."""
-        self._intend = intend
-        self.book = book
-        self._settle = settle
-        self.hear = hear
+        self._books = books
         self._begun = self._sees_wire = self._left = self._over = False
         self._watched = False
         self.reached = False
@@ -145,6 +148,14 @@ class Send:
         if self._token is not None:
             _sending.reset(self._token)
 
+    def book(self, entry: LedgerEntry) -> None:
+        """Record what is now known of an attempt."""
+        self._books.book(entry)
+
+    def hear(self, status: int, headers: Mapping[str, str]) -> None:
+        """An answer speaks of limits."""
+        self._books.hear(status, headers)
+
     async def part(self, answer: Awaitable[ModelResponse]) -> ModelResponse:
         """Wait for one of the answers that a model of a user's class makes its own of, which may
         ask for several at once. Each is a request of its own; the first one is this one.
@@ -153,8 +164,8 @@ class Send:
             return await answer
         is_first = not (self.is_given or self._begun or self._left)
         self.is_given |= is_first
-        entry = self.entry if is_first else await self._intend()
-        part = Send(entry, self.model, self._intend, self.book, self._settle, self.hear)
+        entry = self.entry if is_first else await self._books.intend()
+        part = Send(entry, self.model, self._books)
         try:
             with part:
                 response = await answer
@@ -179,7 +190,7 @@ class Send:
         elif self._has_parts:  # what the class sent besides, whose answer it keeps to itself
             self.book(settle_resent(self.entry, self._status))
         else:
-            self.book(self._settle(self.entry, response, raw=self.raw))
+            self.book(self._books.settled(self.entry, response, self.raw))
 
     def _hands_on(self, response: ModelResponse) -> bool:
         """Whether the answer is that of another model, which books its own."""
@@ -250,7 +261,7 @@ class Send:
         if not self.is_given:
             self.book(settle_resent(self.entry, self._status))
         try:
-            entry = await self._intend()
+            entry = await self._books.intend()
         except CostBudgetExceededError as error:
             self.refusal = error  # an SDK may make another error of it
             raise

@@ -102,8 +102,8 @@ class MeteredModel(_Metered):
         if job is not None:
             return job, await self._looked_for(job, request, attempt)
         books, target = self.books, self._target
-        for tool in request.parameters.output_tools:
-            books.output_tools.add(tool.name)
+        if tools := request.parameters.output_tools:
+            books.output_tools |= {tool.name for tool in tools}
         retries = books.retries_of(target, request.settings)
         one = RequestOfModel(
             request.messages,

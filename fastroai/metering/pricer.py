@@ -74,8 +74,8 @@ class Pricer:
 
     def __init__(self, calculator: Any) -> None:
         self._calculator = calculator
-        self._known: set[_Asked] = set()
-        self._unpriced: set[str] = set()
+        self._known: frozenset[_Asked] = frozenset()
+        self._unpriced: frozenset[str] = frozenset()
         """Ids of models of which an answer had no price."""
 
     def price(
@@ -98,7 +98,7 @@ class Pricer:
             self._warn(answer.name, error)
             price = describe_error(error)
         if isinstance(price, str):
-            self._unpriced.add(model.model_id)
+            self._unpriced |= {model.model_id}
         return answer.usage, price
 
     def _price(self, answer: _Answer) -> Price | str:
@@ -192,7 +192,7 @@ class Pricer:
                 f"FASTROAI_PROVIDER_HOSTS. Nothing was sent to {model.model_id!r}, as "
                 "FASTROAI_UNPRICED is 'fail'; with 'warn' it is sent and booked as unpriced."
             ) from error
-        self._known.add(asked)
+        self._known |= {asked}
 
     def _is_told_by_the_answer(self, model: Model) -> bool:
         url = endpoint(model)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import partial
 from uuid import uuid4
 
 from pydantic_ai.messages import ModelResponse
@@ -60,13 +59,34 @@ class Foreseen:
 
     Attributes:
         service_tier: The tier it asks for.
-        max_cost: Finds out what it can cost at most, in USD; None: that can't be told.
         request: What is asked; None: it is no chat.
     """
 
     service_tier: str | None = None
-    max_cost: Callable[[], Decimal | None] = lambda: None
     request: RequestOfModel | None = None
+
+
+class AttemptsOf:
+    """What the attempts at one request tell the books. One object: a thousand requests that wait
+    each hold theirs.
+    """
+
+    __slots__ = ("_books", "_foreseen", "_target")
+
+    def __init__(self, books: RequestBooks, target: Target, foreseen: Foreseen) -> None:
+        self._books, self._target, self._foreseen = books, target, foreseen
+
+    async def intend(self) -> LedgerEntry:
+        return await self._books.intend_in_turn(self._target, self._foreseen)
+
+    def book(self, entry: LedgerEntry) -> None:
+        self._books.record(self._target, self._foreseen, entry)
+
+    def settled(self, entry: LedgerEntry, response: ModelResponse, raw: RawAnswer) -> LedgerEntry:
+        return self._books.settled_by(entry, self._target, response, raw)
+
+    def hear(self, status: int, headers: Mapping[str, str]) -> None:
+        self._books.hear(self._target, status, headers)
 
 
 class RequestBooks:
@@ -103,7 +123,7 @@ class RequestBooks:
         """Ids of the entries of what this run has sent so far, in order."""
         self.is_in_use = False
         """Whether a run of pydantic-ai has begun that these books are for."""
-        self.output_tools: set[str] = set()
+        self.output_tools: frozenset[str] = frozenset()
         """Names of the tools whose calls only carry the run's output."""
         self.metered_models: dict[int, tuple[Model, Model]] = {}
         """By id, each model that was used with the one that counts its requests."""
@@ -122,9 +142,16 @@ class RequestBooks:
         model, settings = target.model, request.settings
         if self._recorder.refuses_unpriced:
             self._pricer.require_price(model, settings)
-        asked = (model, request.messages, settings, request.parameters)
-        max_cost = partial(self._pricer.max_cost, *asked)
-        return Foreseen(asked_service_tier(model, settings), max_cost, request)
+        return Foreseen(asked_service_tier(model, settings), request)
+
+    def _max_cost(self, target: Target, foreseen: Foreseen) -> Decimal | None:
+        """What a request can cost at most, in USD; None: that can't be told."""
+        request = foreseen.request
+        if request is None:
+            return None
+        return self._pricer.max_cost(
+            target.model, request.messages, request.settings, request.parameters
+        )
 
     async def send(self, target: Target, foreseen: Foreseen) -> Send:
         """Book a request that is about to be sent, and follow what leaves for it.
@@ -132,17 +159,13 @@ class RequestBooks:
         Raises:
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
-        first = self._intend_in_turn if self._limiters else self._intend
-        intend = partial(first, target, foreseen)
-        settle = partial(settle_answer, model=target.model, pricer=self._pricer)
-        book, hear = partial(self._record, foreseen), partial(self._hear, target)
-        return Send(await intend(), target.sender, intend, book, settle, hear)
+        attempts = AttemptsOf(self, target, foreseen)
+        return Send(await attempts.intend(), target.sender, attempts)
 
-    async def _intend(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
-        return await self.intend(self.draft(target, foreseen))
-
-    async def _intend_in_turn(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
-        """As `_intend`, once rate limits allow it: what waits for them is not in the books."""
+    async def intend_in_turn(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
+        """Book a request once rate limits allow it: what waits for them is not in the books."""
+        if not self._limiters:
+            return await self.intend(self.draft(target, foreseen))
         if self._turns is None:
             waiting = {} if self._waiting is None else self._waiting
             at = self._attribution
@@ -155,7 +178,7 @@ class RequestBooks:
             self._turns.end(entry_id, was_sent=False)
             raise
 
-    def _hear(self, target: Target, status: int, headers: Mapping[str, str]) -> None:
+    def hear(self, target: Target, status: int, headers: Mapping[str, str]) -> None:
         """An answer says something of its provider's limits."""
         told = told_by(status, headers)
         if told.retry_after is not None and told.retry_after > LONGEST_RETRY_AFTER:
@@ -200,7 +223,7 @@ class RequestBooks:
             provider=target.model.system,
             provider_host=target.host,
             service_tier=foreseen.service_tier,
-            upper_bound_usd=foreseen.max_cost() if needs_bound else None,
+            upper_bound_usd=self._max_cost(target, foreseen) if needs_bound else None,
             downgraded_from=target.instead_of,
             simulated=target.simulated,
         )
@@ -216,10 +239,11 @@ class RequestBooks:
             return
         send.book(settle_stream(send.entry, stream, target.model, self._pricer, error, send.raw))
 
-    def _record(self, foreseen: Foreseen, entry: LedgerEntry) -> None:
+    def record(self, target: Target, foreseen: Foreseen, entry: LedgerEntry) -> None:
+        """Book what is now known of a request, and what it can have cost where that is unknown."""
         is_unknown = entry.state in (EntryState.UNSETTLED, EntryState.UNPRICED)
         if is_unknown and entry.upper_bound_usd is None:
-            entry = replace(entry, upper_bound_usd=foreseen.max_cost())
+            entry = replace(entry, upper_bound_usd=self._max_cost(target, foreseen))
         self._recorder.record(entry)
         if self._turns is not None:
             self._turns.settle(entry)
@@ -228,7 +252,13 @@ class RequestBooks:
         self, entry: LedgerEntry, target: Target, response: ModelResponse, raw: RawAnswer
     ) -> None:
         """Book what an answer costs that came apart from its request."""
-        self._recorder.record(settle_answer(entry, response, target.model, self._pricer, raw))
+        self._recorder.record(self.settled_by(entry, target, response, raw))
+
+    def settled_by(
+        self, entry: LedgerEntry, target: Target, response: ModelResponse, raw: RawAnswer
+    ) -> LedgerEntry:
+        """The entry of a request with what its answer costs."""
+        return settle_answer(entry, response, target.model, self._pricer, raw)
 
     def note(self, entry: LedgerEntry) -> None:
         """Book what is now known of a request."""
