@@ -12,6 +12,9 @@ from .run_lease import Held, HeldLease
 from .shared import configured_heartbeat
 from .table import LeaseRecord, LeaseRequest
 
+LOOK = 1.0
+"""Seconds after which it is looked at again whether a run elsewhere still goes on."""
+
 
 class FollowedLease(HeldLease):
     """A lease that another process holds: nothing more is sent for it once it does not."""
@@ -39,8 +42,9 @@ class FollowedLease(HeldLease):
                 f"{self.what} has ended, or had no heartbeat for FASTROAI_LEASE_SECONDS="
                 f"{claim.seconds:g}: nothing more is sent for it."
             )
-        # Certain for as long as it lasts after its last heartbeat.
-        self.lease.seen = asked_at - abs(record.silent)
+        # It may be let go at any time; without a heartbeat it ends by itself.
+        certain = min(LOOK, claim.seconds - abs(record.silent))
+        self.lease.seen = asked_at + certain - claim.seconds
 
 
 def _of(claim: LeaseRequest, records: Iterable[LeaseRecord]) -> LeaseRecord | None:

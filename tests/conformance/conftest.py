@@ -1,6 +1,6 @@
 """The executors the behaviour suite runs on.
 
-Two more have every step in another process, where their packages are: `dask` and `ray`. What can't
+One more has every step in another process, where its packages are: `dask`. What can't
 be looked at there has the mark `one_process`, with the reason; all else holds there too.
 """
 

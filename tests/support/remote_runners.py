@@ -23,7 +23,7 @@ from fastroai.executors.protocol import ExecutionResult, PlanExecutor
 from fastroai.pipelines.plan import ExecutionPlan, PlannedStep
 from tests.support.forked import REPOSITORY, SHARED_DIR
 
-RUNNERS = tuple(name for name in ("dask", "ray") if find_spec(f"prefect_{name}"))
+RUNNERS = tuple(name for name in ("dask",) if find_spec(f"prefect_{name}"))
 """Those whose packages are there."""
 
 _START_TIMEOUT = 120.0
@@ -68,10 +68,6 @@ def is_given(found: object, given: BaseException, executor: object) -> bool:
 def all_remote(name: str) -> AllRemote:
     """The executor on this run's cluster of a kind, which is started when nobody did so yet."""
     address = _address(name, Path(os.environ[SHARED_DIR]))
-    if name == "ray":
-        from prefect_ray import RayTaskRunner
-
-        return AllRemote(RayTaskRunner(address=address))
     from prefect_dask import DaskTaskRunner
 
     return AllRemote(DaskTaskRunner(address=address))
@@ -114,16 +110,7 @@ def _start(name: str, folder: Path, address: Path) -> None:
     process.returncode = 0  # it outlives this object, which would say so
 
 
-def _cluster(name: str) -> Iterator[str]:
-    if name == "ray":
-        import ray
-
-        here = ray.init(
-            num_cpus=_WORKERS * _THREADS, include_dashboard=False, namespace="fastroai-tests"
-        )
-        yield here.address_info["address"]
-        ray.shutdown()
-        return
+def _cluster() -> Iterator[str]:
     from distributed import LocalCluster
 
     with LocalCluster(
@@ -135,7 +122,7 @@ def _cluster(name: str) -> Iterator[str]:
 def _serve(name: str, folder: Path) -> None:
     """The cluster's process: say where, and end with the pytest run that wanted it."""
     owner = int((folder / "owner").read_text())
-    for address in _cluster(name):
+    for address in _cluster():
         partial_file = folder / f"{name}-address.partial"
         partial_file.write_text(address)
         partial_file.rename(folder / f"{name}-address")

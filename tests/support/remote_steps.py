@@ -176,11 +176,16 @@ async def _ask_when_let(context: StepContext[Desk]) -> list[Any]:
 
 
 async def _ask_many(context: StepContext[Desk]) -> list[Any]:
-    Notes(context.get_input("folder")).begin()
-    questions = range(context.get_input("questions"))
-    return [
-        (await context.run(context.deps.agent, f"question {number}")).output for number in questions
-    ]
+    notes = Notes(context.get_input("folder"))
+    notes.begin()
+    answers = []
+    try:
+        for number in range(context.get_input("questions")):
+            answers.append((await context.run(context.deps.agent, f"question {number}")).output)
+    except BaseException as error:
+        notes.end(type(error).__name__)
+        raise
+    return answers
 
 
 asks_when_let = step(remote=True)(_ask_when_let)
