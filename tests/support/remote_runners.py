@@ -26,6 +26,13 @@ from tests.support.forked import REPOSITORY, SHARED_DIR
 RUNNERS = tuple(name for name in ("dask",) if find_spec(f"prefect_{name}"))
 """Those whose packages are there."""
 
+_STILL = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "10s",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "10s",
+}
+"""Has a cluster that nobody uses take less of the processor from the other tests."""
 _START_TIMEOUT = 120.0
 _WORKERS, _THREADS = 2, 8
 
@@ -95,7 +102,7 @@ def _start(name: str, folder: Path, address: Path) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.remote_runners", name, str(folder)],
             cwd=folder,
-            env=environment | {"PYTHONPATH": str(REPOSITORY)},
+            env=environment | _STILL | {"PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
