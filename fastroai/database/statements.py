@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
 from typing import Any, cast
@@ -32,11 +32,11 @@ class Insert:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._names = [c.name for c in table.columns if not c.info.get("written_later")]
-        self._compiled: dict[str, tuple[str, list[str]]] = {}
+        self._compiled: dict[str, tuple[str, Callable[[Row], tuple[Any, ...]]]] = {}
         self._of_arrays = ""
 
-    def compiled(self, dialect: Dialect) -> tuple[str, list[str]]:
-        """The statement for a driver, and the names of its parameters in their order."""
+    def values(self, rows: list[Row], dialect: Dialect) -> tuple[str, list[tuple[Any, ...]]]:
+        """The statement, and the parameters of each row."""
         if dialect.name not in self._compiled:
             insert = insert_of(dialect)
             compiled = (
@@ -44,14 +44,10 @@ class Insert:
                 .on_conflict_do_nothing()
                 .compile(dialect=dialect, column_keys=self._names)
             )
-            self._compiled[dialect.name] = compiled.string, list(compiled.positiontup or ())
-        return self._compiled[dialect.name]
-
-    def values(self, rows: list[Row], dialect: Dialect) -> tuple[str, list[tuple[Any, ...]]]:
-        """The statement, and the parameters of each row."""
-        sql, names = self.compiled(dialect)
-        values = itemgetter(*names)
-        return sql, [values(row) for row in rows]
+            names = compiled.positiontup or ()
+            self._compiled[dialect.name] = compiled.string, itemgetter(*names)
+        sql, values_of = self._compiled[dialect.name]
+        return sql, [values_of(row) for row in rows]
 
     def arrays(self, rows: list[Row], dialect: Dialect) -> tuple[str, list[list[Any]]]:
         """The statement for PostgreSQL that takes all rows at once, and its arrays: one for each

@@ -105,8 +105,8 @@ class Decided:
     def all_of(cls, batch: Sequence[Write]) -> Decided:
         """Of a batch that no budget is asked about: all of it."""
         return cls(
-            list(filter(None, (write.intent for write in batch))),
-            list(filter(None, (write.outcome for write in batch))),
+            [write.intent for write in batch if write.intent is not None],
+            [write.outcome for write in batch if write.outcome is not None],
             {write: None for write in batch if write.entry is not None},
         )
 
@@ -345,8 +345,9 @@ class Writer:
 
     def _write_admitted(self, statements: Statements, batch: Sequence[Write]) -> Decided:
         # In one transaction: a process that dies must not leave a held amount without its intent.
-        statements.insert(RUNS, [write.run for write in batch if write.run is not None])
-        statements.insert(ENDS, [write.end for write in batch if write.end is not None])
+        if of_runs := [write for write in batch if write.entry is None]:
+            statements.insert(RUNS, [write.run for write in of_runs if write.run is not None])
+            statements.insert(ENDS, [write.end for write in of_runs if write.end is not None])
         if self._gate.is_needed(statements):
             return self._gate.write(statements, batch)
         decided = Decided.all_of(batch)
@@ -404,17 +405,17 @@ class Writer:
             if write.waiter is None:
                 continue
             written: bool | datetime = error is None
-            if sent_at is not None and write in sent_at:
+            if sent_at and write in sent_at:
                 written = sent_at[write]
-            answer = write.waiter, written, self._refusal(error)
+            answer = write.waiter, written, error and self._refusal(error)
             answers.setdefault(write.waiter.get_loop(), []).append(answer)
         for loop, those in answers.items():
             with suppress(RuntimeError):  # the loop is closed, and with it whoever waited
                 loop.call_soon_threadsafe(_resolve, those)
 
-    def _refusal(self, error: Exception | None) -> Exception | None:
+    def _refusal(self, error: Exception) -> Exception | None:
         """Why a request must not be sent; None: it may be, if not booked then kept."""
-        if error is None or isinstance(error, CostBudgetExceededError):
+        if isinstance(error, CostBudgetExceededError):
             return error
         return self._database.unavailable(error) if self._required else None
 
