@@ -19,6 +19,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.sorting import ArtifactSort
 
 from fastroai import Pipeline, StepContext, step
 from fastroai.database.engine import database_url, open_database
@@ -57,10 +58,13 @@ def pipeline_of(name: str) -> Pipeline[Any, Any, str]:
 
 
 async def versions(key: str) -> list[Artifact]:
-    """All versions of an artifact, the oldest first."""
+    """The last versions of an artifact, the oldest first: what all runs on a server write has more
+    than a page of them.
+    """
     async with get_client() as client:
         found = await client.read_artifacts(
-            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])),
+            sort=ArtifactSort.CREATED_DESC,
         )
     return sorted(found, key=lambda artifact: artifact.created or NOW)
 
