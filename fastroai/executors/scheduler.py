@@ -162,7 +162,8 @@ class _Schedule:
         if node.streams_from in self.outcome.failures:
             return  # it has nothing to be mapped over any more
         source_is_left_out = node.streams_from in self.outcome.left_out
-        if isinstance(error, SourceStepError) and not source_is_left_out:
+        is_sources = isinstance(error, SourceStepError) and error.step_id == node.streams_from
+        if is_sources and not source_is_left_out:
             self._sourceless.add(node.step_id)  # its source's failure may be told after this one
             return
         if source_is_left_out or is_left_out(node, error):

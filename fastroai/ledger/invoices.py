@@ -132,8 +132,8 @@ def currency_columns(names: Sequence[str]) -> list[int]:
 def refuse_other_currencies(number: int, row: Sequence[str], columns: Iterable[int]) -> None:
     """Refuse a line that is not in USD."""
     for place in columns:
-        currency = row[place] if place < len(row) else ""
-        if currency.strip().lower() not in ("", "usd"):
+        currency = row[place].strip() if place < len(row) else ""
+        if currency.lower() not in ("", "usd"):
             raise ValueError(f"Line {number} of the export is in {currency!r}, not in USD.")
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from fastroai import Pipeline, PipelineConfig, StepContext, StepExecutionError, step
 from fastroai.budgets import Budget
+from fastroai.errors import SourceStepError
 from fastroai.executors import ExecutionResult, PlanExecutor, open_session, run_attempts, run_plan
 from fastroai.executors.protocol import StepRecord
 from fastroai.executors.session import RunSession
@@ -83,6 +84,15 @@ async def test_a_run_names_the_map_that_failed() -> None:
 async def test_maps_over_a_failed_one_are_skipped_however_far() -> None:
     result = await chain(fails, on_error="continue").execute({"xs": ["a"]})
     assert (set(result.errors), result.skipped) == ({"one"}, ("two", "three"))
+
+
+async def test_such_an_error_of_a_steps_own_is_its_failure() -> None:
+    @step
+    async def raises(context: StepContext[Any]) -> str:
+        raise SourceStepError("another", RuntimeError("no"))
+
+    with pytest.raises(SourceStepError, match="Step 'another' failed"):
+        await Pipeline("p", {"alone": raises}, executor=HeardLate()).execute({})
 
 
 async def test_maps_over_one_that_a_budget_left_out_are_left_out() -> None:
