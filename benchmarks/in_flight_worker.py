@@ -18,10 +18,9 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from pydantic_ai import Agent
-
 from benchmarks.answering import answer
 from benchmarks.mapped_worker import Memory
+from benchmarks.plain_agents import plain_agent
 from fastroai import FastroAgent, Pipeline, StepConfig, StepContext, step
 from fastroai.testing import fixed_prices
 
@@ -29,7 +28,7 @@ MODEL = "openai-chat:gpt-5-mini"
 
 
 async def plain(requests: int) -> None:
-    agent = Agent(MODEL)
+    agent = plain_agent(MODEL)
     await asyncio.gather(*(agent.run(f"What does mill {n} do?") for n in range(requests)))
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic_ai.usage import RequestUsage
 
 from benchmarks.answering import answer
+from benchmarks.plain_agents import plain_agent
 from fastroai import BaseStep, FastroAgent, Pipeline, StepContext, step
 from fastroai.testing import ScriptedModel, fixed_prices
 
@@ -104,9 +105,7 @@ def steps(work: str, executor: str) -> Run:
 
 
 def agents(work: str, executor: str) -> Run:
-    from pydantic_ai import Agent
-
-    agent = Agent(model_of(work))
+    agent = plain_agent(model_of(work))
 
     async def run(items: int) -> object:
         return await asyncio.gather(*(agent.run(f"What does mill {n} do?") for n in range(items)))
@@ -118,7 +117,6 @@ def handwritten(work: str, executor: str) -> Run:
     from prefect import flow, task
     from prefect.task_runners import ThreadPoolTaskRunner
     from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
-    from pydantic_ai import Agent
 
     parameters = AwsClientParameters(endpoint_url=os.environ["FASTROAI_S3_ENDPOINT_URL"])
     credentials = AwsCredentials(
@@ -129,7 +127,7 @@ def handwritten(work: str, executor: str) -> Run:
     )
     bucket: Any = S3Bucket(bucket_name="results", bucket_folder="hand", credentials=credentials)
     bucket.save("bench", overwrite=True, _sync=True)
-    agent = Agent(model_of(work))
+    agent = plain_agent(model_of(work))
 
     @task(persist_result=True)
     async def ask(number: int) -> str:

@@ -39,8 +39,9 @@ def measure(quick: bool) -> Section:
         method=(
             f"Microseconds per call, each figure the mean over {count} calls one after the other "
             f"where nothing else is said, median of {rounds} interleaved rounds in one process. "
-            "Both agents ask the same scripted model, which answers at once. Both databases are "
-            "new files in WAL mode that sync each commit. "
+            "Both agents send the same request, with FastroAgent's system prompt and settings, to "
+            "the same scripted model, which answers at once. Both databases are new files in WAL "
+            "mode that sync each commit. "
             "Ratios are medians of the ratios of each round."
         ),
         header=["what", "median, µs", "fastest, µs", "slowest, µs"],

@@ -6,6 +6,7 @@ One JSON command a line, one JSON answer a line.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sqlite3
 import sys
@@ -15,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic_ai import Agent
 from pydantic_ai.usage import RequestUsage
 
+from benchmarks.plain_agents import plain_agent
 from fastroai import FastroAgent
 from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
@@ -41,9 +42,8 @@ async def each(count: int, work: Callable[[], Awaitable[Any]]) -> float:
 
 
 async def plain(count: int) -> float:
-    agent = Agent(ScriptedModel("Hello!", usage=USAGE, repeat=True))
-    settings: Any = {"max_tokens": 4096}
-    return await each(count, lambda: agent.run("Hi", model_settings=settings))
+    agent = plain_agent(ScriptedModel("Hello!", usage=USAGE, repeat=True))
+    return await each(count, lambda: agent.run("Hi"))
 
 
 async def metered(count: int) -> float:
@@ -106,6 +106,7 @@ def committed(count: int, folder: Path) -> float:
 
 def measure(subject: str, count: int, folder: Path) -> float:
     """Seconds for one of a subject."""
+    gc.collect()  # else one clears away what another has left
     if subject == "committed":
         return committed(count, folder)
     if subject == "booked":

@@ -17,10 +17,10 @@ from decimal import Decimal
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_ai import Agent
 from pydantic_ai.usage import RequestUsage
 
 from benchmarks.answering import answer
+from benchmarks.plain_agents import plain_agent
 from benchmarks.prefect_worker import counts, time_run
 from fastroai.testing import ScriptedModel
 
@@ -90,7 +90,7 @@ def build_handwritten(name: str, dependencies: Graph, artifacts: bool) -> Subjec
     from prefect.artifacts import acreate_table_artifact
 
     model = ScriptedModel(TEXT, usage=USAGE, repeat=True)
-    agent = Agent(model)
+    agent = plain_agent(model)
 
     def key(context: Any, parameters: dict[str, Any]) -> str:
         return f"{name}-{parameters['step_id']}"
