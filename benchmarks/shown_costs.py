@@ -41,7 +41,7 @@ def measure(quick: bool) -> Section:
         method=(
             f"A chain of {steps} steps that each ask a scripted model once, booked in a SQLite "
             "ledger, logs sent to one Prefect server on loopback; as it is, and with the log lines "
-            "about costs, the message of the final state and the standing artifacts cut out. "
+            "about costs, the messages of the final states and the standing artifacts cut out. "
             "Processor seconds of the run's process and of the server together, until the server "
             f"has worked off its queues; median of {rounds} interleaved rounds after a warm-up. "
             "The threshold is the median of the ratios of each round."

@@ -20,7 +20,7 @@ from pydantic_ai.usage import RequestUsage
 from benchmarks.answering import answer
 from fastroai import BaseStep, FastroAgent, Pipeline
 from fastroai.executors import prefect
-from fastroai.executors._prefect import artifacts, tasks
+from fastroai.executors._prefect import artifacts, step_task, tasks
 from fastroai.testing import ScriptedModel
 
 MODEL = ScriptedModel(
@@ -44,6 +44,10 @@ class NoLog:
     def info(self, *args: Any) -> None: ...
 
 
+def without_costs(stored: Any, entries: Any) -> Any:
+    return stored
+
+
 async def as_it_is(value: Any, execution: Any) -> Any:
     return value
 
@@ -54,9 +58,10 @@ def not_beside(writer: Any, work: Any) -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Without the log lines, the state's message and the standing artifacts."""
+    """Without the log lines, the states' messages and the standing artifacts."""
     with (
         patch.object(tasks, "get_run_logger", NoLog),
+        patch.object(step_task, "with_costs", without_costs),
         patch.object(prefect, "as_ended", as_it_is),
         patch.object(artifacts.ArtifactWriter, "beside", not_beside),
     ):

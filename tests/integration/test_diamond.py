@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from fastroai import BaseStep, Pipeline, StepConfig, StepExecutionError
+from fastroai import BaseStep, Pipeline, PipelineConfig, StepConfig, StepExecutionError
 from tests.integration.models import PRICE, Ask, CountingModel
 from tests.integration.read_back import graph_of, read_run, table, usd
 from tests.support.steps import Give
@@ -157,17 +158,45 @@ async def test_the_keys_are_the_same_in_the_next_run_so_that_the_ui_shows_a_hist
     assert all(key.startswith("costs-history") for key in keys[0])
 
 
-async def test_the_runs_state_says_what_it_cost(caplog: pytest.LogCaptureFixture):
+async def test_the_states_of_run_and_steps_say_what_they_cost_and_so_does_the_log(
+    caplog: pytest.LogCaptureFixture,
+):
     steps = asking(CountingModel())
     with caplog.at_level("INFO"):
         result = await diamond("telling diamond", steps).execute({"topic": "t"}, None)
     run = await read_run(result.run_id, tasks=4)
     assert run.flow_run.state is not None
     assert run.flow_run.state.message == f"${usd_of(4 * PRICE)} for 4 requests"
-    told = [record.getMessage() for record in caplog.records if record.name == "prefect.flow_runs"]
-    for step_id in STEPS:
-        assert f"Step '{step_id}' completed: ${usd_of(PRICE)} for 1 request" in told
+    costs = f"${usd_of(PRICE)} for 1 request"
+    messages = {step_id: run.task_runs[step_id].state.message for step_id in STEPS}
+    assert messages == dict.fromkeys(STEPS, costs)
+    by_logger: dict[str, list[str]] = defaultdict(list)
+    for record in caplog.records:
+        by_logger[record.name].append(record.getMessage())
+    finished = f"Finished in state Completed({costs!r})"
+    assert by_logger["prefect.task_runs"].count(finished) == len(STEPS)
+    told = by_logger["prefect.flow_runs"]
+    assert not any(line.startswith("Step") for line in told)
     assert f"Run of 'telling diamond': ${usd_of(4 * PRICE)} for 4 requests" in told
+
+
+async def test_the_log_says_what_a_step_cost_whose_state_says_something_else(
+    caplog: pytest.LogCaptureFixture,
+):
+    agent = CountingModel().agent(name="writer")
+    pipeline: Pipeline[Any, Any, Any] = Pipeline(
+        "retelling",
+        {"ask": Ask(agent), "fail": Ask(agent, "ask", then=RuntimeError("no paper"))},
+        {"fail": ["ask"]},
+        config=PipelineConfig(cache_policy="inputs"),
+    )
+    for _ in range(2):
+        with caplog.at_level("INFO"), pytest.raises(StepExecutionError, match="no paper"):
+            await pipeline.execute({"topic": "retold"}, None)
+    told = [record.getMessage() for record in caplog.records if record.name == "prefect.flow_runs"]
+    price = usd_of(PRICE)
+    assert f"Step 'fail' failed: ${price} for 1 request" in told
+    assert f"Step 'ask' replayed: $0 for 0 requests · 1 replayed, which saved ${price}" in told
 
 
 async def test_the_state_of_a_failed_run_says_what_it_cost_and_why_it_failed():

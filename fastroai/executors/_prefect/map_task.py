@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.client.schemas.objects import State
 from prefect.transactions import BaseTransaction
 
 from ...errors import PipelineValidationError
@@ -58,7 +59,7 @@ class MapTask(StepTask):
         super().__init__(replace(run, defaults=whole), of_items, storage, False)
         self._records_requests_of_items = records_requests
 
-    async def execute(self, identity: dict[str, Any]) -> StoredStep | None:
+    async def execute(self, identity: dict[str, Any]) -> StoredStep | State[Any] | None:
         """See `StepTask.execute`."""
         try:
             self._prepare()

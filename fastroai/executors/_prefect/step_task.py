@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,11 @@ from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.states import Completed
 
+from ...budgets.budget import is_in_flight
 from ...errors import ResultStorageError
+from ...ledger.entries import LedgerEntry
 from ...pipelines.config import expiration, retry_delay
 from ...pipelines.plan import PlannedStep
 from ...replay.journal import Journal
@@ -26,6 +29,7 @@ from ..protocol import StepRecord
 from ..session import RunSession
 from ..step import may_retry, run_step
 from ..step_codec import StepCodec
+from .artifacts import cost_line
 from .caching import (
     StepCachePolicy,
     StepIdentity,
@@ -142,7 +146,7 @@ class StepTask:
             task.result_storage = storage
         self.task = task
 
-    async def execute(self, identity: dict[str, Any]) -> StoredStep | None:
+    async def execute(self, identity: dict[str, Any]) -> StoredStep | State[Any] | None:
         """Run the step, and give what is to be stored; the body of its task."""
         context, flow = TaskRunContext.get(), FlowRunContext.get()
         # The results of a user's own tasks within a step are kept where the flow keeps them, not as
@@ -166,7 +170,13 @@ class StepTask:
             self.error = error
             raise
         self.record = record
-        return StoredStep(content) if self.task.persist_result else None
+        stored = StoredStep(content) if self.task.persist_result else None
+        return with_costs(stored, state.entries)
+
+    @property
+    def message(self) -> str | None:
+        """What Prefect shows with its state."""
+        return self.state.message if self.state is not None else None
 
     def _new_journal(self) -> Journal:
         """Where the step's answers are recorded: beside its result if that may be used again, else
@@ -278,6 +288,17 @@ class StepTask:
         if isinstance(result, BaseException):
             return result
         return RuntimeError(f"Prefect ended the task as {state!r}")
+
+
+def with_costs(
+    stored: StoredStep | None, entries: Sequence[LedgerEntry]
+) -> StoredStep | State[Any] | None:
+    """What a task gives: of a step that asked something a state whose message says what it cost,
+    which Prefect shows with the task run, and logs.
+    """
+    if not entries or any(map(is_in_flight, entries)):  # their costs are told when they are known
+        return stored
+    return Completed(message=cost_line(entries), data=stored)
 
 
 def literal_name(name: str) -> str:

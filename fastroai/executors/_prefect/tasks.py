@@ -126,8 +126,8 @@ class StepTasks:
         if not entries and not unmetered:
             return
         state, attempts = self._ended[step_id]
-        if entries:
-            self._log.info("Step %r %s: %s", step_id, state, cost_line(entries))
+        if entries and (costs := cost_line(entries)) != step.message:
+            self._log.info("Step %r %s: %s", step_id, state, costs)
         if state != "replayed":
             self._events.step_ended(step_id, state, attempts, entries)
         rows = step_rows(entries)
