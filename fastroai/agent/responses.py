@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 from pydantic_ai.messages import ModelRequest, ModelResponse
 from pydantic_ai.usage import RunUsage
@@ -14,12 +14,10 @@ from pydantic_ai.usage import RunUsage
 from ..ledger.entries import EntryState, LedgerEntry, total_usd
 from ..pricing.calculator import CostCalculator
 from ..pricing.money import usd_to_microcents
-from ..pricing.token_counts import TokenCounts, summed
+from ..pricing.token_counts import TOKEN_COUNTERS, summed
 from .schemas import ChatResponse
 
 logger = logging.getLogger("fastroai.agent")
-
-TOKEN_COUNTERS: Final = tuple(TokenCounts.__dataclass_fields__)
 
 
 def read_response(

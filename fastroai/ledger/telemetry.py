@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..environment import process_environment
 from ..pricing.money import EXACT
@@ -63,9 +63,18 @@ def tell(entry: LedgerEntry, before: LedgerEntry | None) -> None:
 
 def _is_counted() -> bool:
     """Whether there is a meter: without one, to tell costs a request more than all its prices."""
-    from opentelemetry import metrics
-
+    metrics, _ = _api()
     return _own_provider() is not None or _is_set(metrics.get_meter_provider())
+
+
+@cache
+def _api() -> tuple[Any, Any]:
+    """OpenTelemetry's metrics and traces. Imported with the first request, as that takes its time;
+    and once, as each request asks for them.
+    """
+    from opentelemetry import metrics, trace
+
+    return metrics, trace
 
 
 def _is_set(provider: object) -> bool:
@@ -142,13 +151,9 @@ def _instruments() -> _Instruments:
 
 
 def _meter() -> Meter:
-    from opentelemetry import metrics
-
-    own = _own_provider()
-    if own is None:
-        # That of the program: what it sets later takes effect, too.
-        return metrics.get_meter("fastroai", __version__)
-    return own.get_meter("fastroai", __version__)
+    # Without one of its own that of the program: what it sets later takes effect, too.
+    metrics, _ = _api()
+    return (_own_provider() or metrics).get_meter("fastroai", __version__)
 
 
 @cache
@@ -216,8 +221,7 @@ _OF_ONE_REQUEST = ("chat", "embeddings", "generate_content", "text_completion")
 
 def _show(entry: LedgerEntry) -> None:
     """Put a settlement into the span of its request, or into one of its own."""
-    from opentelemetry import trace
-
+    _, trace = _api()
     around = trace.get_current_span()
     known = getattr(around, "attributes", None) or {}
     if around.is_recording() and known.get("gen_ai.operation.name") in _OF_ONE_REQUEST:

@@ -12,7 +12,7 @@ from pydantic_ai.messages import FilePart, ModelResponse
 from ..pricing.endpoints import on_domain
 from ..pricing.premiums import GEMINI, version_in
 from ..providers import canonical_provider, host_and_port
-from .raw_answers import Json, RawAnswer, count, items, usages
+from .raw_answers import Json, RawAnswer, count, items
 
 _XAI_TOOLS: Final = {
     "web_search": "web_searches",
@@ -126,7 +126,7 @@ _XAI_CALLS: Final = {
 
 def _calls_at_xai(raw: RawAnswer) -> dict[str, int]:
     calls: dict[str, int] = {}
-    for usage in usages(raw)[-1:]:
+    for usage in raw.usages[-1:]:
         told = count(usage, "server_side_tool_usage_details")
         for name, tool in _XAI_CALLS.items():
             if type(number := count(told, name)) is int and number:
@@ -297,7 +297,7 @@ def search_of_a_chat(answer: _Answer) -> str | None:
 def _small_context(answer: _Answer) -> str | None:
     if not answer.model.startswith("sonar") or "deep-research" in answer.model:
         return None
-    for usage in usages(answer.raw):
+    for usage in answer.raw.usages:
         size = usage.get("search_context_size") or "low"
         if size != "high":
             return f"a request at search context {size!r}"
@@ -310,7 +310,7 @@ def container_of_anthropic(answer: _Answer) -> str | None:
     """
     if answer.provider != "anthropic":
         return None
-    used = [count(usage, "server_tool_use") for usage in usages(answer.raw)]
+    used = [count(usage, "server_tool_use") for usage in answer.raw.usages]
     if any(count(one, "web_search_requests") or count(one, "web_fetch_requests") for one in used):
         return None
     told = [count(document, *path) for document in answer.raw.documents for path in _CONTAINERS]

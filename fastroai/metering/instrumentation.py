@@ -74,14 +74,14 @@ def book_all_agents() -> bool:
 def _booked(iterate: Callable[..., Any]) -> Any:
     @wraps(iterate)
     def booked(self: Agent[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        scope = current_scope()
-        given = kwargs.get("capabilities") or ()
-        is_counted = RequestMeter in map(type, given)
         model = kwargs.get("model")
         if isinstance(model, COUNTING) and not model.books.is_in_use:
             # Made for this run; a tool's `ctx.model` counts for the run that called the tool.
-            model.books.is_in_use = is_counted = True
-        if scope is not None and not is_counted:
+            model.books.is_in_use = True
+            return iterate(self, *args, **kwargs)
+        scope = current_scope()
+        given = kwargs.get("capabilities") or ()
+        if scope is not None and RequestMeter not in map(type, given):
             meter = RequestMeter(CostCalculator(), scope=scope, agent=self.name)
             journal = [] if scope.journal is None else [ToolJournal(scope.journal)]
             kwargs["capabilities"] = [*given, meter, *journal]

@@ -20,7 +20,12 @@ class RequestMeter(RequestBooks, AbstractCapability[Any]):
 
     def get_wrapper_model(self, model: Model) -> Model | None:
         """The model as one that counts its requests."""
-        return self.metered(model)
+        known = self.metered_models.get(id(model))
+        if known is None:
+            # The model is kept beside its wrapper, so that its id can't be given to another one
+            # meanwhile.
+            known = self.metered_models[id(model)] = (model, self.metered(model))
+        return known[1]
 
     def metered(self, model: Model) -> Model:
         """The model as one that counts its requests, and within a step records its answers.
@@ -28,8 +33,6 @@ class RequestMeter(RequestBooks, AbstractCapability[Any]):
         One that counts already, for the agent that runs this one as its tool, counts for this run
         instead. Those of a model made of models are counted one by one, where they are sent.
         """
-        if id(model) in self.metered_models:
-            return self.metered_models[id(model)][1]
         sender = model
         while isinstance(sender, COUNTING):
             self.retry_like(sender.books)
@@ -42,9 +45,6 @@ class RequestMeter(RequestBooks, AbstractCapability[Any]):
             metered = MeteredModel(sender, self)
         if self.journal is not None:
             metered = JournaledModel(metered, self.journal, self)
-        # The model is kept beside its wrapper, so that its id can't be given to another one
-        # meanwhile.
-        self.metered_models[id(model)] = (model, metered)
         return metered
 
     def get_ordering(self) -> CapabilityOrdering:

@@ -32,6 +32,7 @@ class RawAnswer:
         "_events",
         "_response",
         "_rest",
+        "_usages",
         "headers",
         "is_guarded",
         "is_stream",
@@ -45,6 +46,7 @@ class RawAnswer:
         self._events: list[bytes] = []
         self._rest = b""
         self._documents: list[Json] | None = None
+        self._usages: list[Json] | None = None
         if self.is_stream:
             # SDKs read a stream through this method, whichever form they ask for; it gives the
             # bytes after any compression was undone.
@@ -58,6 +60,19 @@ class RawAnswer:
                 document for body in self._bodies() if isinstance(document := _parsed(body), dict)
             ]
         return self._documents
+
+    @property
+    def usages_by_document(self) -> list[tuple[Json, Json]]:
+        """The usage objects of the answer in their order, each after the document it is in."""
+        found = ((document, _usage_in(document)) for document in self.documents)
+        return [(document, usage) for document, usage in found if usage]
+
+    @property
+    def usages(self) -> list[Json]:
+        """The usage objects of the answer, in their order."""
+        if self._usages is None:
+            self._usages = [usage for _, usage in self.usages_by_document]
+        return self._usages
 
     def _bodies(self) -> list[bytes]:
         if self.is_stream:
@@ -83,7 +98,7 @@ class RawAnswer:
         *lines, self._rest = (self._rest + piece).split(b"\n")
         if lines:
             self._events += _events_that_tell(lines)
-            self._documents = None
+            self._documents = self._usages = None
 
 
 class Body:
@@ -134,17 +149,6 @@ _USAGE_AT: Final = (
 """Where an answer, or an event of one, tells its usage."""
 
 
-def usages(raw: RawAnswer) -> list[Json]:
-    """The usage objects of an answer, in their order."""
-    return [usage for _, usage in usages_by_document(raw)]
-
-
-def usages_by_document(raw: RawAnswer) -> list[tuple[Json, Json]]:
-    """The usage objects of an answer, each after the document that it is in."""
-    found = ((document, _usage_in(document)) for document in raw.documents)
-    return [(document, usage) for document, usage in found if usage]
-
-
 def _usage_in(document: Json) -> Json | None:
     # OpenAI's responses and Anthropic's messages come within an event of their own kind.
     inner = document.get("response") or document.get("message") or document
@@ -157,7 +161,7 @@ def told_tier(raw: RawAnswer) -> str | None:
     """The service tier that Anthropic says an answer had, or its fast mode, which pydantic-ai does
     not keep.
     """
-    for usage in usages(raw):
+    for usage in raw.usages:
         if usage.get("speed") == "fast":
             return "fast-mode"
         if isinstance(tier := usage.get("service_tier"), str):
@@ -177,7 +181,7 @@ def told_tier_of_bedrock(raw: RawAnswer) -> str | None:
 
 def inference_geo(raw: RawAnswer) -> str | None:
     """Where Anthropic says that it computed an answer; only the start of a stream tells it."""
-    for usage in usages(raw):
+    for usage in raw.usages:
         if isinstance(geo := usage.get("inference_geo"), str):
             return geo
     return None

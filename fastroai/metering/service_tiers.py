@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic_ai.messages import ModelResponse
@@ -53,7 +54,7 @@ def asked_service_tier(model: Model, settings: ModelSettings | None) -> str | No
     """
     own = merged(model.settings, settings)
     # Nearly always there is nothing to find.
-    if not any(map(_SAYS_TIER.search, own)):
+    if not any(map(_says_tier, own)):
         return None
     if model.system in ("google-cloud", "google-vertex"):
         own_tier = own.get("google_cloud_service_tier")
@@ -62,6 +63,11 @@ def asked_service_tier(model: Model, settings: ModelSettings | None) -> str | No
         asked = _ASKED_OF.get(canonical_provider(model.system), _asked_of_openai)
         tier = asked(model, own)
     return tier if isinstance(tier, str) else None
+
+
+@lru_cache(maxsize=256)
+def _says_tier(setting: str) -> bool:
+    return _SAYS_TIER.search(setting) is not None
 
 
 def _asked_of_anthropic(model: Model, own: dict[str, Any]) -> Any:

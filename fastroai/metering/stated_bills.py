@@ -14,7 +14,7 @@ from ..pricing.endpoints import is_private_endpoint, on_domain
 from ..pricing.money import EXACT
 from ..pricing.price_list import Price, is_listed_host
 from ..providers import canonical_provider
-from .raw_answers import Json, RawAnswer, count, usages
+from .raw_answers import Json, RawAnswer, count
 
 _COSTS: Final = frozenset({"cost", "cost_in_usd_ticks"})
 _LITELLM_HEADER: Final = "x-litellm-response-cost"
@@ -65,7 +65,7 @@ def unreadable_bill(response: ModelResponse, raw: RawAnswer, url: str | None) ->
 
 def _told(response: ModelResponse, raw: RawAnswer) -> Json:
     """The last usage that an answer tells."""
-    told = usages(raw)
+    told = raw.usages
     return told[-1] if told else _as_told(response)
 
 

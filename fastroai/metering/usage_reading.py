@@ -10,13 +10,12 @@ from typing import Any, Final
 from pydantic_ai.messages import ModelResponse, ModelResponsePart, TextPart, ToolCallPart
 from pydantic_ai.usage import RequestUsage
 
-from ..pricing.token_counts import TokenCounts
+from ..pricing.token_counts import TOKEN_COUNTERS, TokenCounts
 from ..providers import canonical_provider
 from .billed_tools import tool_calls
-from .raw_answers import Json, RawAnswer, count, items, usages, usages_by_document
+from .raw_answers import Json, RawAnswer, count, items
 
-_COUNTS: Final = tuple(TokenCounts.__dataclass_fields__)
-_counts_of: Callable[[RequestUsage], tuple[Any, ...]] = attrgetter(*_COUNTS)
+_counts_of: Callable[[RequestUsage], tuple[Any, ...]] = attrgetter(*TOKEN_COUNTERS)
 _MOST: Final = 10**12
 """Tokens of one request that are still believed; a database keeps no number without end."""
 _NO_USAGE: Final = "token usage"
@@ -48,7 +47,7 @@ def read_usage(response: ModelResponse, raw: RawAnswer) -> RequestUsage:
 
 
 def _as_told(response: ModelResponse, raw: RawAnswer) -> RequestUsage:
-    told = usages(raw)
+    told = raw.usages
     if not told:
         return response.usage
     if "prompt_tokens" in told[-1]:
@@ -131,7 +130,7 @@ def _refuse_uncountable(tokens: Mapping[str, Any]) -> None:
 
 
 def _named(counts: Iterable[Any]) -> dict[str, Any]:
-    return dict(zip(_COUNTS, counts, strict=True))
+    return dict(zip(TOKEN_COUNTERS, counts, strict=True))
 
 
 def _whole_floats(usage: RequestUsage) -> dict[str, int]:
@@ -182,7 +181,7 @@ def _counted_once(raw: RawAnswer) -> Json:
         UnknownUsageError: Neither fits; the chunks may tell what each of them adds.
     """
     counted: Json = {}
-    for document, usage in usages_by_document(raw):
+    for document, usage in raw.usages_by_document:
         if not counted:
             counted = usage
             continue

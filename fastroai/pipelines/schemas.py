@@ -14,13 +14,12 @@ from ..agent.schemas import ChatResponse
 from ..errors import StepExecutionError
 from ..ledger.entries import EntryState, LedgerEntry, total_usd
 from ..pricing.money import microcents_to_usd, usd_to_microcents
-from ..pricing.token_counts import TokenCounts, summed
+from ..pricing.token_counts import TOKEN_COUNTERS, summed
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")
 
-_TOKENS = tuple(TokenCounts.__dataclass_fields__)
-_COUNTERS = (*_TOKENS, "request_count", "tool_call_count", "processing_time_ms")
+_COUNTERS = (*TOKEN_COUNTERS, "request_count", "tool_call_count", "processing_time_ms")
 _BOOKS = (
     "cost_usd",
     "replayed_cost_usd",

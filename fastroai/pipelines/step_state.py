@@ -23,7 +23,7 @@ from ..metering.scope import (
     dispatch_scope,
     scope_outside_of_runs,
 )
-from ..pricing.token_counts import TokenCounts
+from ..pricing.token_counts import TOKEN_COUNTERS, TokenCounts
 from ..rate_limits.turns import Waiting
 from ..replay.journal import Journal
 from .config import StepConfig, budgets_of
@@ -339,9 +339,7 @@ def _reported(usage: StepUsage, attribution: Attribution) -> LedgerEntry:
     entry = LedgerEntry(
         attribution=attribution,
         model_answered=usage.model,
-        tokens=TokenCounts(
-            **{name: getattr(usage, name) for name in TokenCounts.__dataclass_fields__}
-        ),
+        tokens=TokenCounts(**{name: getattr(usage, name) for name in TOKEN_COUNTERS}),
         request_count=usage.request_count,
     )
     if usage.model is None and not usage.cost_usd:

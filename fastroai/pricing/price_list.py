@@ -19,7 +19,7 @@ from .model_names import BEDROCK, ModelRef
 from .money import EXACT
 from .premiums import NONE, regional_factor
 from .rate_sheets import BILLED_TOOLS, Counts, RateSheet
-from .token_counts import TokenCounts
+from .token_counts import TOKEN_COUNTERS
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
@@ -69,7 +69,6 @@ _STANDARD = {
 }
 # Groq sells its flex tier at the rates of the standard one.
 _STANDARD_AFTER_ALL = {"groq": frozenset({"flex"})}
-_COUNTED = frozenset(TokenCounts.__dataclass_fields__)
 _NO_TOOLS = dict.fromkeys(BILLED_TOOLS, 0)
 
 
@@ -207,7 +206,7 @@ class _Listed:
             return self._sheets[0]
         rates = self.model.get_prices(at, dict(self.tags) if self._is_own else None)
         for sheet in self._sheets:
-            if sheet.rates == rates:
+            if sheet.rates is rates or sheet.rates == rates:
                 return sheet
         self._sheets.append(RateSheet(self.provider.id, self.model.id, rates))
         return self._sheets[-1]
@@ -302,7 +301,7 @@ def _named_by(usage_type: type) -> frozenset[str]:
 
 @cache
 def _further_names() -> frozenset[str]:
-    return frozenset(_usage_names()) - _COUNTED
+    return _usage_names().difference(TOKEN_COUNTERS)
 
 
 def premium_name(provider: Provider, model: ModelInfo, ref: ModelRef) -> str:

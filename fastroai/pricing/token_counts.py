@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +24,13 @@ class TokenCounts:
     cache_audio_read_tokens: int = 0
 
 
+TOKEN_COUNTERS: Final = tuple(TokenCounts.__dataclass_fields__)
+_counts_of: Callable[[TokenCounts], tuple[int, ...]] = attrgetter(*TOKEN_COUNTERS)
+
+
 def summed(counts: Iterable[TokenCounts]) -> dict[str, int]:
     """The sums of several requests, by field."""
-    names = TokenCounts.__dataclass_fields__
-    sums = map(sum, zip(*map(attrgetter(*names), counts), strict=True))
-    return dict.fromkeys(names, 0) | dict(zip(names, sums, strict=False))
+    each = list(map(_counts_of, counts))
+    # nearly always there is one
+    sums = each[0] if len(each) == 1 else [sum(kind) for kind in zip(*each, strict=True)]
+    return dict(zip(TOKEN_COUNTERS, sums or [0] * len(TOKEN_COUNTERS), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class RequestOfModel:
     parameters: ModelRequestParameters
     run_context: RunContext[Any] | None = None
 
-    async def answer_of(self, model: Model) -> ModelResponse:
+    def answer_of(self, model: Model) -> Coroutine[Any, Any, ModelResponse]:
         """Ask a model for its whole answer."""
-        return await model.request(self.messages, self.settings, self.parameters)
+        return model.request(self.messages, self.settings, self.parameters)
 
     def stream_of(self, model: Model) -> AbstractAsyncContextManager[StreamedResponse]:
         """Ask a model for its answer as it comes."""
