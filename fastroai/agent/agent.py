@@ -299,6 +299,7 @@ class FastroAgent(Generic[OutputT]):
             "deps": deps,
             "message_history": message_history,
             "model_settings": self._settings_of_run(model, model_settings),
+            "infer_name": False,  # it would look for one among our variables, for each run again
             **kwargs,
         }
         capabilities = list(kwargs.get("capabilities") or ())
