@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ import pytest
 from fastroai.executors import PrefectExecutor
 from fastroai.executors.protocol import ExecutionResult, PlanExecutor
 from fastroai.pipelines.plan import ExecutionPlan, PlannedStep
+from tests.support import forked
 from tests.support.forked import REPOSITORY, SHARED_DIR
 
 RUNNERS = tuple(name for name in ("dask",) if find_spec(f"prefect_{name}"))
@@ -99,7 +101,8 @@ def _start(name: str, folder: Path, address: Path) -> None:
     log = folder / f"{name}.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_API_")}
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        # A fork, as are its workers: each of the three would import all of fastroai.
+        started = forked.run(
             [sys.executable, "-m", "tests.support.remote_runners", name, str(folder)],
             cwd=folder,
             env=environment | _STILL | {"PYTHONPATH": str(REPOSITORY)},
@@ -110,33 +113,55 @@ def _start(name: str, folder: Path, address: Path) -> None:
         )
     deadline = time.monotonic() + _START_TIMEOUT
     while not address.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
+        if started.returncode or time.monotonic() > deadline:
             pytest.fail(f"No cluster of {name}:\n{log.read_text()[-4000:]}", pytrace=False)
         time.sleep(0.02)
-    process.returncode = 0  # it outlives this object, which would say so
 
 
-def _cluster() -> Iterator[str]:
-    from distributed import LocalCluster
+async def _schedule(address: Path) -> None:
+    """Be the scheduler, and say where it listens once it has all its workers."""
+    from distributed import Scheduler
 
-    with LocalCluster(
-        n_workers=_WORKERS, threads_per_worker=_THREADS, dashboard_address=":0"
-    ) as cluster:
-        yield cluster.scheduler_address
+    async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
+        partial_file = address.with_suffix(".partial")
+        partial_file.write_text(scheduler.address)
+        while len(scheduler.workers) < _WORKERS:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        partial_file.rename(address)
+        await scheduler.finished()
+
+
+async def _work(address: Path) -> None:
+    from distributed import Worker
+
+    partial_file = address.with_suffix(".partial")
+    while not partial_file.exists() or not partial_file.read_text():  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    scratch = {"local_directory": str(address.parent)}
+    async with Worker(partial_file.read_text(), nthreads=_THREADS, **scratch) as worker:
+        await worker.finished()
 
 
 def _serve(name: str, folder: Path) -> None:
-    """The cluster's process: say where, and end with the pytest run that wanted it."""
-    owner = int((folder / "owner").read_text())
-    for address in _cluster():
-        partial_file = folder / f"{name}-address.partial"
-        partial_file.write_text(address)
-        partial_file.rename(folder / f"{name}-address")
-        with suppress(ProcessLookupError):
-            while folder.exists():
-                os.kill(owner, 0)
-                time.sleep(0.5)
+    """Leave a scheduler and its workers behind, which end with the pytest run that wanted them, not
+    with the worker that did so first.
+    """
+    import distributed  # noqa: F401  # once, for all of them
+
+    owner, address = int((folder / "owner").read_text()), folder / f"{name}-address"
+    for serve in (_schedule, *[_work] * _WORKERS):
+        if not os.fork():
+            Thread(target=_die_with, args=(owner, folder), daemon=True).start()
+            asyncio.run(serve(address))
+            return
+
+
+def _die_with(owner: int, folder: Path) -> None:
+    with suppress(ProcessLookupError):
+        while folder.exists():
+            os.kill(owner, 0)
+            time.sleep(0.5)
+    os._exit(0)
 
 
 if __name__ == "__main__":
