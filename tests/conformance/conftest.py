@@ -1,6 +1,6 @@
 """The executors the behaviour suite runs on.
 
-One more has every step in another process, where its packages are: `dask`. What can't
+Two more have every step in another process, where their packages are: `dask` and `ray`. What can't
 be looked at there has the mark `one_process`, with the reason; all else holds there too.
 """
 
@@ -10,15 +10,16 @@ import pytest
 
 from fastroai.executors import Executor
 from tests.conformance.third_party import OneByOne
-from tests.support.remote_runners import RUNNERS, all_remote
+from tests.support.remote_runners import MISSING, RUNNERS, all_remote
 
 SAMPLE = {
     ("dask", "test_a_diamond_runs_in_order"),
     ("dask", "test_an_item_is_tried_again_by_itself"),
     ("dask", "test_a_tool_loop_is_neither_sent_nor_executed_again"),
     ("dask", "test_the_pipelines_budget_is_the_total_of_the_run"),
+    ("ray", "test_a_diamond_runs_in_order"),
 }
-"""What `make test` runs in other processes."""
+"""What `make test` runs in other processes, or says why it can't."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -32,11 +33,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         kind, name = _executor_of(item), item.nodeid.partition("[")[0]
         is_more = name in seen or item.get_closest_marker("same_under_prefect")
-        if kind in RUNNERS and item.get_closest_marker("one_process"):
+        is_remote, is_sample = kind in RUNNERS, (kind, name.rpartition("::")[2]) in SAMPLE
+        is_shown = is_sample or kind not in MISSING
+        if is_remote and (item.get_closest_marker("one_process") or not is_shown):
             elsewhere.append(item)
-        elif (kind == "prefect" and is_more) or (
-            kind in RUNNERS and (kind, name.rpartition("::")[2]) not in SAMPLE
-        ):
+        elif (kind == "prefect" and is_more) or (is_remote and not is_sample):
             item.add_marker(pytest.mark.long)
         if kind == "prefect":
             seen.add(name)
@@ -66,6 +67,7 @@ def any_executor(request: pytest.FixtureRequest) -> Executor | str:
 
 def _executor(request: pytest.FixtureRequest) -> Executor | str:
     name = str(request.param)
+    remote = all_remote(name) if name in RUNNERS else None
     if name != "memory":
         request.getfixturevalue("prefect_api")
-    return all_remote(name) if name in RUNNERS else name
+    return remote or name

@@ -25,8 +25,13 @@ from fastroai.pipelines.plan import ExecutionPlan, PlannedStep
 from tests.support import forked
 from tests.support.forked import REPOSITORY, SHARED_DIR
 
-RUNNERS = tuple(name for name in ("dask",) if find_spec(f"prefect_{name}"))
-"""Those whose packages are there."""
+RUNNERS = ("dask", "ray")
+MISSING = {
+    name: f"prefect-{name} is not installed: pip install 'fastroai[{name}]'"
+    for name in RUNNERS
+    if not find_spec(f"prefect_{name}")
+}
+"""Why nothing runs on some of them here."""
 
 _STILL = {
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
@@ -35,6 +40,10 @@ _STILL = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "10s",
 }
 """Has a cluster that nobody uses take less of the processor from the other tests."""
+_TOKEN = {"RAY_AUTH_MODE": "token"}
+"""A cluster that `ray.init()` starts wants a token, which who connects by an address does not send
+unless told to; it is in `HOME`, which is this run's.
+"""
 _START_TIMEOUT = 120.0
 _WORKERS, _THREADS = 2, 8
 
@@ -75,11 +84,30 @@ def is_given(found: object, given: BaseException, executor: object) -> bool:
 
 
 def all_remote(name: str) -> AllRemote:
-    """The executor on this run's cluster of a kind, which is started when nobody did so yet."""
+    """The executor on this run's cluster of a kind, which is started when nobody did so yet; the
+    test is skipped where its packages are missing.
+    """
+    if name in MISSING:
+        pytest.skip(MISSING[name])
     address = _address(name, Path(os.environ[SHARED_DIR]))
+    return AllRemote(_on_ray(address) if name == "ray" else _on_dask(address))
+
+
+def _on_dask(address: str) -> Any:
     from prefect_dask import DaskTaskRunner
 
-    return AllRemote(DaskTaskRunner(address=address))
+    return DaskTaskRunner(address=address)
+
+
+def _on_ray(address: str) -> Any:
+    """Connected once for each process of tests: for each connection Ray starts workers anew."""
+    os.environ |= _TOKEN
+    import ray
+    from prefect_ray import RayTaskRunner
+
+    if not ray.is_initialized():
+        ray.init(address, namespace="prefect", log_to_driver=False, configure_logging=False)
+    return RayTaskRunner(address=address)
 
 
 @pytest.fixture(scope="session")
@@ -104,8 +132,9 @@ def _start(name: str, folder: Path, address: Path) -> None:
         # A fork, as are its workers: each of the three would import all of fastroai.
         started = forked.run(
             [sys.executable, "-m", "tests.support.remote_runners", name, str(folder)],
+            executable=sys.executable,  # Ray's own processes are no forks
             cwd=folder,
-            env=environment | _STILL | {"PYTHONPATH": str(REPOSITORY)},
+            env=environment | _STILL | _TOKEN | {"PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -143,25 +172,51 @@ async def _work(address: Path) -> None:
 
 
 def _serve(name: str, folder: Path) -> None:
-    """Leave a scheduler and its workers behind, which end with the pytest run that wanted them, not
-    with the worker that did so first.
+    """Leave a cluster behind, which ends with the pytest run that wanted it, not with the worker
+    that did so first.
     """
+    address = folder / f"{name}-address"
+    if name == "ray":
+        if not os.fork():
+            _be_ray(address)
+        return
     import distributed  # noqa: F401  # once, for all of them
 
-    owner, address = int((folder / "owner").read_text()), folder / f"{name}-address"
     for serve in (_schedule, *[_work] * _WORKERS):
         if not os.fork():
-            Thread(target=_die_with, args=(owner, folder), daemon=True).start()
+            Thread(target=_die_with_owner, args=(folder,), daemon=True).start()
             asyncio.run(serve(address))
             return
 
 
-def _die_with(owner: int, folder: Path) -> None:
+def _be_ray(address: Path) -> None:
+    import ray
+
+    folder = address.parent
+    with ray.init(
+        num_cpus=_WORKERS * _THREADS,
+        include_dashboard=False,
+        object_store_memory=100_000_000,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder / "ray"),
+    ) as context:
+        partial_file = address.with_suffix(".partial")
+        partial_file.write_text(context.address_info["gcs_address"])
+        partial_file.rename(address)
+        _await_owner(folder)
+
+
+def _die_with_owner(folder: Path) -> None:
+    _await_owner(folder)
+    os._exit(0)
+
+
+def _await_owner(folder: Path) -> None:
+    owner = int((folder / "owner").read_text())
     with suppress(ProcessLookupError):
         while folder.exists():
             os.kill(owner, 0)
             time.sleep(0.5)
-    os._exit(0)
 
 
 if __name__ == "__main__":
