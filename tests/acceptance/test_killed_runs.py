@@ -5,6 +5,7 @@ over all of them. Of a few kills none may hit what they are meant to.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,19 +25,25 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-@pytest.mark.timeout(PATIENCE + 100)
+def long(subject: str, kills: int, least: int, patience: float = PATIENCE) -> Any:
+    marks = [pytest.mark.long, pytest.mark.timeout(patience + 100)]
+    return pytest.param(subject, kills, least, patience, marks=marks)
+
+
 @pytest.mark.parametrize(
-    ("subject", "kills", "least"),
+    ("subject", "kills", "least", "patience"),
     [
-        ("mapped", 1, 0),
-        pytest.param("prefect", 30, 5, marks=pytest.mark.long),
-        pytest.param("mapped", 20, 3, marks=pytest.mark.long),
+        pytest.param("mapped", 1, 0, PATIENCE, marks=pytest.mark.timeout(PATIENCE + 100)),
+        long("prefect", 30, 5),
+        long("mapped", 20, 3),
+        long("many", 20, 3, 1500.0),
     ],
 )
 async def test_killed_under_prefect_no_run_pays_twice(
     subject: str,
     kills: int,
     least: int,
+    patience: float,
     provider: ProviderProcess,
     prefect_api: str,
     results: Path,
@@ -45,7 +52,7 @@ async def test_killed_under_prefect_no_run_pays_twice(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     monkeypatch.setenv("FASTROAI_LEDGER_URL", url)
-    attempts = run_killed(subject, kills, results, provider)
+    attempts = run_killed(subject, kills, results, provider, patience)
     assert sum(attempt.killed for attempt in attempts) == kills
     compared, entries = await books_agree(provider, attempts, url)
     assert_each_run_ended_well(attempts)

@@ -108,10 +108,12 @@ class Asking:
     """The steps of a job, and how often each question was answered."""
 
     job: Job
-    answered: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter, kw_only=True)
 
     def _reply(self, messages: Any, info: Any) -> str:
-        prompt = messages[-1].parts[-1].content
+        return self.answer(messages[-1].parts[-1].content)
+
+    def answer(self, prompt: str) -> str:
         self.answered[prompt] += 1
         return f"about {prompt}"
 

@@ -3,13 +3,15 @@ line for each.
 
 `python -m tests.support.killed_runs SUBJECT KILLS SEED RESULTS`: one run is left alone and shows
 how long a run takes. Then come runs under keys of their own, each in as many processes as it needs,
-until so many were killed. The subject is an executor, or `mapped`: mapped steps under Prefect.
+until so many were killed. The subject is an executor, or `mapped`: mapped steps under Prefect, or
+`many`: ten thousand items, of which each process works on some before it is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import hashlib
 import importlib
 import json
 import os
@@ -22,9 +24,11 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +48,13 @@ WIDTH = 4
 
 ITEMS = 10
 """That a mapped step has."""
+
+MANY = 10_000
+"""Items of `many`."""
+_LATEST = 0.1
+"""Seconds after the last item that a process of `many` is to begin, in which it is killed."""
+_MEANWHILE = 60
+"""Items that may be begun in them."""
 
 LEASE_SECONDS = 0.5
 SILENCE = LEASE_SECONDS + 0.1
@@ -90,6 +101,7 @@ SCRIPT: dict[str, tuple[Behaviour, ...]] = {
     "word by word": (
         Answer("one two three four five six seven", output_tokens=7, slowest=SLOWEST),
     ),
+    "at once": (Answer("Oats.", input_tokens=31, output_tokens=2),),
     "when busy": (*(Refuse(429), _BRIEF, _BRIEF, Refuse(500), _BRIEF) * 40, _BRIEF),
 }
 """What the provider does, by the end of a prompt. Prompts begin with the step's id."""
@@ -128,12 +140,15 @@ class Attempt:
 class Process:
     """What steps tell of the process they run in."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: int | None = None) -> None:
         self.first_step: float | None = None
+        self._begun = begun
 
     def begin_step(self) -> None:
-        """Note when the first step began."""
+        """Note when the first step began, and write a byte for each where somebody counts."""
         self.first_step = self.first_step or time.time()
+        if self._begun is not None:
+            os.write(self._begun, b".")
 
 
 def pipeline(executor: str, results: Path) -> Pipeline[Process, Any, Any]:
@@ -143,6 +158,8 @@ def pipeline(executor: str, results: Path) -> Pipeline[Process, Any, Any]:
     """
     if executor == "mapped":
         return mapped_pipeline(results)
+    if executor == "many":
+        return many_items(results)
     # The script refuses by turns, whoever asks: more retries than one request can need.
     agent = FastroAgent(model="openai:gpt-5-mini", cost_calculator=fixed_prices(), max_retries=9)
     looking = FastroAgent(
@@ -201,6 +218,35 @@ def mapped_pipeline(results: Path) -> Pipeline[Process, Any, Any]:
     return Pipeline("killed", steps, edges, "end", step_configs=configs, executor="prefect")
 
 
+def many_items(results: Path) -> Pipeline[Process, Any, Any]:
+    """A step that asks once for each of ten thousand items, and one that tells of all in short."""
+    agent = FastroAgent(model="openai:gpt-5-mini", cost_calculator=fixed_prices(), max_retries=9)
+
+    @step
+    async def read(ctx: StepContext[Process]) -> list[int]:
+        return list(range(MANY))
+
+    @step
+    async def ask(ctx: StepContext[Process]) -> str:
+        ctx.deps.begin_step()
+        place = place_in(ctx.step_id, ctx.item_key)
+        return f"{ctx.item}: {(await ctx.run(agent, f'{place}: at once')).output}"
+
+    @step
+    async def end(ctx: StepContext[Process]) -> tuple[int, str]:
+        answers = list(ctx.get_dependency("each"))
+        return len(answers), hashlib.sha256("\n".join(answers).encode()).hexdigest()
+
+    steps: dict[str, BaseStep[Process, Any]] = {
+        "read": read,
+        "each": ask.map(over="read", key=str, max_concurrency=WIDTH),
+        "end": end,
+    }
+    configs = {step_id: StepConfig(result_storage=str(results / step_id)) for step_id in steps}
+    edges = {"end": ["each"]}
+    return Pipeline("killed", steps, edges, "end", step_configs=configs, executor="prefect")
+
+
 def look_up(word: str) -> str:
     """What is known of a word."""
     return f"{word}: old"
@@ -243,7 +289,11 @@ def _joins() -> BaseStep[Process, Any]:
 
 
 def run_killed(
-    executor: str, kills: int, results: Path, provider: ProviderProcess
+    executor: str,
+    kills: int,
+    results: Path,
+    provider: ProviderProcess,
+    patience: float = PATIENCE,
 ) -> list[Attempt]:
     """Do all this in a process of its own, with a provider that keeps to the script."""
     seed = random.randrange(2**32)
@@ -273,7 +323,7 @@ def run_killed(
         start_new_session=True,
     ) as process:
         try:
-            told, _ = process.communicate(timeout=PATIENCE)
+            told, _ = process.communicate(timeout=patience)
             assert process.returncode == 0
         finally:
             with suppress(ProcessLookupError):
@@ -287,6 +337,9 @@ def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[At
     whole = _attempt(executor, results, 0, "left-alone", set(), None)
     yield whole
     assert whole.first_step is not None
+    if executor == "many":
+        yield from _killed_among_many(kills, chance, results)
+        return
     length = whole.ended - whole.began
     starting = (whole.first_step - whole.began) / length
     while kills:
@@ -294,8 +347,9 @@ def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[At
         known, ended = set(_files(results)), False
         while not ended:
             number += 1
-            after = length * chance.uniform(starting, 1) if kills else None
-            attempt = _attempt(executor, results, number, f"run-{run}", known, after)
+            after = length * chance.uniform(starting, 1)
+            kill = partial(_ends_within, after) if kills else None
+            attempt = _attempt(executor, results, number, f"run-{run}", known, kill)
             kills, ended = kills - attempt.killed, not attempt.killed
             # How long a process takes depends on what is left to do, and on what else the machine
             # does.
@@ -305,29 +359,60 @@ def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[At
                 time.sleep(SILENCE)
 
 
+def _killed_among_many(kills: int, chance: random.Random, results: Path) -> Iterator[Attempt]:
+    """The processes of one run: the kills are anywhere in it, each behind the one before."""
+    known = set(_files(results))
+    moments = sorted(chance.sample(range(1, MANY - kills * _MEANWHILE), kills))
+    for number, (before, moment) in enumerate(pairwise([0, *moments]), start=1):
+        wait = partial(_begins, moment - before, chance.uniform(0, _LATEST))
+        yield _attempt("many", results, number, "run-1", known, wait)
+        time.sleep(SILENCE)
+    yield _attempt("many", results, kills + 1, "run-1", known, None)
+
+
+def _ends_within(seconds: float, process: int, begun: int) -> None:
+    select.select([process], [], [], seconds)
+
+
+def _begins(items: int, seconds: float, process: int, begun: int) -> None:
+    """Wait until it has begun so many items, and some seconds more."""
+    while items > 0 and (more := os.read(begun, items)):
+        items -= len(more)
+    _ends_within(seconds, process, begun)
+
+
 def _attempt(
     executor: str,
     results: Path,
     number: int,
     run_key: str,
     known: set[Path],
-    kill_after: float | None,
+    wait: Callable[[int, int], None] | None,
 ) -> Attempt:
-    """Run the pipeline in a process that is killed after some seconds, if it still runs then."""
+    """Run the pipeline in a process.
+
+    Args:
+        wait: Returns when it is to be killed, if it still runs then; given its pidfd, and where it
+            writes of each step that begins. None: it is left alone.
+    """
     assert threading.active_count() == 1, "a fork would take only one of them along"
     reading, out = os.pipe()
+    counting, begun = os.pipe()
     began = time.time()
     child = os.fork()
     if not child:
         _die_with_parent()
         os.close(reading)
-        _run(executor, results, number, run_key, out)
+        os.close(counting)
+        _run(executor, results, number, run_key, out, None if wait is None else begun)
     os.close(out)
+    os.close(begun)
     with open(os.pidfd_open(child)) as process:
-        if kill_after is not None:
-            select.select([process], [], [], kill_after)
+        if wait is not None:
+            wait(process.fileno(), counting)
             os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(counting)
     with os.fdopen(reading) as report:
         said = report.read()
     if status not in (0, -signal.SIGKILL):
@@ -339,10 +424,12 @@ def _attempt(
     return Attempt(str(number), run_key, began, time.time(), killed, stored, recorded, **told)
 
 
-def _run(executor: str, results: Path, number: int, run_key: str, out: int) -> None:
+def _run(
+    executor: str, results: Path, number: int, run_key: str, out: int, begun: int | None
+) -> None:
     try:
         sign_requests(str(number))
-        process = Process()
+        process = Process(begun)
         result = asyncio.run(pipeline(executor, results).execute({}, process, run_key=run_key))
         assert result.usage is not None
         said = {
