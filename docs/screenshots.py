@@ -18,7 +18,7 @@ from tests.support.browser import open_page
 
 IMAGES = Path(__file__).parent / "images"
 UIS = {"v1": "", "v2": "/v2"}
-SETTLED = 1.0
+SETTLED = 4.0
 """Seconds for what moves into its place after it is there."""
 
 
