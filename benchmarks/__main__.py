@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 from . import (
     books,
     budgets,
-    imports,
+    growth,
     in_flight,
     makespan,
     mapped,
@@ -21,6 +22,7 @@ from . import (
     prefect_path,
     resume,
     shown_costs,
+    starts,
 )
 from .report import Section, document
 from .workers import HERE, progress
@@ -28,10 +30,11 @@ from .workers import HERE, progress
 PARTS = (
     "memory",
     "makespan",
-    "import",
+    "starts",
     "metering",
     "in-flight",
     "prefect",
+    "growth",
     "shown",
     "resume",
     "ledger",
@@ -50,10 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     measures: dict[str, Callable[[], list[Section]]] = {
         "memory": lambda: [memory.measure(arguments.quick, peer_python)],
         "makespan": lambda: [makespan.measure(arguments.quick, peer_python)],
-        "import": lambda: [imports.measure(arguments.quick)],
+        "starts": lambda: starts.measure(arguments.quick),
         "metering": lambda: [metering.measure(arguments.quick)],
         "in-flight": lambda: [in_flight.measure(arguments.quick)],
         "prefect": lambda: [prefect_path.measure(arguments.quick)],
+        "growth": lambda: [growth.measure(arguments.quick)],
         "shown": lambda: [shown_costs.measure(arguments.quick)],
         "resume": lambda: resume.measure(arguments.quick),
         "ledger": lambda: [books.measure(arguments.quick)],
@@ -62,8 +66,11 @@ def main(argv: list[str] | None = None) -> None:
         "peers": lambda: [peers.measure(arguments.quick)],
     }
     sections: list[Section] = []
+    took: dict[str, float] = {}
     for part in chosen:
+        started = monotonic()
         measured = measures[part]()
+        took[part] = monotonic() - started
         sections += measured
         for verdict in (verdict for section in measured for verdict in section.verdicts):
             progress("  ".join(verdict.cells()))
@@ -71,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         sections,
         command=_command(arguments, chosen),
         peer_version=peer.VERSION if peer_python else None,
+        took=took,
     )
     sys.stdout.write(text)
     complete = len(chosen) == len(PARTS) and not arguments.quick and not arguments.no_peer

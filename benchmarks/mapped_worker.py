@@ -157,7 +157,7 @@ class Memory:
 
     def __enter__(self) -> Memory:
         gc.collect()
-        self.before = self.most = _resident()
+        self.before = self.most = resident()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -165,7 +165,7 @@ class Memory:
 
     def _look(self) -> None:
         while not self._ended.wait(0.01):
-            self.most = max(self.most, _resident())
+            self.most = max(self.most, resident())
 
     def __exit__(self, *exc_info: object) -> None:
         self._ended.set()
@@ -176,7 +176,7 @@ class Memory:
         return self.most - self.before
 
 
-def _resident() -> int:
+def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

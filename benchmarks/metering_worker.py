@@ -16,7 +16,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 from pydantic_ai.usage import RequestUsage
+from sqlalchemy.dialects import postgresql
 
 from benchmarks.plain_agents import plain_agent
 from fastroai import FastroAgent
@@ -52,9 +54,9 @@ async def metered(count: int) -> float:
         return await each(count, lambda: agent.run("Hi"))
 
 
-async def booked(count: int, folder: Path, at_once: int = 1) -> float:
+async def booked(count: int, folder: Path, url: str, at_once: int = 1) -> float:
     """Intent and settlement of a request, the last one written when the time ends."""
-    store = await open_store(f"sqlite:///{folder / 'ledger.db'}", outbox_folder=folder)
+    store = await open_store(url, outbox_folder=folder)
 
     async def book() -> None:
         entry = LedgerEntry(
@@ -104,25 +106,57 @@ def committed(count: int, folder: Path) -> float:
     return took / count
 
 
-def measure(subject: str, count: int, folder: Path) -> float:
-    """Seconds for one of a subject."""
+async def committed_to_postgresql(count: int, url: str) -> float:
+    """The same in PostgreSQL, by the driver that the ledger has."""
+    connection = await asyncpg.connect(url)
+    rows = [
+        intent_row(LedgerEntry(attribution=AT, model_asked="openai:gpt-5-mini"))
+        for _ in range(count)
+    ]
+    names = list(rows[0])
+    types = postgresql.dialect()
+    columns = ", ".join(f"{name} {intents.c[name].type.compile(types)}" for name in names)
+    await connection.execute("DROP TABLE IF EXISTS bare")
+    await connection.execute(f"CREATE TABLE bare ({columns}, PRIMARY KEY (id))")
+    places = ", ".join(f"${number + 1}" for number in range(len(names)))
+    insert = await connection.prepare(f"INSERT INTO bare ({', '.join(names)}) VALUES ({places})")
+    started = time.perf_counter()
+    for row in rows:
+        await insert.fetch(*(row[name] for name in names))
+    took = time.perf_counter() - started
+    await connection.close()
+    return took / count
+
+
+def measure(subject: str, count: int, folder: Path, url: str) -> float:
+    """Seconds for one of a subject.
+
+    Args:
+        url: Of a database of PostgreSQL.
+    """
     gc.collect()  # else one clears away what another has left
     if subject == "committed":
         return committed(count, folder)
-    if subject == "booked":
-        return asyncio.run(booked(count, folder))
-    if subject == "shared":
-        return asyncio.run(booked(count, folder, at_once=100))
-    return asyncio.run({"plain": plain, "metered": metered}[subject](count))
+    ledger = f"sqlite:///{folder / 'ledger.db'}"
+    way = {
+        "plain": lambda: plain(count),
+        "metered": lambda: metered(count),
+        "booked": lambda: booked(count, folder, ledger),
+        "shared": lambda: booked(count, folder, ledger, at_once=100),
+        "pg-committed": lambda: committed_to_postgresql(count, url),
+        "pg-booked": lambda: booked(count, folder, url),
+        "pg-shared": lambda: booked(count, folder, url, at_once=100),
+    }[subject]
+    return asyncio.run(way())
 
 
 def main() -> None:
-    """Answer until there are no more commands."""
+    """Answer until there are no more commands. The argument: a database of PostgreSQL."""
     print(json.dumps({}), flush=True)  # noqa: T201  # the protocol of workers
     for line in sys.stdin:
         command = json.loads(line)
         with tempfile.TemporaryDirectory() as folder:
-            seconds = measure(command["subject"], command["count"], Path(folder))
+            seconds = measure(command["subject"], command["count"], Path(folder), sys.argv[1])
         print(json.dumps({"seconds": seconds}), flush=True)  # noqa: T201
 
 

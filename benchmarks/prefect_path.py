@@ -32,6 +32,7 @@ class Case:
     shape: str
     steps: int
     wait: float = 0.0
+    asks: bool = False
 
 
 CASES = (
@@ -120,6 +121,7 @@ def _warm_up(case: Case, worker: Worker, server: Server) -> dict[str, int]:
         name=name,
         dependencies=SHAPES[case.shape](case.steps).dependencies,
         wait=case.wait,
+        asks=case.asks,
     )
     server.settle()
     before = worker.ask(op="counts")

@@ -12,20 +12,43 @@ import asyncio
 import gc
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.answering import answer
+from pydantic_ai.usage import RequestUsage
 
+from benchmarks.answering import answer
+from benchmarks.mapped_worker import resident
+from benchmarks.plain_agents import plain_agent
+from fastroai.testing import ScriptedModel
+
+Graph = dict[str, list[str]]
 Run = Callable[[], Awaitable[object]]
 Table = list[dict[str, Any]]
 
 
-def build_fastroai(
-    name: str, dependencies: dict[str, list[str]], wait: float, artifacts: bool
-) -> Run:
-    from fastroai import BaseStep, Pipeline
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What each step does before it doubles its number.
+
+    Attributes:
+        wait: Seconds.
+        asks: A scripted model, once.
+    """
+
+    wait: float
+    asks: bool
+
+
+def model() -> ScriptedModel:
+    usage = RequestUsage(input_tokens=1_200, output_tokens=180)
+    return ScriptedModel("Twice as much.", usage=usage, repeat=True)
+
+
+def build_fastroai(name: str, dependencies: Graph, work: Work, artifacts: bool) -> Run:
+    from fastroai import BaseStep, FastroAgent, Pipeline
 
     if not artifacts:
         # There is no switch for them: this subject exists to show what they add.
@@ -33,13 +56,17 @@ def build_fastroai(
 
         ArtifactWriter.add = lambda *args, **kwargs: None  # type: ignore[method-assign]
 
+    agent: FastroAgent[str] = FastroAgent(model=model())
+
     class Double(BaseStep[Any, int]):
         def __init__(self, number: int) -> None:
             self.number = number
 
         async def execute(self, context: Any) -> int:
-            if wait:
-                await asyncio.sleep(wait)
+            if work.wait:
+                await asyncio.sleep(work.wait)
+            if work.asks:
+                await context.run(agent, f"What is twice {self.number}?")
             return 2 * self.number
 
     pipeline: Any = Pipeline(
@@ -52,11 +79,11 @@ def build_fastroai(
     return lambda: pipeline.execute({}, None)
 
 
-def build_handwritten(
-    name: str, dependencies: dict[str, list[str]], wait: float, artifacts: bool
-) -> Run:
+def build_handwritten(name: str, dependencies: Graph, work: Work, artifacts: bool) -> Run:
     from prefect import flow, task
     from prefect.artifacts import acreate_table_artifact
+
+    agent = plain_agent(model())
 
     def costs(step_id: str) -> Table:
         return [
@@ -72,8 +99,10 @@ def build_handwritten(
 
     @task(persist_result=True)
     async def double(step_id: str, number: int) -> int:
-        if wait:
-            await asyncio.sleep(wait)
+        if work.wait:
+            await asyncio.sleep(work.wait)
+        if work.asks:
+            await agent.run(f"What is twice {number}?")
         if artifacts:
             await acreate_table_artifact(
                 key=f"{name}-{step_id}", table=costs(step_id), description="Cost of a step"
@@ -135,6 +164,20 @@ async def time_run(run: Run) -> float:
     return perf_counter() - started
 
 
+def grown(run: Run, number: int) -> dict[str, float]:
+    """Bytes that a process has more after so many runs, and of what most objects are."""
+
+    async def several() -> None:
+        for _ in range(number):
+            await run()
+
+    gc.collect()
+    before = resident()
+    asyncio.run(several())
+    gc.collect()
+    return {"bytes": resident() - before}
+
+
 def handle(command: dict[str, Any], subject: str, runs: dict[str, Run]) -> dict[str, Any]:
     if command["op"] == "counts":
         return asyncio.run(counts())
@@ -142,9 +185,14 @@ def handle(command: dict[str, Any], subject: str, runs: dict[str, Run]) -> dict[
         name = f"{command['name']}-{subject}"
         build = build_fastroai if subject.startswith("fastroai") else build_handwritten
         runs["built"] = build(
-            name, command["dependencies"], command["wait"], artifacts=not subject.endswith("-bare")
+            name,
+            command["dependencies"],
+            Work(command["wait"], command["asks"]),
+            artifacts=not subject.endswith("-bare"),
         )
         return {}
+    if command["op"] == "grow":
+        return grown(runs["built"], command["runs"])
     gc.collect()
     gc.freeze()
     try:

@@ -5,28 +5,36 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+MISSED = "**does not hold**"
 PACKAGES = ("fastroai", "pydantic-ai", "pydantic", "prefect", "anyio")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One promise beside what was measured. `figure` is None where it could not be measured."""
+    """One promise beside what was measured.
+
+    Attributes:
+        figure: None where it could not be measured.
+        why: What is known of why it is not reached, a profile and what was tried; shown only where
+            it is not.
+    """
 
     question: str
     figure: float | None
     limit: float
+    why: str = ""
 
     @property
     def outcome(self) -> str:
         if self.figure is None:
             return "not measured"
-        return "holds" if self.figure <= self.limit else "**does not hold**"
+        return "holds" if self.figure <= self.limit else MISSED
 
     def cells(self) -> list[str]:
         figure = "–" if self.figure is None else f"{self.figure:.3f}"
@@ -52,6 +60,8 @@ class Section:
             parts.append(
                 table(["question", "ratio", "limit", "outcome"], [v.cells() for v in self.verdicts])
             )
+        missed = (v for v in self.verdicts if v.outcome == MISSED and v.why)
+        parts += [f"Why “{verdict.question}” is not reached: {verdict.why}" for verdict in missed]
         return "\n\n".join(parts)
 
 
@@ -61,14 +71,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def document(sections: Sequence[Section], *, command: str, peer_version: str | None) -> str:
+def document(
+    sections: Sequence[Section],
+    *,
+    command: str,
+    peer_version: str | None,
+    took: Mapping[str, float],
+) -> str:
     """The whole report.
 
     Args:
         peer_version: The peer's version; None when no figure of it was taken.
+        took: Seconds of each part.
     """
     held = [v for s in sections for v in s.verdicts]
-    failed = [v.question for v in held if v.outcome == "**does not hold**"]
+    failed = [v.question for v in held if v.outcome == MISSED]
     summary = f"{len([v for v in held if v.outcome == 'holds'])} of {len(held)} thresholds hold."
     if failed:
         summary += " Missed: " + "; ".join(failed) + "."
@@ -78,6 +95,9 @@ def document(sections: Sequence[Section], *, command: str, peer_version: str | N
         "themselves belong to this machine and this hour.",
         "\n".join(f"- {line}" for line in [*machine(), versions(peer_version)]),
         summary,
+        f"Measuring took {sum(took.values()) / 60:.1f} minutes: "
+        + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in took.items())
+        + ".",
     ]
     return "\n\n".join([*head, *(section.markdown() for section in sections)]) + "\n"
 

@@ -108,6 +108,26 @@ def environment(checkout: Path | None, extra: Mapping[str, str] | None = None) -
     return kept | dict(extra or {})
 
 
+_SPAWN = """
+import os, sys
+nowhere = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+started = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=nowhere)
+_, status, usage = os.wait4(started, 0)
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def processor(*command: str, env: Mapping[str, str] | None = None) -> tuple[float, float]:
+    """Processor seconds and peak memory, in MB, of a command in a process of its own."""
+    # Out of a small process: a peak of memory is inherited, and this one's may be large.
+    line = [sys.executable, "-c", _SPAWN, *command]
+    variables = environment(ROOT, env)
+    done = subprocess.run(line, stdout=subprocess.PIPE, env=variables, text=True, check=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes
+
+
 def interleaved(measures: dict[K, Callable[[], float]], rounds: int) -> dict[K, list[float]]:
     """Ask every subject once per round, every second round in reverse, so that a drift hits all of
     them alike.

@@ -1,0 +1,54 @@
+"""What a process keeps of the runs that it has executed under Prefect."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import median
+
+from .prefect_path import HAND, LABELS, OURS
+from .prefect_server import Server, prefect_server
+from .report import Section, Verdict
+from .shapes import chain
+from .workers import Worker, interleaved, paired_ratio, progress
+
+STEPS, WARM_UP = 3, 10
+MAX_RATIO = 1.2
+
+
+def measure(quick: bool) -> Section:
+    runs, rounds = (20, 1) if quick else (60, 3)
+    progress("growth")
+    with prefect_server() as server:
+        measured = {who: partial(_megabytes, server, who, runs) for who in (OURS, HAND)}
+        figures = interleaved(measured, rounds)
+    return Section(
+        title=f"Memory that {runs} runs under Prefect leave behind",
+        method=(
+            f"MB that a process has more after {runs} runs, one after the other, of a chain of "
+            f"{STEPS} steps that each ask a scripted model and write a table; results in a local "
+            f"folder. {WARM_UP} runs before, which load what is loaded once. Median of {rounds} "
+            "interleaved rounds, each in a process of its own; the ratio is the median of the "
+            "ratios of each round."
+        ),
+        header=["flow", "median, MB", "least", "most"],
+        rows=[
+            [LABELS[who], *(f"{statistic(values):.1f}" for statistic in (median, min, max))]
+            for who, values in figures.items()
+        ],
+        verdicts=[
+            Verdict(
+                "beside the hand-written flow",
+                paired_ratio(figures[OURS], figures[HAND]),
+                MAX_RATIO,
+            )
+        ],
+    )
+
+
+def _megabytes(server: Server, who: str, runs: int) -> float:
+    with Worker("prefect_worker.py", who, env=server.env) as worker:
+        worker.ask(
+            op="build", name="growth", dependencies=chain(STEPS).dependencies, wait=0, asks=True
+        )
+        worker.ask(op="grow", runs=WARM_UP)
+        return float(worker.ask(op="grow", runs=runs)["bytes"]) / 2**20
