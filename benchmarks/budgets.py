@@ -45,7 +45,7 @@ def measure(quick: bool) -> Section:
 def _measure(
     kind: str, urls: list[str], quick: bool, rows: list[list[str]], verdicts: list[Verdict]
 ) -> None:
-    rounds, count, seconds = (5, 100, 3.0) if quick else (15, 300, 10.0)
+    rounds, count, seconds = (5, 100, 3.0) if quick else (11, 300, 6.0)
     with Worker("budgets_worker.py", *urls) as worker:
         for at_once, how in ((1, "one by one"), (50, "50 at once")):
             progress(f"budgets: {kind}, {how}")

@@ -16,7 +16,7 @@ MAX_RATIO = 1.2
 
 
 def measure(quick: bool) -> Section:
-    runs, rounds = (20, 1) if quick else (60, 3)
+    runs, rounds = (20, 1) if quick else (60, 2)
     progress("growth")
     with prefect_server() as server:
         measured = {who: partial(_megabytes, server, who, runs) for who in (OURS, HAND)}

@@ -16,7 +16,7 @@ MAX_TIME, MAX_MEMORY, MAX_REFUSED = 0.75, 1.05, 0.0
 
 
 def measure(quick: bool) -> Section:
-    rounds, requests = (1, 300) if quick else (5, 1_000)
+    rounds, requests = (1, 300) if quick else (3, 1_000)
     progress("in flight")
     figures: dict[str, list[dict[str, float]]] = {subject: [] for subject in SUBJECTS}
     with slow_provider() as port:

@@ -26,7 +26,7 @@ _HEADER = [
 
 
 def measure(quick: bool, peer_python: Path | None) -> Section:
-    rounds = 3 if quick else 7
+    rounds = 2 if quick else 3
     shapes = uneven_shapes()
     figures = {shape.name: _measure_shape(shape, rounds, peer_python) for shape in shapes}
     return Section(

@@ -28,7 +28,7 @@ MAX_SHARED = 1 / 1.5
 
 
 def measure(quick: bool) -> Section:
-    rounds, count = (5, 100) if quick else (15, 300)
+    rounds, count = (5, 100) if quick else (11, 300)
     progress("metering")
     with closing(PostgresServer(fsync=True)) as server:
         figures = _measure(server.new_database(), rounds, count)

@@ -38,8 +38,8 @@ MAX_FIRST_STEP = 1.03
 
 
 def measure(quick: bool) -> list[Section]:
-    rounds = 5 if quick else 15
-    return [commands(rounds), imports(rounds), first_step(rounds)]
+    rounds = 5 if quick else 11
+    return [commands(rounds), imports(rounds), first_step(3 if quick else 7)]
 
 
 def commands(rounds: int) -> Section:
