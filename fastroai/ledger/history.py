@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from statistics import median
 
 from ..pricing.money import EXACT, plain
 from .aggregation import Totals
@@ -138,14 +137,14 @@ def expectation(costs: Iterable[Decimal]) -> Expectation | None:
     if not known:
         return None
     last = tested[-LAST_FORECASTS:]
-    off = [float(abs(cost - middle) / middle) for cost, middle, _ in last if middle]
+    off = sorted(abs(cost - middle) / middle for cost, middle, _ in last if middle)
     return Expectation(
         median_usd=plain(_median(known)),
         p90_usd=plain(_p90(known)),
         runs=len(known),
         forecasts=len(last),
         within_p90=sum(cost <= p90 for cost, _, p90 in last),
-        off_by=median(off) if off else None,
+        off_by=float(_median(off)) if off else None,
     )
 
 

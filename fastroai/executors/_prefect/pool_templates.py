@@ -9,12 +9,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect.workers.process import ProcessWorker
-from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
-
 from ...errors import ProjectError
 
 Template = dict[str, Any]
+PROCESS = "process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +28,17 @@ class WantedPool:
             has a key of the variable's name.
     """
 
-    type: str = ProcessWorker.type
+    type: str = PROCESS
     defaults: Mapping[str, Any] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
+
+
+def process_template() -> Template:
+    """The template that a new work pool begins with whose workers run processes."""
+    from prefect.workers.process import ProcessWorker
+
+    template: Template = ProcessWorker.get_default_base_job_template()
+    return template
 
 
 async def new_template(name: str, pool: WantedPool) -> Template:
@@ -41,8 +47,11 @@ async def new_template(name: str, pool: WantedPool) -> Template:
     Raises:
         ProjectError: Prefect does not know the type.
     """
-    if pool.type == ProcessWorker.type:  # without a look at what else is installed
-        return ProcessWorker.get_default_base_job_template()
+    if pool.type == PROCESS:  # without a look at what else is installed
+        return process_template()
+    # Prefect's workers take a tenth of the time until a run begins, and runs have no use for them.
+    from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
+
     template = await get_default_base_job_template_for_infrastructure_type(pool.type)
     if template is None:
         raise ProjectError(

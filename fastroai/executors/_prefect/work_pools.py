@@ -13,9 +13,9 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
-from prefect.workers.process import ProcessWorker
 
 from .deployments import read_deployment_name
+from .pool_templates import PROCESS, process_template
 
 LOOK_EVERY = 0.3
 
@@ -71,9 +71,9 @@ async def make_process_pools(client: PrefectClient, names: Iterable[str]) -> lis
     names.
     """
     made: list[str] = []
-    template = ProcessWorker.get_default_base_job_template()
+    template = process_template()
     for name in names:
-        wanted = WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
+        wanted = WorkPoolCreate(name=name, type=PROCESS, base_job_template=template)
         try:
             await client.create_work_pool(wanted)
         except ObjectAlreadyExists:
