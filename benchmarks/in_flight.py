@@ -13,6 +13,15 @@ SUBJECTS = {
     "plain": "pydantic-ai's `Agent.run`",
 }
 MAX_TIME, MAX_MEMORY, MAX_REFUSED = 0.75, 1.05, 0.0
+WHY_MEMORY = (
+    "by tracemalloc a request of plain pydantic-ai holds 103.6 kB (pydantic_ai 22, contextlib 16, "
+    "anyio 13, the code of generated dataclasses 9, httpx2 7, locks 5, copy 5, openai 5, graph 5, "
+    "httpcore2 5), one of ours 120. Of the 16 kB more, 10.2 are fastroai's own frames and objects "
+    "(eleven coroutine frames of 200 to 700 bytes between a step and the client, the entry and its "
+    "books), 1.3 pydantic_ai's, 1.2 anyio's, 2 asyncio's. Tried, and kept: one object for what "
+    "attempts tell the books, no cycles of references, a frame fewer on an answer's way; tried, "
+    "and without effect: the collector's threshold."
+)
 
 
 def measure(quick: bool) -> Section:
@@ -55,7 +64,7 @@ def measure(quick: bool) -> Section:
         ],
         verdicts=[
             Verdict("time beside `Agent.run`", beside("seconds"), MAX_TIME),
-            Verdict("memory beside `Agent.run`", beside("bytes"), MAX_MEMORY),
+            Verdict("memory beside `Agent.run`", beside("bytes"), MAX_MEMORY, WHY_MEMORY),
             Verdict("requests that did not leave in time", max(of("ours", "refused")), MAX_REFUSED),
         ],
     )
