@@ -18,6 +18,13 @@ PEER_SIZES = (100, 1_000)
 MAX_PEER_RATIO = 1.2
 MAX_WIDE_RATIO, MAX_WIDE_BUILD = 0.8, 2.0
 """Of 1,000 steps."""
+WHY_BUILD = (
+    "0.6.1 checks less. By a profile, of 2.2 µs a step 30 % are the checks of its id and of what "
+    "it is, 30 % the planned step, 11 % its layers of configuration, 15 % edges both ways and "
+    "their order. Tried, and kept: configurations are resolved once where a step has none of its "
+    "own, and the order is counted rather than left to `graphlib`, which found a cycle's absence "
+    "for a third of 3.6 µs."
+)
 MAX_GROWTH = 1.3
 _HEADER = [
     "ours",
@@ -57,6 +64,7 @@ def measure(quick: bool, peer_python: Path | None) -> Section:
                 f"wide, 1,000: to build, beside {peer.VERSION}",
                 _peer_ratio(builds, "wide", 1_000),
                 MAX_WIDE_BUILD,
+                WHY_BUILD,
             ),
             *_growth_verdicts(figures),
         ],

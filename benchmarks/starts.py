@@ -40,8 +40,8 @@ WHY_FIRST_STEP = (
     "imports: 165 modules of fastroai's own (their dataclasses and pydantic models, a third of the "
     "whole) and SQLAlchemy for the ledger, which is open before a request may leave (a fifth); the "
     "rest opens the ledger, takes the run's lease and plans. Tried, and kept: names load when they "
-    "are asked for, Prefect's workers, which brought 65 modules and a tenth of the time, only where "
-    "work pools are made, and no `statistics`."
+    "are asked for, Prefect's workers, which brought 65 modules and a tenth of the time, only "
+    "where work pools are made, and no `statistics`."
 )
 
 

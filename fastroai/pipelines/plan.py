@@ -135,13 +135,13 @@ class ExecutionPlan:
         _check_config(config)
         _check_step_configs(steps, step_configs)
         inherited = resolve_config(config)
-        planned = {}
-        for step_id in _ordered(edges):
+        planned, dependents = {}, _dependents(edges)
+        for step_id in _ordered(edges, dependents):
             own = _own_configs(steps[step_id], step_configs.get(step_id))
             resolved = _resolved(step_id, steps, (config, *own)) if own else inherited
             planned[step_id] = _planned(step_id, steps, edges[step_id], resolved)
         base = config if config is not None else PipelineConfig()
-        return cls(planned, _dependents(edges), base)
+        return cls(planned, dependents, base)
 
 
 def _planned(
@@ -307,16 +307,31 @@ def _dependents(edges: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ..
     return {step_id: tuple(ids) for step_id, ids in dependents.items()}
 
 
-def _ordered(edges: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _ordered(
+    edges: Mapping[str, tuple[str, ...]], dependents: Mapping[str, tuple[str, ...]]
+) -> list[str]:
     """Every step behind those it depends on, else in the order in which the steps were given."""
+    # The order is part of what fingerprints are made of: it is that of TopologicalSorter, for less.
+    missing = {step_id: len(needed) for step_id, needed in edges.items()}
+    order = [step_id for step_id, count in missing.items() if not count]
+    for step_id in order:  # which grows meanwhile
+        for dependent in dependents[step_id]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                order.append(dependent)
+    if len(order) < len(edges):
+        _refuse_cycle(edges)
+    return order
+
+
+def _refuse_cycle(edges: Mapping[str, tuple[str, ...]]) -> None:
     sorter: TopologicalSorter[str] = TopologicalSorter()
-    # The order is part of what fingerprints are made of, so the sorter meets the steps in theirs.
     for step_id in edges:
         sorter.add(step_id)
     for step_id, needed in edges.items():
         sorter.add(step_id, *needed)
     try:
-        return list(sorter.static_order())
+        sorter.prepare()
     except CycleError as error:
         cycle = error.args[1][::-1]
         raise PipelineValidationError(
