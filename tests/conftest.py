@@ -21,7 +21,7 @@ from hypothesis import settings
 import tests.support.examples  # noqa: F401 (registers the profiles)
 from tests.support import forked
 from tests.support.forked import SHARED_DIR
-from tests.support.postgres import postgres_server, postgres_url
+from tests.support.postgres import postgres_ledger, postgres_server, postgres_url
 from tests.support.prefect_server import (
     logs_on_server,
     own_shared_dir,
@@ -43,6 +43,7 @@ settings.load_profile("sample")
 __all__ = [
     "logs_on_server",
     "one_restartable_server",
+    "postgres_ledger",
     "postgres_server",
     "postgres_url",
     "prefect_api",

@@ -173,7 +173,7 @@ def test_ctrl_c_during_a_step_is_noted_by_the_temporary_server_with_what_was_spe
     assert keys == {"costs-hanging", "costs-hanging--first"}
 
 
-@pytest.mark.parametrize("executor", ["memory", "prefect"])
+@pytest.mark.parametrize("executor", ["memory", pytest.param("prefect", marks=pytest.mark.long)])
 def test_a_command_that_is_terminated_says_so_in_one_line(
     tmp_path: Path, executor: str, request: pytest.FixtureRequest
 ):
@@ -225,7 +225,7 @@ def test_a_run_that_is_stopped_says_what_it_spent_and_what_may_have_been_spent(
     assert re.search(r"Outcome unknown: step 'asked_again', openai:gpt-5-mini, .*", command.said)
 
 
-@pytest.mark.parametrize("executor", ["memory", "prefect"])
+@pytest.mark.parametrize("executor", ["memory", pytest.param("prefect", marks=pytest.mark.long)])
 def test_ctrl_c_does_not_wait_for_a_thread_that_never_ends_and_the_ledger_is_written(
     tmp_path: Path, executor: str, request: pytest.FixtureRequest
 ):

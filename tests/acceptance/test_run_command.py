@@ -99,7 +99,7 @@ def test_without_a_server_a_temporary_one_runs_the_job_and_the_output_says_how_t
     assert stored == [("COMPLETED",)]
 
 
-@pytest.mark.parametrize("executor", ["memory", "prefect"])
+@pytest.mark.parametrize("executor", ["memory", pytest.param("prefect", marks=pytest.mark.long)])
 def test_a_missing_path_is_one_message_and_nothing_was_sent(
     command: Command, executor: str, request: pytest.FixtureRequest
 ):

@@ -288,6 +288,7 @@ async def slowly(*_: Any) -> str:
 
 
 class TestAtTheLimit:
+    @pytest.mark.same_under_prefect
     async def test_an_optional_step_is_left_out_and_the_run_goes_on(self, executor: str) -> None:
         agent, model = counted_agent()
         budget = Budget(usd=USD, at_limit="skip")
@@ -310,6 +311,7 @@ class TestAtTheLimit:
         assert result.errors == {}
         assert len(model.prompts) == 1
 
+    @pytest.mark.same_under_prefect
     async def test_a_step_that_is_not_optional_fails_at_the_limit_all_the_same(
         self, executor: str
     ) -> None:
@@ -320,6 +322,7 @@ class TestAtTheLimit:
         assert (await refused(pipeline)).at_limit == "skip"
 
     @pytest.mark.parametrize("where", ["agent", "pipeline"])
+    @pytest.mark.same_under_prefect
     async def test_a_cheaper_model_takes_further_requests_and_the_books_say_so(
         self, executor: str, where: str
     ) -> None:

@@ -50,6 +50,7 @@ class TestRetries:
         assert broken.runs == 3
         assert str(error.original_error) == "down"
 
+    @pytest.mark.same_under_prefect
     async def test_the_first_success_ends_the_attempts(self, executor: str) -> None:
         flaky = Give(RuntimeError("1"), RuntimeError("2"), "fine")
         pipeline = Pipeline(
@@ -58,6 +59,7 @@ class TestRetries:
         assert (await pipeline.execute({}, None)).output == "fine"
         assert flaky.runs == 3
 
+    @pytest.mark.same_under_prefect
     async def test_the_last_attempts_error_is_the_one(self, executor: str) -> None:
         last = RuntimeError("2")
         pipeline = Pipeline(
@@ -255,6 +257,7 @@ class TestFirstFailure:
         assert error.step_id == "broken"
         assert sibling.cleaned_up
 
+    @pytest.mark.same_under_prefect
     async def test_a_failure_before_a_sibling_has_begun_ends_the_run_too(
         self, executor: str
     ) -> None:
@@ -262,11 +265,13 @@ class TestFirstFailure:
         error = await soon(failure(Pipeline("p", steps, output_step="broken", executor=executor)))
         assert error.step_id == "broken"
 
+    @pytest.mark.same_under_prefect
     async def test_all_steps_failing_at_once_is_one_failure(self, executor: str) -> None:
         steps = {s: Give(ValueError(s)) for s in "abc"}
         error = await soon(failure(Pipeline("p", steps, output_step="a", executor=executor)))
         assert str(error.original_error) == error.step_id
 
+    @pytest.mark.same_under_prefect
     async def test_a_failure_while_others_wait_for_their_turn_ends_the_run_too(
         self, executor: str
     ) -> None:
@@ -277,6 +282,7 @@ class TestFirstFailure:
         assert (await soon(failure(pipeline))).step_id == "broken"
         assert waiting.runs == 0
 
+    @pytest.mark.same_under_prefect
     async def test_nothing_starts_after_the_failure(self, any_executor: Executor | str) -> None:
         behind, last = Give(), Give()
         steps = {"a": Give(ValueError()), "b": behind, "c": last}
@@ -379,6 +385,7 @@ class TestGoingOn:
         }
         assert (result.step_outputs, result.skipped) == ({"c": 3}, ("end",))
 
+    @pytest.mark.same_under_prefect
     async def test_siblings_are_not_disturbed(self, executor: str) -> None:
         failed = Signal()
 
@@ -393,6 +400,7 @@ class TestGoingOn:
         )
         assert (await pipeline.execute({}, None)).output == "S"
 
+    @pytest.mark.same_under_prefect
     async def test_a_failing_step_has_its_retries_first(self, executor: str) -> None:
         broken = Give(ValueError("bad"))
         config = PipelineConfig(on_error="continue", retries=2, **NOW)

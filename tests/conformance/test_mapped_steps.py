@@ -124,6 +124,7 @@ class TestItems:
         assert result.output == [["7", "deps", ">", 1], ["b", "deps", ">", 1]]
         assert list(result.output.keys) == ["7", "b"]
 
+    @pytest.mark.same_under_prefect
     async def test_downstream_reads_the_outputs_as_a_list(self, any_executor: AnyExecutor) -> None:
         @step
         async def join(context: StepContext[Any]) -> str:
@@ -192,6 +193,7 @@ class TestStreams:
         assert most_ahead <= 6
         assert [r for r in caplog.records if r.name.startswith("fastroai")] == []
 
+    @pytest.mark.same_under_prefect
     async def test_what_an_iterator_holds_is_let_go_where_a_failure_ends_the_map(
         self, executor: str
     ) -> None:
@@ -213,6 +215,7 @@ class TestStreams:
         assert "no" in str(error)
         assert not is_open
 
+    @pytest.mark.same_under_prefect
     async def test_a_plain_iterator_is_read_as_it_is_needed(self, executor: str) -> None:
         def letters() -> Iterator[str]:
             yield from "abc"
@@ -242,6 +245,7 @@ class TestStreams:
         assert result.output == ["(<b>)", "(<a>)", "(<b>)", "(<c>)"]
         assert list(result.output.keys) == list(result.step_outputs["one"].keys)
 
+    @pytest.mark.same_under_prefect
     async def test_maps_of_maps_work_one_by_one_too(self, any_executor: AnyExecutor) -> None:
         pipeline: Pipeline[Any, Any, Any] = Pipeline(
             "p",
@@ -327,6 +331,7 @@ class TestFailures:
         assert [str(e) for e in original.item_errors.values()] == ["even"]
         assert str(original.original_error) == "even"
 
+    @pytest.mark.same_under_prefect
     async def test_as_many_as_may_fail_are_left_out_of_the_results(
         self, any_executor: AnyExecutor
     ) -> None:
@@ -401,6 +406,7 @@ class TestFailures:
         assert isinstance(result.output.errors["b"], TimeoutError)
         assert "'b'" in str(result.output.errors["b"])
 
+    @pytest.mark.same_under_prefect
     async def test_a_failed_map_has_its_dependents_skipped(self, executor: str) -> None:
         @step
         async def fails(context: StepContext[Any]) -> str:
@@ -427,6 +433,7 @@ class TestBooks:
         assert result.usage is not None
         assert result.usage.total_cost_usd == Decimal(2 * COST) / 1_000_000
 
+    @pytest.mark.same_under_prefect
     async def test_a_budget_of_the_step_is_each_items(self, executor: str) -> None:
         agent, model = counted_agent("yes")
 
@@ -443,6 +450,7 @@ class TestBooks:
         assert isinstance(result.output.errors["b"], CostBudgetExceededError)
         assert len(model.prompts) == 3
 
+    @pytest.mark.same_under_prefect
     async def test_no_more_are_under_way_than_may_be(self, executor: str) -> None:
         gauge = Gauge()
         count = gauge.step(lambda: asyncio.sleep(0.01))
@@ -466,6 +474,7 @@ class TestBooks:
             result = await mapped(look, "memory").execute({"xs": Letters()})
         assert result.output == [3, 3, 3]
 
+    @pytest.mark.same_under_prefect
     async def test_who_watches_sees_how_far_a_map_is(self, executor: str) -> None:
         @step
         async def fails(context: StepContext[Any]) -> str:

@@ -100,6 +100,7 @@ class TestSums:
         assert result.usage.total_request_count == 2
         assert states(result) == [EntryState.CHARGED] * 2
 
+    @pytest.mark.same_under_prefect
     async def test_each_entry_says_who_asked(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent()
 
@@ -238,6 +239,7 @@ class TestReplay:
         assert list(result.output) == ["first", "second"]
         assert model.prompts == ["one", "two", "two"]
 
+    @pytest.mark.same_under_prefect
     async def test_a_replay_fits_a_spent_budget(self, executor: str) -> None:
         """The answer is there already: it costs nothing, so no budget forbids it."""
         agent, model = counted_agent()
@@ -275,6 +277,7 @@ class TestReplay:
 
 
 class TestSpendOfFailures:
+    @pytest.mark.same_under_prefect
     async def test_a_failed_step_keeps_its_spend(self, any_executor: AnyExecutor) -> None:
         agent, _ = counted_agent()
         steps = {"a": agent.as_step("a"), "b": step(Asks(agent, "b", failures=9))}
@@ -366,6 +369,7 @@ class TestSpendOfFailures:
 
 
 class TestBudgets:
+    @pytest.mark.same_under_prefect
     async def test_a_steps_budget_stops_its_next_dispatch(self, any_executor: AnyExecutor) -> None:
         agent, model = counted_agent()
         config = StepConfig(cost_budget=COST + 1, retries=2, **NOW)

@@ -88,11 +88,13 @@ class TestOutputs:
         )
         assert result.step_outputs == {"a": Person(name="Ada", age=36), "b": True}
 
+    @pytest.mark.same_under_prefect
     async def test_each_step_runs_once(self, any_executor: Executor | str) -> None:
         steps = {"a": Give(1), "b": Give(2), "c": Give(3), "d": Give(4)}
         await Pipeline("once", dict(steps), DIAMOND, executor=any_executor).execute({}, None)
         assert [s.runs for s in steps.values()] == [1, 1, 1, 1]
 
+    @pytest.mark.same_under_prefect
     async def test_the_output_step_gives_the_output(self, any_executor: Executor | str) -> None:
         pipeline = Pipeline(
             "p", {"a": Give(1), "b": Give(2)}, {"b": ["a"]}, "a", executor=any_executor
@@ -134,6 +136,7 @@ class TestOrder:
         result = await Pipeline("ready", steps, dependencies, executor=executor).execute({}, None)
         assert result.output == "end(bq,s)"
 
+    @pytest.mark.same_under_prefect
     async def test_no_step_starts_before_its_dependencies_are_done(
         self, any_executor: Executor | str
     ) -> None:
@@ -152,6 +155,7 @@ class TestOrder:
             for dependency in needed:
                 assert log.index(("end", dependency)) < log.index(("start", dependent))
 
+    @pytest.mark.same_under_prefect
     async def test_no_more_steps_run_at_once_than_allowed(self, executor: str) -> None:
         gauge, pair = Gauge(), Meeting(2)
         steps = {f"s{i}": gauge.step(pair.join) for i in range(6)}
@@ -296,6 +300,7 @@ class TestInputType:
         return Pipeline("typed", {"probe": probe}, input_type=Person, executor=executor)
 
     @pytest.mark.parametrize("given", [{"name": "Ada", "age": "36"}, Person(name="Ada", age=36)])
+    @pytest.mark.same_under_prefect
     async def test_steps_read_the_models_fields(
         self, any_executor: Executor | str, given: Any
     ) -> None:

@@ -24,6 +24,7 @@ async def test_a_run_and_each_step_have_a_span(executor: str) -> None:
 
 
 @pytest.mark.one_process(STAYS)
+@pytest.mark.same_under_prefect
 async def test_steps_get_the_very_tracer(executor: str) -> None:
     tracer, seen = RecordingTracer(), []
 
@@ -52,6 +53,7 @@ async def test_an_agents_span_is_within_its_steps(executor: str) -> None:
     assert tracer.ended == ["fastroai.agent.run", "step.a", "pipeline.demo"]
 
 
+@pytest.mark.same_under_prefect
 async def test_each_attempt_has_a_span(executor: str) -> None:
     tracer = RecordingTracer()
     config = PipelineConfig(retries=1, retry_delay=0.0)
@@ -63,6 +65,7 @@ async def test_each_attempt_has_a_span(executor: str) -> None:
     assert tracer.failed == ["step.a"]
 
 
+@pytest.mark.same_under_prefect
 async def test_a_failure_shows_in_both_spans(executor: str) -> None:
     tracer = RecordingTracer()
     with pytest.raises(StepExecutionError):
@@ -72,6 +75,7 @@ async def test_a_failure_shows_in_both_spans(executor: str) -> None:
     assert tracer.failed == ["step.a", "pipeline.demo"]
 
 
+@pytest.mark.same_under_prefect
 async def test_tracing_can_be_switched_off(executor: str) -> None:
     tracer, (agent, _) = RecordingTracer(), counted_agent()
     pipeline = Pipeline(

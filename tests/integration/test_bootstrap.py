@@ -159,9 +159,17 @@ def test_a_pool_for_docker_is_made_and_its_secrets_are_blocks(
     [
         ("{type: ecs}", "Name under its own `secrets` where the values of SHOP_TOKEN are"),
         ("{type: cloud-run, secrets: {SHOP_TOKEN: x}}", "no place for it"),
-        ("{type: process, secrets: {SHOP_TOKEN: x}}", "name its secrets under `secrets`"),
-        ("{type: ecs, defaults: {imag: x}, secrets: {SHOP_TOKEN: x}}", "no job variable 'imag'"),
         ("{type: steam}", "knows no type 'steam'"),
+        *(
+            pytest.param(pool, said, marks=pytest.mark.long)
+            for pool, said in (
+                ("{type: process, secrets: {SHOP_TOKEN: x}}", "name its secrets under `secrets`"),
+                (
+                    "{type: ecs, defaults: {imag: x}, secrets: {SHOP_TOKEN: x}}",
+                    "no job variable 'imag'",
+                ),
+            )
+        ),
     ],
 )
 def test_a_pool_that_can_not_be_as_described_is_refused_before_anything_is_made(

@@ -276,10 +276,22 @@ def current_server() -> str:
 
 SLOW = ("dead endpoint", "file for a folder")
 """These are tried again before they count as failures."""
+ALIKE = (
+    "form of storage",
+    "no deployments",
+    "missing entrypoint",
+    "import",
+    "no pool",
+    "paused pool",
+    "scheme of ledger",
+    "no provider",
+    "price file",
+)
+"""Of each check another fault is in `make test`."""
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(f, marks=pytest.mark.long if f in SLOW else ()) for f in FAULTS]
+    "fault", [pytest.param(f, marks=pytest.mark.long if f in SLOW + ALIKE else ()) for f in FAULTS]
 )
 def test_the_fault_of_a_broken_set_up_is_named_with_what_to_do(
     fault: str, set_up: SetUp, capsys: pytest.CaptureFixture[str]

@@ -37,7 +37,7 @@ ONE = Amounts.of(0, 0)
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_url"))
+        return str(request.getfixturevalue("postgres_ledger"))
     return f"sqlite:///{tmp_path / 'ledger.db'}"
 
 

@@ -81,7 +81,7 @@ BOTH, LAST = {"a", "b"}, {"b"}
 LOST: list[Any] = [
     pytest.param(5, "before", BOTH, marks=pytest.mark.long),  # a is looked for
     (7, "after", LAST),  # a is written
-    (10, "after", set()),  # b is written
+    pytest.param(10, "after", set(), marks=pytest.mark.long),  # b is written
 ]
 """Of those in `test_storage_outage`."""
 

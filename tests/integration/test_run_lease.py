@@ -168,6 +168,7 @@ async def test_a_holder_whose_event_loop_is_busy_keeps_its_lease(
     assert (await other.ended())["states"] == ["replayed"] * 2
 
 
+@pytest.mark.long
 async def test_three_processes_at_once_pay_once(
     ledger_url: str, provider: ProviderProcess, gate: Gate, start: Start
 ) -> None:

@@ -279,7 +279,7 @@ async def test_elements_of_the_input_are_worked_on_elsewhere_too() -> None:
     assert len(model.prompts) == 3
 
 
-@pytest.mark.parametrize("bad", [[], [1]])
+@pytest.mark.parametrize("bad", [pytest.param([], marks=pytest.mark.long), [1]])
 async def test_a_spread_map_over_a_spread_map_is_worked_on_item_by_item(
     ledger: str, bad: list[int]
 ) -> None:
@@ -351,7 +351,13 @@ async def test_what_cant_be_handed_over_is_an_error_that_says_what_to_declare() 
     assert spreading.others == []
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", f"{'0' * 32}-{'1' * 20}-{'2' * 32}"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        pytest.param(f"{'0' * 32}-{'1' * 20}-{'2' * 32}", marks=pytest.mark.long),
+    ],
+)
 async def test_a_label_of_somebody_elses_making_runs_nothing(name: str) -> None:
     agent, model = counted_agent("yes")
     async with spread(mapped(asking(agent))) as spreading:

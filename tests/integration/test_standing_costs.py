@@ -245,7 +245,7 @@ async def test_a_state_is_read_again_where_the_turn_was_lost_while_it_was_shown(
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
-    return str(request.getfixturevalue("postgres_url"))
+    return str(request.getfixturevalue("postgres_ledger"))
 
 
 async def overview(url: str, pipeline: str | None, *runs: EndedRun) -> Overview:

@@ -24,16 +24,14 @@ ONE_STEP = ["GET", "PUT", "PUT"]
 
 BOTH, LAST = {"a", "b"}, {"b"}
 LOST: list[tuple[int, Moment, set[str]]] = [
-    (5, "after", BOTH),  # a is looked for
     (6, "during", BOTH),  # what a was answered is written
-    (7, "before", BOTH),  # a is written
-    (7, "after", LAST),
+    (7, "after", LAST),  # a is written
     (10, "after", set()),  # b is written
 ]
 # Of b, what is asked as of a; and what is no other request for being gone a moment sooner.
 LOST_AGAIN: list[tuple[int, Moment, set[str]]] = [
-    (5, "before", BOTH),
-    (5, "during", BOTH),
+    *[(5, moment, BOTH) for moment in MOMENTS],  # a is looked for
+    (7, "before", BOTH),
     (7, "during", BOTH),
     (10, "before", LAST),
     *[(8, moment, LAST) for moment in MOMENTS],  # b is looked for
@@ -87,7 +85,9 @@ async def test_killed_before_during_or_after_a_step_all_that_is_lost_is_named(
     assert set(await two_steps(store())) == lost
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "number", [1, 4, *(pytest.param(number, marks=pytest.mark.long) for number in (2, 3))]
+)
 async def test_killed_while_it_is_probed_it_is_named(fragile_s3: FragileS3, number: int):
     fragile_s3.die_at(number, "during" if number == 1 else "before")
     with pytest.raises(ResultStorageError, match="s3://results/p"):

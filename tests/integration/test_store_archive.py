@@ -49,7 +49,7 @@ ON_SQLITE = pytest.mark.parametrize(
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
-    return str(request.getfixturevalue("postgres_url"))
+    return str(request.getfixturevalue("postgres_ledger"))
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +149,7 @@ async def test_totals_before_are_totals_after(url: str, reader: Ledger, tmp_path
     assert await archive(url, folder) == []
 
 
+@ON_SQLITE
 async def test_an_archived_entry_that_is_booked_again_counts_once(
     url: str, reader: Ledger, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from fastroai.database.engine import Database
@@ -27,6 +27,7 @@ from fastroai.ledger.store.schema import (
     whole_runs,
 )
 from fastroai.usage import Ledger, LedgerEntry
+from tests.support.examples import examples
 from tests.support.ledger_entries import START, charged, entries
 
 TABLES = (intents, outcomes, groups, runs, summed, sums, run_sums, whole_runs)
@@ -62,9 +63,7 @@ ENDED = [whole("a"), whole("other", "b"), whole("a/b", "a/b", 1), whole("x", pip
 
 
 @given(st.lists(entries(), max_size=12), st.integers(0, 3))
-@settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_a_step_cost_in_a_run_is_what_its_entries_say(
     database: Database, booked: list[LedgerEntry], chunk: int
 ) -> None:

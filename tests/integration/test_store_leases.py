@@ -36,14 +36,14 @@ REPOSITORY = Path(__file__).parents[2]
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
-    return str(request.getfixturevalue("postgres_url"))
+    return str(request.getfixturevalue("postgres_ledger"))
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "memory"])
 def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LeaseTable]:
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_url")
+        url = request.getfixturevalue("postgres_ledger")
     if request.param == "memory":
         url = f"memory://{uuid4()}"
     opened = LeaseTable(open_database(database_url(url), writes=True))

@@ -118,7 +118,7 @@ def agree(database: Database, selection: LedgerFilter, by: str | None) -> None:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
-    return str(request.getfixturevalue("postgres_server").new_database())
+    return str(request.getfixturevalue("postgres_ledger"))
 
 
 def not_summed(url: str) -> int:

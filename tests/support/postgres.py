@@ -42,6 +42,7 @@ class PostgresServer:
         self._fsync = "on" if fsync else "off"
         self.folder = Path(tempfile.mkdtemp(prefix="fastroai-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
+        self._template: str | None = None
         self.port = _free_port()
         try:
             if "user" in self._as:
@@ -111,11 +112,26 @@ class PostgresServer:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def new_database(self) -> str:
-        """The URL of an empty database."""
+    def new_database(self, *options: str) -> str:
+        """The URL of an empty database, or as `createdb` makes it with these options."""
         name = f"t{uuid4().hex}"
-        self._run("createdb", *self._address, "-U", "tests", name)
+        self._run("createdb", *self._address, "-U", "tests", *options, name)
         return f"postgresql://tests@127.0.0.1:{self.port}/{name}"
+
+    def new_ledger(self) -> str:
+        """The URL of a database with the ledger's tables and nothing in them: a copy of one where
+        they were made, which takes longer.
+        """
+        # Prefect's server, which is in this module's process, too, needs nothing of ours.
+        from fastroai.database.engine import Database, database_url
+
+        if self._template is None:
+            made = self.new_database()
+            database = Database(database_url(made), writes=True)
+            database.prepare()
+            database.close()
+            self._template = made.rpartition("/")[2]
+        return self.new_database("-T", self._template)
 
     def by_socket(self, url: str) -> str:
         """The URL of a database by the socket in the folder, which takes a fifth less of the
@@ -146,6 +162,12 @@ def postgres_server() -> Iterator[PostgresServer]:
     server = PostgresServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def postgres_ledger(postgres_server: PostgresServer) -> str:
+    """An empty ledger."""
+    return postgres_server.new_ledger()
 
 
 @pytest.fixture
