@@ -39,6 +39,11 @@ from .run_scope import run_scope
 from .run_storage import StepStorage
 from .step_task import RunOfTasks, StepTask
 
+MOST_WITH_TABLES = 200
+"""Steps of a run of which each has its table. To write one takes as long as all else of a step, and
+nobody looks at so many; what a step cost is in the state of its task run, too.
+"""
+
 
 class StepTasks:
     """The steps of one run as tasks of the flow run that is active here.
@@ -130,6 +135,8 @@ class StepTasks:
             self._log.info("Step %r %s: %s", step_id, state, costs)
         if state != "replayed":
             self._events.step_ended(step_id, state, attempts, entries)
+        if len(self._steps) > MOST_WITH_TABLES and self._is_told_elsewhere(step, state):
+            return
         rows = step_rows(entries)
         told: int | None = attempts
         if step.node.is_mapped:
@@ -143,6 +150,11 @@ class StepTasks:
             flow_run_id=self._flow_run_id,
             task_run_id=step.task_run_id,
         )
+
+    def _is_told_elsewhere(self, step: StepTask, state: str) -> bool:
+        """Whether the state of a step's task run and its row in the run's table say all of it."""
+        is_well = state in ("completed", "replayed") and not step.node.is_mapped
+        return is_well and step.node.step_id not in self._session.recorder.unmetered
 
     def _tell_failures(self, step: StepTask) -> None:
         """List the items of a mapped step that failed, if some did."""
