@@ -23,7 +23,7 @@ from fastroai.executors import PrefectExecutor
 from fastroai.usage import EntryState, Ledger, LedgerEntry
 from tests.support import forked
 from tests.support.provider import Answer, Hang, LoopbackProvider
-from tests.support.remote_runners import dask_cluster
+from tests.support.remote_runners import all_remote, dask_cluster
 from tests.support.remote_steps import Desk, Notes, asks_many, asks_when_let
 
 __all__ = ["dask_cluster"]
@@ -145,29 +145,46 @@ async def test_workers_that_are_killed_at_any_moment_lose_nothing(
     from dask import config
     from distributed import LocalCluster
 
-    provider.script("question", Answer(slowest=0.05))
-    questions, kills = 40, 3
     with (
         config.set({"distributed.scheduler.allowed-failures": 1}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
     ):
         executor = executor_on(cluster.scheduler_address, provider)
         pipeline = one_step(asks_many, executor, retries=2)
-        inputs = {"folder": tmp_path, "questions": questions}
-        run = asyncio.create_task(pipeline.execute(inputs, None))
-        notes, killed = Notes(tmp_path), set[int]()
-        for kill in range(1, kills + 1):
-            asked = random.randint(1, 8)
-            begun = len(prompts(provider))
-            await until(
-                lambda asked=asked, begun=begun: (
-                    len(prompts(provider)) >= begun + asked and notes.pid() not in killed
-                )
+        await assert_kills_lose_nothing(pipeline, provider, tmp_path, ledger_url)
+
+
+@pytest.mark.long
+@on_postgres
+async def test_workers_of_ray_that_are_killed_lose_nothing(
+    provider: LoopbackProvider, tmp_path: Path, ledger_url: str
+) -> None:
+    """It goes on three times by itself."""
+    runner, deps_factory = all_remote("ray").runner, partial(Desk, provider.port)
+    executor = PrefectExecutor(task_runner=runner, deps_factory=deps_factory)
+    pipeline = one_step(asks_many, executor)
+    await assert_kills_lose_nothing(pipeline, provider, tmp_path, ledger_url)
+
+
+async def assert_kills_lose_nothing(
+    pipeline: Pipeline[Any, Any, Any], provider: LoopbackProvider, folder: Path, url: str
+) -> None:
+    provider.script("question", Answer(slowest=0.05))
+    questions, kills = 40, 3
+    run = asyncio.create_task(pipeline.execute({"folder": folder, "questions": questions}, None))
+    notes, killed = Notes(folder), set[int]()
+    for kill in range(1, kills + 1):
+        asked = random.randint(1, 8)
+        begun = len(prompts(provider))
+        await until(
+            lambda asked=asked, begun=begun: (
+                len(prompts(provider)) >= begun + asked and notes.pid() not in killed
             )
-            killed.add(notes.pid())
-            os.kill(notes.pid(), signal.SIGKILL)
-            assert len(killed) == kill
-        result = await run
+        )
+        killed.add(notes.pid())
+        os.kill(notes.pid(), signal.SIGKILL)
+        assert len(killed) == kill
+    result = await run
     assert len(result.output) == questions
     again = Counter(prompts(provider))
     # What was under way, or had come back a moment before.
@@ -175,7 +192,7 @@ async def test_workers_that_are_killed_at_any_moment_lose_nothing(
     assert max(again.values()) <= 1 + kills
     assert sent(result.entries)[CHARGED] >= questions
     assert sent(result.entries)[UNSETTLED] <= kills
-    await assert_all_booked(result, provider, ledger_url)
+    await assert_all_booked(result, provider, url)
 
 
 RUN = """
