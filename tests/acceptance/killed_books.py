@@ -177,7 +177,7 @@ def assert_replays_were_paid_for(entries: Sequence[LedgerEntry]) -> int:
 
 
 async def books_agree(
-    provider: ProviderProcess, attempts: Sequence[Attempt], url: str
+    provider: ProviderProcess, attempts: Sequence[Attempt], url: str, at_once: int = WIDTH
 ) -> tuple[Compared, list[LedgerEntry]]:
     lines = provider.lines
     async with Ledger.open(url) as ledger:
@@ -197,7 +197,7 @@ async def books_agree(
     # Nothing else than the requests under way at a kill is open: at most one for each step that can
     # run at once.
     open_at_kills = compared.unknown + compared.unsent
-    assert max(open_at_kills.values(), default=0) <= WIDTH
+    assert max(open_at_kills.values(), default=0) <= at_once
     assert {a.process for a in attempts if a.killed} >= set(open_at_kills)
     return compared, entries
 

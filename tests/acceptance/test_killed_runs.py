@@ -16,7 +16,7 @@ from tests.acceptance.killed_books import (
     assert_replays_were_paid_for,
     books_agree,
 )
-from tests.support.killed_runs import PATIENCE, run_killed
+from tests.support.killed_runs import MANY_AT_ONCE, MANY_KILLED, PATIENCE, WIDTH, run_killed
 from tests.support.provider_process import ProviderProcess
 
 
@@ -36,7 +36,7 @@ def long(subject: str, kills: int, least: int, patience: float = PATIENCE) -> An
         pytest.param("mapped", 1, 0, PATIENCE, marks=pytest.mark.timeout(PATIENCE + 100)),
         long("prefect", 30, 5),
         long("mapped", 20, 3),
-        long("many", 20, 3, 1500.0),
+        long(MANY_KILLED, 20, 3, 1800.0),
     ],
 )
 async def test_killed_under_prefect_no_run_pays_twice(
@@ -54,7 +54,9 @@ async def test_killed_under_prefect_no_run_pays_twice(
     monkeypatch.setenv("FASTROAI_LEDGER_URL", url)
     attempts = run_killed(subject, kills, results, provider, patience)
     assert sum(attempt.killed for attempt in attempts) == kills
-    compared, entries = await books_agree(provider, attempts, url)
+    compared, entries = await books_agree(
+        provider, attempts, url, MANY_AT_ONCE if subject == MANY_KILLED else WIDTH
+    )
     assert_each_run_ended_well(attempts)
     stored = assert_no_stored_step_is_sent_again(provider.lines, attempts)
     replayed = assert_replays_were_paid_for(entries)

@@ -26,7 +26,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -49,11 +49,12 @@ WIDTH = 4
 ITEMS = 10
 """That a mapped step has."""
 
-MANY = 10_000
-"""Items of `many`."""
+MANY, MANY_AT_ONCE = 10_000, 20
+"""Items of `many`, and how many of them are under way."""
+MANY_KILLED, MANY_ALONE = "many", "many in memory"
 _LATEST = 0.1
 """Seconds after the last item that a process of `many` is to begin, in which it is killed."""
-_MEANWHILE = 60
+_MEANWHILE = 100
 """Items that may be begun in them."""
 
 LEASE_SECONDS = 0.5
@@ -158,8 +159,8 @@ def pipeline(executor: str, results: Path) -> Pipeline[Process, Any, Any]:
     """
     if executor == "mapped":
         return mapped_pipeline(results)
-    if executor == "many":
-        return many_items(results)
+    if executor in (MANY_KILLED, MANY_ALONE):
+        return many_items(results, "prefect" if executor == MANY_KILLED else "memory")
     # The script refuses by turns, whoever asks: more retries than one request can need.
     agent = FastroAgent(model="openai:gpt-5-mini", cost_calculator=fixed_prices(), max_retries=9)
     looking = FastroAgent(
@@ -218,7 +219,7 @@ def mapped_pipeline(results: Path) -> Pipeline[Process, Any, Any]:
     return Pipeline("killed", steps, edges, "end", step_configs=configs, executor="prefect")
 
 
-def many_items(results: Path) -> Pipeline[Process, Any, Any]:
+def many_items(results: Path, executor: str) -> Pipeline[Process, Any, Any]:
     """A step that asks once for each of ten thousand items, and one that tells of all in short."""
     agent = FastroAgent(model="openai:gpt-5-mini", cost_calculator=fixed_prices(), max_retries=9)
 
@@ -239,12 +240,12 @@ def many_items(results: Path) -> Pipeline[Process, Any, Any]:
 
     steps: dict[str, BaseStep[Process, Any]] = {
         "read": read,
-        "each": ask.map(over="read", key=str, max_concurrency=WIDTH),
+        "each": ask.map(over="read", key=str, max_concurrency=MANY_AT_ONCE),
         "end": end,
     }
     configs = {step_id: StepConfig(result_storage=str(results / step_id)) for step_id in steps}
     edges = {"end": ["each"]}
-    return Pipeline("killed", steps, edges, "end", step_configs=configs, executor="prefect")
+    return Pipeline("killed", steps, edges, "end", step_configs=configs, executor=executor)
 
 
 def look_up(word: str) -> str:
@@ -334,12 +335,12 @@ def run_killed(
 def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[Attempt]:
     """The processes, one after the other."""
     chance, number, run = random.Random(seed), 0, 0
+    if executor == MANY_KILLED:
+        yield from _killed_among_many(kills, chance, results)
+        return
     whole = _attempt(executor, results, 0, "left-alone", set(), None)
     yield whole
     assert whole.first_step is not None
-    if executor == "many":
-        yield from _killed_among_many(kills, chance, results)
-        return
     length = whole.ended - whole.began
     starting = (whole.first_step - whole.began) / length
     while kills:
@@ -360,14 +361,20 @@ def attempts(executor: str, kills: int, seed: int, results: Path) -> Iterator[At
 
 
 def _killed_among_many(kills: int, chance: random.Random, results: Path) -> Iterator[Attempt]:
-    """The processes of one run: the kills are anywhere in it, each behind the one before."""
+    """The processes of one run: the kills are anywhere in it, each behind the one before.
+
+    The run that is left alone is one in memory, which records nothing: a fraction of the time.
+    """
+    each_once = {place_in("each", str(number)): 1 for number in range(MANY)}
+    alone = _attempt(MANY_ALONE, results, 0, "left-alone", set(), None)
+    yield replace(alone, recorded=each_once)
     known = set(_files(results))
     moments = sorted(chance.sample(range(1, MANY - kills * _MEANWHILE), kills))
     for number, (before, moment) in enumerate(pairwise([0, *moments]), start=1):
         wait = partial(_begins, moment - before, chance.uniform(0, _LATEST))
-        yield _attempt("many", results, number, "run-1", known, wait)
+        yield _attempt(MANY_KILLED, results, number, "run-1", known, wait)
         time.sleep(SILENCE)
-    yield _attempt("many", results, kills + 1, "run-1", known, None)
+    yield _attempt(MANY_KILLED, results, kills + 1, "run-1", known, None)
 
 
 def _ends_within(seconds: float, process: int, begun: int) -> None:
@@ -472,6 +479,8 @@ def kept(results: Path, known: Collection[Path] = ()) -> tuple[list[str], dict[s
     """
     stored: list[str] = []
     recorded: Counter[str] = Counter()
+    # By key: what was merged from small chunks may be in them, too, where the process was killed.
+    of_items: dict[tuple[str, str], str] = {}
     for file in set(_files(results)).difference(known):
         step_id, *folders = file.relative_to(results).parent.parts
         try:
@@ -479,18 +488,19 @@ def kept(results: Path, known: Collection[Path] = ()) -> tuple[list[str], dict[s
         except ValueError:
             continue
         if "records" in content:
-            for text in content["records"].values():
-                # The other kind notes where the items of a run are.
-                record = json.loads(text) if text.startswith("{") else {}
-                if record.get("entries"):
-                    place = place_in(step_id, record["entries"][0]["attribution"]["item"])
-                    recorded[place] += "response" in record
-                    if "output" in record:
-                        stored.append(place)
+            of_items |= {(step_id, key): text for key, text in content["records"].items()}
         elif not folders:
             stored.append(step_id)
         elif "response" in content:  # and not the result of a tool
             recorded[step_id] += 1
+    for (step_id, _), text in of_items.items():
+        # The other kind notes where the items of a run are.
+        record = json.loads(text) if text.startswith("{") else {}
+        if record.get("entries"):
+            place = place_in(step_id, record["entries"][0]["attribution"]["item"])
+            recorded[place] += "response" in record
+            if "output" in record:
+                stored.append(place)
     return sorted(stored), dict(recorded)
 
 
