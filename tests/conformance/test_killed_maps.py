@@ -34,7 +34,8 @@ jobs_that_ask = st.builds(
 )
 
 
-async def compare_killed(job: Job, kills: list[Kill], folder: Path) -> None:
+async def compare_killed(job: Job, kills: list[Kill], folder: Path) -> int:
+    """The number of processes that were killed."""
     whole, failure = await run(Asking(job).pipeline("memory"), job, "in memory")
     outcome, asked, killed = killed_and_resumed(job, folder.name, kills, folder)
     async with Ledger.open() as ledger:
@@ -54,6 +55,7 @@ async def compare_killed(job: Job, kills: list[Kill], folder: Path) -> None:
     if job.completes:
         assert outcome.told == told(whole)
         assert outcome.accounted == accounted(whole.entries)
+    return killed
 
 
 @pytest.mark.timeout(900)
@@ -67,6 +69,7 @@ def test_a_run_that_is_killed_and_resumed_comes_to_what_it_comes_to_in_memory(
 ) -> None:
     monkeypatch.setenv("FASTROAI_RESULT_STORAGE", str(tmp_path / "results"))
     monkeypatch.setenv("FASTROAI_LEASE_SECONDS", "0.5")
+    killed: list[int] = []
     runs, kills = count(), st.builds(Kill, st.integers(1, 5), st.floats(0, 0.1))
 
     @given(job=jobs_that_ask, kills=st.lists(kills, min_size=1, max_size=3))
@@ -74,6 +77,8 @@ def test_a_run_that_is_killed_and_resumed_comes_to_what_it_comes_to_in_memory(
     def comes_to_the_same(job: Job, kills: list[Kill]) -> None:
         folder = tmp_path / f"run-{next(runs)}"
         folder.mkdir()
-        asyncio.run(compare_killed(job, kills, folder))
+        killed.append(asyncio.run(compare_killed(job, kills, folder)))
 
     comes_to_the_same()
+    print(f"{sum(killed)} processes were killed")  # noqa: T201
+    assert sum(killed) >= number / 2  # not all come so far
