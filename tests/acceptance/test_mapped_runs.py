@@ -178,4 +178,5 @@ async def test_a_run_that_an_item_fails_loses_nothing_that_was_answered(
     assert len(charged) == items
     assert states(entries)[EntryState.REPLAYED] >= answered
     unsettled = states(entries)[EntryState.UNSETTLED]
-    assert len(provider.lines) == items + refused + unsettled
+    # What the failure cancelled may have reached the provider, or not.
+    assert items + refused <= len(provider.lines) <= items + refused + unsettled
