@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -126,7 +126,8 @@ class RunSession(RunBooks):
         if self.limits is not None:
             await self._note_earlier(self.limits)
         self._scope = dispatch_scope(self.recorder, self.identity, run=self)
-        self._span = self.span(f"pipeline.{self.name}")
+        of_run = f"pipeline.{self.name}"
+        self._span = self.tracer.span(of_run) if self.is_traced else nullcontext()
         self.span_id = await self._span.__aenter__()
         self._scope.__enter__()
         return self
@@ -167,10 +168,6 @@ class RunSession(RunBooks):
         self.map_state(node.step_id)
         if node.streams_from is not None:
             outputs[node.streams_from] = self.map_state(node.streams_from).outputs
-
-    def span(self, name: str) -> AbstractAsyncContextManager[str | None]:
-        """A span of the run's tracer, or nothing where there is none to open."""
-        return self.tracer.span(name) if self.is_traced else nullcontext()
 
     def log_metrics(self, span_id: str | None, entries: Iterable[LedgerEntry]) -> None:
         """Report to a span what its requests came to, as the ledger has them: replayed ones are no

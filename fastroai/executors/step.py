@@ -96,7 +96,7 @@ async def _traced(
 ) -> Any:
     """Execute a step's code within a span that is told what it came to."""
     attempt = state.attempt
-    async with session.span(f"step.{state.step_id}") as span_id:
+    async with session.tracer.span(f"step.{state.step_id}") as span_id:
         try:
             return await execute()
         finally:

@@ -6,6 +6,7 @@ import logging
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
@@ -367,19 +368,15 @@ async def _after_http_response(response: Any) -> None:
         send.raw = RawAnswer(response)
 
 
+@dataclass(slots=True, eq=False)
 class _Trace:
     """Told by httpcore what becomes of a request, beneath any transport that sends it more than
     once.
     """
 
-    __slots__ = ("_is_request", "_others", "_send")
-
-    def __init__(
-        self, send: Send, others: Callable[[str, dict[str, Any]], Awaitable[None]] | None
-    ) -> None:
-        self._send = send
-        self._others = others
-        self._is_request = False
+    _send: Send
+    _others: Callable[[str, dict[str, Any]], Awaitable[None]] | None
+    _is_request: bool = False
 
     async def __call__(self, event: str, info: dict[str, Any]) -> None:
         self._send.see()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
@@ -26,6 +26,7 @@ from ..pricing.money import EXACT, microcents_to_usd
 from ..pricing.overrides import Revision
 from ..pricing.price_list import Price, tier_context
 from ..providers import canonical_provider
+from ..replay.requests import RequestOfModel
 from .billed_tools import unpriced_extra
 from .models import endpoint, innermost, merged
 from .raw_answers import NOT_SEEN, RawAnswer, inference_geo
@@ -65,6 +66,7 @@ class _Answer:
         self.url: str | None = None
 
 
+@dataclass(eq=False)
 class Pricer:
     """Asks a calculator what requests cost; whatever that raises, a paid answer is not lost.
 
@@ -72,11 +74,10 @@ class Pricer:
         calculator: A `CostCalculator`, or an object that has only its `calculate_cost`.
     """
 
-    def __init__(self, calculator: Any) -> None:
-        self._calculator = calculator
-        self._known: frozenset[_Asked] = frozenset()
-        self._unpriced: frozenset[str] = frozenset()
-        """Ids of models of which an answer had no price."""
+    _calculator: Any
+    _known: frozenset[_Asked] = frozenset()
+    _unpriced: frozenset[str] = frozenset()
+    """Ids of models of which an answer had no price."""
 
     def price(
         self,
@@ -200,13 +201,7 @@ class Pricer:
             return canonical_provider(model.system) in ("azure", "openai")
         return _states_bill(model)
 
-    def max_cost(
-        self,
-        model: Model,
-        messages: list[ModelMessage],
-        settings: ModelSettings | None,
-        parameters: ModelRequestParameters,
-    ) -> Decimal | None:
+    def max_cost(self, model: Model, request: RequestOfModel | None) -> Decimal | None:
         """What a request can cost at most, in USD, exact: for one whose outcome is never known.
 
         It holds for the model that is asked for, by whichever service tier, hour and cache class it
@@ -215,13 +210,17 @@ class Pricer:
         Returns:
             None: that can't be told; see `bounds.tokens_at_most` and `CostCalculator.max_cost`.
         """
+        if request is None:  # it is no chat
+            return None
         # Prices of someone's own have no known maximum.
         if getattr(type(self._calculator), "price", None) is not CostCalculator.price:
             return None
         try:
             if "max_tokens" in innermost(model).unsupported_settings:
                 return None
-            tokens = tokens_at_most(messages, merged(model.settings, settings), parameters)
+            settings = request.settings
+            asked_with = merged(model.settings, settings)
+            tokens = tokens_at_most(request.messages, asked_with, request.parameters)
             if tokens is None:
                 return None
             revision, basis = self._calculator.overrides.revision, basis_of_prices()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal
 from uuid import uuid4
 
 from pydantic_ai.messages import ModelResponse
@@ -66,15 +65,15 @@ class Foreseen:
     request: RequestOfModel | None = None
 
 
+@dataclass(slots=True, eq=False)
 class AttemptsOf:
     """What the attempts at one request tell the books. One object: a thousand requests that wait
     each hold theirs.
     """
 
-    __slots__ = ("_books", "_foreseen", "_target")
-
-    def __init__(self, books: RequestBooks, target: Target, foreseen: Foreseen) -> None:
-        self._books, self._target, self._foreseen = books, target, foreseen
+    _books: RequestBooks
+    _target: Target
+    _foreseen: Foreseen
 
     async def intend(self) -> LedgerEntry:
         return await self._books.intend_in_turn(self._target, self._foreseen)
@@ -144,15 +143,6 @@ class RequestBooks:
             self._pricer.require_price(model, settings)
         return Foreseen(asked_service_tier(model, settings), request)
 
-    def _max_cost(self, target: Target, foreseen: Foreseen) -> Decimal | None:
-        """What a request can cost at most, in USD; None: that can't be told."""
-        request = foreseen.request
-        if request is None:
-            return None
-        return self._pricer.max_cost(
-            target.model, request.messages, request.settings, request.parameters
-        )
-
     async def send(self, target: Target, foreseen: Foreseen) -> Send:
         """Book a request that is about to be sent, and follow what leaves for it.
 
@@ -160,7 +150,7 @@ class RequestBooks:
             LedgerUnavailableError: It can't be booked, and must be before it is sent.
         """
         attempts = AttemptsOf(self, target, foreseen)
-        return Send(await attempts.intend(), target.sender, attempts)
+        return Send(await self.intend_in_turn(target, foreseen), target.sender, attempts)
 
     async def intend_in_turn(self, target: Target, foreseen: Foreseen) -> LedgerEntry:
         """Book a request once rate limits allow it: what waits for them is not in the books."""
@@ -214,6 +204,7 @@ class RequestBooks:
         # Without a ledger that outlives the process, nor a budget, nobody asks before the outcome
         # is unknown.
         needs_bound = self._recorder.is_durable or self._recorder.limits is not None
+        bound = self._pricer.max_cost(target.model, foreseen.request) if needs_bound else None
         return LedgerEntry(
             id=entry_id or str(uuid4()),
             sent_at=datetime.now(UTC),
@@ -223,7 +214,7 @@ class RequestBooks:
             provider=target.model.system,
             provider_host=target.host,
             service_tier=foreseen.service_tier,
-            upper_bound_usd=self._max_cost(target, foreseen) if needs_bound else None,
+            upper_bound_usd=bound,
             downgraded_from=target.instead_of,
             simulated=target.simulated,
         )
@@ -243,7 +234,8 @@ class RequestBooks:
         """Book what is now known of a request, and what it can have cost where that is unknown."""
         is_unknown = entry.state in (EntryState.UNSETTLED, EntryState.UNPRICED)
         if is_unknown and entry.upper_bound_usd is None:
-            entry = replace(entry, upper_bound_usd=self._max_cost(target, foreseen))
+            bound = self._pricer.max_cost(target.model, foreseen.request)
+            entry = replace(entry, upper_bound_usd=bound)
         self._recorder.record(entry)
         if self._turns is not None:
             self._turns.settle(entry)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 
 from ..ledger.entries import Attribution
 from ..ledger.recorder import RequestRecorder
@@ -17,8 +17,10 @@ from ..replay.journal import Journal
 UNATTRIBUTED = Attribution()
 
 
+@dataclass(slots=True, eq=False)
 class DispatchScope:
-    """Where the requests of agent calls are booked.
+    """Where the requests of agent calls are booked: of all that are made inside its `with` block,
+    nested and failed ones too.
 
     Args:
         attribution: To whom, or what says so when it is first asked: most steps send nothing.
@@ -29,19 +31,25 @@ class DispatchScope:
             run.
     """
 
-    __slots__ = ("_attribution", "journal", "ledger", "run")
+    ledger: RequestRecorder
+    _attribution: Attribution | Callable[[], Attribution] = UNATTRIBUTED
+    journal: Journal | None = None
+    run: object | None = None
+    _token: Token[DispatchScope | CarriedScope | None] | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        ledger: RequestRecorder,
-        attribution: Attribution | Callable[[], Attribution],
-        journal: Journal | None = None,
-        run: object | None = None,
-    ) -> None:
-        self.ledger = ledger
-        self._attribution = attribution
-        self.journal = journal
-        self.run = run
+    # Not a generator: every step of a pipeline opens one.
+    def __enter__(self) -> DispatchScope:
+        if not _installed:
+            # Only here: it replaces methods of others, and imports what imports this module.
+            from .instrumentation import install
+
+            _installed.append(install())
+        self._token = _scope.set(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        assert self._token is not None, "entered before"
+        _scope.reset(self._token)
 
     @property
     def attribution(self) -> Attribution:
@@ -79,34 +87,8 @@ as the methods of pydantic-ai and of threads that are replaced for it.
 """
 
 
-class dispatch_scope:  # noqa: N801  # used like a function: `with dispatch_scope(ledger):`
-    """Book every request of the agent calls made inside the block, nested and failed ones too, to a
-    ledger.
-    """
-
-    # Not a generator: every step of a pipeline opens one.
-    __slots__ = ("_scope", "_token")
-
-    def __init__(
-        self,
-        ledger: RequestRecorder,
-        attribution: Attribution | Callable[[], Attribution] = UNATTRIBUTED,
-        journal: Journal | None = None,
-        run: object | None = None,
-    ) -> None:
-        self._scope = DispatchScope(ledger, attribution, journal, run)
-
-    def __enter__(self) -> DispatchScope:
-        if not _installed:
-            # Only here: it replaces methods of others, and imports what imports this module.
-            from .instrumentation import install
-
-            _installed.append(install())
-        self._token = _scope.set(self._scope)
-        return self._scope
-
-    def __exit__(self, *exc_info: object) -> None:
-        _scope.reset(self._token)
+dispatch_scope = DispatchScope
+"""The same, where it is opened."""
 
 
 def current_scope() -> DispatchScope | None:

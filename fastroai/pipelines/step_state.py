@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Hashable
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ ErrorT = TypeVar("ErrorT", bound=BaseException)
 _NOBODY = Attribution()
 
 
+@dataclass(eq=False)
 class RunBooks:
     """What all steps of a run share: whom its requests are booked to, and where.
 
@@ -49,21 +50,16 @@ class RunBooks:
         is_planned: Whether its steps, and so their budgets, are known from the start.
     """
 
-    def __init__(
-        self,
-        identity: Attribution = _NOBODY,
-        recorder: RequestRecorder | None = None,
-    ) -> None:
-        self.identity = identity
-        self.recorder = recorder if recorder is not None else RequestRecorder()
-        self.cheaper_model: Any = None
-        self.is_over = False
-        self.is_planned = False
-        self.limits: RunLimits | None = None
-        """The budgets that hold for its requests; None: there are none."""
-        self.waiting: dict[str | None, Waiting] = {}
-        """By step, which requests wait for a rate limit now."""
-        self._states: dict[str, StepState] = {}
+    identity: Attribution = _NOBODY
+    recorder: RequestRecorder = field(default_factory=RequestRecorder)
+    cheaper_model: Any = None
+    is_over: bool = False
+    is_planned: bool = False
+    limits: RunLimits | None = None
+    """The budgets that hold for its requests; None: there are none."""
+    waiting: dict[str | None, Waiting] = field(default_factory=dict)
+    """By step, which requests wait for a rate limit now."""
+    _states: dict[str, StepState] = field(default_factory=dict)
 
     def limit_step(self, step_id: str, config: StepConfig, *, of_items: bool = False) -> None:
         """Have a step's budgets hold for what it, or each item of it, has spent and will."""
@@ -110,6 +106,7 @@ class _Answered:
     entries: tuple[LedgerEntry, ...]
 
 
+@dataclass(slots=True, eq=False)
 class StepState:
     """One step within a run: the attempt it is at, what it spent, and the agent calls that
     succeeded in it.
@@ -128,42 +125,22 @@ class StepState:
         mapped: What a mapped step shares with its executor and its dependents.
     """
 
-    __slots__ = (
-        "_answered",
-        "_cursor",
-        "_final",
-        "_lock",
-        "attempt",
-        "books",
-        "dispatches",
-        "item",
-        "journal",
-        "mapped",
-        "processing_time_ms",
-        "reads",
-        "started",
-        "step_id",
-        "tool_calls",
-    )
-
-    def __init__(
-        self, step_id: str, books: RunBooks, attempt: int = 1, item: str | None = None
-    ) -> None:
-        self.step_id = step_id
-        self.item = item
-        self.books = books
-        self.attempt = attempt
-        self.dispatches = 0
-        self.started = time.perf_counter()
-        self.tool_calls = 0
-        self.processing_time_ms = 0
-        self.journal: Journal | None = None
-        self.reads: set[str] = set()
-        self.mapped: MapState | None = None
-        self._answered: defaultdict[Hashable, list[_Answered]] | None = None
-        self._cursor: defaultdict[Hashable, int] | None = None
-        self._final: list[BaseException] = []
-        self._lock = threading.Lock()  # a step may call agents from several threads
+    step_id: str
+    books: RunBooks
+    attempt: int = 1
+    item: str | None = None
+    dispatches: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    tool_calls: int = 0
+    processing_time_ms: int = 0
+    journal: Journal | None = None
+    reads: set[str] = field(default_factory=set)
+    mapped: MapState | None = None
+    _answered: defaultdict[Hashable, list[_Answered]] | None = None
+    _cursor: defaultdict[Hashable, int] | None = None
+    _final: list[BaseException] = field(default_factory=list)
+    # A step may call agents from several threads.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin_attempt(self, attempt: int) -> None:
         """Start an attempt, counted from 1: the journal is read from its beginning."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from pydantic import StrictInt, TypeAdapter
@@ -44,6 +44,7 @@ class JournalRecord:
 RecordT = TypeVar("RecordT", bound=JournalRecord)
 
 
+@dataclass(slots=True, eq=False)
 class Journal:
     """The answered model requests and tool calls of one step.
 
@@ -61,28 +62,14 @@ class Journal:
             were before it was asked for.
     """
 
-    __slots__ = ("_asked", "_counting", "_is_empty", "_known", "_step", "_store", "waiting")
-
-    def __init__(
-        self, step: str, store: JournalStore | None = None, *, is_empty: bool = False
-    ) -> None:
-        self._step = step
-        self._store = store
-        self._is_empty = is_empty
-        self._known: dict[str, bytes] = {}
-        self._asked: dict[str, int] = {}
-        self.waiting: dict[str, tuple[str, int]] = {}
-        self._counting = threading.Lock()  # two threads must not get the same place
-
-    @property
-    def step(self) -> str:
-        """Identity of the step within its run."""
-        return self._step
-
-    @property
-    def store(self) -> JournalStore | None:
-        """Where records are kept beyond this process."""
-        return self._store
+    step: str
+    store: JournalStore | None = None
+    is_empty: bool = field(default=False, kw_only=True)
+    waiting: dict[str, tuple[str, int]] = field(default_factory=dict, init=False)
+    _known: dict[str, bytes] = field(default_factory=dict, init=False)
+    _asked: dict[str, int] = field(default_factory=dict, init=False)
+    # Two threads must not get the same place.
+    _counting: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @property
     def records(self) -> dict[str, bytes]:
@@ -96,12 +83,12 @@ class Journal:
     @property
     def is_durable(self) -> bool:
         """Whether records outlive the process."""
-        return self._store is not None
+        return self.store is not None
 
     @property
     def may_answer(self) -> bool:
         """Whether there may be an answer to something."""
-        return bool(self._known) or (self._store is not None and not self._is_empty)
+        return bool(self._known) or (self.store is not None and not self.is_empty)
 
     def begin_attempt(self) -> None:
         """Read from the beginning again."""
@@ -114,7 +101,7 @@ class Journal:
         Args:
             question: As JSON, or turned into it; of what has no such form only the type counts.
         """
-        parts = [FORMAT, self._step, kind, *question]
+        parts = [FORMAT, self.step, kind, *question]
         key = digest_of_json(
             to_jsonable_python(parts, fallback=lambda value: type(value).__qualname__)
         )
@@ -125,8 +112,8 @@ class Journal:
     async def read(self, place: str, adapter: TypeAdapter[RecordT]) -> RecordT | None:
         """The record at a place; None where there is none of this kind that can be read."""
         content = self._known.get(place)
-        if content is None and self._store is not None and not self._is_empty:
-            content = await self._store.read(place)
+        if content is None and self.store is not None and not self.is_empty:
+            content = await self.store.read(place)
         if content is None:
             return None
         try:
@@ -142,5 +129,5 @@ class Journal:
         ).encode()
         # First here: whatever becomes of the storage, the next attempt in this process finds it.
         self._known[place] = content
-        if self._store is not None:
-            await asyncio.shield(self._store.write(place, content))
+        if self.store is not None:
+            await asyncio.shield(self.store.write(place, content))

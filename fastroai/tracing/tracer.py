@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -226,7 +226,7 @@ class NoOpTracer:
 
     def span(self, name: str, **attributes: Any) -> AbstractAsyncContextManager[str]:
         """Nothing but an id."""
-        return _SILENT_SPAN
+        return nullcontext(str(uuid4()))
 
     def log_metric(self, trace_id: str, name: str, value: Any) -> None:
         """Nothing."""
@@ -235,21 +235,6 @@ class NoOpTracer:
         self, trace_id: str, error: Exception, context: dict[str, Any] | None = None
     ) -> None:
         """Nothing."""
-
-
-class _SilentSpan:
-    """Has no state, so that one serves all."""
-
-    __slots__ = ()
-
-    async def __aenter__(self) -> str:
-        return str(uuid4())
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
-
-_SILENT_SPAN = _SilentSpan()
 
 
 def _renamed(attributes: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:

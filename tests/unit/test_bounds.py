@@ -46,6 +46,7 @@ from fastroai.metering.pricer import Pricer
 from fastroai.metering.token_bounds import FOR_TOOLS, PER_PART, PER_REQUEST, tokens_at_most
 from fastroai.pricing.max_cost import list_max_cost
 from fastroai.pricing.model_names import ModelRef
+from fastroai.replay.requests import RequestOfModel
 from fastroai.simulation.local_model import estimate_usage
 from fastroai.testing import ScriptedModel, fixed_prices
 from tests.support.examples import examples
@@ -210,9 +211,8 @@ def bound(
     model: Model, calculator: Any = None, messages: Any = None, settings: Any = None
 ) -> Decimal | None:
     sent = ModelSettings(**LIMIT) if settings is None else settings
-    return Pricer(calculator or CostCalculator()).max_cost(
-        model, messages or asked("Hi"), sent, NONE
-    )
+    request = RequestOfModel(messages or asked("Hi"), sent, NONE)
+    return Pricer(calculator or CostCalculator()).max_cost(model, request)
 
 
 def openai(model: str, url: str | None = None, settings: ModelSettings | None = None) -> Model:
@@ -404,7 +404,8 @@ def test_no_answer_within_max_tokens_costs_more_than_the_bound(
 ) -> None:
     model = openai(name, host)
     pricer = Pricer(CostCalculator())
-    usd = pricer.max_cost(model, messages, ModelSettings(max_tokens=limit), NONE)
+    request = RequestOfModel(messages, ModelSettings(max_tokens=limit), NONE)
+    usd = pricer.max_cost(model, request)
     assert usd is not None
     usage = estimate_usage(messages, NONE, ModelResponse(parts=[]))
     # A byte a token, at worst.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
@@ -31,6 +32,7 @@ Payload = Mapping[str, str | int | None]
 PREFIX: Final = "fastroai"
 
 
+@dataclass(eq=False)
 class RunEvents:
     """Emits the events of one flow run, made where it runs.
 
@@ -41,13 +43,15 @@ class RunEvents:
         identity: Whom the run is booked to.
     """
 
-    def __init__(self, flow_run: FlowRun, identity: Attribution) -> None:
-        self._flow_run = flow_run
-        self._identity = identity
-        self._pipeline = identity.pipeline or "pipeline"
-        self._told: set[tuple[object, ...]] = set()
-        # Budgets are told of in whatever thread, without the run's context.
-        self._context: Context = copy_context()
+    _flow_run: FlowRun
+    _identity: Attribution
+    _told: set[tuple[object, ...]] = field(default_factory=set)
+    # Budgets are told of in whatever thread, without the run's context.
+    _context: Context = field(default_factory=copy_context)
+
+    @property
+    def _pipeline(self) -> str:
+        return self._identity.pipeline or "pipeline"
 
     def hear(self, signal: BudgetSignal) -> None:
         """Emit `fastroai.budget.warning` or `.exceeded`, if a budget's signal is of this run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ from prefect.states import Completed
 
 from ...budgets.budget import is_in_flight
 from ...errors import ResultStorageError
-from ...ledger.entries import LedgerEntry
 from ...pipelines.config import expiration, retry_delay
 from ...pipelines.plan import PlannedStep
 from ...replay.journal import Journal
@@ -147,7 +146,9 @@ class StepTask:
         self.task = task
 
     async def execute(self, identity: dict[str, Any]) -> StoredStep | State[Any] | None:
-        """Run the step, and give what is to be stored; the body of its task."""
+        """Run the step, and give what is to be stored; of a step that asked something in a state
+        whose message says what it cost. The body of its task.
+        """
         context, flow = TaskRunContext.get(), FlowRunContext.get()
         # The results of a user's own tasks within a step are kept where the flow keeps them, not as
         # results of steps.
@@ -171,7 +172,11 @@ class StepTask:
             raise
         self.record = record
         stored = StoredStep(content) if self.task.persist_result else None
-        return with_costs(stored, state.entries)
+        entries = state.entries
+        if not entries or any(map(is_in_flight, entries)):  # told when their costs are known
+            return stored
+        # Prefect shows the message with the task run, and logs it.
+        return Completed(message=cost_line(entries), data=stored)
 
     @property
     def message(self) -> str | None:
@@ -288,17 +293,6 @@ class StepTask:
         if isinstance(result, BaseException):
             return result
         return RuntimeError(f"Prefect ended the task as {state!r}")
-
-
-def with_costs(
-    stored: StoredStep | None, entries: Sequence[LedgerEntry]
-) -> StoredStep | State[Any] | None:
-    """What a task gives: of a step that asked something a state whose message says what it cost,
-    which Prefect shows with the task run, and logs.
-    """
-    if not entries or any(map(is_in_flight, entries)):  # their costs are told when they are known
-        return stored
-    return Completed(message=cost_line(entries), data=stored)
 
 
 def literal_name(name: str) -> str:

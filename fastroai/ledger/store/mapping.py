@@ -258,9 +258,12 @@ def _whole(count: int) -> int:
 
 
 def _named(names: tuple[str, ...], texts: Iterable[str | None]) -> dict[str, str | None]:
-    # Most texts are none: to call a function for each takes longer than all else about a row.
-    values = [text if text is None else _text(text) for text in texts]
-    return dict(zip(names, values, strict=True))
+    found = dict(zip(names, texts, strict=True))
+    for name, text in found.items():
+        # Most are none: to call a function for each takes longer than all else about a row.
+        if text is not None:
+            found[name] = _text(text)
+    return found
 
 
 def _text(value: str | None) -> str | None:
