@@ -44,8 +44,12 @@ class NoLog:
     def info(self, *args: Any) -> None: ...
 
 
-def without_costs(stored: Any, entries: Any) -> Any:
-    return stored
+def untold(entries: Any) -> str:
+    return ""
+
+
+def without_message(message: str, data: Any) -> Any:
+    return data
 
 
 async def as_it_is(value: Any, execution: Any) -> Any:
@@ -61,7 +65,8 @@ def silent() -> Iterator[None]:
     """Without the log lines, the states' messages and the standing artifacts."""
     with (
         patch.object(tasks, "get_run_logger", NoLog),
-        patch.object(step_task, "with_costs", without_costs),
+        patch.object(step_task, "cost_line", untold),
+        patch.object(step_task, "Completed", without_message),
         patch.object(prefect, "as_ended", as_it_is),
         patch.object(artifacts.ArtifactWriter, "beside", not_beside),
     ):
