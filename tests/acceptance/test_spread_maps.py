@@ -77,6 +77,11 @@ async def two_workers(
                 worker.kill()
 
 
+async def asked_more_than(provider: ProviderProcess, number: int) -> None:
+    """Wait until more than so many were asked; the workers' runs have still to start."""
+    await asyncio.to_thread(provider.lines_when, lambda lines: len(lines) > number, 120.0)
+
+
 def summaries_by_worker(output: Any) -> Counter[str]:
     assert [key for _, key, _ in output] == [f"doc-{number}" for number in range(DOCUMENTS)]
     return Counter(worker for worker, _, _ in output)
@@ -105,7 +110,7 @@ async def test_one_of_two_workers_is_killed_and_the_other_finishes(
     provider.script("document", Answer(slowest=0.3))
     async with two_workers() as (run, workers):
         running = asyncio.create_task(work(flow, run))
-        await asyncio.to_thread(provider.lines_when, lambda lines: len(lines) > HALF // 2)
+        await asked_more_than(provider, HALF // 2)
         await asyncio.to_thread(workers[0].kill)
         result = await running
     by_worker = summaries_by_worker(result.output)
@@ -139,7 +144,7 @@ async def test_a_map_over_a_map_is_shared_by_postgresql_and_s3_and_a_worker_is_k
     documents, at_once = 40, 4
     async with two_workers("flow_twice", documents) as (run, workers):
         running = asyncio.create_task(work(flow_twice, run))
-        await asyncio.to_thread(provider.lines_when, lambda lines: len(lines) > documents // 2)
+        await asked_more_than(provider, documents // 2)
         await asyncio.to_thread(workers[0].kill)
         result = await running
     assert [key for _, key, _ in result.output] == [f"doc-{number}" for number in range(documents)]

@@ -92,10 +92,12 @@ class ProviderProcess:
         """Blocks until a request was received that is not going to be answered."""
         self.lines_when(lambda lines: any(line.outcome == "hung" for line in lines))
 
-    def lines_when(self, condition: Callable[[list[InvoiceLine]], bool]) -> list[InvoiceLine]:
-        """The invoice, once something can be said of it."""
+    def lines_when(
+        self, condition: Callable[[list[InvoiceLine]], bool], patience: float = _PATIENCE
+    ) -> list[InvoiceLine]:
+        """The invoice, once something can be said of it, within so many seconds."""
         assert self._invoice is not None
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + patience
         while not condition(lines := read_invoice(self._invoice)):
             assert time.monotonic() < deadline, f"The invoice stays as it is: {lines}"
             time.sleep(0.01)
