@@ -212,7 +212,9 @@ class ResultStore:
         began: float | None = None
         while (size := self._waiting_bytes()) > WAITING_BYTES:
             described = f"{size / 1e6:,.1f} MB of results can't be written to {self.described}"
-            cause = _described(self._failure)
+            # What an earlier run has left may not have been tried again yet.
+            failure = self._failure or next(iter(self._waiting.values())).cause
+            cause = _described(failure)
             if began is None:
                 began = self._clock()
                 logger.warning("%s now: %s. Nothing more is begun until it is.", described, cause)
@@ -222,7 +224,7 @@ class ResultStore:
                     f"{described}: {cause}. They wait in this process, and nothing more was begun. "
                     "Run again when the storage answers, or give it more time "
                     "(FASTROAI_RESULT_RETRY_SECONDS)."
-                ) from self._failure
+                ) from failure
             await asyncio.sleep(LOOK_SECONDS)
 
     def _waiting_bytes(self) -> int:

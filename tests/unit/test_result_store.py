@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fastroai.errors import ResultStorageError
+from fastroai.storage import result_store
 from fastroai.storage.object_store import ObjectStore
 from fastroai.storage.result_store import BACKOFF, HOLD_UP_SECONDS, ResultStore
 from fastroai.storage.signing import Signer
@@ -173,5 +174,22 @@ def test_a_record_that_is_read_twice_is_asked_for_once():
         calls = place.calls
         assert await store.read("a", twice=True) is await store.read("a")
         assert place.calls == calls + 1
+
+    in_no_time(test)
+
+
+def test_who_waits_for_what_an_earlier_run_has_left_is_told_why_it_could_not_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(result_store, "WAITING_BYTES", 0)
+
+    async def test() -> None:
+        place = Place()
+        place.error = ConnectionError("down")
+        assert not await opened(place).write("a", RECORD, "step")
+        again = opened(place, retry_seconds=0)
+        with pytest.raises(ResultStorageError, match="ConnectionError: down") as caught:
+            await again.room()
+        assert caught.value.__cause__ is place.error
 
     in_no_time(test)
