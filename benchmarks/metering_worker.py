@@ -27,7 +27,7 @@ from fastroai.ledger.recorder import RequestRecorder
 from fastroai.ledger.store import open_store
 from fastroai.ledger.store.mapping import intent_row
 from fastroai.ledger.store.schema import intents
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.pricing.token_counts import TokenCounts
 from fastroai.testing import ScriptedModel
 
@@ -50,7 +50,7 @@ async def plain(count: int) -> float:
 
 async def metered(count: int) -> float:
     agent: FastroAgent[str] = FastroAgent(model=ScriptedModel("Hello!", usage=USAGE, repeat=True))
-    with dispatch_scope(RequestRecorder(), AT):
+    with DispatchScope(RequestRecorder(), AT):
         return await each(count, lambda: agent.run("Hi"))
 
 

@@ -138,7 +138,7 @@ class FastroAgent(Generic[OutputT]):
 
         Raises:
             Exception: Whatever pydantic-ai, a tool or the provider raised, unchanged. What was
-                spent until then is in the ledger of the `dispatch_scope` around the call.
+                spent until then is in the ledger of the `DispatchScope` around the call.
         """
         tracer = tracer if tracer is not None else NoOpTracer()
         history = {

@@ -23,7 +23,7 @@ from ..ledger.filters import LedgerFilter
 from ..ledger.history import WholeRun
 from ..ledger.recorder import DurableLedger, RequestRecorder
 from ..ledger.store import configured_store
-from ..metering.scope import current_scope, dispatch_scope
+from ..metering.scope import DispatchScope, current_scope
 from ..pipelines.map_state import MapProgress, MapState
 from ..pipelines.plan import ExecutionPlan, PlannedStep
 from ..pipelines.schemas import ConversationState, StepUsage
@@ -125,7 +125,7 @@ class RunSession(RunBooks):
     async def __aenter__(self) -> RunSession:
         if self.limits is not None:
             await self._note_earlier(self.limits)
-        self._scope = dispatch_scope(self.recorder, self.identity, run=self)
+        self._scope = DispatchScope(self.recorder, self.identity, run=self)
         of_run = f"pipeline.{self.name}"
         self._span = self.tracer.span(of_run) if self.is_traced else nullcontext()
         self.span_id = await self._span.__aenter__()

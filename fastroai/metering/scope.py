@@ -87,10 +87,6 @@ as the methods of pydantic-ai and of threads that are replaced for it.
 """
 
 
-dispatch_scope = DispatchScope
-"""The same, where it is opened."""
-
-
 def current_scope() -> DispatchScope | None:
     """The innermost scope of the running task, or None outside of any."""
     scope = _scope.get()

@@ -20,7 +20,6 @@ from ..metering.deadlines import Deadline
 from ..metering.scope import (
     DispatchScope,
     current_scope,
-    dispatch_scope,
     scope_outside_of_runs,
 )
 from ..pricing.token_counts import TOKEN_COUNTERS, TokenCounts
@@ -176,7 +175,7 @@ class StepState:
         Without one: those that the step's code sends without `StepContext.run`, as dispatch 0.
         """
         whom = attribution or partial(self._attribution, self.attempt)
-        return dispatch_scope(self.books.recorder, whom, self.journal, self.books)
+        return DispatchScope(self.books.recorder, whom, self.journal, self.books)
 
     @asynccontextmanager
     async def in_time(self, config: StepConfig) -> AsyncGenerator[None]:

@@ -16,7 +16,7 @@ from ..ledger.entries import ZERO_USD, LedgerEntry
 from ..ledger.recorder import RequestRecorder
 from ..metering.members import is_made_of_models
 from ..metering.models import innermost
-from ..metering.scope import dispatch_scope
+from ..metering.scope import DispatchScope
 from ..pricing.money import EXACT, plain
 from .agent_step import AgentStepWrapper
 from .context import StepContext
@@ -147,7 +147,7 @@ async def _message_of(
             raise NoBoundError("its prompt is made of what other steps return")
         context = StepContext(node.step_id, inputs, deps, {}, config=node.config)
         try:
-            with dispatch_scope(_refusing()):
+            with DispatchScope(_refusing()):
                 made = prompt(context)
         except Exception as error:
             raise NoBoundError(f"its prompt can't be made before the run: {error!r}") from error
@@ -163,7 +163,7 @@ async def _message_of(
 async def _bound_of_request(agent: FastroAgent[Any], message: str, deps: Any) -> Decimal:
     """What one request can cost at most: it is made as in a run, as far as its intent."""
     try:
-        with dispatch_scope(_refusing()):
+        with DispatchScope(_refusing()):
             await agent.run(message=message, deps=deps)
     except _NotSentError as drafted:
         if drafted.entry.upper_bound_usd is not None:

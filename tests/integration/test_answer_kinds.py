@@ -14,7 +14,7 @@ from pydantic_ai.usage import RequestUsage
 from fastroai import FastroAgent, Pipeline, StepContext, step
 from fastroai.ledger.entries import NOT_SENT
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from tests.integration.test_provider_answers import entries_of
 from tests.support.answered import answered_model
 
@@ -565,7 +565,7 @@ class TestErrors:
         agent: FastroAgent[str] = FastroAgent(model=answered_model(asked))
         recorder = RequestRecorder()
         nothing_can_send_it = BinaryContent(b"x", media_type="application/x-nobodys")
-        with dispatch_scope(recorder), pytest.raises(Exception, match=r"(?i)unsupported|nobodys"):
+        with DispatchScope(recorder), pytest.raises(Exception, match=r"(?i)unsupported|nobodys"):
             await agent.run(["Look", nothing_can_send_it])
         [entry] = recorder.entries
         assert entry.state == "refused"

@@ -26,7 +26,7 @@ from fastroai.ledger.ledger import Ledger
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.ledger.store import shared_store
 from fastroai.metering.booked_batches import Awaited, BookedRequest
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.replay.journal import Journal
 from tests.support.agreement import assert_agree
 from tests.support.invoice import list_price
@@ -65,7 +65,7 @@ def raw_agent(provider: LoopbackProvider, **options: Any) -> Agent[None, str]:
 
 
 def scope(ledger: RequestRecorder, journal: Journal | None = None) -> Any:
-    return dispatch_scope(ledger, Attribution(step_id="s"), journal)
+    return DispatchScope(ledger, Attribution(step_id="s"), journal)
 
 
 async def ask(agent: Any, *which: int) -> list[Any]:
@@ -123,7 +123,7 @@ async def test_requests_of_several_runs_in_one_batch_are_booked_to_their_own(
     agent, ledgers = raw_agent(provider), [RequestRecorder() for _ in range(3)]
 
     async def run(number: int) -> None:
-        with dispatch_scope(ledgers[number], Attribution(step_id=f"run{number}")):
+        with DispatchScope(ledgers[number], Attribution(step_id=f"run{number}")):
             await agent.run(f"run{number}: q")
 
     await asyncio.gather(*map(run, range(3)))

@@ -16,7 +16,7 @@ import pytest
 from fastroai import FastroAgent
 from fastroai.ledger.entries import LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from tests.support.answered import answered_model
 
 CASES = sorted((Path(__file__).parents[1] / "cases" / "answers").glob("*.json"))
@@ -32,7 +32,7 @@ async def entries_of(case: dict[str, Any]) -> tuple[LedgerEntry, ...]:
     retries = {"max_retries": case["max_retries"]} if "max_retries" in case else {}
     agent: FastroAgent[str] = FastroAgent(model=model, **retries)
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         try:
             if case.get("stream"):
                 async for _ in agent.run_stream("Hi"):

@@ -27,7 +27,7 @@ from pydantic_ai.toolsets import FunctionToolset
 from fastroai import FastroAgent
 from fastroai.ledger.entries import EntryState, LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.testing import fixed_prices
 from tests.support.agreement import assert_agree, paired
 from tests.support.provider import KEY, MODEL, Answer, Refuse
@@ -46,7 +46,7 @@ def agent_on(model: str, **options: Any) -> FastroAgent[Any]:
 async def books_of(run: Any) -> list[LedgerEntry]:
     """The entries of a run, whatever becomes of it."""
     ledger = RequestRecorder()
-    with dispatch_scope(ledger), suppress(ModelAPIError):
+    with DispatchScope(ledger), suppress(ModelAPIError):
         await run
     return list(ledger.entries)
 
@@ -154,7 +154,7 @@ async def test_nobody_listening_is_no_spend(
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     ledger = RequestRecorder()
-    with dispatch_scope(ledger), pytest.raises(ModelConnectionError):
+    with DispatchScope(ledger), pytest.raises(ModelConnectionError):
         await agent_on("openai:gpt-5-mini", max_retries=0).run("Hi")
     (entry,) = ledger.entries
     assert entry.state is EntryState.REFUSED

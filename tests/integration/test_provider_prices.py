@@ -24,7 +24,7 @@ from pydantic_ai.settings import ModelSettings
 from fastroai import CostCalculator, FastroAgent
 from fastroai.ledger.entries import EntryState, LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from tests.support.canned import CannedServer
 
 
@@ -32,7 +32,7 @@ async def entry_of(
     model: Model, settings: ModelSettings | None = None, **options: Any
 ) -> LedgerEntry:
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         await FastroAgent(model=model, **options).run("Hi", model_settings=settings)
     (entry,) = ledger.entries
     return entry

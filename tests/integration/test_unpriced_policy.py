@@ -7,7 +7,7 @@ import pytest
 from fastroai import FastroAgent
 from fastroai.errors import SettingsError, UnknownModelPriceError
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from tests.support.behaviours import Answer
 from tests.support.provider_process import ProviderProcess
 
@@ -22,7 +22,7 @@ def answering(provider: ProviderProcess) -> None:
 
 async def ask() -> RequestRecorder:
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         await FastroAgent(model=MODEL).run("Hi")
     return ledger
 
@@ -44,7 +44,7 @@ async def test_with_fail_nothing_is_sent_or_booked(
     monkeypatch.setenv("FASTROAI_UNPRICED", "fail")
     ledger = RequestRecorder()
     with (
-        dispatch_scope(ledger),
+        DispatchScope(ledger),
         pytest.raises(UnknownModelPriceError, match="FASTROAI_PROVIDER_HOSTS"),
     ):
         await FastroAgent(model=MODEL).run("Hi")

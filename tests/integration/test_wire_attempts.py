@@ -37,7 +37,7 @@ from fastroai import CostCalculator, FastroAgent
 from fastroai.ledger.entries import LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.metering.http_attempts import Send
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from tests.support.scripted_http import DROP, HANG, ScriptedHTTP
 
 PRICES = CostCalculator(
@@ -149,7 +149,7 @@ async def books_of(
 ) -> list[LedgerEntry]:
     """The entries of one run, whatever becomes of it."""
     ledger = RequestRecorder() if ledger is None else ledger
-    with dispatch_scope(ledger), suppress(ModelAPIError, httpx2.HTTPError):
+    with DispatchScope(ledger), suppress(ModelAPIError, httpx2.HTTPError):
         await agent.run("Hi", **options)
     return list(ledger.entries)
 
@@ -197,7 +197,7 @@ async def test_a_ready_client_tries_as_often_as_it_would_and_each_time_is_booked
 async def test_a_lost_connection_is_unsettled_each_time(make: Callable[[str], Model]) -> None:
     with ScriptedHTTP(DROP) as server:
         ledger = RequestRecorder()
-        with dispatch_scope(ledger), pytest.raises(Exception):  # noqa: B017, PT011 - each SDK has its own
+        with DispatchScope(ledger), pytest.raises(Exception):  # noqa: B017, PT011 - each SDK has its own
             await ready(make(server.url)).run("Hi")
     assert len(server.arrived) == len(ledger.entries) >= 1
     assert set(states(list(ledger.entries))) == {"unsettled"}
@@ -350,7 +350,7 @@ class TestTransports:
 
     async def test_a_stream(self) -> None:
         ledger = RequestRecorder()
-        with ScriptedHTTP(500, 200) as server, dispatch_scope(ledger):
+        with ScriptedHTTP(500, 200) as server, DispatchScope(ledger):
             agent = ready(openai_through(retrying(), server.url))
             assert "".join([chunk.content async for chunk in agent.run_stream("Hi")]) == "Hi"
         assert len(server.arrived) == 2
@@ -492,7 +492,7 @@ class TestTheClientOfSomebodyElse:
 async def test_a_cancelled_call_of_boto_has_an_entry_for_each_attempt_it_still_makes() -> None:
     ledger, arrived = RequestRecorder(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    with ScriptedHTTP(500) as server, dispatch_scope(ledger):
+    with ScriptedHTTP(500) as server, DispatchScope(ledger):
         server.on_arrival = lambda: loop.call_soon_threadsafe(arrived.set)
         run = asyncio.create_task(ready(bedrock(server.url)).run("Hi"))
         await arrived.wait()

@@ -17,7 +17,7 @@ from pydantic_ai.toolsets import FunctionToolset
 from fastroai import FastroAgent, StreamChunk
 from fastroai.ledger.entries import EntryState
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import current_scope, dispatch_scope
+from fastroai.metering.scope import DispatchScope, current_scope
 from fastroai.testing import ScriptedModel, ToolCall
 
 
@@ -82,7 +82,7 @@ async def test_a_ready_agent_streams_and_is_metered() -> None:
 
 async def test_leaving_early_is_in_the_books() -> None:
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         async with aclosing(
             FastroAgent(model=ScriptedModel("one two three")).run_stream("Hi")
         ) as chunks:
@@ -98,7 +98,7 @@ async def test_leaving_early_without_closing_disturbs_nobody() -> None:
     ledger, complaints = RequestRecorder(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     agent = FastroAgent(model=ScriptedModel("one two three", repeat=True))
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         async for _ in agent.run_stream("Hi"):
             break
         gc.collect()
@@ -118,7 +118,7 @@ async def test_a_cancelled_consumer_cancels_the_request() -> None:
         await asyncio.Event().wait()
         return "never"
 
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         task = asyncio.create_task(chunks_of(FastroAgent(model=ScriptedModel(never))))
         await asked.wait()
         task.cancel()

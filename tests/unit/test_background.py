@@ -16,7 +16,7 @@ from pydantic_ai.models.openai import OpenAIResponsesModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.replay.journal import Journal
 
 TEXT = {"type": "output_text", "text": "Hello", "annotations": []}
@@ -82,7 +82,7 @@ async def test_looks_are_no_entries_and_a_further_attempt_does_not_ask_again() -
     sent, ledger, journal = Sent(QUEUED, DONE), RequestRecorder(), Journal("s")
     for _ in range(2):
         journal.begin_attempt()
-        with dispatch_scope(ledger, journal=journal):
+        with DispatchScope(ledger, journal=journal):
             assert (await Agent(sent.model).run("Hi")).output == "Hello"
     assert told(ledger) == [CHARGED, "replayed 0.00045"]
     assert sent.methods == ["POST", "GET", "GET"]
@@ -91,7 +91,7 @@ async def test_looks_are_no_entries_and_a_further_attempt_does_not_ask_again() -
 async def test_one_that_is_asked_and_looked_for_by_hand_is_one_entry() -> None:
     sent, ledger = Sent(DONE), RequestRecorder()
     asked: list[ModelMessage] = [ModelRequest.user_text_prompt("Hi")]
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         queued = await sent.model.request(asked, None, ModelRequestParameters())
         await sent.model.request([*asked, queued], None, ModelRequestParameters())
     assert told(ledger) == [CHARGED]
@@ -99,7 +99,7 @@ async def test_one_that_is_asked_and_looked_for_by_hand_is_one_entry() -> None:
 
 async def test_one_that_is_left_stays_unsettled() -> None:
     sent, ledger = Sent(QUEUED), RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         asking = asyncio.create_task(Agent(sent.model).run("Hi"))
         while len(sent.methods) < 3:  # noqa: ASYNC110  # no event tells of a look
             await asyncio.sleep(0)
@@ -118,7 +118,7 @@ async def test_jobs_that_nobody_looks_at_again_are_forgotten_in_time(
     asked: list[ModelMessage] = [ModelRequest.user_text_prompt("Hi")]
     queued: list[ModelMessage] = []
     models, ledger = [Sent(DONE, number=number).model for number in range(5)], RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         for model in models:
             queued.append(await model.request(asked, None, ModelRequestParameters()))
         assert len(jobs) == 2

@@ -18,7 +18,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 from fastroai import FastroAgent
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.replay.journal import Journal
 
 HISTORY: list[ModelMessage] = [
@@ -75,7 +75,7 @@ class Conversation:
     async def ask(self, journal: Journal | None = None, *, raw: bool = False) -> list[str]:
         ledger = RequestRecorder()
         asked: Any = self.agent if raw else FastroAgent(agent=self.agent)
-        with dispatch_scope(ledger, journal=journal):
+        with DispatchScope(ledger, journal=journal):
             await asked.run("Go on?", message_history=HISTORY)
         return [f"{entry.state.value} {entry.cost_usd}" for entry in ledger.entries]
 

@@ -10,7 +10,7 @@ import pytest
 from fastroai import FastroAgent, Pipeline, StepConfig, StepContext, step
 from fastroai.executors.in_memory import InMemoryExecutor
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.usage import Ledger
 from tests.support.models import COST, counted_agent
 
@@ -54,7 +54,7 @@ async def test_two_of_one_name_in_a_scope_keep_their_books_apart() -> None:
             return await asked().run("reported")
 
     recorder = RequestRecorder()
-    with dispatch_scope(recorder):
+    with DispatchScope(recorder):
         for _ in range(2):
             context = StepContext("same", {}, None, {}, config=StepConfig(cost_budget=COST + 1))
             await context.run(Reports(), "one")  # type: ignore[arg-type]

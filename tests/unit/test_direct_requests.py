@@ -19,7 +19,7 @@ from pydantic_ai.usage import RequestUsage
 
 from fastroai.ledger.entries import Attribution
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.replay.journal import Journal
 from fastroai.testing import ScriptedModel
 
@@ -78,7 +78,7 @@ def scripted() -> ScriptedModel:
 @pytest.mark.parametrize("way", WAYS)
 async def test_it_is_an_entry_of_the_step(way: Way) -> None:
     ledger = RequestRecorder()
-    with dispatch_scope(ledger, Attribution(step_id="s")):
+    with DispatchScope(ledger, Attribution(step_id="s")):
         await way(scripted())
     [entry] = ledger.of_step("s")
     assert entry.state.value == "charged"
@@ -90,14 +90,14 @@ async def test_a_further_attempt_replays_it(way: Way) -> None:
     ledger, journal, model = RequestRecorder(), Journal("s"), scripted()
     for _ in range(2):
         journal.begin_attempt()
-        with dispatch_scope(ledger, Attribution(step_id="s"), journal):
+        with DispatchScope(ledger, Attribution(step_id="s"), journal):
             await way(model)
     assert [entry.state.value for entry in ledger.entries] == ["charged", "replayed"]
 
 
 async def test_outside_of_a_run_nothing_is_booked() -> None:
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         pass
     await by_function(scripted())
     assert ledger.entries == ()
@@ -109,7 +109,7 @@ async def test_a_simulated_batch_is_booked_as_a_batch_and_not_twice() -> None:
 
     ledger, model = RequestRecorder(), FunctionModel(respond, model_name="gpt-5-mini")
     asked, soon = [BatchRequest(custom_id="a", messages=HI)], timedelta(milliseconds=1)
-    with dispatch_scope(ledger, Attribution(step_id="s")):
+    with DispatchScope(ledger, Attribution(step_id="s")):
         await model_request_batch(model, asked, poll_interval=soon, max_poll_interval=soon)
     [entry] = ledger.entries
     assert entry.state.value == "charged"
@@ -122,7 +122,7 @@ async def test_a_model_that_asks_another_one_is_booked_with_it() -> None:
         return await model_request(inner, HI)
 
     ledger = RequestRecorder()
-    with dispatch_scope(ledger, Attribution(step_id="s")):
+    with DispatchScope(ledger, Attribution(step_id="s")):
         await Agent(FunctionModel(respond, model_name="outer")).run("Hi")
     assert sorted(str(entry.model_asked) for entry in ledger.entries) == sorted(
         ["function:outer", inner.model_id]

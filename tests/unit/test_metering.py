@@ -30,7 +30,7 @@ from fastroai.ledger.entries import Attribution, EntryState, LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.metering.meter import RequestMeter
 from fastroai.metering.retries import retry_delay
-from fastroai.metering.scope import current_scope, dispatch_scope
+from fastroai.metering.scope import DispatchScope, current_scope
 from fastroai.testing import OfflineModel, ScriptedModel, ToolCall, fixed_prices
 
 HTTP = {"model_name": "gpt-5-mini", "headers": {"retry-after-ms": "1"}}
@@ -45,7 +45,7 @@ async def books_of(
 ) -> list[LedgerEntry]:
     """The entries of one run of an agent on a model."""
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         run = FastroAgent(model=model, **options).run("Hi")
         if raises is None:
             await run
@@ -64,15 +64,15 @@ class TestScope:
         assert current_scope() is None
 
     def test_the_innermost_counts(self) -> None:
-        with dispatch_scope(RequestRecorder(), Attribution(step_id="outer")) as outer:
-            with dispatch_scope(RequestRecorder(), Attribution(step_id="inner")):
+        with DispatchScope(RequestRecorder(), Attribution(step_id="outer")) as outer:
+            with DispatchScope(RequestRecorder(), Attribution(step_id="inner")):
                 assert current_scope() is not outer
             assert current_scope() is outer
 
     async def test_entries_carry_its_attribution(self) -> None:
         ledger = RequestRecorder()
         attribution = Attribution(run_id="r1", step_id="write", attempt=2, dispatch=1)
-        with dispatch_scope(ledger, attribution):
+        with DispatchScope(ledger, attribution):
             await FastroAgent(model=ScriptedModel("Hi")).run("Hi")
         assert ledger.of_step("write")[0].attribution == attribution
         assert ledger.spent_usd("write") > 0
@@ -89,7 +89,7 @@ class TestScope:
             name="outer",
         )
         ledger = RequestRecorder()
-        with dispatch_scope(ledger, Attribution(step_id="s", dispatch=1)):
+        with DispatchScope(ledger, Attribution(step_id="s", dispatch=1)):
             response = await outer.run("Hi")
         assert [entry.agent for entry in ledger.of_step("s")] == ["outer", "inner", "outer"]
         assert len(response.entries) == 2
@@ -99,7 +99,7 @@ class TestScope:
 
         async def one(number: int) -> RequestRecorder:
             ledger = RequestRecorder()
-            with dispatch_scope(ledger, Attribution(step_id=str(number))):
+            with DispatchScope(ledger, Attribution(step_id=str(number))):
                 await agent.run("Hi")
             return ledger
 
@@ -126,7 +126,7 @@ class TestOutcomes:
             seen.extend(entry.state.value for entry in ledger.entries)
             return "Hi"
 
-        with dispatch_scope(ledger):
+        with DispatchScope(ledger):
             await FastroAgent(model=ScriptedModel(look)).run("Hi")
         assert seen == ["unsettled"]
 
@@ -207,7 +207,7 @@ class TestOutcomes:
             await asyncio.Event().wait()
             return "too late"
 
-        with dispatch_scope(ledger):
+        with DispatchScope(ledger):
             running = asyncio.create_task(FastroAgent(model=ScriptedModel(never)).run("Hi"))
         await asked.wait()
         running.cancel()
@@ -248,7 +248,7 @@ class TestFallback:
     async def test_a_stream_falls_back_too(self) -> None:
         model = FallbackModel(ScriptedModel(refusal(404)), ScriptedModel("one two"))
         ledger = RequestRecorder()
-        with dispatch_scope(ledger):
+        with DispatchScope(ledger):
             chunks = [chunk async for chunk in FastroAgent(model=model).run_stream("Hi")]
         assert "".join(chunk.content for chunk in chunks) == "one two"
         assert states(list(ledger.entries)) == ["refused", "charged"]

@@ -16,7 +16,7 @@ from pydantic_ai.usage import RequestUsage
 
 from fastroai import FastroAgent
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.testing import ScriptedModel
 from tests.support.behaviours import Answer, Refuse
 from tests.support.provider import KEY, LoopbackProvider
@@ -83,7 +83,7 @@ def url_of(provider: LoopbackProvider) -> str:
 
 async def books_of(model: Model, times: int = 1, error: Any = None) -> RequestRecorder:
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         for _ in range(times):
             if error is None:
                 await FastroAgent(model=model, max_retries=0).run("Hi")
@@ -115,7 +115,7 @@ async def test_it_is_booked_before_it_leaves(provider: LoopbackProvider) -> None
             seen.extend(states(ledger))
             return response
 
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         await Agent(Looks(url_of(provider), ScriptedModel("fine"))).run("Hi")
     assert seen == ["scripted:gpt-5-mini charged", "openai:gpt-5-mini unsettled"]
 

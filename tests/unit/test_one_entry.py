@@ -23,7 +23,7 @@ from fastroai import FastroAgent, Pipeline, StepContext, step
 from fastroai.fingerprint.steps import fingerprint
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.metering.model import meter_all_models
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.metering.sending_methods import as_written
 from fastroai.replay.journal import Journal
 from fastroai.testing import ScriptedModel, ToolCall
@@ -126,7 +126,7 @@ async def runs_with_a_sub_agent(
         return str(await delegate(ctx))
 
     outer = parent(model, [FunctionToolset([ask])])
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         await outer.run("Hi")
     assert len(model.prompts) == len(ledger.entries)
     return booked(ledger)
@@ -181,7 +181,7 @@ class TestASubAgentOnTheModelOfItsCaller:
 
 async def entries_of(model: Model) -> Entries:
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         await FastroAgent(model=model, name="a").run("Hi")
     return booked(ledger)
 
@@ -258,7 +258,7 @@ class TestAModelOfTheUsers:
                 raise ValueError("not that one")
 
         ledger = RequestRecorder()
-        with dispatch_scope(ledger), pytest.raises(ValueError, match="not that"):
+        with DispatchScope(ledger), pytest.raises(ValueError, match="not that"):
             await FastroAgent(model=Picky("yes"), name="a").run("Hi")
         assert booked(ledger) == [("a", GPT, "charged")]
 
@@ -371,7 +371,7 @@ class TestAModelOfTheUsers:
                 raise ValueError("not that")
 
         ledger = RequestRecorder()
-        with dispatch_scope(ledger), pytest.raises(ValueError, match="not that"):
+        with DispatchScope(ledger), pytest.raises(ValueError, match="not that"):
             await FastroAgent(model=Refuses(ScriptedModel("yes"))).run("Hi")
         assert not ledger.entries
 
@@ -391,7 +391,7 @@ async def test_equal_questions_of_sub_agents_are_replayed_one_by_one() -> None:
     for _ in range(2):
         journal.begin_attempt()
         ledger = RequestRecorder()
-        with dispatch_scope(ledger, journal=journal):
+        with DispatchScope(ledger, journal=journal):
             assert (await outer.run("Hi")).output == "outer"
         states += [entry.state.value for entry in ledger.entries]
     assert heard == [["one", "two"]] * 2
@@ -465,6 +465,6 @@ class Awkward(Router):
 async def test_what_a_model_holds_is_not_iterated_unless_it_is_a_plain_container() -> None:
     model = Awkward(ScriptedModel("Hi", repeat=True))
     ledger = RequestRecorder()
-    with dispatch_scope(ledger):
+    with DispatchScope(ledger):
         await Agent(model).run("q")
     assert [entry.state.value for entry in ledger.entries] == ["charged"]

@@ -27,7 +27,7 @@ from pydantic_ai.usage import RequestUsage
 
 from fastroai.ledger.entries import Attribution, LedgerEntry
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.replay.journal import Journal
 
 EMBEDDED = {
@@ -93,7 +93,7 @@ class Acme(EmbeddingModel):
 
 async def books_of(ask: Any) -> list[LedgerEntry]:
     ledger = RequestRecorder()
-    with dispatch_scope(ledger, Attribution(step_id="s")):
+    with DispatchScope(ledger, Attribution(step_id="s")):
         await ask()
     return list(ledger.of_step("s"))
 
@@ -216,7 +216,7 @@ class TestEmbeddings:
         told, embedder = [], Embedder(embedding((200, EMBEDDED), (500, {})))
         for _ in range(2):
             journal.begin_attempt()
-            with dispatch_scope(ledger, journal=journal):
+            with DispatchScope(ledger, journal=journal):
                 told.append(await embedder.embed_documents(["a"]))
         assert costs(list(ledger.entries)) == ["charged 0.002", "replayed 0.002"]
         assert told[0] == told[1]

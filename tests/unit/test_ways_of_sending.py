@@ -19,7 +19,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
 from fastroai.ledger.recorder import RequestRecorder
-from fastroai.metering.scope import dispatch_scope
+from fastroai.metering.scope import DispatchScope
 from fastroai.metering.sending_methods import MARK
 
 METERED = {
@@ -97,7 +97,7 @@ def is_metered(cls: type[Any], function: Any) -> bool:
 
 @pytest.fixture(autouse=True)
 def _metering_is_installed() -> None:
-    with dispatch_scope(RequestRecorder()):
+    with DispatchScope(RequestRecorder()):
         pass
 
 
