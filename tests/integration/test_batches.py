@@ -182,8 +182,11 @@ async def test_a_batch_that_is_withdrawn_says_so(provider: LoopbackProvider) -> 
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-    assert agree(provider, ledger) == ["withdrawn unsettled"] * 3
-    assert "withdrawn" in str(ledger.entries[0].error)
+    # Known to be withdrawn; or pydantic-ai has read by now that the model did not run it.
+    told = set(agree(provider, ledger))
+    assert told in ({"withdrawn unsettled"}, {"withdrawn refused"})
+    [error] = {entry.error for entry in ledger.entries}
+    assert ("was withdrawn" if told == {"withdrawn unsettled"} else "(canceled)") in str(error)
 
 
 async def test_what_a_run_left_is_settled_by_the_one_that_reads_the_batch(
