@@ -103,6 +103,8 @@ class FastroAgent(Generic[OutputT]):
             self._span_attributes["timeout_name"] = self.config.timeout_name
         if agent is None:
             self._agent = self._build(output_type)
+            # It would look for a name among our variables, for each run again.
+            self._run_options = {"infer_name": False}
         else:
             self._agent = agent
             self._run_options = self._options_of_runs(output_type)
@@ -299,7 +301,6 @@ class FastroAgent(Generic[OutputT]):
             "deps": deps,
             "message_history": message_history,
             "model_settings": self._settings_of_run(model, model_settings),
-            "infer_name": False,  # it would look for one among our variables, for each run again
             **kwargs,
         }
         capabilities = list(kwargs.get("capabilities") or ())

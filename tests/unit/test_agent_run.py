@@ -262,3 +262,25 @@ async def test_the_test_model_has_tokens_but_no_price() -> None:
     response = await FastroAgent(model=TestModel(custom_output_text="hi")).run("Hi")
     assert response.input_tokens > 0
     assert (response.cost_microcents, response.cost_usd) == (0, None)
+
+
+class Asked:
+    """An agent of a user's own class, which takes the arguments that it needs, and no others."""
+
+    model = name = None
+
+    async def run(
+        self,
+        user_prompt: str,
+        *,
+        deps: object,
+        message_history: object,
+        model_settings: object,
+        capabilities: object,
+    ) -> Any:
+        return await Agent(ScriptedModel(f"You asked: {user_prompt}")).run(user_prompt)
+
+
+async def test_an_agent_of_ones_own_class_is_given_the_arguments_of_a_run_only() -> None:
+    ready: Any = Asked()
+    assert (await FastroAgent(agent=ready).run("Hi")).content == "You asked: Hi"
