@@ -103,8 +103,6 @@ class FastroAgent(Generic[OutputT]):
             self._span_attributes["timeout_name"] = self.config.timeout_name
         if agent is None:
             self._agent = self._build(output_type)
-            # It would look for a name among our variables, for each run again.
-            self._run_options = {"infer_name": False}
         else:
             self._agent = agent
             self._run_options = self._options_of_runs(output_type)
@@ -296,7 +294,8 @@ class FastroAgent(Generic[OutputT]):
         if isinstance(model, str):
             model = self._models.of_running_loop(model)
         call = {
-            **self._run_options,
+            # Its own agent would look for a name among our variables, for each run again.
+            **({"infer_name": False} if self._is_built else self._run_options),
             "user_prompt": message,
             "deps": deps,
             "message_history": message_history,
