@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import func
 
-from ..database.statements import Insert, Statements
+from ..database.statements import Insert, PostgresStatements, Statements
 from ..database.values import Row, microseconds, moment
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.filters import LedgerFilter
@@ -322,8 +322,11 @@ class Accounts:
         self._released.clear()
         self._put.clear()
         self._changed.clear()
-        if changed and self._sql.is_postgres:
-            count = self._write_at_once(dropped, released, put, changed, inserts)
+        if changed and isinstance(self._sql, PostgresStatements):
+            columns = columns_of_changes(dropped, released, put, changed)
+            # All in one statement, for which the server is asked once.
+            [row] = self._sql.insert_with(inserts, _WRITE_ALL, columns, _COUNT_RELEASED)
+            count = int(row[0])
         else:
             count = self._sql.many(_DROP_HELD, released)
             self._sql.many(_DROP_ONE, dropped)
@@ -338,23 +341,19 @@ class Accounts:
         account = self.locked[key]
         return str(account.spent), str(account.held), str(account.unknown), *key
 
-    def _write_at_once(
-        self, dropped: Rows, released: Rows, put: Rows, changed: Rows, inserts: Inserts
-    ) -> int:
-        """All in one statement, for which the server is asked once; how many were released."""
-        gone = [(*one, int(Kind.SPENT)) for one in dropped] + [(*one, 0) for one in released]
-        columns = *columns_of(gone, 3), *columns_of(put, 6), *columns_of(changed, 5)
-        [(count,)] = self._sql.insert_at_once(inserts, _WRITE_ALL, columns, _COUNT_RELEASED)
-        return int(count)
-
 
 Rows = list[tuple[Any, ...]]
-Inserts = Sequence[tuple[Insert, list[Row]]]
 
 
 def entries_and_budgets(counted: Iterable[tuple[str, Key]]) -> Rows:
     """Of what is counted, the id of the entry and the name of the budget."""
     return [(entry_id, name) for entry_id, (name, _) in counted]
+
+
+def columns_of_changes(dropped: Rows, released: Rows, put: Rows, changed: Rows) -> list[list[Any]]:
+    """The parameters of what writes all changes at once."""
+    gone = [(*one, int(Kind.SPENT)) for one in dropped] + [(*one, 0) for one in released]
+    return [*columns_of(gone, 3), *columns_of(put, 6), *columns_of(changed, 5)]
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]], count: int) -> list[list[Any]]:

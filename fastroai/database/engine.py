@@ -6,8 +6,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -238,7 +238,7 @@ LOST_RACES = ("40001", "40P01", "23505")
 
 def is_lost_race(error: BaseException) -> bool:
     """Whether a transaction failed for what another one did, so that it is to be tried again."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) in LOST_RACES
+    return getattr(getattr(error, "orig", error), "sqlstate", None) in LOST_RACES
 
 
 class _Backend(Protocol):
@@ -402,12 +402,10 @@ class _PostgreSQL:
         self._connection: AsyncConnection | None = None
 
     def run(self, work: Callable[[Connection], T]) -> T:
-        if self._runner is None:
-            self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        return self._runner.run(self._run(work))
+        return self._in_loop(self._run(work))
 
     def transact(self, work: Callable[[Statements], T]) -> T:
-        return self.run(lambda connection: work(PostgresStatements(connection)))
+        return self._in_loop(self._transact(work))
 
     def has_ledger(self) -> bool:
         return self.run(version_of) > 0
@@ -423,13 +421,32 @@ class _PostgreSQL:
         with suppress(Exception):
             runner.close()
 
+    def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._runner is None:
+            self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        return self._runner.run(work)
+
     async def _run(self, work: Callable[[Connection], T]) -> T:
+        async with self._connected() as connection, connection.begin():
+            return await connection.run_sync(work)
+
+    async def _transact(self, work: Callable[[Statements], T]) -> T:
+        async with self._connected() as connection:
+            statements, result = await connection.run_sync(_worked, work)
+            if connection.in_transaction():
+                await connection.commit()
+            elif left := statements.left():
+                sql, parameters = left
+                await statements.driver.execute(sql, *parameters)
+            return result
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
         # A server that is gone without a word would be waited for until TCP gives it up.
         async with asyncio.timeout(2 * PATIENCE):
             if self._connection is None:
                 self._connection = await self._connect()
-            async with self._connection.begin():
-                return await self._connection.run_sync(work)
+            yield self._connection
 
     async def _connect(self) -> AsyncConnection:
         # Only here: it brings SQLAlchemy's ORM, a third of what importing a ledger takes.
@@ -448,6 +465,16 @@ class _PostgreSQL:
             await connection.exec_driver_sql("SET synchronous_commit = off")
             await connection.commit()
         return connection
+
+
+def _worked(
+    connection: Connection, work: Callable[[Statements], T]
+) -> tuple[PostgresStatements, T]:
+    statements = PostgresStatements(connection)
+    result = work(statements)
+    if connection.in_transaction():
+        statements.send()
+    return statements, result
 
 
 async def _close(connection: AsyncConnection) -> None:

@@ -8,59 +8,39 @@ from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Connection, Dialect, Table
-from sqlalchemy.dialects import sqlite
 
 from .values import Row
 
 
-def insert_of(dialect: Dialect) -> Any:
-    """The `insert` of a kind of database, which knows what to do about a conflict."""
-    if dialect.name != "postgresql":
-        return sqlite.insert
-    # Only here: to import it takes as long as all else that a small ledger needs of SQLAlchemy.
-    from sqlalchemy.dialects import postgresql
-
-    return postgresql.insert
-
-
 class Insert:
-    """An insert that leaves out what is there already.
-
-    It is compiled once for each kind of database, which is most of what it costs.
-    """
+    """An insert that leaves out what is there already, with `?` for parameters."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self._names = [c.name for c in table.columns if not c.info.get("written_later")]
-        self._compiled: dict[str, tuple[str, Callable[[Row], tuple[Any, ...]]]] = {}
-        self._of_arrays = ""
+        self._values_of: Callable[[Row], tuple[Any, ...]] = itemgetter(*self._names)
+        self._into = f"INSERT INTO {table.name} ({', '.join(self._names)})"
+        marks = ", ".join("?" for _ in self._names)
+        self.of_one = f"{self._into} VALUES ({marks}) ON CONFLICT DO NOTHING"
+        """The statement of one row."""
 
-    def values(self, rows: list[Row], dialect: Dialect) -> tuple[str, list[tuple[Any, ...]]]:
-        """The statement, and the parameters of each row."""
-        if dialect.name not in self._compiled:
-            insert = insert_of(dialect)
-            compiled = (
-                insert(self._table)
-                .on_conflict_do_nothing()
-                .compile(dialect=dialect, column_keys=self._names)
-            )
-            names = compiled.positiontup or ()
-            self._compiled[dialect.name] = compiled.string, itemgetter(*names)
-        sql, values_of = self._compiled[dialect.name]
-        return sql, [values_of(row) for row in rows]
+    def values(self, rows: list[Row]) -> list[tuple[Any, ...]]:
+        """The parameters of each row."""
+        return [self._values_of(row) for row in rows]
 
-    def arrays(self, rows: list[Row], dialect: Dialect) -> tuple[str, list[list[Any]]]:
-        """The statement for PostgreSQL that takes all rows at once, and its arrays: one for each
-        column.
+    def at_once(self, rows: list[Row], dialect: Dialect) -> tuple[str, Sequence[Any]]:
+        """The statement for PostgreSQL that takes all rows in one message, and its parameters:
+        those of the only row, or an array for each column.
         """
-        names = self._names
-        if not self._of_arrays:
-            types = [self._table.c[name].type.compile(dialect) for name in names]
-            arrays = ", ".join(f"CAST(? AS {type_}[])" for type_ in types)
-            into = f"INSERT INTO {self._table.name} ({', '.join(names)})"
-            select = f"SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
-            self._of_arrays = f"{into} {select}"
-        return self._of_arrays, [[row[name] for row in rows] for name in names]
+        if len(rows) == 1:
+            return self.of_one, self._values_of(rows[0])
+        return self._of_arrays(dialect), [[row[name] for row in rows] for name in self._names]
+
+    @cache  # noqa: B019  # the few inserts that there are last as long as the process
+    def _of_arrays(self, dialect: Dialect) -> str:
+        types = [self._table.c[name].type.compile(dialect) for name in self._names]
+        arrays = ", ".join(f"CAST(? AS {type_}[])" for type_ in types)
+        return f"{self._into} SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
 
 
 class Statements:
@@ -69,8 +49,13 @@ class Statements:
     is_postgres = False
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+        self._connection = connection
         self.driver: Any = connection.connection.driver_connection
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, for what SQLAlchemy says better."""
+        return self._connection
 
     def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
         """What a statement gives."""
@@ -85,38 +70,12 @@ class Statements:
         """Execute a statement once for each row of parameters; how many rows that changed."""
         return self._many(sql, parameters) if parameters else 0
 
-    def insert_at_once(
-        self,
-        inserts: Sequence[tuple[Insert, list[Row]]],
-        parts: Sequence[str],
-        parameters: Sequence[Any],
-        give: str,
-    ) -> Sequence[tuple[Any, ...]]:
-        """Insert rows as of `insert` within one statement for PostgreSQL: each way to a server and
-        back takes as long as a commit.
-
-        Args:
-            parts: What else is to be done in it: named parts of a WITH.
-            parameters: Of those.
-            give: What selects that which it gives.
-        """
-        parts, parameters = list(parts), list(parameters)
-        for number, (insert, rows) in enumerate(inserts):
-            if rows:
-                sql, arrays = insert.arrays(rows, self.connection.dialect)
-                parts.append(f"inserted_{number} AS ({sql})")
-                parameters += arrays
-        return self.rows(f"WITH {', '.join(parts)} {give}", *parameters)
-
     def insert(self, insert: Insert, rows: list[Row]) -> None:
         """Insert rows but for those that are there already."""
-        if not rows:
-            return
-        sql, values = insert.values(rows, self.connection.dialect)
-        if len(values) == 1:
-            self.run(sql, *values[0])
-        else:
-            self._many(sql, values)
+        if len(rows) == 1:
+            self.driver.execute(insert.of_one, *insert.values(rows))
+        elif rows:
+            self.driver.executemany(insert.of_one, insert.values(rows))
 
     def _many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
         count: int = self.driver.executemany(sql, parameters).rowcount
@@ -124,9 +83,23 @@ class Statements:
 
 
 class PostgresStatements(Statements):
-    """The same for PostgreSQL, whose driver numbers parameters."""
+    """The same for PostgreSQL, whose driver numbers parameters.
+
+    Each way to a server and back takes as long as a commit. So rows to be inserted are sent with
+    each other, not before something else is asked; and if nothing else is, in one statement that
+    needs no transaction around it.
+    """
 
     is_postgres = True
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._to_insert: list[tuple[Insert, list[Row]]] = []
+
+    @property
+    def connection(self) -> Connection:
+        self.send()
+        return self._connection
 
     def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
         result = self.connection.exec_driver_sql(_numbered(sql), parameters)
@@ -134,6 +107,54 @@ class PostgresStatements(Statements):
 
     def run(self, sql: str, *parameters: Any) -> None:
         self.connection.exec_driver_sql(_numbered(sql), parameters)
+
+    def insert(self, insert: Insert, rows: list[Row]) -> None:
+        if rows:
+            self._to_insert.append((insert, rows))
+
+    def insert_with(
+        self,
+        inserts: Sequence[tuple[Insert, list[Row]]],
+        parts: Sequence[str],
+        parameters: Sequence[Any],
+        give: str,
+    ) -> Sequence[tuple[Any, ...]]:
+        """Insert rows as of `insert` within one statement.
+
+        Args:
+            parts: What else is to be done in it: named parts of a WITH.
+            parameters: Of those.
+            give: What selects that which it gives.
+        """
+        return self.rows(*self._at_once(inserts, parts, parameters, give))
+
+    def send(self) -> None:
+        """Insert what is still to be inserted, in the transaction."""
+        if left := self.left():
+            self._connection.exec_driver_sql(*left)
+
+    def left(self) -> tuple[str, tuple[Any, ...]] | None:
+        """A statement that inserts all that is still to be inserted, if there is any."""
+        inserts, self._to_insert = self._to_insert, []
+        if not inserts:
+            return None
+        sql, *parameters = self._at_once(inserts, (), (), "SELECT 1")
+        return _numbered(sql), tuple(parameters)
+
+    def _at_once(
+        self,
+        inserts: Sequence[tuple[Insert, list[Row]]],
+        parts: Sequence[str],
+        parameters: Sequence[Any],
+        give: str,
+    ) -> Sequence[Any]:
+        parts, parameters = list(parts), list(parameters)
+        for number, (insert, rows) in enumerate(inserts):
+            if rows:
+                sql, values = insert.at_once(rows, self._connection.dialect)
+                parts.append(f"inserted_{number} AS ({sql})")
+                parameters += values
+        return f"WITH {', '.join(parts)} {give}", *parameters
 
     def _many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
         return self.connection.exec_driver_sql(_numbered(sql), list(parameters)).rowcount

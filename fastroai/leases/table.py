@@ -14,12 +14,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from secrets import token_hex
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Dialect,
     case,
     cast,
     delete,
@@ -28,9 +29,9 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import sqlite
 
 from ..database.engine import Database
-from ..database.statements import insert_of
 from ..database.values import Row, moment
 from .schema import leases
 
@@ -303,7 +304,7 @@ class _Watch:
 
 def _insert(connection: Connection, row: Row) -> bool:
     """Take what nobody holds, or what one holds oneself; whether that was so."""
-    insert = insert_of(connection.dialect)(leases).values(row)
+    insert = _insert_of(connection.dialect)(leases).values(row)
     return bool(
         connection.execute(
             insert.on_conflict_do_update(
@@ -313,6 +314,16 @@ def _insert(connection: Connection, row: Row) -> bool:
             )
         ).rowcount
     )
+
+
+def _insert_of(dialect: Dialect) -> Any:
+    """The `insert` of a kind of database, which knows what to do about a conflict."""
+    if dialect.name != "postgresql":
+        return sqlite.insert
+    # Only here: to import it takes as long as all else that a small ledger needs of SQLAlchemy.
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert
 
 
 def _forget_outcome(connection: Connection, name: str) -> None:

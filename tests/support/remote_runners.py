@@ -71,7 +71,7 @@ def _sent(node: PlannedStep) -> PlannedStep:
         return node
     config = copy.copy(node.config)
     config.remote = True
-    return replace(node, config=config)
+    return node._replace(config=config)
 
 
 def is_given(found: object, given: BaseException, executor: object) -> bool:

@@ -55,7 +55,7 @@ class MapTask(StepTask):
     ) -> None:
         defaults = run.defaults
         whole = {option: value for option, value in defaults.items() if option not in OF_ITEMS}
-        of_items = replace(node, config=with_options(node.config, defaults))
+        of_items = node._replace(config=with_options(node.config, defaults))
         super().__init__(replace(run, defaults=whole), of_items, storage, False)
         self._records_requests_of_items = records_requests
 

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -78,8 +78,7 @@ def send_steps(
         if isinstance(step.node.step, MappedStep):
             inner = mapped = copy.copy(step.node.step)
             mapped.step = remote
-        step.runs = replace(
-            step.node,
+        step.runs = step.node._replace(
             step=inner,
             config=_without_deadline(step.node.config),
             whole=_without_deadline(step.node.whole),
@@ -163,7 +162,7 @@ class RemoteStep(BaseStep[Any, Any]):
         self._asks = may_ask(node)
         self._over = node.step.over if isinstance(node.step, MappedStep) else None
         inner = node.step.step if isinstance(node.step, MappedStep) else node.step
-        where = replace(node, step=inner, is_mapped=False, streams_from=None)
+        where = node._replace(step=inner, is_mapped=False, streams_from=None)
         self._is_empty = not task.scope.may_have_results
         step_id = node.step_id
         self._packed = pack_for(step_id, "its code", where)

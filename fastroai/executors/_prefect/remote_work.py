@@ -151,7 +151,7 @@ class _Unpacked(dict[str, Any]):
 
 def _without_budgets(plan: ExecutionPlan) -> ExecutionPlan:
     nodes = {
-        step_id: replace(node, config=replace(node.config, cost_budget=None, budget=None))
+        step_id: node._replace(config=replace(node.config, cost_budget=None, budget=None))
         for step_id, node in plan.steps.items()
     }
     return replace(plan, steps=nodes)

@@ -80,7 +80,7 @@ async def run_chunk(
         LedgerUnavailableError: The ledger can't be written, and must be.
     """
     planned = _planned(plan, flow_run.labels.get(STEP_LABEL))
-    node = replace(planned, config=with_options(planned.config, options.default_task_config))
+    node = planned._replace(config=with_options(planned.config, options.default_task_config))
     storage = await open_storage(plan, options.result_storage, settings)
     store, name = storage.by_step[node.step_id].store, flow_run.labels[CHUNK_LABEL]
     chunk = await read_record(store, name, ChunkRecord)
