@@ -274,11 +274,12 @@ def _check_step_configs(steps: Mapping[str, AnyStep], step_configs: object) -> N
             )
 
 
-def _own_configs(step: AnyStep, given: StepConfig | None) -> list[StepConfig]:
+def _own_configs(step: AnyStep, given: StepConfig | None) -> tuple[StepConfig, ...]:
     """The layers above the pipeline's of one step, the farthest first."""
+    nearest = () if given is None else (given,)
     # A step of somebody's own may have a `config` that has nothing to do with ours.
-    layers = (getattr(step, "config", None), given)
-    return [layer for layer in layers if isinstance(layer, StepConfig)]
+    own = getattr(step, "config", None)
+    return (own, *nearest) if isinstance(own, StepConfig) else nearest
 
 
 def _resolved(
