@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..errors import ExecutorUnavailableError
-from ..lazy_names import lazy_names
+from ..lazy_names import import_without_collecting, lazy_names
 from .protocol import ExecutionResult, Executor, PlanExecutor, StepRecord
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def _shared_executor(name: str) -> Executor:
     """One for all runs, as an executor keeps nothing of them."""
     module, attribute = _EXECUTORS[name]
     try:
-        executor: Executor = getattr(import_module(module, __name__), attribute)()
+        executor: Executor = getattr(import_without_collecting(module, __name__), attribute)()
     except ImportError as error:
         raise ExecutorUnavailableError(
             f"The {name!r} executor can't be imported ({error}). "

@@ -17,6 +17,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from prefect.task_runners import TaskRunner
 
+from ..lazy_names import lazy_names
 from ..leases.run_lease import only_execution
 from ..ledger.entries import Attribution
 from ..pipelines.config import Durable
@@ -25,9 +26,6 @@ from ..pipelines.plan import ExecutionPlan
 from ..pricing.price_file import with_readable_prices
 from ..redaction import redact
 from ..settings import load_settings
-from ._prefect.automations import AutomationChange, install_automations
-from ._prefect.automations import Wanted as WantedAutomations
-from ._prefect.bootstrap import Change, Essentials, bootstrap
 from ._prefect.flow import (
     PipelineFlow,
     as_ended,
@@ -36,11 +34,7 @@ from ._prefect.flow import (
     flow_options_of,
     run_in_flow,
 )
-from ._prefect.links import links_to_run
-from ._prefect.misses import MissExplanation, StoredBefore
 from ._prefect.options import PrefectOptions, Spread
-from ._prefect.pool_templates import WantedPool
-from ._prefect.run_pages import RunPage, read_run_pages, read_step_pages
 from ._prefect.run_storage import probe_storage
 from ._prefect.server import (
     answering_server,
@@ -49,17 +43,6 @@ from ._prefect.server import (
     stop_retrying_if_silent,
 )
 from ._prefect.step_task import literal_name
-from ._prefect.work_pools import (
-    EndedRun,
-    PoolState,
-    RunRefusedError,
-    client_at,
-    deployed,
-    look_at,
-    make_process_pools,
-    run_deployment,
-    server_url,
-)
 from ._prefect.zombie_runs import (
     TrackedRun,
     report_ended_runs,
@@ -73,6 +56,40 @@ from .session import leases_around
 if TYPE_CHECKING:
     from ..pipelines.pipeline import Pipeline
     from ..tracing.tracer import Tracer
+    from ._prefect.automations import AutomationChange, WantedAutomations, install_automations
+    from ._prefect.bootstrap import Change, Essentials, bootstrap
+    from ._prefect.links import links_to_run
+    from ._prefect.misses import MissExplanation, StoredBefore
+    from ._prefect.pool_templates import WantedPool
+    from ._prefect.run_pages import RunPage, read_run_pages, read_step_pages
+    from ._prefect.work_pools import (
+        EndedRun,
+        PoolState,
+        RunRefusedError,
+        client_at,
+        deployed,
+        look_at,
+        make_process_pools,
+        run_deployment,
+        server_url,
+    )
+else:
+    # What commands ask for, and no run.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            ".._prefect.automations": "AutomationChange WantedAutomations install_automations",
+            ".._prefect.bootstrap": "Change Essentials bootstrap",
+            ".._prefect.links": "links_to_run",
+            ".._prefect.misses": "MissExplanation StoredBefore",
+            ".._prefect.pool_templates": "WantedPool",
+            ".._prefect.run_pages": "RunPage read_run_pages read_step_pages",
+            ".._prefect.work_pools": (
+                "EndedRun PoolState RunRefusedError client_at deployed look_at make_process_pools "
+                "run_deployment server_url"
+            ),
+        },
+    )
 
 __all__ = [
     "AutomationChange",

@@ -33,7 +33,7 @@ from fastroai.budgets import Budget
 from fastroai.errors import MappedStepError, RemoteItemError, ResultStorageError
 from fastroai.executors import PrefectExecutor, Spread
 from fastroai.executors._prefect import spread_chunk, spread_map
-from fastroai.executors._prefect.spread_records import CHUNK_LABEL, STEP_LABEL
+from fastroai.executors._prefect.chunk_runs import CHUNK_LABEL, STEP_LABEL
 from fastroai.leases.shared import configured_heartbeat
 from fastroai.leases.table import LeaseTable
 from fastroai.settings import load_settings

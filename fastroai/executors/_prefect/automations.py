@@ -35,7 +35,7 @@ Action = Literal["create", "change", "remove"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class WantedAutomations:
     """Which automations are wanted.
 
     Attributes:
@@ -84,7 +84,7 @@ class AutomationChange:
 
 
 async def install_automations(
-    wanted: Wanted,
+    wanted: WantedAutomations,
     tell: Callable[[AutomationChange], object],
     *,
     prune: bool = False,
@@ -109,7 +109,7 @@ async def install_automations(
 
 
 async def _changes(
-    client: PrefectClient, wanted: Wanted, prune: bool
+    client: PrefectClient, wanted: WantedAutomations, prune: bool
 ) -> AsyncIterator[tuple[AutomationChange, Callable[[], Awaitable[object]]]]:
     """What is to be changed, and what changes it; each is done before the next is asked for, or
     none is.
@@ -145,7 +145,7 @@ async def _put(client: PrefectClient, core: AutomationCore, before: Automation |
 
 
 def _automations_of(
-    wanted: Wanted, block: UUID | None, deployment: UUID | None
+    wanted: WantedAutomations, block: UUID | None, deployment: UUID | None
 ) -> Iterable[AutomationCore]:
     """The automations that are wanted.
 
@@ -222,7 +222,9 @@ async def _deployment_id(client: PrefectClient, name: str | None) -> UUID | None
         ) from error
 
 
-async def _block(client: PrefectClient, wanted: Wanted) -> tuple[UUID | None, str | None]:
+async def _block(
+    client: PrefectClient, wanted: WantedAutomations
+) -> tuple[UUID | None, str | None]:
     """The block of the webhook, if there is one, and the URL that has yet to be saved in it."""
     if wanted.webhook is None:
         return None, None

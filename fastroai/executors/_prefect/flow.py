@@ -38,17 +38,15 @@ from ..scheduler import run_plan
 from ..session import RunSession, leases_around
 from .artifacts import ArtifactWriter, cost_line, write_output_artifact
 from .budget_ends import end_at_budget, is_tried_again, may_be_suspended, outcome_at
+from .chunk_runs import active_chunk_run
 from .deployments import ANSWER_SECONDS, identity_of
 from .events import RunEvents
 from .flow_run_lease import NOT_STORED, flow_run_lease, outcome_of
 from .options import PrefectOptions
 from .paused_runs import raise_budgets
-from .remote_steps import send_steps
 from .run_scope import active_flow_run, was_run_before
 from .run_storage import RunStorage, describe_losses, open_storage
 from .server import wait_for_task_runs
-from .spread_chunk import active_chunk_run, run_chunk
-from .spread_steps import spread_items
 from .standing_costs import StandingCosts, ended
 from .tasks import StepTasks
 
@@ -128,9 +126,14 @@ async def _run_tasks(
     url = ledger_url(session.settings)
     events = RunEvents(flow_run, session.identity)
     steps = StepTasks(session, storage.by_step, options, artifacts, events, flow_run.id, url)
+    # Only here: most runs send nothing elsewhere, and would wait for the imports.
     if options.task_runner is not None:
+        from .remote_steps import send_steps
+
         send_steps(steps.all, session, options, deps_factory, url)
     if options.spread is not None and session.plan.has_maps:
+        from .spread_steps import spread_items
+
         spread_items(options.spread, flow_run, steps.mapped, url)
     leave_budgets = listen(events.hear)
     outcome = "cancelled"
@@ -235,6 +238,8 @@ class _Body:
         async with live_deps(self.deps, self.deps_factory) as live:
             given = (self.pipeline.plan, validated, live, self.tracer)
             if chunk_run is not None:
+                from .spread_chunk import run_chunk
+
                 with input_given_by_others():
                     return await run_chunk(chunk_run, *given, self.options, settings)
             attribution = Attribution(pipeline=self.pipeline.name)

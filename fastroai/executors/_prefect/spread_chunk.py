@@ -29,16 +29,15 @@ from ...serialization.canonical_json import digest
 from ...settings import FastroAISettings
 from ..session import RunSession
 from ..step_codec import StepCodec
+from .chunk_runs import CHUNK_LABEL, STEP_LABEL
 from .events import RunEvents
 from .flow_run_lease import flow_run_lease
 from .kept_items import ItemsOf, KeptItems
 from .map_task import gathering_seconds, with_options
 from .options import PrefectOptions
-from .run_scope import UNIDENTIFIED, active_flow_run, was_run_before
+from .run_scope import UNIDENTIFIED, was_run_before
 from .run_storage import open_storage
 from .spread_records import (
-    CHUNK_LABEL,
-    STEP_LABEL,
     ChunkRecord,
     FailureRecord,
     SharedRecord,
@@ -50,12 +49,6 @@ logger = logging.getLogger("fastroai.executors")
 LOOK = 3.0
 """Seconds between two looks at whether somebody still waits for the items."""
 NO_LIMIT = 2**31
-
-
-def active_chunk_run() -> FlowRun | None:
-    """The flow run that is active here, if it works on items of another one."""
-    flow_run = active_flow_run()
-    return flow_run if flow_run is not None and CHUNK_LABEL in flow_run.labels else None
 
 
 async def run_chunk(

@@ -25,11 +25,11 @@ from ...redaction import redact
 from ...replay.chunked_records import ChunkedRecords
 from ...replay.journal import Journal
 from ..session import RunSession
+from .chunk_runs import CHUNK_LABEL
 from .kept_items import ItemsOf, KeptItems, StoredItem
 from .options import Spread
 from .spread_given import GivenRecords
 from .spread_records import (
-    CHUNK_LABEL,
     ChunkRecord,
     FailureRecord,
     read_record,

@@ -21,9 +21,6 @@ from ...serialization.strict_json import loads_strictly
 from ...storage.result_store import ITEMS, ResultStore
 from .error_texts import mask_secrets
 
-CHUNK_LABEL, STEP_LABEL = "fastroai.chunk", "fastroai.step"
-"""Labels of a flow run that works on a chunk: the name of its record, and the step's id."""
-
 _NAME = re.compile(r"[0-9a-f]{32}-[0-9]{20}-[0-9a-f]{32}")
 
 

@@ -24,8 +24,8 @@ from ...errors import RunLeaseError
 from ...leases.shared import configured_heartbeat
 from ...leases.table import LeaseRecord
 from ...settings import FastroAISettings
+from .chunk_runs import CHUNK_LABEL, STEP_LABEL
 from .deployments import read_deployment_name
-from .spread_records import CHUNK_LABEL, STEP_LABEL
 from .step_task import literal_name
 from .zombie_runs import TrackedRun, read_flow_runs, resume_run, set_state
 
