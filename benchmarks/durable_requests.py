@@ -19,7 +19,7 @@ SUBJECTS = {
 
 
 def measure(server: Server, quick: bool) -> Section:
-    rounds, requests = (3, 50) if quick else (7, 100)
+    rounds, requests = (3, 50) if quick else (5, 100)
     progress("resume: durable requests")
     # The steps that fail on purpose would be reported at length.
     with Worker(

@@ -44,6 +44,7 @@ LABELS = {
 }
 AT_ONCE = {
     "mapped step under Prefect": ("mapped", "ask", "prefect"),
+    "mapped step in memory": ("mapped", "ask", "memory"),
     "plain steps in memory": ("steps", "ask", "memory"),
     "pydantic-ai's Agent.run": ("agents", "ask", "memory"),
 }
@@ -69,7 +70,7 @@ class Sizes:
     large: int
 
 
-WHOLE = Sizes(rounds=2, hand=(150, 500), few=100, many=10_000, waiting=1_000, large=10_000)
+WHOLE = Sizes(rounds=2, hand=(150, 400), few=100, many=10_000, waiting=1_000, large=10_000)
 QUICK = Sizes(rounds=1, hand=(50, 150), few=50, many=1_000, waiting=300, large=1_500)
 
 
@@ -176,7 +177,7 @@ def _at_once(server: Server, env: Mapping[str, str], sizes: Sizes) -> Section:
                 figures = worker.ask(items=sizes.waiting)
             seconds[name].append(figures["seconds"])
             kilobytes[name].append(figures["bytes"] / sizes.waiting / 1024)
-    ours, steps, theirs = AT_ONCE
+    ours, in_memory, steps, theirs = AT_ONCE
     memory = paired_ratio(kilobytes[ours], kilobytes[theirs])
     return Section(
         title=f"Mapped steps: {sizes.waiting:,} items at once",
@@ -200,11 +201,13 @@ def _at_once(server: Server, env: Mapping[str, str], sizes: Sizes) -> Section:
         verdicts=[
             *(
                 Verdict(
-                    f"time beside {other}", paired_ratio(seconds[ours], seconds[other]), MAX_BESIDE
+                    f"{one}: time beside {other}",
+                    paired_ratio(seconds[one], seconds[other]),
+                    MAX_BESIDE,
                 )
-                for other in (steps, theirs)
+                for one, other in ((in_memory, steps), (ours, theirs))
             ),
-            Verdict(f"memory beside {theirs}", memory, MAX_MEMORY_RATIO),
+            Verdict(f"{ours}: memory beside {theirs}", memory, MAX_MEMORY_RATIO),
         ],
     )
 

@@ -39,7 +39,7 @@ def requirements() -> dict[str, tuple[str, ...]]:
 
 
 def measure(quick: bool) -> Section:
-    rounds = 3 if quick else 5
+    rounds = 2 if quick else 3
     figures, versions = _measure(rounds)
 
     def milliseconds(name: str) -> float | None:

@@ -102,8 +102,8 @@ def measure(quick: bool) -> Section:
             "writes none. The last columns "
             "were counted on the server and in the result folder during the warm-up: the subjects "
             "did the same work, but that ours writes no table of a step that asked nothing, and of "
-            "more than 200 steps only the run's. The agents' flows are measured twice. "
-            "Ratios are medians of the ratios of each round."
+            "more than 200 steps only the run's. Of the agents' flows the warm-up is the first of "
+            "two rounds. Ratios are medians of the ratios of each round."
         ),
         header=[
             "graph",
@@ -128,20 +128,30 @@ def _measure_case(case: Case, server: Server, rounds: int) -> Measured:
             who: stack.enter_context(Worker("prefect_worker.py", who, env=server.env))
             for who in case.subjects
         }
-        made = {who: _warm_up(case, worker, server) for who, worker in workers.items()}
+        warm_ups = {who: _warm_up(case, worker, server) for who, worker in workers.items()}
         settle = server.settle
         if case.busy:
             stack.enter_context(_busy(server))
             settle = _no_settling
         seconds = interleaved(
             {who: _runner(worker, settle) for who, worker in workers.items()},
-            min(rounds, 2) if case.asks else rounds,  # they take a third of the part's time
+            1 if case.asks else rounds,
         )
-    return Measured(case, seconds, made)
+    if case.asks:  # a run takes so long that it need not be warmed up
+        seconds = {who: [warm_ups[who].seconds, *took] for who, took in seconds.items()}
+    return Measured(case, seconds, {who: warm_up.made for who, warm_up in warm_ups.items()})
 
 
-def _warm_up(case: Case, worker: Worker, server: Server) -> dict[str, int]:
-    """Build the flow and run it once. Returns how much of what that run left behind."""
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """The first run: how long it took, and how much of what it left behind."""
+
+    seconds: float
+    made: dict[str, int]
+
+
+def _warm_up(case: Case, worker: Worker, server: Server) -> WarmUp:
+    """Build the flow and run it once."""
     name = case.name.replace(" ", "-")
     worker.ask(
         op="build",
@@ -152,10 +162,10 @@ def _warm_up(case: Case, worker: Worker, server: Server) -> dict[str, int]:
     )
     server.settle()
     before = worker.ask(op="counts")
-    worker.ask(op="run")
+    seconds = float(worker.ask(op="run")["seconds"])
     server.settle()
     after = worker.ask(op="counts")
-    return {what: after[what] - before[what] for what in after}
+    return WarmUp(seconds, {what: after[what] - before[what] for what in after})
 
 
 @contextmanager

@@ -18,7 +18,7 @@ LOGS = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_TO_API_ENABLED": "true
 
 
 def measure(quick: bool) -> Section:
-    steps, rounds = (40, 3) if quick else (200, 5)
+    steps, rounds = (40, 3) if quick else (200, 4)
     seconds: dict[str, list[float]] = {way: [] for way in LABELS}
     with prefect_server() as server:
         progress("costs: shown and not")
