@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
 
@@ -10,7 +9,7 @@ from .prefect_path import HAND, LABELS, OURS
 from .prefect_server import Server, prefect_server
 from .report import Section, Verdict
 from .shapes import chain
-from .workers import Worker, paired_ratio, progress
+from .workers import Worker, interleaved, paired_ratio, progress
 
 STEPS, WARM_UP = 3, 10
 MAX_RATIO = 1.2
@@ -20,19 +19,16 @@ def measure(quick: bool) -> Section:
     runs, rounds = (20, 1) if quick else (60, 2)
     progress("growth")
     with prefect_server() as server:
-        both = (OURS, HAND)
-        grow = partial(_megabytes, server, runs)
-        with ThreadPoolExecutor() as pool:  # nothing is timed
-            grown = [list(pool.map(grow, both)) for _ in range(rounds)]
-    figures = {who: [one[number] for one in grown] for number, who in enumerate(both)}
+        measured = {who: partial(_megabytes, server, who, runs) for who in (OURS, HAND)}
+        figures = interleaved(measured, rounds)
     return Section(
         title=f"Memory that {runs} runs under Prefect leave behind",
         method=(
             f"MB that a process has more after {runs} runs, one after the other, of a chain of "
             f"{STEPS} steps that each ask a scripted model and write a table; results in a local "
             f"folder. {WARM_UP} runs before, which load what is loaded once. Median of {rounds} "
-            "rounds, both flows side by side, each in a process of its own; the ratio is the "
-            "median of the ratios of each round."
+            "interleaved rounds, each in a process of its own; the ratio is the median of the "
+            "ratios of each round."
         ),
         header=["flow", "median, MB", "least", "most"],
         rows=[
@@ -49,7 +45,7 @@ def measure(quick: bool) -> Section:
     )
 
 
-def _megabytes(server: Server, runs: int, who: str) -> float:
+def _megabytes(server: Server, who: str, runs: int) -> float:
     with Worker("prefect_worker.py", who, env=server.env) as worker:
         worker.ask(
             op="build", name="growth", dependencies=chain(STEPS).dependencies, wait=0, asks=True

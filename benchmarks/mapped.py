@@ -70,7 +70,7 @@ class Sizes:
     large: int
 
 
-WHOLE = Sizes(rounds=2, hand=(150, 400), few=100, many=10_000, waiting=1_000, large=10_000)
+WHOLE = Sizes(rounds=2, hand=(150, 300), few=100, many=10_000, waiting=1_000, large=10_000)
 QUICK = Sizes(rounds=1, hand=(50, 150), few=50, many=1_000, waiting=300, large=1_500)
 
 

@@ -55,7 +55,7 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    wide, chain, agents = (20, 20, 100) if quick else (60, 40, 1_000)
+    wide, chain, agents = (20, 20, 100) if quick else (40, 40, 1_000)
     two = OURS, HAND
     return [
         Case("wide", "wide", wide),
