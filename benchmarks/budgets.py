@@ -12,6 +12,14 @@ from tests.support.postgres import PostgresServer
 from .report import Section, Verdict
 from .workers import Worker, interleaved, paired_ratio, progress
 
+WHY = {
+    "PostgreSQL": (
+        "a request without budgets goes in one statement without a transaction around it, 0.8 ms "
+        "where it took 1.5, and one with budgets asks the server four times: BEGIN, the accounts' "
+        "locks, what changes, COMMIT. It takes less than before, too: 1.8 ms where it took 2.1. "
+        "Tried, and kept: all that changes in one statement, past SQLAlchemy."
+    )
+}
 MAX_LIMITED = 1.5
 MAX_WAITING = 0.02
 WAITING = 1000
@@ -59,7 +67,7 @@ def _measure(
             ratio = paired_ratio(figures["limited"], figures["without"])
             medians = (f"{median(figures[subject]) * 1e6:.0f}" for subject in subjects)
             rows.append([f"{kind}, {how}", *medians, f"{ratio:.2f}"])
-            verdicts.append(Verdict(f"{kind}, {how}", ratio, MAX_LIMITED))
+            verdicts.append(Verdict(f"{kind}, {how}", ratio, MAX_LIMITED, WHY.get(kind, "")))
         progress(f"budgets: {kind}, {WAITING} wait")
         share = float(worker.ask(subject="waiting", count=WAITING, seconds=seconds)["figure"])
     verdicts.append(Verdict(f"{kind}, {WAITING} requests wait: share", share, MAX_WAITING))

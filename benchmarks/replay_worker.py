@@ -66,6 +66,7 @@ def build_fastroai(name: str, dependencies: Graph, artifacts: bool) -> Subject:
         from fastroai.executors._prefect.artifacts import ArtifactWriter
 
         ArtifactWriter.add = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        ArtifactWriter.beside = lambda writer, work: work.close()  # type: ignore[method-assign]
 
     model = ScriptedModel(TEXT, usage=USAGE, repeat=True)
     agent: FastroAgent[str] = FastroAgent(model=model)

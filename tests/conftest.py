@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Generator, Iterator
 from functools import partial
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -55,6 +56,7 @@ __all__ = [
     "s3_server",
 ]
 
+_LONGEST_FIRST = ("acceptance", "integration")
 _SCRUBBED_PREFIXES = ("FASTROAI_", "PREFECT_", "AWS_", "OPENAI_", "LOGFIRE_")
 _KEPT = {SHARED_DIR}
 _CERTIFICATE = str(Path(__file__).parent / "support" / "certificate.pem")
@@ -96,6 +98,27 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal out what takes long to all workers alike, to be run first: each gets an equal stretch of
+    this list, and one that has nothing left takes from the end of another's.
+    """
+    kinds = groupby(sorted(items, key=_kind), _kind)  # a stable order, so that files stay together
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    shares = [_shares(list(tests), workers) for _, tests in kinds]
+    stretches = zip(*shares, strict=True)
+    items[:] = chain.from_iterable(chain.from_iterable(stretches))
+
+
+def _kind(test: pytest.Item) -> int:
+    folder = test.path.parent.name
+    return _LONGEST_FIRST.index(folder) if folder in _LONGEST_FIRST else len(_LONGEST_FIRST)
+
+
+def _shares(tests: list[pytest.Item], workers: int) -> list[list[pytest.Item]]:
+    ends = [len(tests) * number // workers for number in range(workers + 1)]
+    return [tests[start:end] for start, end in pairwise(ends)]
 
 
 @pytest.fixture(autouse=True)

@@ -432,13 +432,7 @@ class _PostgreSQL:
 
     async def _transact(self, work: Callable[[Statements], T]) -> T:
         async with self._connected() as connection:
-            statements, result = await connection.run_sync(_worked, work)
-            if connection.in_transaction():
-                await connection.commit()
-            elif left := statements.left():
-                sql, parameters = left
-                await statements.driver.execute(sql, *parameters)
-            return result
+            return await connection.run_sync(_committed, work)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[AsyncConnection]:
@@ -467,14 +461,11 @@ class _PostgreSQL:
         return connection
 
 
-def _worked(
-    connection: Connection, work: Callable[[Statements], T]
-) -> tuple[PostgresStatements, T]:
+def _committed(connection: Connection, work: Callable[[Statements], T]) -> T:
     statements = PostgresStatements(connection)
     result = work(statements)
-    if connection.in_transaction():
-        statements.send()
-    return statements, result
+    statements.commit()
+    return result
 
 
 async def _close(connection: AsyncConnection) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Connection, Dialect, Table
 
@@ -41,6 +41,10 @@ class Insert:
         types = [self._table.c[name].type.compile(dialect) for name in self._names]
         arrays = ", ".join(f"CAST(? AS {type_}[])" for type_ in types)
         return f"{self._into} SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
+
+
+READ_COMMITTED = "read_committed"
+"""How PostgreSQL isolates what writes: it sees what others committed while it waited for them."""
 
 
 class Statements:
@@ -94,19 +98,22 @@ class PostgresStatements(Statements):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
+        self._run_async: Any = connection.connection.dbapi_connection.run_async  # type: ignore[union-attr]
+        self._transaction: Any = None
         self._to_insert: list[tuple[Insert, list[Row]]] = []
 
     @property
     def connection(self) -> Connection:
         self.send()
+        self._begin()
         return self._connection
 
     def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
-        result = self.connection.exec_driver_sql(_numbered(sql), parameters)
-        return cast("Sequence[tuple[Any, ...]]", result.all())
+        self.send()
+        return self._fetch(_numbered(sql), *parameters)
 
     def run(self, sql: str, *parameters: Any) -> None:
-        self.connection.exec_driver_sql(_numbered(sql), parameters)
+        self.rows(sql, *parameters)
 
     def insert(self, insert: Insert, rows: list[Row]) -> None:
         if rows:
@@ -130,16 +137,40 @@ class PostgresStatements(Statements):
 
     def send(self) -> None:
         """Insert what is still to be inserted, in the transaction."""
-        if left := self.left():
-            self._connection.exec_driver_sql(*left)
+        if left := self._left():
+            self._fetch(*left)
 
-    def left(self) -> tuple[str, tuple[Any, ...]] | None:
+    def commit(self) -> None:
+        """Have done all that was asked."""
+        if self._transaction is None:
+            if left := self._left():
+                self._run_async(lambda driver: driver.fetch(*left))
+            return
+        self.send()
+        if self._connection.in_transaction():  # within this one
+            self._connection.commit()
+        self._run_async(lambda _: self._transaction.commit())
+
+    def _fetch(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
+        self._begin()
+        found: Sequence[tuple[Any, ...]] = self._run_async(
+            lambda driver: driver.fetch(sql, *parameters)
+        )
+        return found
+
+    def _begin(self) -> None:
+        if self._transaction is None:
+            # As SQLAlchemy begins its own, which is then a part of this one.
+            self._transaction = self.driver.transaction(isolation=READ_COMMITTED)
+            self._run_async(lambda _: self._transaction.start())
+
+    def _left(self) -> Sequence[Any]:
         """A statement that inserts all that is still to be inserted, if there is any."""
         inserts, self._to_insert = self._to_insert, []
         if not inserts:
-            return None
+            return ()
         sql, *parameters = self._at_once(inserts, (), (), "SELECT 1")
-        return _numbered(sql), tuple(parameters)
+        return _numbered(sql), *parameters
 
     def _at_once(
         self,
@@ -157,7 +188,8 @@ class PostgresStatements(Statements):
         return f"WITH {', '.join(parts)} {give}", *parameters
 
     def _many(self, sql: str, parameters: Sequence[tuple[Any, ...]]) -> int:
-        return self.connection.exec_driver_sql(_numbered(sql), list(parameters)).rowcount
+        counted = f"WITH changed AS ({sql} RETURNING 1) SELECT COUNT(*) FROM changed"
+        return sum(int(self.rows(counted, *row)[0][0]) for row in parameters)
 
 
 @cache
