@@ -72,7 +72,9 @@ def refused(path: str) -> Exception:
 
 def url(place: str) -> Callable[[Path, S3Service], ObjectStore]:
     def opened(folder: Path, s3: S3Service) -> ObjectStore:
-        return open_object_store(place.format(folder=folder, bucket=s3.bucket), load_settings())
+        # What is in memory is the process's, not the test's.
+        found = place.format(folder=folder, bucket=s3.bucket, unique=uuid4().hex)
+        return open_object_store(found, load_settings())
 
     return opened
 
@@ -86,10 +88,12 @@ STORES: dict[str, Callable[[Path, S3Service], ObjectStore]] = {
     "file URL": url("file://{folder}/a/b"),
     "S3": url("s3://{bucket}/a/b"),
     "S3 without a prefix": url("s3://{bucket}"),
-    "memory URL": url("memory://object-stores/a"),
-    "memory URL with a slash": url("memory://object-stores/b/"),
+    "memory URL": url("memory://{unique}/a"),
+    "memory URL with a slash": url("memory://{unique}/b/"),
     "LocalFileSystem": block(lambda folder: LocalFileSystem(basepath=str(folder / "c"))),
-    "RemoteFileSystem": block(lambda folder: RemoteFileSystem(basepath="memory://blocks/a")),
+    "RemoteFileSystem": block(
+        lambda folder: RemoteFileSystem(basepath=f"memory://{uuid4().hex}/a")
+    ),
     "file system with real folders": lambda folder, s3: FileSystemStore.open(f"file://{folder}/d"),
 }
 
