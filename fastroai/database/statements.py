@@ -104,12 +104,12 @@ class PostgresStatements(Statements):
 
     @property
     def connection(self) -> Connection:
-        self.send()
+        self._send()
         self._begin()
         return self._connection
 
     def rows(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
-        self.send()
+        self._send()
         return self._fetch(_numbered(sql), *parameters)
 
     def run(self, sql: str, *parameters: Any) -> None:
@@ -135,7 +135,7 @@ class PostgresStatements(Statements):
         """
         return self.rows(*self._at_once(inserts, parts, parameters, give))
 
-    def send(self) -> None:
+    def _send(self) -> None:
         """Insert what is still to be inserted, in the transaction."""
         if left := self._left():
             self._fetch(*left)
@@ -146,7 +146,7 @@ class PostgresStatements(Statements):
             if left := self._left():
                 self._run_async(lambda driver: driver.fetch(*left))
             return
-        self.send()
+        self._send()
         if self._connection.in_transaction():  # within this one
             self._connection.commit()
         self._run_async(lambda _: self._transaction.commit())
