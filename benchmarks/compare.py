@@ -88,7 +88,8 @@ def _memory(part: str, sides: Sides, rounds: int) -> Iterator[tuple[str, float, 
 def _metering(part: str, sides: Sides, rounds: int) -> Iterator[tuple[str, float, Figures]]:
     for subject in ("metered", "booked"):
         with ExitStack() as stack:
-            workers = _workers(stack, sides, "metering_worker.py")
+            # No database of PostgreSQL: neither subject needs one.
+            workers = _workers(stack, sides, "metering_worker.py", "")
             asked = {"subject": subject, "count": 300}
             interleaved(_askers(workers, asked), 1)
             yield f"{part}: {subject}", 1e6, interleaved(_askers(workers, asked), 2 * rounds)
@@ -102,7 +103,7 @@ def _prefect(
             workers = _workers(stack, sides, "prefect_worker.py", "fastroai", env=server.env)
             for worker in workers.values():
                 graph = SHAPES[name](60).dependencies
-                worker.ask(op="build", name=name, dependencies=graph, wait=0.0)
+                worker.ask(op="build", name=name, dependencies=graph, wait=0.0, asks=False)
                 worker.ask(op="run")
             figures = interleaved(_askers(workers, {"op": "run"}, server), rounds)
         yield f"{part}: {name}, 60", 1e3 / 60, figures
