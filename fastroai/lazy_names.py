@@ -14,7 +14,7 @@ def import_without_collecting(name: str, package: str | None = None) -> ModuleTy
     """As `importlib.import_module`; Python looks for garbage only afterwards.
 
     Next to nothing of what is imported is garbage, and to walk through all of it again and again
-    while it comes together takes a quarter of the time that Prefect and pydantic-ai take.
+    while it comes together takes 0.13 of the 1.9 s until a flow's first step begins.
     """
     if not gc.isenabled():
         return import_module(name, package)

@@ -23,6 +23,7 @@ class Insert:
         marks = ", ".join("?" for _ in self._names)
         self.of_one = f"{self._into} VALUES ({marks}) ON CONFLICT DO NOTHING"
         """The statement of one row."""
+        self._of_arrays = ""
 
     def values(self, rows: list[Row]) -> list[tuple[Any, ...]]:
         """The parameters of each row."""
@@ -34,13 +35,12 @@ class Insert:
         """
         if len(rows) == 1:
             return self.of_one, self._values_of(rows[0])
-        return self._of_arrays(dialect), [[row[name] for row in rows] for name in self._names]
-
-    @cache  # noqa: B019  # the few inserts that there are last as long as the process
-    def _of_arrays(self, dialect: Dialect) -> str:
-        types = [self._table.c[name].type.compile(dialect) for name in self._names]
-        arrays = ", ".join(f"CAST(? AS {type_}[])" for type_ in types)
-        return f"{self._into} SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
+        if not self._of_arrays:
+            types = [self._table.c[name].type.compile(dialect) for name in self._names]
+            arrays = ", ".join(f"CAST(? AS {type_}[])" for type_ in types)
+            select = f"SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
+            self._of_arrays = f"{self._into} {select}"
+        return self._of_arrays, [[row[name] for row in rows] for name in self._names]
 
 
 READ_COMMITTED = "read_committed"

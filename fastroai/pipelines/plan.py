@@ -25,7 +25,7 @@ SHOWN_OF_A_CYCLE = 5
 
 
 class PlannedStep(NamedTuple):
-    """One node of a plan; a tuple, which is made in half of a frozen dataclass's time.
+    """One node of a plan; a tuple, which is made sooner than a frozen dataclass.
 
     Attributes:
         config: How the step's code is run: of a mapped step, for each item.
