@@ -273,10 +273,11 @@ def costs_in_words(entries: Sequence[LedgerEntry]) -> Iterator[str]:
     yield f"**{dollars(costs.cost_usd)}** for {requests}"
     if costs.replayed:
         yield f"{costs.replayed} replayed, which saved {dollars(costs.saved_usd)}"
-    share_priced = totals_of(entries)[0].share_priced
-    if share_priced is not None and share_priced < 1:
-        percent = floor(share_priced * 100)
-        yield f"{percent} % of the requests are priced, the rest is not included"
+    if any(entry.is_spend and entry.state is not EntryState.CHARGED for entry in entries):
+        share_priced = totals_of(entries)[0].share_priced
+        if share_priced is not None:
+            percent = floor(share_priced * 100)
+            yield f"{percent} % of the requests are priced, the rest is not included"
     if any(entry.simulated for entry in entries):
         yield "simulated by an offline model at the listed model's prices, nothing was paid"
 

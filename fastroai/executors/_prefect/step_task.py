@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from prefect.states import Completed
 
 from ...budgets.budget import is_in_flight
 from ...errors import ResultStorageError
+from ...ledger.entries import LedgerEntry
 from ...pipelines.config import expiration, retry_delay
 from ...pipelines.plan import PlannedStep
 from ...replay.journal import Journal
@@ -112,6 +113,7 @@ class StepTask:
         self.error: BaseException | None = None
         self.state: State[Any] | None = None
         self.task_run_id: UUID | None = None
+        self._told: Sequence[LedgerEntry] = ()
         self.session = session = run.session
         self.scope = scope = run.scope
         self.storage = storage
@@ -176,12 +178,13 @@ class StepTask:
         if not entries or any(map(is_in_flight, entries)):  # told when their costs are known
             return stored
         # Prefect shows the message with the task run, and logs it.
+        self._told = entries
         return Completed(message=cost_line(entries), data=stored)
 
-    @property
-    def message(self) -> str | None:
-        """What Prefect shows with its state."""
-        return self.state.message if self.state is not None else None
+    def tells_costs_of(self, entries: Sequence[LedgerEntry]) -> bool:
+        """Whether the state in which the task ended says what these came to."""
+        is_completed = self.state is not None and self.state.is_completed()
+        return is_completed and self._told == entries
 
     def _new_journal(self) -> Journal:
         """Where the step's answers are recorded: beside its result if that may be used again, else

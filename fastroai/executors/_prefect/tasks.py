@@ -131,8 +131,8 @@ class StepTasks:
         if not entries and not unmetered:
             return
         state, attempts = self._ended[step_id]
-        if entries and (costs := cost_line(entries)) != step.message:
-            self._log.info("Step %r %s: %s", step_id, state, costs)
+        if entries and not step.tells_costs_of(entries):
+            self._log.info("Step %r %s: %s", step_id, state, cost_line(entries))
         if state != "replayed":
             self._events.step_ended(step_id, state, attempts, entries)
         if len(self._steps) > MOST_WITH_TABLES and self._is_told_elsewhere(step, state):
