@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefect.serializers import Serializer
@@ -22,16 +21,20 @@ FORMAT: Literal[1] = 1
 SERIALIZER: Literal["fastroai-json"] = "fastroai-json"
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
 class StoredStep:
-    """What a step's task returns: plain JSON that Prefect does not look into.
+    """What a step's task returns: plain JSON that Prefect does not look into, as it would into a
+    dataclass.
 
     Prefect notes the result of a task, and one level of what it holds, by `id()`, and takes any
     later task with such an object among its parameters for a dependent. The keys of a dict are
-    shared strings, so a dict would draw edges between steps that have none.
+    shared strings, so a dict would draw edges between steps that have none. It also walks through
+    all that a task waits for, twice for each task.
     """
 
-    content: Any
+    __slots__ = ("__weakref__", "content")
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
 
 
 # no Serializer[Any]: Prefect would register that, under no name

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -150,7 +150,24 @@ class StepTask:
     async def execute(self, identity: dict[str, Any]) -> StoredStep | State[Any] | None:
         """Run the step, and give what is to be stored; of a step that asked something in a state
         whose message says what it cost. The body of its task.
+
+        Short, as Prefect reads the source of the body of each task.
         """
+        with self._attempt():
+            record = await run_step(self.session, self.runs, self.attempts)
+            content, self.output_digest = self.stored_form(record)
+        self.record = record
+        stored = StoredStep(content) if self.task.persist_result else None
+        entries = record.entries
+        if not entries or any(map(is_in_flight, entries)):  # told when their costs are known
+            return stored
+        self._told = entries
+        # Prefect shows the message with the task run, and logs it.
+        return Completed(message=cost_line(entries), data=stored)
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """What is around one attempt of the step's code."""
         context, flow = TaskRunContext.get(), FlowRunContext.get()
         # The results of a user's own tasks within a step are kept where the flow keeps them, not as
         # results of steps.
@@ -161,41 +178,27 @@ class StepTask:
                 own = {"result_store": flow.result_store, "persist_result": flow.persist_result}
                 results_of_the_flow = context.model_copy(update=own)
         self.attempts += 1
-        state = self.session.step_state(self.node.step_id)
+        session, scope, task = self.session, self.scope, self.task
+        state = session.step_state(self.node.step_id)
         if self.records_requests and state.journal is None:
-            state.journal = self._new_journal()
+            place = [scope.text, session.name, self.node.step_id, self.node.config.cache_scope]
+            stored = None
+            if task.persist_result and task.cache_policy is not NO_CACHE:
+                # Beside the step's result, which may be used again; else in process.
+                stored = StoredJournal(self.storage.store, scope, session.name, self._ledger_url)
+            state.journal = Journal(digest(place), stored, is_empty=not scope.may_have_results)
         try:
             with results_of_the_flow:
-                record = await run_step(self.session, self.runs, self.attempts)
-            content, self.output_digest = self.stored_form(record)
+                yield
         except BaseException as error:
             mask_secrets(error)
             self.error = error
             raise
-        self.record = record
-        stored = StoredStep(content) if self.task.persist_result else None
-        entries = state.entries
-        if not entries or any(map(is_in_flight, entries)):  # told when their costs are known
-            return stored
-        # Prefect shows the message with the task run, and logs it.
-        self._told = entries
-        return Completed(message=cost_line(entries), data=stored)
 
     def tells_costs_of(self, entries: Sequence[LedgerEntry]) -> bool:
         """Whether the state in which the task ended says what these came to."""
         is_completed = self.state is not None and self.state.is_completed()
         return is_completed and self._told == entries
-
-    def _new_journal(self) -> Journal:
-        """Where the step's answers are recorded: beside its result if that may be used again, else
-        in process.
-        """
-        run, pipeline = self.scope, self.session.name
-        step = digest([run.text, pipeline, self.node.step_id, self.node.config.cache_scope])
-        if not self.task.persist_result or self.task.cache_policy is NO_CACHE:
-            return Journal(step)
-        stored = StoredJournal(self.storage.store, run, pipeline, self._ledger_url)
-        return Journal(step, stored, is_empty=not run.may_have_results)
 
     def stored_form(self, record: StepRecord) -> tuple[dict[str, Any], str]:
         """What is stored of the finished step, and what identifies its output in the keys of its
