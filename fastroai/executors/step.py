@@ -18,17 +18,17 @@ from .protocol import StepRecord
 from .session import RunSession
 
 
-async def run_attempts(session: RunSession, node: PlannedStep) -> StepRecord:
+def run_attempts(session: RunSession, node: PlannedStep) -> Awaitable[StepRecord]:
     """Execute a step, again after each failure that may pass, as often as its `retries` say.
 
     Agent calls that succeeded in a failed attempt are replayed in the next one.
 
     Raises:
-        BaseException: What the last attempt raised, unchanged.
+        BaseException: When it is awaited: what the last attempt raised, unchanged.
     """
     attempts = node.whole.retries + 1
     if attempts == 1:
-        return await run_step(session, node)
+        return run_step(session, node)
     if node.config.durable != "step":
         session.step_state(node.step_id).journal = Journal(node.step_id)
 
@@ -37,7 +37,7 @@ async def run_attempts(session: RunSession, node: PlannedStep) -> StepRecord:
             return None
         return retry_delay(node.whole, failures)
 
-    return await retry(partial(run_step, session, node), delay_after)
+    return retry(partial(run_step, session, node), delay_after)
 
 
 async def run_step(session: RunSession, node: PlannedStep, attempt: int = 1) -> StepRecord:

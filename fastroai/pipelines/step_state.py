@@ -137,7 +137,7 @@ class StepState:
     mapped: MapState | None = None
     _answered: defaultdict[Hashable, list[_Answered]] | None = None
     _cursor: defaultdict[Hashable, int] | None = None
-    _final: list[BaseException] = field(default_factory=list)
+    _final: tuple[BaseException, ...] = ()
     # A step may call agents from several threads.
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -250,7 +250,8 @@ class StepState:
 
     def final(self, error: ErrorT) -> ErrorT:
         """Note that an error must not lead to another attempt of the step."""
-        self._final.append(error)
+        with self._lock:
+            self._final += (error,)
         return error
 
     def is_final(self, error: BaseException) -> bool:
