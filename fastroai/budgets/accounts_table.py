@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import chain
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import func
 
-from ..database.statements import Insert, PostgresStatements, Statements
+from ..database.statements import Insert, Outdated, PostgresStatements, Statements
 from ..database.values import Row, microseconds, moment
 from ..ledger.entries import EntryState, LedgerEntry
 from ..ledger.filters import LedgerFilter
@@ -89,11 +89,19 @@ _WRITE_ALL = (
     """written AS (
     UPDATE fastroai_budget_accounts AS a SET spent = k.spent, held = k.held, unknown = k.unknown
     FROM unnest(CAST(? AS TEXT[]), CAST(? AS TEXT[]), CAST(? AS TEXT[]), CAST(? AS TEXT[]),
-        CAST(? AS BIGINT[])) AS k (spent, held, unknown, budget, since)
-    WHERE a.budget = k.budget AND a.since = k.since
+        CAST(? AS BIGINT[]), CAST(? AS TEXT[]), CAST(? AS TEXT[]), CAST(? AS TEXT[]))
+        AS k (spent, held, unknown, budget, since, was_spent, was_held, was_unknown)
+    WHERE a.budget = k.budget AND a.since = k.since AND (k.was_spent IS NULL OR
+        (a.spent, a.held, a.unknown) = (k.was_spent, k.was_held, k.was_unknown))
+    RETURNING 1
 )""",
 )
 _COUNT_RELEASED = "SELECT count(*) FROM dropped WHERE highest = 0"
+_AS_ASSUMED = (
+    "(SELECT count(*) FROM written) = CAST(? AS BIGINT) "
+    f"AND ({_COUNT_RELEASED}) = CAST(? AS BIGINT) AND ({_REVISION}) = CAST(? AS BIGINT)"
+)
+_NOT_ASSUMED = None, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +119,8 @@ class Accounts:
     """Reads accounts, locks them, and writes what changed of them once.
 
     Attributes:
-        locked: The accounts that nobody else changes until the transaction ends, by their key.
+        locked: The accounts that nobody else changes until the transaction ends, or else it is
+            `Outdated`; by their key.
     """
 
     def __init__(self, statements: Statements) -> None:
@@ -121,6 +130,8 @@ class Accounts:
         self._put: dict[tuple[str, Key], OpenCharge] = {}
         self._dropped: dict[tuple[str, Key], None] = {}
         self._released: list[tuple[str, Key]] = []
+        self._assumed: dict[Key, tuple[str, str, str]] = {}
+        self._assumed_revision: int | None = None
 
     def revision(self) -> int:
         """Another number after each change of a budget."""
@@ -177,6 +188,12 @@ class Accounts:
         found, revision = self._read(wanted, _LOCKED)
         self.locked |= found
         return revision
+
+    def assume(self, key: Key, account: Account, revision: int | None) -> None:
+        """Take an account as it was, without asking for it; `write` has that found out."""
+        self.locked[key] = replace(account)
+        self._assumed[key] = _texts(account)
+        self._assumed_revision = revision
 
     def open(self, keys: Iterable[Key], known: Mapping[str, Budget]) -> None:
         """Count the accounts that are missing from the entries, and lock them."""
@@ -310,7 +327,12 @@ class Accounts:
     def write(self, *inserts: tuple[Insert, list[Row]]) -> bool:
         """Write what changed, and rows of other tables with it; whether what it changed from was
         still so.
+
+        Raises:
+            Outdated: An account was assumed that does not change, so that it can't be found out.
         """
+        if self._assumed.keys() - self._changed.keys():
+            raise Outdated
         dropped = entries_and_budgets(self._dropped)
         released = entries_and_budgets(self._released)
         put = [
@@ -325,21 +347,28 @@ class Accounts:
         if changed and isinstance(self._sql, PostgresStatements):
             columns = columns_of_changes(dropped, released, put, changed)
             # All in one statement, for which the server is asked once.
+            if self._assumed:
+                expected = len(changed), len(released), self._assumed_revision
+                self._sql.end_with(inserts, _WRITE_ALL, [*columns, *expected], _AS_ASSUMED)
+                return True
             [row] = self._sql.insert_with(inserts, _WRITE_ALL, columns, _COUNT_RELEASED)
             count = int(row[0])
         else:
             count = self._sql.many(_DROP_HELD, released)
             self._sql.many(_DROP_ONE, dropped)
             self._sql.many(_PUT_ONE, put)
-            self._sql.many(_WRITE_ONE, changed)
+            self._sql.many(_WRITE_ONE, [balance[:5] for balance in changed])
             for insert, rows in inserts:
                 self._sql.insert(insert, rows)
         # Fewer went than this process thought it held: others have taken it for dead meanwhile.
         return count == len(released)
 
     def _balance(self, key: Key) -> tuple[Any, ...]:
-        account = self.locked[key]
-        return str(account.spent), str(account.held), str(account.unknown), *key
+        return *_texts(self.locked[key]), *key, *self._assumed.get(key, _NOT_ASSUMED)
+
+
+def _texts(account: Account) -> tuple[str, str, str]:
+    return str(account.spent), str(account.held), str(account.unknown)
 
 
 Rows = list[tuple[Any, ...]]
@@ -353,7 +382,7 @@ def entries_and_budgets(counted: Iterable[tuple[str, Key]]) -> Rows:
 def columns_of_changes(dropped: Rows, released: Rows, put: Rows, changed: Rows) -> list[list[Any]]:
     """The parameters of what writes all changes at once."""
     gone = [(*one, int(Kind.SPENT)) for one in dropped] + [(*one, 0) for one in released]
-    return [*columns_of(gone, 3), *columns_of(put, 6), *columns_of(changed, 5)]
+    return [*columns_of(gone, 3), *columns_of(put, 6), *columns_of(changed, 8)]
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]], count: int) -> list[list[Any]]:

@@ -43,6 +43,11 @@ class Insert:
         return self._of_arrays, [[row[name] for row in rows] for name in self._names]
 
 
+class Outdated(Exception):
+    """What a transaction was to be done on does not hold any more; nothing of it is done."""
+
+
+_DIVISION_BY_ZERO = "22012"
 READ_COMMITTED = "read_committed"
 """How PostgreSQL isolates what writes: it sees what others committed while it waited for them."""
 
@@ -101,6 +106,7 @@ class PostgresStatements(Statements):
         self._run_async: Any = connection.connection.dbapi_connection.run_async  # type: ignore[union-attr]
         self._transaction: Any = None
         self._to_insert: list[tuple[Insert, list[Row]]] = []
+        self._at_end: Sequence[Any] = ()
 
     @property
     def connection(self) -> Connection:
@@ -135,21 +141,64 @@ class PostgresStatements(Statements):
         """
         return self.rows(*self._at_once(inserts, parts, parameters, give))
 
+    def end_with(
+        self,
+        inserts: Sequence[tuple[Insert, list[Row]]],
+        parts: Sequence[str],
+        parameters: Sequence[Any],
+        condition: str,
+    ) -> None:
+        """Do the same as the last thing in the transaction, if a condition holds.
+
+        If nothing else is asked, it needs no transaction around it.
+
+        Args:
+            condition: Of the parts and of the database as it is then; has the last of the
+                parameters. `commit` raises `Outdated` unless it holds.
+        """
+        given, own = parameters[: -condition.count("?")], parameters[-condition.count("?") :]
+        inserts, self._to_insert = [*self._to_insert, *inserts], []
+        # Only an error undoes all of a statement.
+        give = f"SELECT 1 / CASE WHEN {condition} THEN 1 ELSE 0 END"
+        sql, *values = self._at_once(inserts, parts, given, give)
+        self._at_end = _numbered(sql), *values, *own
+
     def _send(self) -> None:
         """Insert what is still to be inserted, in the transaction."""
         if left := self._left():
             self._fetch(*left)
 
     def commit(self) -> None:
-        """Have done all that was asked."""
+        """Have done all that was asked.
+
+        Raises:
+            Outdated: The condition of `end_with` does not hold.
+        """
+        try:
+            self._commit()
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != _DIVISION_BY_ZERO or not self._at_end:
+                raise
+            self._roll_back()
+            raise Outdated from error
+
+    def _commit(self) -> None:
         if self._transaction is None:
-            if left := self._left():
+            if left := self._at_end or self._left():
                 self._run_async(lambda driver: driver.fetch(*left))
             return
         self._send()
+        if self._at_end:
+            self._fetch(*self._at_end)
         if self._connection.in_transaction():  # within this one
             self._connection.commit()
         self._run_async(lambda _: self._transaction.commit())
+
+    def _roll_back(self) -> None:
+        if self._transaction is not None:
+            if self._connection.in_transaction():
+                self._connection.rollback()
+            self._run_async(lambda _: self._transaction.rollback())
 
     def _fetch(self, sql: str, *parameters: Any) -> Sequence[tuple[Any, ...]]:
         self._begin()

@@ -16,7 +16,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from ..replay.encoding import adapter_of
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel
-from .batches import take_up
+from .batch_submissions import take_up
 from .booked_batches import BookedRequest, Place, SubmittedRequest, place_of_request
 from .sending_methods import MARK
 

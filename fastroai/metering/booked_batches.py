@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+from uuid import UUID, uuid5
 
-from pydantic_ai.models.batch import EncodedBatchRequest
+from pydantic_ai.models.batch import Batch, EncodedBatchRequest
 
 from ..ledger.entries import LedgerEntry
+from ..replay.encoding import adapter_of
 from ..replay.journal import Journal, JournalRecord
 from .request_books import Foreseen, RequestBooks, Target
 
@@ -19,6 +23,15 @@ class SubmittedRequest(JournalRecord):
     submission: str
     custom_id: str
     entry: LedgerEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Submission(JournalRecord):
+    """What is known of a submission, under its id: what it is about to submit, then its batch."""
+
+    ids: list[str] = field(default_factory=list)
+    batch: Batch | None = None
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +124,34 @@ class Awaited:
         waiting = self._by_submission.pop(submission, None)
         self._count -= len(waiting or ())
         return waiting
+
+
+AWAITED: Final = Awaited()
+"""Of the process, because any agent that waits for a batch may be the one that reads it."""
+
+_SUBMISSION: Final = "fastroai_submission"
+"""Under which a batch's `provider_details` name its submission, from which its entries' ids are."""
+
+
+def journals_of(bookings: Iterable[Booking]) -> list[Journal]:
+    """Where requests have their places, each once."""
+    places = [booking.place for booking in bookings if booking.place is not None]
+    return list({id(place.journal): place.journal for place in places}.values())
+
+
+def name_submission(batch: Batch, submission: str) -> None:
+    batch.provider_details = {**(batch.provider_details or {}), _SUBMISSION: submission}
+
+
+def submission_of(batch: Batch) -> str | None:
+    submission = (batch.provider_details or {}).get(_SUBMISSION)
+    return submission if isinstance(submission, str) else None
+
+
+def batch_as_json(batch: Batch) -> Any:
+    return adapter_of(Batch).dump_python(batch, mode="json")
+
+
+def entry_id(submission: str, custom_id: str) -> str:
+    """The id of a request's entry, by which whoever reads its result finds it."""
+    return str(uuid5(UUID(submission), custom_id))

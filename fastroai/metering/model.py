@@ -18,7 +18,8 @@ from ..pricing.calculator import CostCalculator
 from ..replay.model import JournaledModel
 from ..replay.requests import RequestOfModel, RequestWrapper, asked_for
 from ..retries import retry
-from .batches import booked_request, is_submitting
+from .batch_submissions import booked_request, is_submitting
+from .batches import meter_batches
 from .booked_batches import BookedRequest, place_of_request
 from .http_attempts import Send
 from .members import have_stood_for, may_only_hand_on
@@ -50,6 +51,8 @@ class _Metered(RequestWrapper):
         place = place_of_request.get()
         if isinstance(encoded, BookedRequest):
             place = encoded.booking.place
+        # An agent that is called by itself opens no scope, where this is done for all others.
+        meter_batches()
         return booked_request(encoded, request, self.books, self.wrapped, place)
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from ..pricing.calculator import named_provider
 from ..pricing.price_list import is_listed_host
 from ..replay.requests import members_asked
-from .batches import submitted_by
+from .batch_submissions import submitted_by
 from .http_attempts import current_send
 from .own_requests import OwnRequest
 from .scope import DispatchScope, current_scope

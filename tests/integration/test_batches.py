@@ -25,7 +25,7 @@ from fastroai.ledger.entries import Attribution, LedgerEntry
 from fastroai.ledger.ledger import Ledger
 from fastroai.ledger.recorder import RequestRecorder
 from fastroai.ledger.store import shared_store
-from fastroai.metering.booked_batches import Awaited, BookedRequest
+from fastroai.metering.booked_batches import AWAITED, Awaited, BookedRequest
 from fastroai.metering.scope import DispatchScope
 from fastroai.replay.journal import Journal
 from tests.support.agreement import assert_agree
@@ -228,9 +228,7 @@ class TestSentByHand:
         with scope(RequestRecorder(store)):
             requests = [await model.batch_encode(request) for request in self._requests()]
             batch = await model.batch_create(requests)
-        monkeypatch.setattr(
-            "fastroai.metering.batches._awaited", Awaited()
-        )  # as in another process
+        monkeypatch.setattr(AWAITED, "_by_submission", {})  # as in another process
         handle = adapter.validate_python(adapter.dump_python(batch, mode="json"))
         handle = await model.batch_status(handle)
         assert len(await model.batch_results(handle)) == 2
@@ -287,7 +285,7 @@ class TestSentByHand:
         with scope(ledger):
             requests = [await model.batch_encode(request) for request in self._requests()]
             batch = await model.batch_create(requests)
-        monkeypatch.setattr("fastroai.metering.batches._awaited", Awaited())
+        monkeypatch.setattr(AWAITED, "_by_submission", {})
         monkeypatch.setenv("FASTROAI_LEDGER_URL", "sqlite:////dev/null/ledger.db")
         assert len(await model.batch_results(await model.batch_status(batch))) == 2
         assert {entry.state.value for entry in ledger.entries} == {"unsettled"}
@@ -339,7 +337,7 @@ class TestExecutedAgain:
                 await asking
         # Then nobody asks for it any more; another process knows nothing of who did.
         await when(lambda: "is left running" in caplog.text)
-        monkeypatch.setattr("fastroai.metering.batches._awaited", Awaited())
+        monkeypatch.setattr(AWAITED, "_by_submission", {})
         await self._again(provider, kept, ledger)
 
     async def test_a_batch_that_was_submitted_unheard_is_found_at_the_provider(

@@ -118,6 +118,25 @@ async def test_two_stores_share_a_budget_and_wake_each_other(
     assert await amounts(budgets) == (2 * COST, 0, 0)
 
 
+async def test_stores_that_take_turns_count_what_the_other_has_changed(
+    url: str, store: LedgerStore, budgets: Budgets, tmp_path: Path
+) -> None:
+    await budgets.set(reserved("10"))
+    other = await open_store(url, outbox_folder=tmp_path / "other")
+    held = [await each.intend(request()) for each in (store, store, other, store, other, other)]
+    assert await amounts(budgets) == (0, 6 * BOUND, 0)
+    turns = gate.DOUBTS + 2
+    for _ in range(turns):
+        for each in (store, other):
+            assert await ask(each) is not None
+            await each.flush()
+    for entry, each in zip(held, (store, store, other, store, other, other), strict=True):
+        each.settle(charged(entry))
+        await each.flush()
+    await other.close()
+    assert await amounts(budgets) == ((2 * turns + 6) * COST, 0, 0)
+
+
 async def test_a_refused_request_is_not_in_the_books(
     url: str, store: LedgerStore, budgets: Budgets
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 
 from fastroai.cli import main
 from fastroai.database.engine import Database, database_url
+from fastroai.database.statements import Outdated, PostgresStatements, Statements
 from fastroai.errors import LedgerNotFoundError
 from fastroai.ledger.aggregation import GROUPINGS, totals_of
 from fastroai.ledger.filters import LedgerFilter
-from fastroai.ledger.store.mapping import as_stored
+from fastroai.ledger.store.mapping import as_stored, intent_row
 from fastroai.ledger.store.queries import read_entries
 from fastroai.ledger.store.totals import read_totals
+from fastroai.ledger.store.writer import INTENTS
 from fastroai.usage import Ledger, LedgerEntry
 from tests.support.examples import examples
 from tests.support.ledger_entries import charged, entries, fill, fits, selections
@@ -74,3 +77,32 @@ def test_the_command_reads_a_ledger_in_postgresql(
     found = json.loads(capsys.readouterr().out)
     assert [group["key"] for group in found["groups"]] == ["2026-03-01"]
     assert found["total"]["cost_usd"] == "0.500000000001"
+
+
+@pytest.mark.parametrize("is_asked_before", [False, True])
+def test_a_transaction_that_ends_on_a_condition_is_done_as_a_whole_or_not_at_all(
+    postgres_ledger: str, is_asked_before: bool
+) -> None:
+    database = Database(database_url(postgres_ledger), writes=True)
+
+    def book(statements: Statements, expected: int) -> None:
+        if is_asked_before:
+            statements.rows("SELECT 1")
+        assert isinstance(statements, PostgresStatements)
+        statements.insert(INTENTS, [intent_row(charged())])
+        rows = [intent_row(charged()), intent_row(charged())]
+        parts, condition = ["one AS (SELECT 1 AS n)"], "(SELECT n FROM one) = CAST(? AS BIGINT)"
+        statements.end_with([(INTENTS, rows)], parts, [expected], condition)
+
+    def count() -> int:
+        [(found,)] = database.transact(lambda s: s.rows("SELECT count(*) FROM fastroai_intents"))
+        return int(found)
+
+    try:
+        with pytest.raises(Outdated):
+            database.transact(partial(book, expected=2))
+        assert count() == 0
+        database.transact(partial(book, expected=1))
+        assert count() == 3
+    finally:
+        database.close()

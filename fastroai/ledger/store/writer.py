@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ...database.engine import Database
-from ...database.statements import Insert, Statements
+from ...database.statements import Insert, Outdated, Statements
 from ...database.values import Row
 from ...errors import CostBudgetExceededError, LedgerUnavailableError
 from ...retries import Backoff
@@ -118,6 +118,7 @@ class Gate(Protocol):
     def has_budgets(self) -> bool: ...
     def is_needed(self, statements: Statements) -> bool: ...
     def write(self, statements: Statements, batch: Sequence[Write]) -> Decided: ...
+    def doubt(self) -> None: ...
     def committed(self, decided: Decided) -> None: ...
     def timeout(self) -> float | None: ...
     def is_due(self, database: Database) -> bool: ...
@@ -339,7 +340,12 @@ class Writer:
         is_asked = any(write.entry or write.run or write.end for write in batch)
         if not is_asked and not gate.is_due(database):
             return Decided()
-        decided = database.transact(partial(self._write_admitted, batch=batch))
+        work = partial(self._write_admitted, batch=batch)
+        try:
+            decided = database.transact(work)
+        except Outdated:
+            gate.doubt()
+            decided = database.transact(work)
         gate.committed(decided)
         return decided
 
