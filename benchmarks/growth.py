@@ -13,6 +13,13 @@ from .workers import Worker, interleaved, paired_ratio, progress
 
 STEPS, WARM_UP = 3, 10
 MAX_RATIO = 1.2
+WHY = (
+    "little of it stays alive: by tracemalloc, over 30 runs after 100, 117 kB of ours and 141 kB "
+    "of the hand-written flow, in both Prefect's settings, its models and parsed URLs; and of the "
+    "second and third 30 runs each keeps 0.1 to 0.8 MB. The rest is what the allocator took for "
+    "the first runs and fills again, another amount in each process: 3.9 to 4.7 MB of ours, 3.2 to "
+    "5.7 of the other in nine processes each."
+)
 
 
 def measure(quick: bool) -> Section:
@@ -40,6 +47,7 @@ def measure(quick: bool) -> Section:
                 "beside the hand-written flow",
                 paired_ratio(figures[OURS], figures[HAND]),
                 MAX_RATIO,
+                WHY,
             )
         ],
     )

@@ -11,6 +11,13 @@ from .report import Section, Verdict
 from .workers import Worker, interleaved, paired_ratio, progress
 
 MAX_RATIO = 1.02
+WHY = (
+    "the ratios of single rounds differ by 4 % either way, as the machine's speed does within "
+    "seconds; over 7 rounds it was 1.008. By cProfile, the messages of 200 states take 24 ms and "
+    "the standing artifacts 8, in a process that takes 2.8 s without it; and the server, which "
+    "takes 7 s, is sent two artifacts, one line of the log and one read more. Tried, and kept: "
+    "each message is made once, and nothing is summed up for it where all is priced."
+)
 SHOWN, SILENT = "shown", "silent"
 LABELS = {SHOWN: "as it is", SILENT: "without what shows costs"}
 # As a user has them; other parts measure without logs.
@@ -53,6 +60,7 @@ def measure(quick: bool) -> Section:
                 "processor time with costs at a glance beside without",
                 paired_ratio(processor[SHOWN], processor[SILENT]),
                 MAX_RATIO,
+                WHY,
             )
         ],
     )
