@@ -332,7 +332,7 @@ async def test_a_ledger_that_can_not_be_changed_is_read_without_the_sums(
     for entry in many(3):
         store.settle(entry)
     await store.flush()
-    monkeypatch.setattr("fastroai.database.engine.PATIENCE", 0.05)
+    monkeypatch.setattr("fastroai.database.sqlite.PATIENCE", 0.05)
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert await store.totals(LedgerFilter(), "step") == totals_of(many(3), "step")
