@@ -19,7 +19,9 @@ class Insert:
         self._table = table
         self._names = [c.name for c in table.columns if not c.info.get("written_later")]
         self._values_of: Callable[[Row], tuple[Any, ...]] = itemgetter(*self._names)
-        self._into = f"INSERT INTO {table.name} ({', '.join(self._names)})"
+        # Quoted: a dimension may have a name that is a word of SQL.
+        columns = ", ".join(f'"{name}"' for name in self._names)
+        self._into = f"INSERT INTO {table.name} ({columns})"
         marks = ", ".join("?" for _ in self._names)
         self.of_one = f"{self._into} VALUES ({marks}) ON CONFLICT DO NOTHING"
         """The statement of one row."""

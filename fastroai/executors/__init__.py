@@ -10,6 +10,7 @@ from ..lazy_names import import_without_collecting, lazy_names
 from .protocol import ExecutionResult, Executor, PlanExecutor, StepRecord
 
 if TYPE_CHECKING:
+    from ..pipelines.plan import ExecutionPlan, PlannedStep
     from .in_memory import InMemoryExecutor
     from .prefect import PrefectExecutor, Spread
     from .scheduler import Outcome, run_plan
@@ -24,15 +25,18 @@ else:
             ".scheduler": "Outcome run_plan",
             ".session": "RunSession open_session",
             ".step": "may_retry run_attempts run_step",
+            "..pipelines.plan": "ExecutionPlan PlannedStep",
         },
     )
 
 __all__ = [
+    "ExecutionPlan",
     "ExecutionResult",
     "Executor",
     "InMemoryExecutor",
     "Outcome",
     "PlanExecutor",
+    "PlannedStep",
     "PrefectExecutor",
     "RunSession",
     "Spread",

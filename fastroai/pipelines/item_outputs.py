@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, overload
 
@@ -58,6 +59,7 @@ class ItemOutputs:
         self._reading = threading.Lock()
         self._arrived: list[str] = []
         self._waiting: list[asyncio.Future[None]] = []
+        self._arriving = threading.Lock()
         self._has_ended = False
         self.failure: BaseException | None = None
         self._digests: dict[str, bytes] = {}
@@ -113,8 +115,9 @@ class ItemOutputs:
 
     def end(self, failure: BaseException | None = None) -> None:
         """Note that nothing more comes, and whether that is because the step failed."""
-        self._has_ended, self.failure = True, failure
-        self._wake()
+        with self._arriving:
+            self._has_ended, self.failure = True, failure
+            self._wake()
 
     async def arriving(self) -> AsyncGenerator[str]:
         """The key of each item that has an output, as soon as it has, until the step ends."""
@@ -123,10 +126,13 @@ class ItemOutputs:
             while position < len(self._arrived):
                 yield self._arrived[position]
                 position += 1
-            if self._has_ended:
-                return
             waiting = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiting)
+            with self._arriving:  # another thread may add the next one
+                if position < len(self._arrived):
+                    continue
+                if self._has_ended:
+                    return
+                self._waiting.append(waiting)
             await waiting
 
     def digest(self) -> str | None:
@@ -150,14 +156,20 @@ class ItemOutputs:
         self._spilled[key] = (start, len(encoded))
 
     def _arrive(self, key: str) -> None:
-        self._arrived.append(key)
-        self._wake()
+        with self._arriving:
+            self._arrived.append(key)
+            self._wake()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for future in waiting:
-            if not future.done():
-                future.set_result(None)
+            with suppress(RuntimeError):  # its loop is closed: nobody waits any more
+                future.get_loop().call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _is_small(output: object) -> bool:

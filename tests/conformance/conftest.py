@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from fastroai.executors import Executor
+from tests.conformance.in_threads import InThreads
 from tests.conformance.third_party import OneByOne
 from tests.support.remote_runners import MISSING, RUNNERS, all_remote
 
@@ -57,12 +58,16 @@ def executor(request: pytest.FixtureRequest) -> Executor | str:
     return _executor(request)
 
 
-@pytest.fixture(params=["memory", "prefect", "third party", *RUNNERS])
+THIRD_PARTIES = {"third party": OneByOne, "threads": InThreads}
+
+
+@pytest.fixture(params=["memory", "prefect", *THIRD_PARTIES, *RUNNERS])
 def any_executor(request: pytest.FixtureRequest) -> Executor | str:
-    """Our own executors and one that knows nothing but the protocol, for what any executor
-    must do.
+    """Our own executors, one that knows nothing but the protocol, and one of the parts that are
+    public, for what any executor must do.
     """
-    return OneByOne() if request.param == "third party" else _executor(request)
+    third_party = THIRD_PARTIES.get(request.param)
+    return third_party() if third_party is not None else _executor(request)
 
 
 def _executor(request: pytest.FixtureRequest) -> Executor | str:

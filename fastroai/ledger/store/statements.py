@@ -97,13 +97,14 @@ def insert_rows(
     """
     if not rows:
         return
-    into = f"INSERT INTO {table.name} ({', '.join(names)})"
+    columns = ", ".join(f'"{name}"' for name in names)
+    into = f"INSERT INTO {table.name} ({columns})"
     if connection.dialect.name == "postgresql":
         # All rows in one message, by columns: one by one, PostgreSQL takes ten times as long.
         types = (table.c[name].type.compile(connection.dialect) for name in names)
         arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(types, 1))
-        columns = tuple(map(list, zip(*rows, strict=True)))
-        connection.exec_driver_sql(f"{into} SELECT * FROM unnest({arrays}) {also}", columns)
+        values = tuple(map(list, zip(*rows, strict=True)))
+        connection.exec_driver_sql(f"{into} SELECT * FROM unnest({arrays}) {also}", values)
         return
     marks = ", ".join("?" * len(names))
     connection.exec_driver_sql(f"{into} VALUES ({marks}) {also}", list(rows))
