@@ -53,7 +53,7 @@ MAX_SECONDS, MAX_RECENT, MAX_RECONCILE, MAX_MEGABYTES = 1.0, 0.5, 3.0, 120.0
 
 def measure(quick: bool) -> Section:
     """Processor seconds of the command, those of one that only starts taken off."""
-    copies, lines, rounds = (20, 5_000, 3) if quick else (20, 50_000, 3)
+    copies, lines, rounds = (20, 5_000, 2) if quick else (20, 50_000, 2)
     count, days = copies * lines, DAYS / copies
     with TemporaryDirectory() as name:
         folder = Path(name)

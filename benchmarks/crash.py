@@ -37,7 +37,7 @@ class Round:
 
 
 def measure(server: Server, quick: bool) -> Section:
-    steps, killed_at, rounds = (40, 36, 1) if quick else (200, 180, 2)
+    steps, killed_at, rounds = (40, 36, 1) if quick else (200, 180, 1)
     progress("resume: after a crash")
     measured = [_round(server, steps, killed_at, f"round-{number}") for number in range(rounds)]
     reached, resumed = [one.reached for one in measured], [one.resumed for one in measured]

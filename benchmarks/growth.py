@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from statistics import median
+
+from tests.support.postgres import PostgresServer
 
 from .prefect_path import HAND, LABELS, OURS
 from .prefect_server import Server, prefect_server
 from .report import Section, Verdict
 from .shapes import chain
-from .workers import Worker, interleaved, paired_ratio, progress
+from .workers import Worker, paired_ratio, progress
 
 STEPS, WARM_UP = 3, 10
+SUBJECTS = (OURS, HAND)
 MAX_RATIO = 1.2
 WHY = (
     "little of it stays alive: by tracemalloc, over 30 runs after 100, 117 kB of ours and 141 kB "
@@ -25,17 +30,17 @@ WHY = (
 def measure(quick: bool) -> Section:
     runs, rounds = (20, 1) if quick else (60, 2)
     progress("growth")
-    with prefect_server() as server:
-        measured = {who: partial(_megabytes, server, who, runs) for who in (OURS, HAND)}
-        figures = interleaved(measured, rounds)
+    with closing(PostgresServer()) as postgres, ThreadPoolExecutor() as pool:
+        measured = partial(_megabytes, postgres, runs=runs, rounds=rounds)
+        figures = dict(zip(SUBJECTS, pool.map(measured, SUBJECTS), strict=True))  # nothing is timed
     return Section(
         title=f"Memory that {runs} runs under Prefect leave behind",
         method=(
             f"MB that a process has more after {runs} runs, one after the other, of a chain of "
             f"{STEPS} steps that each ask a scripted model and write a table; results in a local "
-            f"folder. {WARM_UP} runs before, which load what is loaded once. Median of {rounds} "
-            "interleaved rounds, each in a process of its own; the ratio is the median of the "
-            "ratios of each round."
+            f"folder. {WARM_UP} runs before, which load what is loaded once. Each flow has a "
+            f"Prefect server with PostgreSQL of its own. Median of {rounds} rounds, each in a "
+            "process of its own; the ratio is the median of the ratios of each round."
         ),
         header=["flow", "median, MB", "least", "most"],
         rows=[
@@ -53,14 +58,11 @@ def measure(quick: bool) -> Section:
     )
 
 
-def _megabytes(server: Server, who: str, runs: int) -> float:
-    try:
-        return _grown(server, who, runs)
-    except RuntimeError:
-        # A Prefect server on SQLite stands still now and then, for up to a minute: its threads
-        # sleep until a lock is free, and its loop waits for one of them.
-        progress(f"growth: {who} again")
-        return _grown(server, who, runs)
+def _megabytes(postgres: PostgresServer, who: str, *, runs: int, rounds: int) -> list[float]:
+    # Not on SQLite, on which a server stands still now and then, for up to a minute: its threads
+    # sleep until a lock is free, and its loop waits for one of them.
+    with prefect_server(postgres.new_database()) as server:
+        return [_grown(server, who, runs) for _ in range(rounds)]
 
 
 def _grown(server: Server, who: str, runs: int) -> float:

@@ -84,26 +84,25 @@ class Measured:
 
 
 def measure(quick: bool) -> Section:
-    rounds = 2 if quick else 3
+    rounds = 2
     with prefect_server() as server:
         measured = [_measure_case(case, server, rounds) for case in cases(quick)]
     return Section(
         title="Prefect path: ms per step beside a hand-written flow",
         method=(
             "One Prefect server on loopback with SQLite, results persisted to a local folder; "
-            f"median of {rounds} "
-            "interleaved rounds after a warm-up, and before each figure the server works off what "
-            "the last run left in its queues. Steps double a number; those of the waiting chain "
-            "wait 150 ms before, as a step does that asks a model, and the agents' ask a scripted "
-            "one. The busy server has a process beside that runs hand-written flows of 20 tasks "
-            "all the time. The hand-written flow awaits "
-            "its tasks in the flow's loop with `wait_for` states, persists results, and awaits one "
-            "table artifact in each task and one for the run; beside our agents, with tables, it "
-            "writes none. The last columns "
-            "were counted on the server and in the result folder during the warm-up: the subjects "
-            "did the same work, but that ours writes no table of a step that asked nothing, and of "
-            "more than 200 steps only the run's. The agents' flows have a "
-            "warm-up of 10 steps, and two rounds. Ratios are medians of the ratios of each round."
+            f"median of {rounds} interleaved rounds after a warm-up, and before each figure the "
+            "server works off what the last run left in its queues. Steps double a number; "
+            "those of the waiting chain wait 150 ms before, as a step does that asks a model, "
+            "and the agents' ask a scripted one. The busy server has a process beside that runs "
+            "hand-written flows of 20 tasks all the time. The hand-written flow awaits its "
+            "tasks in the flow's loop with `wait_for` states, persists results, and awaits one "
+            "table artifact in each task and one for the run; beside our agents, with tables, "
+            "it writes none. The last columns were counted on the server and in the result "
+            "folder during the warm-up: the subjects did the same work, but that ours writes no "
+            "table of a step that asked nothing, and of more than 200 steps only the run's. The "
+            "agents' flows have a warm-up of 10 steps, and two rounds. Ratios are medians of "
+            "the ratios of each round."
         ),
         header=[
             "graph",

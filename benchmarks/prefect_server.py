@@ -57,8 +57,12 @@ class Server:
 
 
 @contextmanager
-def prefect_server() -> Iterator[Server]:
-    """Start a server on a free port and stop it at the end, with all it stored."""
+def prefect_server(database: str | None = None) -> Iterator[Server]:
+    """Start a server on a free port and stop it at the end, with all it stored.
+
+    Args:
+        database: URL of an empty database of PostgreSQL; None: it has SQLite.
+    """
     with tempfile.TemporaryDirectory(prefix="fastroai-bench-", ignore_cleanup_errors=True) as home:
         port = free_port()
         quiet = {
@@ -67,6 +71,10 @@ def prefect_server() -> Iterator[Server]:
             "PREFECT_LOGGING_LEVEL": "ERROR",
             "PREFECT_LOGGING_TO_API_ENABLED": "false",
         }
+        stored = {}
+        if database is not None:
+            url = database.replace("postgresql://", "postgresql+asyncpg://")
+            stored = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
         command = [
             sys.executable,
             "-m",
@@ -83,7 +91,7 @@ def prefect_server() -> Iterator[Server]:
                 command,
                 stdout=log,
                 stderr=log,
-                env=environment(ROOT, quiet),
+                env=environment(ROOT, quiet | stored),
                 start_new_session=True,
             )
             try:

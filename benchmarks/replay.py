@@ -37,7 +37,7 @@ class Measured:
 
 
 def measure(server: Server, quick: bool) -> Section:
-    steps, rounds = (40, 3) if quick else (100, 3)
+    steps, rounds = (40, 2) if quick else (100, 2)
     progress("resume: replay")
     with ExitStack() as stack:
         workers = {

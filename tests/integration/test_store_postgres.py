@@ -9,15 +9,18 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text, select
 
 from fastroai.cli import main
 from fastroai.database.engine import Database, database_url
-from fastroai.database.statements import Outdated, PostgresStatements, Statements
+from fastroai.database.statements import Insert, Outdated, PostgresStatements, Statements
+from fastroai.database.values import Row
 from fastroai.errors import LedgerNotFoundError
 from fastroai.ledger.aggregation import GROUPINGS, totals_of
 from fastroai.ledger.filters import LedgerFilter
 from fastroai.ledger.store.mapping import as_stored, intent_row
 from fastroai.ledger.store.queries import read_entries
+from fastroai.ledger.store.statements import insert_rows
 from fastroai.ledger.store.totals import read_totals
 from fastroai.ledger.store.writer import INTENTS
 from fastroai.usage import Ledger, LedgerEntry
@@ -106,3 +109,22 @@ def test_a_transaction_that_ends_on_a_condition_is_done_as_a_whole_or_not_at_all
         assert count() == 3
     finally:
         database.close()
+
+
+def test_a_column_may_be_named_by_a_word_of_sql(postgres_url: str) -> None:
+    table = Table("people", MetaData(), Column("user", Text), Column("order", BigInteger))
+    database = Database(database_url(postgres_url), writes=True)
+    rows: list[Row] = [{"user": "ann", "order": 1}, {"user": "bob", "order": 2}]
+
+    def fill(connection: Connection) -> None:
+        table.create(connection)
+        insert_rows(connection, table, ("user", "order"), [("eve", 3)])
+
+    try:
+        database.run(fill)
+        for batch in (rows[:1], rows):
+            database.transact(lambda s, batch=batch: s.insert(Insert(table), batch))
+        found = database.run(lambda connection: connection.execute(select(table)).all())
+    finally:
+        database.close()
+    assert sorted(found) == [("ann", 1), ("ann", 1), ("bob", 2), ("eve", 3)]
